@@ -1,0 +1,160 @@
+"""Unpaired collections: labelled images and labelled reports, paired by their labels (MedCLIP, arXiv 2210.10163).
+
+Each time an image is read in training it draws a random report among those whose set of findings is nearest to its own
+by Jaccard overlap. Reports are split like patients, so that no test image draws a report seen in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych.data import Loading, RadiographDataModule, RadiographDataset, Sample, Split
+from diptych.errors import DataError
+from diptych.radiograph import read_radiograph
+from diptych.tables import Columns, Fractions, label_vector, read_table
+from diptych.tokenizer import Tokenizer
+from diptych_datamodules.tabular import ImageRow, image_rows
+
+__all__ = ["LabelMatched", "nearest_by_jaccard"]
+
+
+def nearest_by_jaccard(image: NDArray[np.bool_], reports: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The reports whose findings overlap most with an image's.
+
+    Args:
+        image: ``[L]`` findings present.
+        reports: ``[T,L]`` findings present.
+
+    Returns:
+        Indices of all reports at the largest ``|a and b| / |a or b|``; two empty sets overlap by 1.
+    """
+    both = (reports & image).sum(axis=1)
+    either = (reports | image).sum(axis=1)
+    overlap = np.where(either == 0, 1.0, both / np.maximum(either, 1))
+    return np.flatnonzero(overlap == overlap.max())
+
+
+class _Matched(RadiographDataset):
+    def __init__(self, rows: list[ImageRow], reports: Sequence[str], candidates: list[NDArray[np.int64]]) -> None:
+        self.rows, self.reports, self.candidates = rows, reports, candidates
+        self.ids = [row.id for row in rows]
+        self.patients = [row.patient for row in rows]
+
+    def read(self, index: int, rng: np.random.Generator) -> Sample:
+        row, near = self.rows[index], self.candidates[index]
+        return Sample(read_radiograph(row.path), text=self.reports[near[rng.integers(len(near))]], labels=row.labels)
+
+    def texts(self) -> Iterable[str]:
+        return self.reports
+
+
+class LabelMatched(RadiographDataModule):
+    """Images with labels from one table, reports with labels from another.
+
+    Args:
+        images: path of the image table.
+        reports: path of the report table.
+        tokenizer: linked from the text tower by the command line.
+        findings: findings both tables label, by the same names; pairs are matched on them.
+        root: folder that image paths start from; the image table's own, if not given.
+        image_columns: which column of the image table holds what (``text`` is not read).
+        report_columns: which column of the report table holds what (``image`` is not read; ``id`` names a report).
+        pairing: ``jaccard``, or ``shuffled``: any report of the split, the control that shows what labels bring.
+        fractions: shares, where a table names no split.
+        split_seed: another seed assigns patients and reports otherwise.
+        strict: refuse tables with missing images or empty reports instead of leaving those rows out, counted.
+        loading: how samples are loaded.
+    """
+
+    paper: ClassVar[str] = "MedCLIP, arXiv 2210.10163"
+    needs: ClassVar[frozenset[str]] = frozenset({"a table of labelled images", "a table of labelled reports"})
+    holds: ClassVar[frozenset[str]] = frozenset({"image", "text", "labels"})
+
+    def __init__(
+        self,
+        images: str,
+        reports: str,
+        findings: list[str],
+        tokenizer: Tokenizer | None = None,
+        *,
+        root: str | None = None,
+        image_columns: Columns = Columns(),  # noqa: B008  # frozen, and the command line shows its fields
+        report_columns: Columns = Columns(),  # noqa: B008  # frozen
+        pairing: Literal["jaccard", "shuffled"] = "jaccard",
+        fractions: Fractions = Fractions(),  # noqa: B008  # frozen
+        split_seed: int = 0,
+        strict: bool = False,
+        loading: Loading = Loading(),  # noqa: B008  # frozen
+    ) -> None:
+        super().__init__(tokenizer, loading)
+        self.images, self.reports, self.root = images, reports, root
+        self.image_columns, self.report_columns = image_columns, report_columns
+        self.pairing, self.fractions, self.split_seed, self.strict = pairing, fractions, split_seed, strict
+        self.findings = tuple(findings)
+
+    @property
+    def protocol(self) -> str:
+        """Both tables, and how they were paired."""
+        return f"label_matched {Path(self.images).name} + {Path(self.reports).name}, {self.pairing}"
+
+    def _report_rows(self) -> dict[str, list[tuple[str, NDArray[np.bool_]]]]:
+        """Split to (report, findings present)."""
+        columns = self.report_columns
+        table = read_table(self.reports)
+        single = [columns.label_list, columns.split, columns.id]
+        table.require([*(name for name in single if name is not None), *columns.text, *(columns.labels or [])])
+        found: dict[str, list[tuple[str, NDArray[np.bool_]]]] = {}
+        for row in table.rows():
+            key = row.get(columns.id) if columns.id else str(row.line)
+            text, labels = row.text(columns.text), label_vector(row, columns, self.findings)
+            if labels is None:
+                raise DataError(f"{self.reports}: no labels; name report_columns.labels or report_columns.label_list")
+            if not text:
+                self.dropped.add("empty report", key, f"line {row.line}")
+                continue
+            split = row.split(columns.split) if columns.split else self.fractions.split(key, self.split_seed)
+            found.setdefault(split, []).append((text, labels == 1))
+        return found
+
+    def build(self) -> dict[Split, RadiographDataset]:
+        """Read both tables and find every image's candidates, once for each set of findings."""
+        reports = self._report_rows()
+        rows = image_rows(
+            self.images,
+            root=self.root,
+            columns=self.image_columns,
+            findings=self.findings,
+            fractions=self.fractions,
+            seed=self.split_seed,
+            with_text=False,
+            dropped=self.dropped,
+        )
+        if self.strict:
+            self.dropped.refuse(f"{self.images}, {self.reports}")
+        splits: dict[Split, RadiographDataset] = {}
+        for name in ("train", "val", "test"):
+            members = [row for row in rows if row.split == name]
+            if not members:
+                continue
+            if name not in reports:
+                raise DataError(f"{self.reports}: no report in the split '{name}', which has {len(members)} images")
+            texts = [text for text, _ in reports[name]]
+            sets = np.stack([present for _, present in reports[name]])
+            known: dict[bytes, NDArray[np.int64]] = {}
+            candidates = []
+            for row in members:
+                if row.labels is None:
+                    raise DataError(f"{self.images}: no labels; name image_columns.labels or image_columns.label_list")
+                present = row.labels == 1
+                if self.pairing == "shuffled":
+                    candidates.append(np.arange(len(texts)))
+                else:
+                    near = known.setdefault(present.tobytes(), nearest_by_jaccard(present, sets))
+                    candidates.append(near)
+            splits[name] = _Matched(members, texts, candidates)
+        return splits

@@ -1,0 +1,162 @@
+"""Any collection that a table describes: csv, jsonl or parquet with a column map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych.data import Dropped, Loading, RadiographDataModule, RadiographDataset, Sample, Split
+from diptych.errors import DataError
+from diptych.radiograph import read_radiograph
+from diptych.tables import Columns, Fractions, label_vector, read_table
+from diptych.tokenizer import Tokenizer
+
+__all__ = ["ImageRow", "Tabular", "image_rows"]
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One usable row of an image table."""
+
+    id: str
+    path: Path
+    patient: str
+    split: str
+    text: str | None
+    labels: NDArray[np.float32] | None
+
+
+def image_rows(
+    path: str,
+    *,
+    root: str | None,
+    columns: Columns,
+    findings: tuple[str, ...],
+    fractions: Fractions,
+    seed: int,
+    with_text: bool,
+    dropped: Dropped,
+) -> list[ImageRow]:
+    """The usable rows of an image table; others go to ``dropped`` by the rules *missing image* and *empty report*.
+
+    Raises:
+        DataError: a column is missing, a label or split cannot be read, an id stands twice, or no row has a report.
+    """
+    table = read_table(path)
+    text_columns = columns.text if with_text else []
+    single = [columns.image, columns.label_list, columns.patient, columns.split, columns.id]
+    table.require([*(name for name in single if name is not None), *text_columns, *(columns.labels or [])])
+    folder = Path(path).parent if root is None else Path(root)
+    rows: list[ImageRow] = []
+    seen: dict[str, int] = {}
+    for row in table.rows():
+        name = row.get(columns.image)
+        key = row.get(columns.id) if columns.id else name
+        if key in seen:
+            raise DataError(
+                f"{path}, lines {seen[key]} and {row.line}: both are '{key}'; give each row its own "
+                f"'{columns.id or columns.image}', or name an id column (columns.id)"
+            )
+        seen[key] = row.line
+        text = row.text(text_columns) if with_text else None
+        image = folder / name
+        if text == "":
+            dropped.add("empty report", key, f"line {row.line}")
+        elif not name or not image.is_file():
+            dropped.add("missing image", key, str(image))
+        else:
+            patient = (row.get(columns.patient) if columns.patient else "") or key
+            split = row.split(columns.split) if columns.split else fractions.split(patient, seed)
+            rows.append(ImageRow(key, image, patient, split, text, label_vector(row, columns, findings)))
+    if with_text and table.records and dropped.counts().get("empty report", 0) == len(table.records):
+        raise DataError(
+            f"{path}: column(s) {', '.join(text_columns)}: all {len(table.records)} reports are empty or NaN"
+        )
+    return rows
+
+
+class _Rows(RadiographDataset):
+    def __init__(self, rows: list[ImageRow]) -> None:
+        self.rows = rows
+        self.ids = [row.id for row in rows]
+        self.patients = [row.patient for row in rows]
+
+    def read(self, index: int, rng: np.random.Generator) -> Sample:
+        row = self.rows[index]
+        return Sample(read_radiograph(row.path), text=row.text, labels=row.labels)
+
+    def texts(self) -> Iterable[str]:
+        return [row.text for row in self.rows if row.text is not None]
+
+
+class Tabular(RadiographDataModule):
+    """Images with reports, and labels where there are some, from one table.
+
+    Args:
+        table: path of the table: ``.csv``, ``.csv.gz``, ``.tsv``, ``.jsonl`` or ``.parquet``.
+        tokenizer: linked from the text tower by the command line.
+        root: folder that image paths start from; the table's own folder, if not given.
+        columns: which column holds what.
+        findings: findings to read, in this order; all the table labels, if not given.
+        fractions: shares of the patients where no column names the split.
+        split_seed: another seed assigns patients otherwise.
+        strict: refuse a table with missing images or empty reports instead of leaving those rows out, counted.
+        loading: how samples are loaded.
+    """
+
+    paper: ClassVar[str] = "your own table"
+    needs: ClassVar[frozenset[str]] = frozenset({"a table (csv, jsonl, parquet)", "the images it names"})
+    holds: ClassVar[frozenset[str]] = frozenset({"image", "text", "labels"})
+
+    def __init__(
+        self,
+        table: str,
+        tokenizer: Tokenizer | None = None,
+        *,
+        root: str | None = None,
+        columns: Columns = Columns(),  # noqa: B008  # frozen, and the command line shows its fields
+        findings: list[str] | None = None,
+        fractions: Fractions = Fractions(),  # noqa: B008  # frozen
+        split_seed: int = 0,
+        strict: bool = False,
+        loading: Loading = Loading(),  # noqa: B008  # frozen
+    ) -> None:
+        super().__init__(tokenizer, loading)
+        self.table, self.root, self.columns = table, root, columns
+        self.fractions, self.split_seed, self.strict = fractions, split_seed, strict
+        self.findings = tuple(findings) if findings is not None else ()
+        self._all_findings = findings is None
+
+    @property
+    def protocol(self) -> str:
+        """The table's name and how it was split."""
+        how = f"column {self.columns.split}" if self.columns.split else f"by patient hash, seed {self.split_seed}"
+        return f"tabular {Path(self.table).name} ({how})"
+
+    def build(self) -> dict[Split, RadiographDataset]:
+        """Read the table once."""
+        if self._all_findings:
+            self.findings = read_table(self.table).finding_names(self.columns)
+        rows = image_rows(
+            self.table,
+            root=self.root,
+            columns=self.columns,
+            findings=self.findings,
+            fractions=self.fractions,
+            seed=self.split_seed,
+            with_text=bool(self.columns.text),
+            dropped=self.dropped,
+        )
+        if self.strict:
+            self.dropped.refuse(self.table)
+        splits: dict[Split, RadiographDataset] = {}
+        for name in ("train", "val", "test"):
+            members = [row for row in rows if row.split == name]
+            if members or name == "train":
+                splits[name] = _Rows(members)
+        return splits

@@ -1,0 +1,99 @@
+"""``global``: whole images against whole reports."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from diptych import distributed
+from diptych import functional as F
+from diptych.errors import ConfigError
+from diptych.head import AlignmentHead
+from diptych.types import Dims, Embedding, Features, Pairs
+
+__all__ = ["Global"]
+
+
+class Global(AlignmentHead[Embedding]):
+    """Instance alignment: the cosine of the pooled vectors (ConVIRT, arXiv 2010.00747; CLIP, arXiv 2103.00020).
+
+    ``infonce`` tells each image's report from all others of the whole batch and the reverse; ``sigmoid`` judges each
+    pair by itself (SigLIP, arXiv 2303.15343) with a learned bias, which starts at -10.
+
+    Args:
+        dims: widths of the towers.
+        width: of the shared space; 512 in CLIP's and ConVIRT's ResNet-50.
+        loss: ``infonce`` or ``sigmoid``.
+        temperature: start of the learned temperature, above 0. Left out, 0.07 for ``infonce`` (CLIP) and 0.1 for
+            ``sigmoid`` (SigLIP).
+        learn_temperature: False keeps it fixed, as ConVIRT does at 0.1.
+        image_weight: share of the image-to-text direction in ``infonce``, 0 to 1; 0.75 in ConVIRT, 0.5 in CLIP.
+        projection: ``linear`` (CLIP) or ``mlp``, two layers with a ReLU between them (ConVIRT).
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    gathers: ClassVar[frozenset[str]] = frozenset({"text.pooled"})
+    paper: ClassVar[str] = "ConVIRT, arXiv 2010.00747; CLIP, arXiv 2103.00020"
+
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        width: int = 512,
+        loss: Literal["infonce", "sigmoid"] = "infonce",
+        temperature: float | None = None,
+        learn_temperature: bool = True,
+        image_weight: float = 0.5,
+        projection: Literal["linear", "mlp"] = "linear",
+    ) -> None:
+        super().__init__()
+        if temperature is None:
+            temperature = 0.07 if loss == "infonce" else 0.1
+        if temperature < 0.01:
+            raise ConfigError(
+                f"head global: temperature is {temperature}; give at least 0.01 (the scale is held to 100)"
+            )
+        if not 0 <= image_weight <= 1:
+            raise ConfigError(f"head global: image_weight is {image_weight}; give a share from 0 to 1")
+        self.weights = {"global": 1.0}
+        self.loss = loss
+        self.image_weight = image_weight
+        self.image_projection = _projection(dims.image, width, projection)
+        self.text_projection = _projection(dims.text, width, projection)
+        self.scale = F.LogitScale(temperature, learn=learn_temperature)
+        self.bias = nn.Parameter(torch.tensor(-10.0)) if loss == "sigmoid" else None
+
+    @property
+    def temperature(self) -> Tensor:
+        """The present temperature, a scalar without gradient."""
+        scale: Tensor = self.scale()
+        return 1 / scale.detach()
+
+    def embed_image(self, image: Features) -> Embedding:
+        """``pooled`` ``[I,E]``."""
+        return Embedding(F.unit(self.image_projection(image.pooled)))
+
+    def embed_text(self, text: Features) -> Embedding:
+        """``pooled`` ``[T,E]``."""
+        return Embedding(F.unit(self.text_projection(text.pooled)))
+
+    def similarity(self, image: Embedding, text: Embedding) -> Tensor:
+        """Cosines ``[I,T]``, -1 to 1."""
+        return F.dot_products(image.pooled, text.pooled)
+
+    def losses(self, here: Pairs[Embedding], world: Pairs[Embedding]) -> dict[str, Tensor]:
+        """``global``: the chosen loss over all ``B * W`` pairs, each scored once over the job."""
+        logits = self.scale() * self.similarity(here.image, world.text)  # [B,B*W]
+        if self.bias is not None:
+            return {"global": F.sigmoid_loss(logits + self.bias, here.targets, world.hash)}
+        return {"global": F.info_nce(distributed.gather(logits), world.hash, self.image_weight)}
+
+
+def _projection(inputs: int, outputs: int, kind: Literal["linear", "mlp"]) -> nn.Module:
+    if kind == "linear":
+        return nn.Linear(inputs, outputs, bias=False)
+    return nn.Sequential(nn.Linear(inputs, outputs), nn.ReLU(), nn.Linear(outputs, outputs))

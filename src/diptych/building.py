@@ -1,0 +1,67 @@
+"""From names and plain values to objects: entry-point names in every configuration, and modules from stored ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jsonargparse
+from jsonargparse import _actions, _from_config, _typehints
+from jsonargparse._util import import_object
+
+from diptych.errors import ConfigError
+from diptych.plugins import DATAMODULES, HEADS, Plugin, find, nearest
+
+if TYPE_CHECKING:
+    from diptych.module import AlignmentModule
+
+__all__ = ["build_module", "import_object", "register_names"]
+
+_resolve: Callable[[Any, str], str] = _typehints.resolve_class_path_by_name
+
+
+def _resolve_with_catalogue(cls: Any, name: str) -> str:
+    """What jsonargparse asks to turn a bare name into an import path, with our catalogues consulted first."""
+    from diptych.data import RadiographDataModule
+    from diptych.head import AlignmentHead
+
+    bases = cls if isinstance(cls, tuple) else (cls,)
+    for base, group in ((AlignmentHead, HEADS), (RadiographDataModule, DATAMODULES)):
+        if "." not in name and any(isinstance(b, type) and issubclass(b, base) for b in bases):
+            plugin: Plugin = find(group, name)
+            plugin.load()
+            return plugin.path
+    path = _resolve(cls, name)
+    if "." not in path:
+        known = [p.rpartition(".")[2] for b in bases for p in _typehints.get_all_subclass_paths(b)]
+        raise ConfigError(f"unknown class '{name}'; known here, nearest first: {', '.join(nearest(name, known)[:8])}")
+    return path
+
+
+def register_names() -> None:
+    """Let every configuration name heads and datamodules as the catalogue does. May be called more than once.
+
+    jsonargparse has no public place for this: its name resolution is wrapped where it is used, and a test holds it.
+    """
+    for module in (_typehints, _actions, _from_config):
+        module.resolve_class_path_by_name = _resolve_with_catalogue  # type: ignore[attr-defined]  # see above
+
+
+def build_module(config: dict[str, Any]) -> AlignmentModule:
+    """The AlignmentModule that a plain configuration (the ``model:`` part of a YAML) describes.
+
+    Raises:
+        ConfigError: a key, type or name in it is wrong.
+    """
+    from diptych.module import AlignmentModule
+
+    register_names()
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(AlignmentModule, "model")
+    try:
+        parsed = parser.parse_object({"model": config})
+    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        raise ConfigError(f"the stored configuration cannot be used: {error}") from error
+    module: AlignmentModule = parser.instantiate_classes(parsed).model
+    module.config = config
+    return module

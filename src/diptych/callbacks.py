@@ -1,0 +1,143 @@
+"""What every run has beside training: recovery checkpoints, throughput, the progress bar and the result file."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from rich.console import Console
+
+from diptych.data import RadiographDataModule
+from diptych.module import AlignmentModule
+from diptych.results import sha256, table, write_results
+
+__all__ = ["Bar", "Recovery", "Results", "Throughput"]
+
+
+class Recovery(ModelCheckpoint):
+    """Keeps ``last.ckpt`` fresh, so that an interrupted run goes on exactly where it was saved.
+
+    Args:
+        dirpath: folder; the run's ``checkpoints`` if not given.
+        every_n_train_steps: optimiser steps between two saves; a killed run repeats at most so many.
+    """
+
+    def __init__(self, dirpath: str | None = None, every_n_train_steps: int = 500) -> None:
+        super().__init__(
+            dirpath=dirpath,
+            filename="last",
+            every_n_train_steps=every_n_train_steps,
+            save_top_k=1,
+            enable_version_counter=False,
+        )
+
+
+class Bar(RichProgressBar):
+    """Lightning's rich progress bar without the version number of a run that has none."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """The metrics beside the bar."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+class Throughput(pl.Callback):
+    """Logs images a second over the whole job, and the share of time this process waited for data.
+
+    A share near 0 means the accelerator sets the pace; near 1, more or faster loader workers would help.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self.begin = self.ended = time.perf_counter()
+        self.waited, self.images = 0.0, 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._reset()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave validation out of the clock, and say in one line where training stands."""
+        self._reset()
+        if not trainer.sanity_checking:
+            logged = trainer.callback_metrics
+            shown = [name for name in ("train/loss", "val/loss") if name in logged]
+            shown += [
+                name
+                for name in logged
+                if name.startswith("val/") and name.endswith(("/r@5", "/auroc/macro", "macro_auroc"))
+            ]
+            values = ", ".join(f"{name} {float(logged[name]):.3f}" for name in shown)
+            rank_zero_info(f"epoch {trainer.current_epoch}, step {trainer.global_step}: {values}")
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """The wait for this batch is over."""
+        self.waited += time.perf_counter() - self.ended
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count, and log at the trainer's interval."""
+        self.ended = time.perf_counter()
+        self.images += len(batch) * trainer.world_size
+        if (batch_idx + 1) % trainer.log_every_n_steps == 0:
+            elapsed = self.ended - self.begin
+            rates = {"train/images_per_second": self.images / elapsed, "train/data_wait": self.waited / elapsed}
+            pl_module.log_dict(rates, prog_bar=True, rank_zero_only=True, batch_size=len(batch))
+            self._reset()
+
+
+class Results(pl.Callback):
+    """Writes ``results.json`` beside the logs at the end of a test, prints its table, and lists dropped rows."""
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """List what the datamodule left out."""
+        self._dropped(trainer)
+
+    @rank_zero_only
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write and print."""
+        self._dropped(trainer)
+        self._write(trainer, pl_module, "results.json")
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write and print after ``diptych validate``, not within training."""
+        if trainer.state.fn == "validate":
+            self._write(trainer, pl_module, "results-val.json")
+
+    @staticmethod
+    def _dropped(trainer: pl.Trainer) -> None:
+        datamodule = getattr(trainer, "datamodule", None)
+        if isinstance(datamodule, RadiographDataModule) and datamodule.dropped.rows:
+            datamodule.dropped.write(Path(trainer.default_root_dir) / "dropped.csv")
+
+    @staticmethod
+    def _write(trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> None:
+        datamodule = getattr(trainer, "datamodule", None)
+        if not isinstance(pl_module, AlignmentModule) or not isinstance(datamodule, RadiographDataModule):
+            return
+        checkpoint = str(trainer.ckpt_path) if trainer.ckpt_path else None
+        write_results(
+            Path(trainer.default_root_dir) / name,
+            metrics=pl_module.results,
+            protocol={"data": datamodule.protocol, **{e.name: e.protocol for e in pl_module.evaluators}},
+            split_hash=datamodule.split_hash,
+            seed=datamodule.loading.seed,
+            checkpoint=checkpoint,
+            checkpoint_sha256=None if checkpoint is None else sha256(checkpoint),
+            head=type(pl_module.head).__name__,
+            data=type(datamodule).__name__,
+        )
+        Console().print(table(pl_module.results))
+        rank_zero_info(f"written: {Path(trainer.default_root_dir) / name}")

@@ -1,0 +1,296 @@
+"""From a data set to typed batches: the base of every datamodule.
+
+A data set (:class:`RadiographDataset`) says what a sample is; the datamodule (:class:`RadiographDataModule`) makes it a
+network's input, tokenises in the workers, and looks after splits, sampling and what was left out. Adding one is one
+file; see CONTRIBUTING.md, "A data set in one file".
+"""
+
+from __future__ import annotations
+
+import csv
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from diptych.errors import ConfigError, DataError
+from diptych.sampling import Draw, EvaluationSampler, ResumableLoader, TrainingSampler, mix
+from diptych.splits import assert_disjoint, split_hash
+from diptych.tokenizer import Tokenizer
+from diptych.transforms import Augment, Augmenter, letterbox
+from diptych.types import Batch
+
+__all__ = ["Dropped", "Loading", "RadiographDataModule", "RadiographDataset", "Sample", "Split"]
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with what is known of it, at its native size."""
+
+    image: NDArray[np.uint8]
+    """``[h,v]``"""
+    text: str | None = None
+    labels: NDArray[np.float32] | None = None
+    """``[L]``: 1 present, 0 absent, -1 uncertain, NaN not mentioned."""
+    boxes: NDArray[np.float32] | None = None
+    """``[K,5]``: x0, y0, x1, y1 in native pixels, finding's index."""
+
+
+class RadiographDataset(ABC):
+    """What one split holds. ``ids`` and ``patients`` have one entry a sample."""
+
+    ids: Sequence[str]
+    patients: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @abstractmethod
+    def read(self, index: int, rng: np.random.Generator) -> Sample:
+        """Sample ``index``; whatever is random about it (a caption drawn from several) is drawn from ``rng``."""
+
+    @abstractmethod
+    def texts(self) -> Iterable[str]:
+        """Every report of the split, without reading images; a scratch tower learns its vocabulary from them."""
+
+
+@dataclass
+class Dropped:
+    """Rows that a named rule left out, counted by rule and listed."""
+
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+    """(rule, id, detail)"""
+
+    def add(self, rule: str, key: str, detail: str = "") -> None:
+        """Leave out one row."""
+        self.rows.append((rule, key, detail))
+
+    def counts(self) -> dict[str, int]:
+        """Rule to number of rows."""
+        return dict(Counter(rule for rule, _, _ in self.rows))
+
+    def refuse(self, source: str) -> None:
+        """Raise on the first dropped row (``strict``).
+
+        Raises:
+            DataError: something was dropped.
+        """
+        if self.rows:
+            rule, key, detail = self.rows[0]
+            counted = ", ".join(f"{n} {rule}" for rule, n in self.counts().items())
+            raise DataError(
+                f"{source}: {counted}; the first is '{key}' ({rule}{': ' + detail if detail else ''}); "
+                "repair the table, or set strict: false to leave such rows out and count them"
+            )
+
+    def write(self, path: Path) -> None:
+        """List every row as csv."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["rule", "id", "detail"])
+            writer.writerows(self.rows)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How samples are loaded; the same arguments for every datamodule.
+
+    Args:
+        batch_size: pairs of one process in a training step; the contrast is over ``batch_size * processes``.
+        eval_batch_size: pairs of one process in a validation or test step; changes no metric.
+        image_size: side of the network's square input, pixels.
+        workers: loader processes; 0 loads in the main process.
+        seed: of shuffling, augmentation and caption sampling; with the epoch and the index it decides every draw.
+        augment: augmentation in training; ``null`` for none.
+        start_method: how workers start; ``spawn`` where a library of yours does not survive ``fork``.
+    """
+
+    batch_size: int = 32
+    eval_batch_size: int = 64
+    image_size: int = 224
+    workers: int = 2
+    seed: int = 0
+    augment: Augment | None = field(default_factory=Augment)
+    start_method: Literal["fork", "spawn", "forkserver"] = "fork"
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("image_size", 8), ("workers", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"loading.{name} is {getattr(self, name)}; give at least {least}")
+
+
+class _Loaded(Dataset[dict[str, Any]]):
+    """A data set as a loader reads it: a :class:`Draw` in, an augmented network input out."""
+
+    def __init__(self, dataset: RadiographDataset, loading: Loading, augment: Augment | None) -> None:
+        self.dataset, self.loading = dataset, loading
+        self.augment = augment
+        self._augmenter: Augmenter | None = None  # made in the worker: albumentations is slow to import and pickle
+        numbers = {patient: i for i, patient in enumerate(dict.fromkeys(dataset.patients))}
+        self.groups = [numbers[patient] for patient in dataset.patients]
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        seed = mix(self.loading.seed, draw.epoch, draw.index)
+        sample = self.dataset.read(draw.index, np.random.default_rng(seed))
+        image, place = letterbox(sample.image, self.loading.image_size)
+        boxes = None if sample.boxes is None else place.boxes(sample.boxes)
+        text = sample.text
+        if self.augment is not None:
+            if self._augmenter is None:
+                self._augmenter = Augmenter(self.augment)
+            image, boxes, text = self._augmenter(image, boxes, text, seed)
+        return {
+            "image": image,
+            "text": text,
+            "labels": sample.labels,
+            "boxes": boxes,
+            "draw": draw,
+            "group": self.groups[draw.index],
+            "id": self.dataset.ids[draw.index],
+        }
+
+
+class _Collate:
+    """Samples to a :class:`Batch`; tokenises, in the worker."""
+
+    def __init__(self, tokenizer: Tokenizer | None, to_max: bool) -> None:
+        self.tokenizer, self.to_max = tokenizer, to_max
+
+    def __call__(self, samples: list[dict[str, Any]]) -> Batch:
+        texts = [sample["text"] for sample in samples]
+        text = None
+        if self.tokenizer is not None and all(isinstance(item, str) for item in texts):
+            text = self.tokenizer(texts, to_max=self.to_max)
+        labels = [sample["labels"] for sample in samples]
+        boxes = [sample["boxes"] for sample in samples]
+        draws = [sample["draw"] for sample in samples]
+        return Batch(
+            image=torch.from_numpy(np.stack([sample["image"] for sample in samples]))[:, None],
+            text=text,
+            index=torch.tensor([draw.index for draw in draws]),
+            valid=torch.tensor([draw.valid for draw in draws]),
+            labels=None if labels[0] is None else torch.from_numpy(np.stack(labels)),
+            group=torch.tensor([sample["group"] for sample in samples]),
+            boxes=None if boxes[0] is None else [torch.from_numpy(item) for item in boxes],
+            ids=[sample["id"] for sample in samples],
+        )
+
+
+class RadiographDataModule(pl.LightningDataModule, ABC):
+    """Base of every datamodule: a subclass builds the data set of a split, and nothing else.
+
+    Args:
+        tokenizer: the text tower's (linked by the command line); None for images alone.
+        loading: how samples are loaded.
+    """
+
+    paper: ClassVar[str] = ""
+    """Where the data set is described."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Files it reads below its root."""
+    gathers: ClassVar[frozenset[str]] = frozenset()
+    """Always empty: only heads gather. Here so that both catalogues print alike."""
+    holds: ClassVar[frozenset[str]] = frozenset()
+    """What its batches can hold: image, text, labels, boxes."""
+
+    findings: tuple[str, ...] = ()
+    """Names of the columns of ``Batch.labels``."""
+
+    def __init__(self, tokenizer: Tokenizer | None, loading: Loading) -> None:
+        super().__init__()
+        self.tokenizer, self.loading = tokenizer, loading
+        self.datasets: dict[str, RadiographDataset] = {}
+        self.dropped = Dropped()
+
+    @abstractmethod
+    def build(self) -> dict[Split, RadiographDataset]:
+        """The data sets of all splits that exist; rows left out go to ``self.dropped``."""
+
+    @property
+    @abstractmethod
+    def protocol(self) -> str:
+        """The name of the split and of what was read, stored with every result."""
+
+    @property
+    def split_hash(self) -> str:
+        """Hash of which ids are in which split."""
+        return split_hash({name: dataset.ids for name, dataset in self.datasets.items()})
+
+    def setup(self, stage: str) -> None:
+        """Build every split once, refuse shared patients, and let a scratch tower learn its vocabulary."""
+        if not self.datasets:
+            built = self.build()
+            for name, dataset in built.items():
+                if len(dataset) == 0:
+                    counted = ", ".join(f"{n} {rule}" for rule, n in self.dropped.counts().items()) or "nothing"
+                    raise DataError(f"{self.protocol}: the split '{name}' is empty; left out: {counted}")
+            assert_disjoint({name: dataset.patients for name, dataset in built.items()}, source=self.protocol)
+            self.datasets = dict(built)
+            sizes = ", ".join(f"{len(dataset)} {name}" for name, dataset in built.items())
+            rank_zero_info(f"{self.protocol}: {sizes}; split {self.split_hash}")
+            for rule, number in self.dropped.counts().items():
+                rank_zero_info(f"{self.protocol}: left out {number} ({rule})")
+        if stage == "fit" and self.tokenizer is not None and self.tokenizer.learnable:
+            self.tokenizer.learn(self._split("train").texts())
+
+    def _split(self, name: Split) -> RadiographDataset:
+        if name not in self.datasets:
+            have = ", ".join(self.datasets) or "none"
+            raise DataError(f"{self.protocol}: there is no '{name}' split (there is: {have}); add one to the table")
+        return self.datasets[name]
+
+    def _processes(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _options(self, training: bool) -> dict[str, Any]:
+        workers = self.loading.workers
+        return {
+            # Under DDP every process must give the gather one shape.
+            "collate_fn": _Collate(self.tokenizer, to_max=training and self._processes()[1] > 1),
+            "num_workers": workers,
+            "pin_memory": torch.cuda.is_available(),
+            "persistent_workers": training and workers > 0,
+            "multiprocessing_context": self.loading.start_method if workers else None,
+        }
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled, augmented, the incomplete last batch left out, exactly resumable."""
+        rank, processes = self._processes()
+        dataset = self._split("train")
+        sampler = TrainingSampler(
+            len(dataset), self.loading.batch_size, seed=self.loading.seed, rank=rank, processes=processes
+        )
+        loaded = _Loaded(dataset, self.loading, self.loading.augment)
+        return ResumableLoader(loaded, batch_sampler=sampler, **self._options(training=True))  # type: ignore[arg-type]  # torch types a batch sampler as yielding ints
+
+    def _evaluation(self, split: Split) -> DataLoader[Any]:
+        rank, processes = self._processes()
+        dataset = self._split(split)
+        sampler = EvaluationSampler(len(dataset), self.loading.eval_batch_size, rank=rank, processes=processes)
+        loaded = _Loaded(dataset, self.loading, None)
+        return DataLoader(loaded, batch_sampler=sampler, **self._options(training=False))  # type: ignore[arg-type]  # as above
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Every validation sample once, in order, not augmented."""
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Every test sample once, in order, not augmented."""
+        return self._evaluation("test")
+
+    def native(self, split: Split, index: int) -> Sample:
+        """One sample as :class:`RadiographDataset` gives it, at its own resolution; for pictures."""
+        return self._split(split).read(index, np.random.default_rng(mix(self.loading.seed, 0, index)))

@@ -1,0 +1,125 @@
+"""Everything that talks to other processes. No other file imports ``torch.distributed``.
+
+The gather is differentiable: its backward sums what every process contributes, and DDP then averages over processes.
+Together they give the gradient of the whole batch's objective, exactly. There is no switch for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = [
+    "alone",
+    "barrier",
+    "gather",
+    "gather_uneven",
+    "max_over_processes",
+    "rank",
+    "sum_over_processes",
+    "world_size",
+]
+
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it, this process is the whole job: for values that belong to one process, such as a validation loss."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+def _active() -> bool:
+    return dist.is_available() and dist.is_initialized() and not _alone.get()
+
+
+def world_size() -> int:
+    """Number of processes in the job; 1 outside a distributed job."""
+    return dist.get_world_size() if _active() else 1
+
+
+def rank() -> int:
+    """This process's number, 0 outside a distributed job."""
+    return dist.get_rank() if _active() else 0
+
+
+def barrier() -> None:
+    """Wait for every process."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def _all_gather(x: Tensor) -> Tensor:
+    """``[B,...]`` to ``[B*W,...]`` in rank order, no gradient. bool goes as uint8, which every backend knows."""
+    wire = x.to(torch.uint8) if x.dtype == torch.bool else x
+    parts = [torch.empty_like(wire, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, wire.contiguous())
+    return torch.cat(parts).to(x.dtype)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.rows = x.shape[0]
+        return _all_gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous().clone()  # all_reduce works in place
+        dist.all_reduce(grad, op=dist.ReduceOp.SUM)
+        start = dist.get_rank() * ctx.rows
+        return grad[start : start + ctx.rows]
+
+
+def gather(x: Tensor) -> Tensor:
+    """Concatenate ``x`` ``[B,...]`` over processes to ``[B*W,...]``, in rank order, with exact gradients.
+
+    Every process must give the same shape. Outside a distributed job it returns ``x`` itself.
+    """
+    if world_size() == 1:
+        return x
+    return cast(Tensor, _Gather.apply(x)) if x.requires_grad else _all_gather(x)  # type: ignore[no-untyped-call]
+
+
+def gather_uneven(x: Tensor) -> Tensor:
+    """Concatenate ``[n,...]`` with a different ``n`` on each process, in rank order; no gradient. For evaluation.
+
+    Axes after the first may differ too: they are padded with zeros (False) to the longest.
+    """
+    if world_size() == 1:
+        return x
+    x = x.detach()
+    shapes = _all_gather(torch.tensor([x.shape], device=x.device))  # [W, axes]
+    longest = [int(n) for n in shapes.max(dim=0).values]
+    padded = x.new_zeros(longest)
+    padded[tuple(slice(n) for n in x.shape)] = x
+    parts = _all_gather(padded).split(longest[0])
+    return torch.cat([part[: int(n)] for part, n in zip(parts, shapes[:, 0], strict=True)])
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """The sum over processes of a tensor of one shape; no gradient."""
+    if world_size() == 1:
+        return x
+    x = x.detach().clone()
+    dist.all_reduce(x, op=dist.ReduceOp.SUM)
+    return x
+
+
+def max_over_processes(x: Tensor) -> Tensor:
+    """The elementwise maximum over processes of a tensor of one shape, without NaN; no gradient."""
+    if world_size() == 1:
+        return x
+    x = x.detach().clone()
+    dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return x

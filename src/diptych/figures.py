@@ -1,0 +1,209 @@
+"""Pictures of what a model sees: attention of words over radiographs, and the similarity matrix of a batch."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import lightning.pytorch as pl
+import numpy as np
+from lightning.pytorch.loggers import TensorBoardLogger
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from diptych.data import RadiographDataModule, Sample, Split
+from diptych.head import Grounds
+from diptych.loading import AlignmentModel
+from diptych.module import AlignmentModule
+
+__all__ = ["Figures", "draw_attention", "draw_similarity", "overlay", "sharpest"]
+
+RGB = NDArray[np.uint8]
+_INK, _PAPER = (32, 32, 32), (255, 255, 255)
+
+
+def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> RGB:
+    """A grey picture ``[h,v]`` with a map ``[h,v]`` over it, ``[h,v,3]``: the map's own maximum is drawn strongest."""
+    level = heat / max(float(heat.max()), 1e-12)
+    colour = cv2.applyColorMap(np.asarray(level * 255, np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1].astype(np.float32)
+    opacity = 0.65 * level[..., None]
+    return np.asarray(image[..., None] * (1 - opacity) + colour * opacity, np.uint8)
+
+
+def sharpest(words: Sequence[str], maps: NDArray[np.float32], count: int) -> list[int]:
+    """The words whose attention is most concentrated (least entropy), each distinct word once, in reading order."""
+    flat = maps.reshape(len(maps), -1).astype(np.float64) + 1e-12
+    share = flat / flat.sum(axis=1, keepdims=True)
+    entropy = -(share * np.log(share)).sum(axis=1)
+    chosen: dict[str, int] = {}
+    for i in np.argsort(entropy, kind="stable"):
+        chosen.setdefault(words[i].lower(), int(i))
+    return sorted(list(chosen.values())[:count])
+
+
+def _font(size: int) -> Any:
+    return ImageFont.load_default(size)
+
+
+def draw_attention(
+    sample: Sample, words: Sequence[str], maps: NDArray[np.float32], findings: Sequence[str] = ()
+) -> Image.Image:
+    """A radiograph, then the same with each word's attention over it, at its own resolution, and the report below.
+
+    Pictures under 256 pixels are enlarged by a whole factor, so that words can be read.
+
+    Args:
+        sample: the pair; its boxes, where it has any, are outlined in every panel.
+        words: one a map.
+        maps: ``[words,h,v]``.
+        findings: names of the boxes' findings.
+    """
+    height, width = sample.image.shape
+    factor = max(1, -(-256 // max(height, width)))
+    size = (width * factor, height * factor)
+    unit = max(14, size[0] // 20)  # type size
+    panels = [np.repeat(sample.image[..., None], 3, axis=2), *(overlay(sample.image, heat) for heat in maps)]
+    lines = textwrap.wrap(sample.text or "", max(20, int(size[0] * len(panels) / (unit * 0.55))))
+    bar = int(unit * 1.5)
+    sheet = Image.new("RGB", (size[0] * len(panels), bar + size[1] + int(unit * 1.3) * len(lines) + unit), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for i, (title, panel) in enumerate(zip(["radiograph", *words], panels, strict=True)):
+        sheet.paste(Image.fromarray(panel).resize(size, Image.Resampling.BICUBIC), (i * size[0], bar))
+        pen.text((i * size[0] + 4, bar // 8), title, fill=_INK, font=_font(unit))
+        for box in sample.boxes if sample.boxes is not None else ():
+            x0, y0, x1, y1 = (float(v) * factor for v in box[:4])
+            corners = (i * size[0] + x0, bar + y0, i * size[0] + x1, bar + y1)
+            pen.rectangle(corners, outline=(64, 200, 255), width=max(1, size[0] // 256))
+            if i == 0 and findings:
+                pen.text(
+                    (corners[0] + 3, corners[1] + 2),
+                    findings[int(box[4])],
+                    fill=(64, 200, 255),
+                    font=_font(unit * 2 // 3),
+                )
+    for i, line in enumerate(lines):
+        pen.text((4, bar + size[1] + unit // 3 + int(unit * 1.3) * i), line, fill=_INK, font=_font(unit))
+    return sheet
+
+
+def draw_similarity(
+    scores: NDArray[np.float32], images: Sequence[NDArray[np.uint8]], texts: Sequence[str]
+) -> Image.Image:
+    """The score of every picture (rows) with every report (columns) ``[n,n]``; the diagonal is outlined where it wins."""
+    cell, label = 40, 640
+    n = len(images)
+    low, high = float(scores.min()), float(scores.max())
+    level = np.asarray((scores - low) / max(high - low, 1e-12) * 255, np.uint8)
+    colour = cv2.applyColorMap(level, cv2.COLORMAP_VIRIDIS)[..., ::-1]
+    sheet = Image.new("RGB", (cell * (n + 1) + label, cell * (n + 1)), _PAPER)
+    sheet.paste(
+        Image.fromarray(np.ascontiguousarray(colour)).resize((cell * n, cell * n), Image.Resampling.NEAREST),
+        (cell, cell),
+    )
+    pen = ImageDraw.Draw(sheet)
+    for i in range(n):
+        thumb = Image.fromarray(images[i])
+        thumb.thumbnail((cell - 2, cell - 2))
+        sheet.paste(thumb, (1, cell * (i + 1) + 1))
+        pen.text((cell * (i + 1) + 8, 12), str(i), fill=_INK, font=_font(14))
+        pen.text(
+            (cell * (n + 1) + 8, cell * (i + 1) + 11),
+            f"{i}  {' '.join(texts[i].split())[:84]}",
+            fill=_INK,
+            font=_font(14),
+        )
+        best = int(scores[i].argmax())
+        mark = (255, 255, 255) if best == i else (255, 80, 80)
+        corner = (cell * (best + 1) + 2, cell * (i + 1) + 2)
+        pen.rectangle((*corner, corner[0] + cell - 5, corner[1] + cell - 5), outline=mark, width=2)
+    return sheet
+
+
+class Figures(pl.Callback):
+    """Draws chosen validation pairs with the attention of words, and a similarity matrix, as PNG and in TensorBoard.
+
+    Attention is drawn for heads with a ``heatmap``; the matrix for every head.
+
+    Args:
+        pairs: how many pairs to draw; 0 draws nothing at all.
+        indices: which pairs of the split, by position; spread evenly over it if not given.
+        words: words to draw where a report has them (case does not matter); if not given, those whose attention is
+            most concentrated.
+        words_per_pair: how many words at most.
+        matrix: pairs in the similarity matrix.
+        every_n_epochs: epochs between two drawings.
+    """
+
+    def __init__(
+        self,
+        pairs: int = 4,
+        indices: list[int] | None = None,
+        words: list[str] | None = None,
+        words_per_pair: int = 4,
+        matrix: int = 16,
+        every_n_epochs: int = 1,
+    ) -> None:
+        self.pairs, self.indices, self.words = pairs, indices, words
+        self.words_per_pair, self.matrix, self.every_n_epochs = words_per_pair, matrix, every_n_epochs
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw within training, at the chosen epochs."""
+        if (
+            trainer.state.fn == "fit"
+            and not trainer.sanity_checking
+            and trainer.current_epoch % self.every_n_epochs == 0
+        ):
+            self._draw(trainer, pl_module, "val", f"epoch{trainer.current_epoch:03d}")
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw pairs of the test split."""
+        self._draw(trainer, pl_module, "test", "test")
+
+    def _draw(self, trainer: pl.Trainer, module: pl.LightningModule, split: Split, stem: str) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if not (trainer.is_global_zero and self.pairs and isinstance(module, AlignmentModule)):
+            return
+        if not isinstance(data, RadiographDataModule) or split not in data.datasets:
+            return
+        size = len(data.datasets[split])
+        training = module.training
+        model = AlignmentModel(module, data.loading.image_size, module.device)
+        try:
+            if isinstance(module.head, Grounds):
+                chosen = self.indices or np.linspace(0, size - 1, min(self.pairs, size)).astype(int).tolist()
+                for index in chosen[: self.pairs]:
+                    sample = data.native(split, index)
+                    if sample.text:
+                        picture = self._attention(model, sample, data.findings)
+                        self._save(trainer, picture, f"{stem}-attention-{index}", f"{split}/attention/{index}")
+            samples = [data.native(split, i) for i in np.linspace(0, size - 1, min(self.matrix, size)).astype(int).tolist()]
+            texts = [sample.text for sample in samples if sample.text]
+            if len(texts) == len(samples):
+                images = [sample.image for sample in samples]
+                scores = model.similarity(images, texts).float().cpu().numpy()
+                self._save(trainer, draw_similarity(scores, images, texts), f"{stem}-similarity", f"{split}/similarity")
+        finally:
+            module.train(training)
+
+    def _attention(self, model: AlignmentModel, sample: Sample, findings: Sequence[str]) -> Image.Image:
+        words, maps = model.heatmap(sample.image, sample.text or "")
+        if self.words is None:
+            chosen = sharpest(words, maps, self.words_per_pair)
+        else:
+            wanted = {word.lower() for word in self.words}
+            chosen = [i for i, word in enumerate(words) if word.lower() in wanted][: self.words_per_pair]
+        return draw_attention(sample, [words[i] for i in chosen], maps[chosen], findings)
+
+    @staticmethod
+    def _save(trainer: pl.Trainer, picture: Image.Image, name: str, tag: str) -> None:
+        folder = Path(trainer.default_root_dir) / "figures"
+        folder.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / f"{name}.png")
+        logger = trainer.logger
+        if isinstance(logger, TensorBoardLogger):
+            small = picture.copy()
+            small.thumbnail((2048, 2048))  # the event file is no archive; the PNG has every pixel
+            logger.experiment.add_image(tag, np.asarray(small), trainer.global_step, dataformats="HWC")

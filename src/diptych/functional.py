@@ -1,0 +1,343 @@
+"""The equations that heads share, as pure functions of tensors; shapes are named in ``types.py``.
+
+Soft-maxes and logits are computed in float32 whatever autocast says (float64 stays float64): bfloat16 logits would put
+an error of several per cent into the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+__all__ = [
+    "LogitScale",
+    "Pooling",
+    "dot_products",
+    "info_nce",
+    "local_scores",
+    "region_attention",
+    "sigmoid_loss",
+    "unit",
+]
+
+Pooling = Literal["logsumexp", "mean", "max"]
+"""How the matchings of a pair become one score; see :func:`local_scores`."""
+
+
+def _full(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _no_autocast(x: Tensor) -> torch.autocast:
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def unit(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """L2-normalise ``[...,E]`` over its last axis, at least in float32; vectors outside ``mask`` ``[...]`` become zero."""
+    y = F.normalize(_full(x), dim=-1)
+    return y if mask is None else y.masked_fill(~mask.unsqueeze(-1), 0.0)
+
+
+def dot_products(image: Tensor, text: Tensor) -> Tensor:
+    """``[I,T]`` dot products of ``[I,E]`` and ``[T,E]``, at least in float32."""
+    with _no_autocast(image):
+        return _full(image) @ _full(text).T
+
+
+class LogitScale(nn.Module):
+    """The factor on the similarities, ``1 / temperature``, learned as its logarithm (CLIP, arXiv 2103.00020, 2.4).
+
+    It is clamped where it is used, by pulling the parameter itself back: a scale that went past ``maximum`` keeps its
+    gradient and can come down again.
+
+    Args:
+        temperature: the start, above 0; 0.07 in CLIP, so that the scale starts at 14.3.
+        maximum: largest scale; 100 in CLIP, against instability.
+        learn: False keeps the start.
+    """
+
+    def __init__(self, temperature: float = 0.07, maximum: float = 100.0, learn: bool = True) -> None:
+        super().__init__()
+        self.maximum = maximum
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learn)
+
+    def forward(self) -> Tensor:
+        """The scale, a scalar in ``(0, maximum]``."""
+        with torch.no_grad():
+            self.log_scale.clamp_(max=math.log(self.maximum))
+        return self.log_scale.exp()
+
+
+def info_nce(logits: Tensor, hash: Tensor, image_weight: float = 0.5) -> Tensor:
+    """InfoNCE in both directions over the whole job's pairs (ConVIRT, arXiv 2010.00747; CLIP, arXiv 2103.00020).
+
+    ``mean_i [-w log(exp l_ii / sum_j exp l_ij) - (1 - w) log(exp l_ii / sum_j exp l_ji)]``, where neither sum runs over
+    pairs ``j != i`` with the report of ``i``. On several processes each gives the same whole grid, its rows gathered
+    with gradients: every pair is scored once over the job and the gradient is the whole batch's.
+
+    Args:
+        logits: ``[N,N]`` scaled similarities, row = image, column = report, own pairs on the diagonal.
+        hash: ``[N]``, equal where reports are equal.
+        image_weight: ``w``, the share of image-to-text; 0.75 in ConVIRT, 0.5 in CLIP.
+    """
+    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    excluded = (hash.unsqueeze(1) == hash) & ~own
+    logits = _full(logits).masked_fill(excluded, -math.inf)
+    targets = torch.arange(len(logits), device=logits.device)
+    return image_weight * F.cross_entropy(logits, targets) + (1 - image_weight) * F.cross_entropy(logits.T, targets)
+
+
+def sigmoid_loss(logits: Tensor, targets: Tensor, hash: Tensor) -> Tensor:
+    """The pairwise sigmoid loss over this process's rows (SigLIP, arXiv 2303.15343, eq. 1).
+
+    ``-1/B sum_ij log sigmoid(z_ij l_ij)``, ``z`` = 1 for own pairs and -1 for all others; pairs that are not own but
+    share the report count for nothing. The mean over processes is the loss of the whole batch.
+
+    Args:
+        logits: ``[B,N]`` scaled similarities plus bias of this process's images with the whole job's reports.
+        targets: ``[B]`` the column of each row's own report.
+        hash: ``[N]``, equal where reports are equal.
+    """
+    own = targets.unsqueeze(1) == torch.arange(logits.shape[1], device=logits.device)
+    same = hash[targets].unsqueeze(1) == hash
+    logits = _full(logits)
+    terms = F.logsigmoid(torch.where(own, logits, -logits))
+    return -terms.masked_fill(same & ~own, 0.0).sum() / len(logits)
+
+
+# Word-region matchings (GLoRIA, ICCV 2021) ---------------------------------------------------------------------------
+
+
+def region_attention(regions: Tensor, words: Tensor, mask: Tensor, region_scale: float = 4.0) -> Tensor:
+    """Where each word looks in its own image: ``a`` of :func:`local_scores` for the pairs only (GLoRIA, eq. 3-4).
+
+    Args:
+        regions: ``[B,R,E]`` unit vectors.
+        words: ``[B,N,E]`` unit vectors.
+        mask: ``[B,N]``, True at real words.
+        region_scale: sharpness over the regions.
+
+    Returns:
+        ``[B,N,R]``: each real word's row sums to 1, a padded word's is zero.
+    """
+    with _no_autocast(regions):
+        s = _full(words) @ _full(regions).transpose(1, 2)  # [B,N,R]
+        p = (s.exp() * mask.unsqueeze(-1)) / (s.exp() * mask.unsqueeze(-1)).sum(1, keepdim=True).clamp_min(1e-30)
+        return (region_scale * p).softmax(-1).masked_fill(~mask.unsqueeze(-1), 0.0)
+
+
+def local_scores(
+    regions: Tensor,
+    words: Tensor,
+    mask: Tensor,
+    *,
+    pooling: Pooling = "logsumexp",
+    region_scale: float = 4.0,
+    word_scale: float = 5.0,
+    byte_budget: int = 2**30,
+) -> Tensor:
+    """Score every image with every report by the matchings of words and regions (GLoRIA, ICCV 2021, eq. 3-8).
+
+    For image ``i`` and report ``c``: ``s_rw = v_r . t_w``; ``p_rw`` = soft-max of ``s`` over the real words;
+    ``a_wr`` = soft-max of ``region_scale * p`` over the regions; ``x_w = sum_r a_wr v_r``; ``m_w = cos(x_w, t_w)``.
+    Over the real words,
+
+    * ``logsumexp`` (GLoRIA): ``1/k log sum_w exp(k m_w)`` with ``k = word_scale``; the published logit is ``10 k`` as much;
+    * ``mean``: ``mean_w m_w``;
+    * ``max`` (FILIP, arXiv 2111.07783, eq. 4-5): half ``mean_w max_r s_rw``, half ``mean_r max_w s_rw``.
+
+    The context ``x_w`` is never formed, for with the Gram matrix ``G = V V'`` ``x_w . t_w = sum_r a_wr s_rw`` and
+    ``|x_w|^2 = a_w' G a_w``. The denominator of ``a`` cancels in the cosine.
+
+    Reports are taken in blocks, the longest first, each cut to its longest report. (On the CPU only: a GPU would have to
+    be waited for in every step to learn the lengths, so there the padding is computed; it changes nothing.) Blocks are
+    kept for backward while ``byte_budget`` lasts, and recomputed in backward once it is spent. Without gradients nothing
+    is kept, and any number of images and reports is worked through in tiles.
+
+    Args:
+        regions: ``[I,R,E]`` unit vectors.
+        words: ``[T,N,E]`` unit vectors.
+        mask: ``[T,N]``, True at real words.
+        pooling: how matchings become a score, as above.
+        region_scale: sharpness of the attention over the regions, in (0, 20]; 4 in GLoRIA.
+        word_scale: sharpness of ``logsumexp``; 5 in GLoRIA.
+        byte_budget: bytes that may be kept for backward beside the arguments; 0 keeps nothing. Working memory is about
+            six blocks, of 2 to 8 MiB each on a CPU and of up to 128 MiB on a GPU.
+
+    Returns:
+        ``[I,T]``, at least float32; 0 for a report without words.
+    """
+
+    def scores(regions: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+        if pooling == "max":
+            return _max_scores(regions, words, mask, byte_budget)
+        m = _matchings(regions, words, mask, region_scale, byte_budget)
+        return _pool(m, mask, word_scale if pooling == "logsumexp" else None)
+
+    with _no_autocast(regions):
+        regions, words = _full(regions), _full(words)
+        if torch.is_grad_enabled():
+            return scores(regions, words, mask)
+        tiles = list(zip(torch.split(words, 256), torch.split(mask, 256), strict=True))
+        return torch.cat([torch.cat([scores(v, t, real) for t, real in tiles], 1) for v in torch.split(regions, 256)])
+
+
+def _pool(m: Tensor, mask: Tensor, word_scale: float | None) -> Tensor:
+    """``[I,T,N]`` matchings to ``[I,T]``: log-sum-exp, or the mean if there is no scale; 0 for a report without words."""
+    if word_scale is None:
+        return (m * mask).sum(-1) / mask.sum(-1).clamp_min(1)
+    empty = ~mask.any(-1)
+    unread = ~(mask | empty.unsqueeze(-1))  # all of an empty report is read, or its gradient is not a number
+    scores = (word_scale * m).masked_fill(unread, -math.inf).logsumexp(-1) / word_scale
+    return scores.masked_fill(empty, 0.0)
+
+
+def _products(regions: Tensor, words: Tensor) -> Tensor:
+    """``s`` ``[I,R,T,N]`` from ``[I,R,E]`` and ``[T,N,E]``."""
+    return (regions.flatten(0, 1) @ words.flatten(0, 1).T).view(*regions.shape[:2], *words.shape[:2])
+
+
+def _block_bytes(x: Tensor, byte_budget: int) -> int:
+    """Small enough for a CPU's cache, large enough to fill a GPU; within the budget, down to what is still fast."""
+    largest = 2**23 if x.device.type == "cpu" else 2**27
+    return min(max(byte_budget, 2**21), largest)
+
+
+def _column_blocks(mask: Tensor, bytes_a_word: int, block_bytes: int) -> Iterator[tuple[Tensor | slice, int]]:
+    """Columns and their width for each block of reports; see :func:`local_scores` for the order and the cut."""
+    texts, longest = mask.shape
+    if mask.device.type != "cpu":
+        step = max(1, block_bytes // (bytes_a_word * max(1, longest)))
+        for start in range(0, texts, step):
+            yield slice(start, start + step), longest
+        return
+    lengths, order = (mask * torch.arange(1, longest + 1)).amax(1).sort(descending=True, stable=True)
+    start = 0
+    while start < texts and (width := int(lengths[start])) > 0:
+        stop = start + max(1, block_bytes // (bytes_a_word * width))
+        yield order[start:stop], width
+        start = stop
+
+
+def _matchings(regions: Tensor, words: Tensor, mask: Tensor, region_scale: float, byte_budget: int) -> Tensor:
+    """``m`` ``[I,T,N]`` of :func:`local_scores`; of padded words, 0."""
+    keep = byte_budget if torch.is_grad_enabled() else -1
+    m = cast(Tensor, _Matchings.apply(regions, words, mask, region_scale, keep))
+    return m / words.norm(dim=-1).clamp_min(1e-8)
+
+
+class _Matchings(torch.autograd.Function):
+    """``dot(x_w, t_w) / |x_w|`` by tiles of images and reports, with its backward written out.
+
+    What a tile keeps is ``s`` alone: everything else follows from it by cheap elementwise operations.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, regions: Tensor, words: Tensor, mask: Tensor, region_scale: float, byte_budget: int
+    ) -> Tensor:
+        images, n_regions, _ = regions.shape
+        texts, longest = mask.shape
+        block = _block_bytes(regions, byte_budget)
+        item = n_regions * regions.element_size()
+        step = min(images, max(1, block // (item * max(1, longest))))  # images in a tile
+        ctx.region_scale, ctx.step = region_scale, step
+        ctx.blocks = list(_column_blocks(mask, step * item, block))
+        m = regions.new_zeros(images, texts, longest)
+        kept: list[Tensor | None] = []
+        for start in range(0, images, step):
+            rows = slice(start, start + step)
+            gram = regions[rows] @ regions[rows].transpose(1, 2)
+            for columns, width in ctx.blocks:
+                s = _products(regions[rows], words[columns, :width])
+                _, _, _, dot, square = _attend(s, mask[columns, :width], gram, region_scale)
+                m[rows, columns, :width] = (dot * square.rsqrt()).view(len(s), -1, width)
+                fits = (byte_budget := byte_budget - s.nbytes) >= 0
+                kept.append(s if fits else None)
+        ctx.save_for_backward(regions, words, mask, *kept)
+        return m
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_m: Tensor) -> tuple[Tensor | None, ...]:
+        with _no_autocast(grad_m):
+            return _matchings_backward(ctx, grad_m)
+
+
+def _attend(
+    s: Tensor, mask: Tensor, gram: Tensor, region_scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """From ``s`` ``[I,R,c,w]``, with ``u = exp(region_scale * p)``, the attention before its denominator.
+
+    Returns:
+        ``p`` ``[I,R,c,w]``; ``u`` and ``G u`` ``[I,R,c*w]``; ``u . s`` and ``u' G u`` ``[I,1,c*w]``.
+    """
+    p = s.exp().mul_(mask)  # |s| <= 1: nothing to subtract
+    p /= p.sum(-1, keepdim=True).clamp_min_(1e-30)
+    u = (p * region_scale).exp_().flatten(2)
+    gram_u = gram @ u
+    dot = (u * s.flatten(2)).sum(1, keepdim=True)
+    square = (u * gram_u).sum(1, keepdim=True)
+    return p, u, gram_u, dot, square.clamp_min_(_floor(gram))  # regions that cancel, or are zero
+
+
+def _floor(gram: Tensor) -> float:
+    """The least ``u' G u``: a context of length about 1e-4, since ``u >= 1``."""
+    return 1e-8 * gram.shape[1] ** 2
+
+
+def _matchings_backward(ctx: Any, grad_m: Tensor) -> tuple[Tensor | None, ...]:
+    regions, words, mask, *kept = ctx.saved_tensors
+    grad_regions, grad_words = torch.zeros_like(regions), torch.zeros_like(words)
+    scale, saved = ctx.region_scale, iter(kept)
+    for start in range(0, len(regions), ctx.step):
+        rows = slice(start, start + ctx.step)
+        v = regions[rows]
+        gram = v @ v.transpose(1, 2)
+        grad_gram = torch.zeros_like(gram)
+        for columns, width in ctx.blocks:
+            t = words[columns, :width]
+            s = next(saved)
+            if s is None:
+                s = _products(v, t)
+            p, u, gram_u, dot, square = _attend(s, mask[columns, :width], gram, scale)
+            grad_dot = grad_m[rows, columns, :width].flatten(1).unsqueeze(1) * square.rsqrt()  # [I,1,c*w]
+            grad_square = -0.5 * grad_dot * dot / square * (square > _floor(gram))
+            grad_gram.baddbmm_(u * grad_square, u.transpose(1, 2))
+            grad_u = gram_u.mul_(2 * grad_square).addcmul_(s.flatten(2), grad_dot)
+            grad_p = grad_u.mul_(u).mul_(scale).view_as(s)
+            # Through the soft-max over words: p * (grad_p - sum_w p grad_p).
+            through_p = grad_p.mul_(p)
+            grad_s = u.mul_(grad_dot).view_as(s).add_(through_p).sub_(p.mul_(through_p.sum(-1, keepdim=True)))
+            flat = grad_s.flatten(2).flatten(0, 1)  # [I*R,c*w]
+            grad_regions[rows].flatten(0, 1).addmm_(flat, t.flatten(0, 1))
+            grad_words[columns, :width] += (flat.T @ v.flatten(0, 1)).view_as(t)
+        grad_regions[rows].baddbmm_(grad_gram, v, alpha=2)  # grad_gram is symmetric
+    return grad_regions, grad_words, None, None, None
+
+
+def _max_scores(regions: Tensor, words: Tensor, mask: Tensor, byte_budget: int) -> Tensor:
+    """FILIP's score by blocks of reports; for backward it keeps the places of the maxima, not the grid."""
+    bytes_a_word = regions.shape[0] * regions.shape[1] * regions.element_size()
+    blocks = list(_column_blocks(mask, bytes_a_word, _block_bytes(regions, byte_budget)))
+    scores = regions.new_zeros(len(regions), len(words))
+    for columns, width in blocks:
+        real = mask[columns, :width]
+        s = _products(regions, words[columns, :width])
+        best_region = s.max(1).values.mul(real).sum(-1) / real.sum(-1).clamp_min(1)
+        best_word = s.masked_fill(~real, -2.0).max(-1).values.mean(1)  # below any cosine, and finite
+        block = ((best_region + best_word) / 2).masked_fill(~real.any(-1), 0.0)
+        scores = scores.index_copy(1, _index(columns, scores), block)
+    return scores
+
+
+def _index(columns: Tensor | slice, scores: Tensor) -> Tensor:
+    if isinstance(columns, Tensor):
+        return columns
+    return torch.arange(*columns.indices(scores.shape[1]), device=scores.device)

@@ -1,0 +1,112 @@
+"""The alignment head: the one interface that matters.
+
+A head owns its projections and its temperature, embeds each panel, and says how alike an image and a report are.
+What training optimises (:meth:`AlignmentHead.losses`) is built on what evaluation ranks by
+(:meth:`AlignmentHead.similarity`). A head knows no batch, no data set and no metric.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any, ClassVar, Generic, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from diptych import distributed
+from diptych.errors import ConfigError
+from diptych.types import Dims, E, Features, Pairs
+
+__all__ = ["AlignmentHead", "Grounds", "HeadFactory", "gather_pairs"]
+
+
+class AlignmentHead(nn.Module, ABC, Generic[E]):
+    """Base of every alignment head. A subclass is one file; see CONTRIBUTING.md, "A head in one file".
+
+    The constructor's first argument is ``dims: Dims``, filled in from the towers; all others are configuration.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Optional fields of ``Features`` that the head requires, as ``"image.pixels"``; checked before training."""
+    gathers: ClassVar[frozenset[str]] = frozenset()
+    """Fields of the embeddings that ``losses`` reads from ``world``, as ``"text.pooled"``; all others are emptied."""
+    paper: ClassVar[str] = ""
+    """Where the method is described, as ``"ConVIRT, arXiv 2010.00747"``."""
+
+    weights: dict[str, float]
+    """One weight for each loss term; ``losses`` returns the terms unweighted."""
+
+    @abstractmethod
+    def embed_image(self, image: Features) -> E:
+        """Image features ``[I,...]`` in the shared space."""
+
+    @abstractmethod
+    def embed_text(self, text: Features) -> E:
+        """Text features ``[T,...]`` in the shared space."""
+
+    @abstractmethod
+    def similarity(self, image: E, text: E) -> Tensor:
+        """Scores ``[I,T]`` of every image with every text, float32; higher is more alike. Rows are independent."""
+
+    @abstractmethod
+    def losses(self, here: Pairs[E], world: Pairs[E]) -> dict[str, Tensor]:
+        """The loss terms, one scalar each, whose mean over processes is the whole batch's objective.
+
+        Args:
+            here: this process's pairs, ``B`` of them.
+            world: all processes' pairs, ``B * W`` of them in rank order, with gradients; only fields in ``gathers``.
+        """
+
+
+@runtime_checkable
+class Grounds(Protocol[E]):  # type: ignore[misc]  # E is invariant in the heads, and that is meant
+    """What a head can do if it can say where in the image a word is seen."""
+
+    def heatmap(self, image: E, text: E) -> Tensor:
+        """Attention ``[B,N_words,N_regions]`` of each word over the regions of its own image, summing to 1."""
+
+
+HeadFactory = Callable[[Dims], AlignmentHead]  # type: ignore[type-arg]
+"""How a configuration supplies a head: everything but the widths is given, as Lightning does with optimisers."""
+
+
+def gather_pairs(head: AlignmentHead[E], here: Pairs[E]) -> Pairs[E]:
+    """The pairs of the whole job, from this process's pairs, for :meth:`AlignmentHead.losses`.
+
+    Only the fields in ``head.gathers``, the hashes and the labels are gathered, with gradients and in rank order. All
+    other fields are emptied, on one process too: a head that forgets to declare one fails on a laptop and not on eight
+    GPUs.
+
+    Args:
+        head: the head that will read them.
+        here: this process's pairs; every process must have the same shapes (``drop_last``, reports of one length).
+
+    Raises:
+        ConfigError: the head declares a field that its embeddings lack.
+    """
+    panels = {"image": here.image, "text": here.text}
+    known = {f"{panel}.{field.name}" for panel, embedding in panels.items() for field in fields(embedding)}
+    if unknown := head.gathers - known:
+        raise ConfigError(
+            f"head {type(head).__name__}: gathers names {', '.join(sorted(unknown))}, which its embeddings lack; "
+            f"they have {', '.join(sorted(known))}"
+        )
+
+    def world_of(panel: str, embedding: E) -> E:
+        changed: dict[str, Any] = {}
+        for field in fields(embedding):
+            value = getattr(embedding, field.name)
+            if isinstance(value, Tensor):
+                declared = f"{panel}.{field.name}" in head.gathers
+                changed[field.name] = distributed.gather(value) if declared else value.new_empty(0)
+        return replace(embedding, **changed)
+
+    return Pairs(
+        image=world_of("image", here.image),
+        text=world_of("text", here.text),
+        targets=torch.arange(len(here.hash) * distributed.world_size(), device=here.hash.device),
+        hash=distributed.gather(here.hash),
+        labels=None if here.labels is None else distributed.gather(here.labels),
+    )

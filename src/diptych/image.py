@@ -1,0 +1,202 @@
+"""Image towers: a pooled vector of the radiograph, and one vector for every region of a grid."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from difflib import get_close_matches
+from typing import Any
+
+import timm
+import torch
+from timm.models import group_parameters
+from torch import Tensor, nn
+
+from diptych.errors import ConfigError
+from diptych.tower import Tower
+from diptych.types import Features
+
+__all__ = ["ImageTower", "TimmImage"]
+
+
+class ImageTower(Tower):
+    """Base of every image tower."""
+
+    @abstractmethod
+    def forward(self, image: Tensor) -> Features:
+        """Features of radiographs ``[B,1,H,V]``, uint8 or float in [0,1].
+
+        ``pooled`` ``[B,D]``, ``tokens`` ``[B,N,D]`` in row-major order, ``mask`` all True, ``grid``, ``pixels``.
+        """
+
+
+class TimmImage(ImageTower):
+    """Any timm backbone with a map of features: ResNet (arXiv 1512.03385), ViT (arXiv 2010.11929), ConvNeXt, Swin ...
+
+    Radiographs have one channel: the first layer's weights are summed over colours, as timm does, and the normalisation
+    is the mean of the backbone's three. ViTs accept any image size that is a multiple of their patch size; their class
+    and register tokens take part in the pooled vector only, as the backbone's own pooling has it.
+
+    With gradient checkpointing, batch-norm statistics are updated twice in a step (the gradients are the same).
+
+    Args:
+        name: of a timm model, or ``hf-hub:owner/name``, or ``local-dir:/a/folder`` with config.json and weights.
+        pretrained: False starts from random weights.
+        weights: a local file of weights for this backbone (.safetensors, .pth), instead of the hub's.
+        stage: which of the backbone's feature maps gives the regions: for a ResNet 3 is 1/16 of the image's size (14x14
+            at 224, 19x19 at 299) and 4 or -1 the last, 1/32. For a ViT, which block; -1 is the last, after its norm.
+            The pooled vector is always made from the last.
+        model_args: passed on to timm's constructor, as ``{"img_size": 384}`` or smaller widths; plain values only.
+        frozen: no parameter is trained, and batch statistics do not move.
+        freeze_layers: how many of the lowest layers (blocks; the stem counts as one) are not trained.
+        layer_decay: factor of the learning rate from each layer to the one below, above 0 to 1.
+        gradient_checkpointing: recompute the blocks in backward, to save memory.
+        architecture: JSON from a checkpoint, instead of ``name`` and ``model_args``; needs ``pretrained=False``.
+
+    Raises:
+        ConfigError: no such model, weights out of reach, a backbone without feature maps, or an argument that does not
+            fit it.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        name: str = "resnet50",
+        *,
+        pretrained: bool = True,
+        weights: str | None = None,
+        stage: int = -1,
+        model_args: dict[str, Any] | None = None,
+        frozen: bool = False,
+        freeze_layers: int = 0,
+        layer_decay: float = 1.0,
+        gradient_checkpointing: bool = False,
+        architecture: str | None = None,
+    ) -> None:
+        super().__init__()
+        args = dict(model_args or {})
+        if architecture is not None:
+            if pretrained or weights:
+                raise ConfigError(
+                    f"image tower '{name}': `architecture` is for checkpoints; set pretrained: false, weights: null"
+                )
+            saved = json.loads(architecture)
+            name, args = saved["name"], saved["model_args"]
+        self.backbone = _create(name, pretrained, weights, args)
+        backbone: Any = self.backbone
+        if not hasattr(backbone, "forward_intermediates") or not hasattr(backbone, "group_matcher"):
+            raise ConfigError(
+                f"image tower '{name}' gives no feature maps; choose another, as resnet50 or vit_base_patch16_224"
+            )
+        info = backbone.feature_info
+        widths = [entry["num_chs"] for entry in getattr(info, "info", info)]
+        if not -len(widths) <= stage < len(widths):
+            raise ConfigError(
+                f"stage={stage}: image tower '{name}' has {len(widths)} feature maps; give 0 to {len(widths) - 1}"
+            )
+        self.name = name
+        self.stage = stage % len(widths)
+        self.token_width = int(widths[self.stage])
+        self.width = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)
+        preset = backbone.pretrained_cfg
+        self.register_buffer("mean", torch.tensor(preset["mean"]).mean())
+        self.register_buffer("std", torch.tensor(preset["std"]).mean())
+        self._layers: dict[str, int] = group_parameters(
+            self.backbone, backbone.group_matcher(coarse=False), reverse=True
+        )
+        self.num_layers = max(self._layers.values())
+        tag = preset.get("tag") or ""
+        resolved = preset["architecture"] + (f".{tag}" if tag else "")
+        try:
+            self._architecture = json.dumps({"name": resolved if ":" in name else name, "model_args": args})
+        except TypeError as error:
+            raise ConfigError(
+                f"image tower '{name}': model_args must be plain values, for the checkpoint: {error}"
+            ) from error
+        if gradient_checkpointing:
+            backbone.set_grad_checkpointing(True)
+        self._set_up_training(frozen=frozen, freeze_layers=freeze_layers, layer_decay=layer_decay)
+
+    def layer_of(self, name: str) -> int:
+        """0 for the stem, then one for each block as timm groups them."""
+        return self._layers[name.removeprefix("backbone.")]
+
+    def forward(self, image: Tensor) -> Features:
+        """Features of radiographs ``[B,1,H,V]``, uint8 or float in [0,1]."""
+        scale = 1.0 if image.is_floating_point() else 255.0
+        pixels = (image.to(self.mean.dtype) - scale * self.mean) / (scale * self.std)
+        backbone: Any = self.backbone
+        try:
+            final, maps = backbone.forward_intermediates(pixels, indices=[self.stage], norm=True)
+        except AssertionError as error:  # timm's checks of the image size
+            size = f"{image.shape[-2]}x{image.shape[-1]}"
+            raise ConfigError(f"image tower '{self.name}' cannot take images of {size}: {error}") from error
+        regions: Tensor = maps[0]  # [B,D,h,w]
+        pooled: Tensor = backbone.forward_head(final, pre_logits=True)
+        if pooled.shape[1:] != (self.width,) or regions.shape[1] != self.token_width:
+            raise ConfigError(
+                f"image tower '{self.name}' gives vectors {tuple(pooled.shape[1:])} and {regions.shape[1]} wide where "
+                f"{self.width} and {self.token_width} were announced; choose another backbone"
+            )
+        tokens = regions.flatten(2).transpose(1, 2)
+        return Features(
+            pooled=pooled,
+            tokens=tokens,
+            mask=torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device),
+            grid=(regions.shape[2], regions.shape[3]),
+            pixels=pixels,
+        )
+
+    def get_extra_state(self) -> dict[str, str]:
+        """What a checkpoint carries besides weights: ``architecture``, JSON of timm's name and arguments."""
+        return {"architecture": self._architecture}
+
+    def set_extra_state(self, state: dict[str, str]) -> None:
+        """Nothing to take: the architecture is read before the tower is built, see :meth:`rebuild_args`."""
+
+    @classmethod
+    def rebuild_args(cls, extra_state: dict[str, str]) -> dict[str, Any]:
+        """The architecture instead of the pretrained model."""
+        return {"pretrained": False, "weights": None, "architecture": extra_state["architecture"]}
+
+
+def _create(name: str, pretrained: bool, weights: str | None, args: dict[str, Any]) -> nn.Module:
+    """The backbone with one input channel and no classifier."""
+    if ":" not in name:
+        _check_name(name)
+    options = {"pretrained": pretrained or weights is not None, "num_classes": 0, "in_chans": 1, **args}
+    if weights is not None:
+        options["pretrained_cfg_overlay"] = {"file": weights}
+    try:
+        try:
+            model = timm.create_model(name, **{"dynamic_img_size": True, **options})
+        except TypeError as error:
+            if "dynamic_img_size" not in str(error):
+                raise
+            model = timm.create_model(name, **options)  # not a ViT
+    except TypeError as error:
+        raise ConfigError(f"image tower '{name}': model_args {args} do not fit it: {error}") from error
+    except Exception as error:
+        # the hub, the network and the file each fail in their own way
+        if not options["pretrained"]:
+            raise ConfigError(f"image tower '{name}' could not be built with model_args {args}: {error}") from error
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(
+            f"image tower '{name}': its weights could not be loaded ({reason}); set pretrained: false, or give a local "
+            "file as `weights`, or a folder as the name 'local-dir:/path'"
+        ) from error
+    return model
+
+
+def _check_name(name: str) -> None:
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.5)
+        raise ConfigError(f"no image tower '{name}' in timm {timm.__version__}; nearest: {', '.join(near) or 'none'}")
+    known = [entry.partition(".")[2] for entry in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in known:
+        raise ConfigError(
+            f"image tower '{name}': no weights are tagged '{tag}'; known tags: {', '.join(known) or 'none'}"
+        )

@@ -1,0 +1,92 @@
+"""The ``diptych`` command. What needs no torch is answered before torch is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from diptych.errors import DiptychError
+
+__all__ = ["main"]
+
+_USAGE = """\
+usage: diptych COMMAND [options]
+
+train and test (each has its own --help):
+  fit          train:  diptych fit -c experiments/pretrain/phantom.yaml --run runs/first
+  validate     evaluate on the validation split
+  test         evaluate on the test split:  diptych test -c runs/first/config.yaml --run runs/first --ckpt_path best
+
+look around:
+  heads        the alignment heads that installed packages offer   [--json]
+  datamodules  the data sets they offer                            [--json]
+{commands}
+options:
+  --version    print the version
+  -h, --help   print this
+"""
+
+
+def _list(group: str, arguments: Sequence[str]) -> None:
+    """Print a catalogue as a table, or as JSON."""
+    from diptych.errors import ConfigError
+    from diptych.plugins import describe
+
+    unknown = [argument for argument in arguments if argument != "--json"]
+    if unknown:
+        raise ConfigError(f"unknown option '{unknown[0]}'; there is only --json")
+    rows = describe(group)
+    if arguments:
+        print(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        print(f"{row['name']:16} {row['class']}  ({row['distribution']})")
+        print(f"{'':16} {row.get('error') or row['paper']}")
+        for key in ("needs", "gathers", "holds"):
+            if row.get(key):
+                print(f"{'':16} {key}: {', '.join(row[key])}")
+
+
+def _dispatch(arguments: list[str]) -> None:
+    from diptych.plugins import COMMANDS, DATAMODULES, HEADS, find, plugins
+
+    command = arguments[0] if arguments else "--help"
+    rest = arguments[1:]
+    if command in {"--help", "-h", "help"}:
+        commands = "".join(f"  {plugin.name:12} from {plugin.distribution}\n" for plugin in plugins(COMMANDS))
+        print(_USAGE.format(commands="\nmore commands:\n" + commands))
+    elif command == "--version":
+        from diptych import __version__
+
+        print(f"diptych {__version__}")
+    elif command in {"heads", "datamodules"}:
+        _list(HEADS if command == "heads" else DATAMODULES, rest)
+    elif command in {"fit", "validate", "test"}:
+        from diptych.cli import run
+
+        run(command)
+    else:
+        run_command: Callable[[Sequence[str]], None] = find(COMMANDS, command).load()
+        run_command(rest)
+
+
+def _one_line(error: DiptychError) -> str:
+    """The message; of an error that crossed from a loader's worker, without the traceback it was wrapped in."""
+    text = str(error)
+    return text.rsplit(f"{type(error).__name__}: ", 1)[-1].strip() if "Original Traceback" in text else text
+
+
+def main() -> None:
+    """Entry point. Errors a user can cause are printed in one line, with exit code 2."""
+    try:
+        _dispatch(sys.argv[1:])
+    except DiptychError as error:
+        print(f"diptych: error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # `diptych heads | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

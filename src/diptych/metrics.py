@@ -1,0 +1,181 @@
+"""Metrics as pure functions of arrays, each over many weightings of the samples at once.
+
+``weights`` ``[R,n]`` says how often each of the ``n`` samples counts in each of ``R`` weightings (``None``: once in the
+only one). A bootstrap is such a matrix (:func:`bootstrap_weights`), so a thousand resamples cost a few vectorised
+passes. A value that is not defined (an AUROC without positives) is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Metric",
+    "accuracy",
+    "auroc",
+    "best_f1_threshold",
+    "bootstrap_weights",
+    "f1",
+    "interval",
+    "median_rank",
+    "recall_at",
+    "top_class",
+]
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+
+_BLOCK = 2**22
+"""Weights turned into float64 at a time: 32 MiB."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure with its 95 % interval and the number of samples behind it; NaN where it is not defined."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Array, n: int) -> Metric:
+        """From ``values`` ``[1+R]``: the figure itself, then that of each resample."""
+        low, high = interval(values[1:])
+        return cls(float(values[0]), low, high, n)
+
+
+def interval(values: Array) -> tuple[float, float]:
+    """Percentile interval holding 95 % of ``values`` ``[R]``; undefined ones are left out, none gives NaN."""
+    defined = values[~np.isnan(values)]
+    if defined.size == 0:
+        return float("nan"), float("nan")
+    low, high = np.percentile(defined, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def bootstrap_weights(group: Array, resamples: int, seed: int = 0) -> Array:
+    """How often each sample counts when whole groups are drawn with replacement.
+
+    Args:
+        group: ``[n]`` integers, the same for the samples of one patient.
+        resamples: number of draws; each draws as many groups as there are.
+        seed: the same seed and groups give the same draws, whatever the order of the samples.
+
+    Returns:
+        ``[resamples,n]`` uint16.
+    """
+    names, member = np.unique(group, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    weights = np.empty((resamples, len(member)), dtype=np.uint16)
+    for row in weights:
+        row[:] = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))[member]
+    return weights
+
+
+def auroc(scores: Array, labels: Array, weights: Array | None = None) -> Floats:
+    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting one half.
+
+    The Mann-Whitney statistic, exact with ties; Hanley and McNeil, Radiology 143 (1982).
+
+    Args:
+        scores: ``[n]``; any NaN makes every value NaN.
+        labels: ``[n]``, 0 or 1.
+        weights: ``[R,n]``.
+
+    Returns:
+        ``[R]``; NaN where either class has no weight.
+    """
+    if np.isnan(scores).any() or len(scores) == 0:
+        return np.full(_rows(weights), np.nan)
+    order = np.argsort(scores, kind="stable")
+    ranked = scores[order]
+    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])  # first sample of each distinct score
+    positive = (labels[order] == 1).astype(np.float64)
+    values = []
+    for block in _blocks(weights, len(scores)):
+        block = block[:, order]
+        up = np.add.reduceat(block * positive, starts, axis=1)  # [R,distinct scores]
+        down = np.add.reduceat(block * (1 - positive), starts, axis=1)
+        below = np.cumsum(down, axis=1) - down / 2
+        values.append(_ratio((up * below).sum(axis=1), up.sum(axis=1) * down.sum(axis=1)))
+    return np.concatenate(values)
+
+
+def accuracy(predicted: Array, labels: Array, weights: Array | None = None) -> Floats:
+    """Share of the samples ``[n]`` whose prediction equals the label, ``[R]``."""
+    return _mean(predicted == labels, weights)
+
+
+def f1(predicted: Array, labels: Array, weights: Array | None = None) -> Floats:
+    """``2 TP / (2 TP + FP + FN)`` of boolean ``predicted`` and ``labels`` ``[n]``, as ``[R]``; NaN where that is 0 / 0.
+
+    For a class of many: ``f1(predicted == c, labels == c)``; the macro F1 is their mean.
+    """
+    found, real = predicted.astype(bool), labels.astype(bool)
+    hits = np.stack([found & real, found.astype(np.int64) + real], axis=1).astype(np.float64)  # [n,2]
+    sums = np.concatenate([block @ hits for block in _blocks(weights, len(found))])
+    return _ratio(2 * sums[:, 0], sums[:, 1])
+
+
+def best_f1_threshold(scores: Array, labels: Array) -> float:
+    """The score ``t`` for which ``scores >= t`` has the highest F1; of equals the highest. Needs a positive label."""
+    order = np.argsort(-scores, kind="stable")
+    ranked, hits = scores[order], np.cumsum(labels[order] == 1)
+    last = np.flatnonzero(np.r_[ranked[1:] != ranked[:-1], True])  # a threshold takes all of a tie or none
+    values = 2 * hits[last] / (last + 1 + hits[-1])
+    return float(ranked[last[np.argmax(values)]])
+
+
+def top_class(scores: Array) -> NDArray[np.int64]:
+    """The class with the highest of ``scores`` ``[n,K]``, or -1 where that is a tie or any score is NaN: ``[n]``."""
+    best = scores.max(axis=1, keepdims=True)
+    alone = (scores == best).sum(axis=1) == 1  # a NaN equals nothing
+    return np.where(alone, scores.argmax(axis=1), -1)
+
+
+def recall_at(ranks: Array, k: int, weights: Array | None = None) -> Floats:
+    """R@k: share of ``ranks`` ``[n]`` (1 is best) that are at most ``k``, ``[R]``."""
+    return _mean(ranks <= k, weights)
+
+
+def median_rank(ranks: Array, weights: Array | None = None) -> Floats:
+    """Median of ``ranks`` ``[n]``, the mean of the middle two for an even number, ``[R]``."""
+    ranked = np.sort(ranks, kind="stable").astype(np.float64)
+    order = np.argsort(ranks, kind="stable")
+    values = []
+    for block in _blocks(weights, len(ranks)):
+        upto = np.cumsum(block[:, order], axis=1)  # samples at or before each place
+        total = upto[:, -1:]
+        lower, upper = ((upto < place).sum(axis=1) for place in ((total + 1) // 2, total // 2 + 1))
+        middle = [ranked[np.minimum(place, len(ranks) - 1)] for place in (lower, upper)]
+        values.append(np.where(total[:, 0] > 0, (middle[0] + middle[1]) / 2, np.nan))
+    return np.concatenate(values)
+
+
+def _rows(weights: Array | None) -> int:
+    return 1 if weights is None else len(weights)
+
+
+def _blocks(weights: Array | None, n: int) -> Iterator[Floats]:
+    if weights is None:
+        yield np.ones((1, n))
+        return
+    step = max(1, _BLOCK // max(1, n))
+    for start in range(0, len(weights), step):
+        yield weights[start : start + step].astype(np.float64)
+
+
+def _mean(hits: Array, weights: Array | None) -> Floats:
+    sums = [(block @ hits.astype(np.float64), block.sum(axis=1)) for block in _blocks(weights, len(hits))]
+    return _ratio(np.concatenate([hit for hit, _ in sums]), np.concatenate([total for _, total in sums]))
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    ratio: Floats = np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)
+    return ratio

@@ -1,0 +1,126 @@
+"""The catalogue: heads, datamodules and commands that installed packages register as entry points.
+
+Nothing is imported until it is chosen, so a broken plug-in breaks only the run that asks for it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from diptych.errors import ConfigError
+
+__all__ = ["COMMANDS", "DATAMODULES", "HEADS", "Plugin", "describe", "find", "nearest", "plugins"]
+
+HEADS = "diptych.heads"
+DATAMODULES = "diptych.datamodules"
+COMMANDS = "diptych.commands"
+_KIND = {HEADS: "head", DATAMODULES: "datamodule", COMMANDS: "command"}
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One line of a catalogue."""
+
+    name: str
+    """The entry point's name, as ``local_pooling``."""
+    path: str
+    """The import path, as ``diptych_heads.local_pooling.LocalPooling``."""
+    distribution: str
+    """The installed package that brings it."""
+    group: str
+
+    @property
+    def class_name(self) -> str:
+        """The bare class name, as ``LocalPooling``."""
+        return self.path.rpartition(".")[2]
+
+    def load(self) -> Any:
+        """Import and return the registered object.
+
+        Raises:
+            ConfigError: the package that registers it cannot be imported.
+        """
+        module, _, attribute = self.path.rpartition(".")
+        try:
+            __import__(module)
+            return getattr(sys.modules[module], attribute)
+        except (ImportError, AttributeError, SyntaxError) as error:
+            raise ConfigError(
+                f"the {_KIND[self.group]} '{self.name}' of the package '{self.distribution}' cannot be imported from "
+                f"{self.path}: {error}; repair or uninstall that package"
+            ) from error
+
+
+@cache
+def plugins(group: str) -> tuple[Plugin, ...]:
+    """Every registered plug-in of a group, sorted by name.
+
+    Raises:
+        ConfigError: two packages register the same name, or nothing is registered (diptych is not installed).
+    """
+    found: dict[str, Plugin] = {}
+    for point in entry_points(group=group):
+        owner = point.dist.name if point.dist is not None else "unknown"
+        plugin = Plugin(point.name, point.value.replace(":", "."), owner, group)
+        other = found.setdefault(plugin.name, plugin)
+        if other.path != plugin.path:
+            raise ConfigError(
+                f"the {_KIND[group]} name '{plugin.name}' is registered twice, by '{other.distribution}' ({other.path}) "
+                f"and by '{plugin.distribution}' ({plugin.path}); uninstall one of them"
+            )
+    if not found:
+        raise ConfigError(
+            f"no {_KIND[group]}s are registered: install diptych (`make install`, or pip install diptych)"
+        )
+    return tuple(sorted(found.values(), key=lambda plugin: plugin.name))
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """All of ``known``, the most similar to ``name`` first; for messages."""
+
+    def distance(other: str) -> float:
+        return -difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio()
+
+    return sorted(known, key=lambda other: (distance(other), other))
+
+
+def find(group: str, name: str) -> Plugin:
+    """The plug-in with this entry-point name or bare class name.
+
+    Raises:
+        ConfigError: there is none; the message lists the known ones, the nearest first.
+    """
+    for plugin in plugins(group):
+        if name in (plugin.name, plugin.class_name):
+            return plugin
+    known = ", ".join(nearest(name, [plugin.name for plugin in plugins(group)]))
+    kind = _KIND[group]
+    raise ConfigError(
+        f"unknown {kind} '{name}'; known {kind}s, nearest first: {known} (`diptych {kind}s` describes them)"
+    )
+
+
+def describe(group: str) -> list[dict[str, Any]]:
+    """What ``diptych heads`` and ``diptych datamodules`` print: one mapping a plug-in, ``name`` first.
+
+    A plug-in that cannot be imported is listed with the reason under ``error``.
+    """
+    rows = []
+    for plugin in plugins(group):
+        row: dict[str, Any] = {"name": plugin.name, "class": plugin.path, "distribution": plugin.distribution}
+        try:
+            target = plugin.load()
+        except ConfigError as error:
+            row |= {"paper": "", "needs": [], "gathers": [], "error": str(error)}
+        else:
+            row |= {"paper": target.paper, "needs": sorted(target.needs), "gathers": sorted(target.gathers)}
+            if group == DATAMODULES:
+                row["holds"] = sorted(target.holds)
+        rows.append(row)
+    return rows

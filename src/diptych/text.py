@@ -1,0 +1,343 @@
+"""Text towers: a pooled vector of the report, and one vector for every whole word."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import re
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from tokenizers import Tokenizer as Backend
+from tokenizers import normalizers
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, BertConfig, BertModel
+from transformers.utils import logging as transformers_logging
+
+from diptych.errors import ConfigError
+from diptych.tokenizer import Tokenizer
+from diptych.tower import Tower
+from diptych.types import Features, TextBatch
+
+__all__ = ["ScratchText", "TextTower", "TransformersText", "sum_pieces"]
+
+Pool = Literal["cls", "mean"]
+
+_log = logging.getLogger(__name__)
+
+# Models that take a mask [B,1,1,P] as it is. Given [B,P], transformers waits for the device to say if there is padding.
+_TAKES_BROADCAST_MASK = frozenset({"bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"})
+_BLOCK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
+
+
+def sum_pieces(pieces: Tensor, word_of_piece: Tensor, words: int) -> Tensor:
+    """Whole-word vectors: the sum of each word's pieces, as GLoRIA (ICCV 2021) takes them.
+
+    Args:
+        pieces: ``[B,P,D]``
+        word_of_piece: ``[B,P]`` int64, -1 for a piece of no word.
+        words: ``N``
+
+    Returns:
+        ``[B,N,D]``, zero where there is no word.
+    """
+    batch, _, width = pieces.shape
+    target = torch.where(word_of_piece < 0, words, word_of_piece)  # pieces of no word fall into a slot cut off below
+    sums = pieces.new_zeros(batch, words + 1, width)
+    return sums.scatter_add(1, target.unsqueeze(2).expand(-1, -1, width), pieces)[:, :words]
+
+
+class TextTower(Tower):
+    """Base of every text tower."""
+
+    tokenizer: Tokenizer
+    """Makes what :meth:`forward` reads; the collate calls it, never the training step."""
+
+    @abstractmethod
+    def forward(self, text: TextBatch) -> Features:
+        """Features of tokenised reports: ``pooled`` ``[B,D]``, ``tokens`` ``[B,N,D]``, ``mask``, ``sentences``."""
+
+
+class _EncoderText(TextTower):
+    """A transformers encoder as a text tower; its subclasses say where model and tokenizer come from."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        *,
+        last_layers: int,
+        pool: Pool,
+        frozen: bool,
+        freeze_layers: int,
+        layer_decay: float,
+        gradient_checkpointing: bool,
+    ) -> None:
+        super().__init__()
+        config: Any = model.config
+        depth = int(config.num_hidden_layers)
+        room = _positions(config)
+        if not 1 <= last_layers <= depth:
+            raise ConfigError(f"last_layers={last_layers}: this text tower has {depth} layers; give 1 to {depth}")
+        if tokenizer.max_tokens > room:
+            raise ConfigError(
+                f"max_tokens={tokenizer.max_tokens}: this text tower reads at most {room}; give that or less"
+            )
+        if tokenizer.learned and tokenizer.size > config.vocab_size:
+            raise ConfigError(
+                f"the tokenizer has {tokenizer.size} pieces, the tower {config.vocab_size}: take both from one model"
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.width = self.token_width = int(config.hidden_size)
+        self.num_layers = depth
+        self.last_layers = last_layers
+        self.pool = pool
+        self._broadcast_mask = config.model_type in _TAKES_BROADCAST_MASK and config._attn_implementation == "sdpa"
+        if gradient_checkpointing:
+            enable: Any = model.gradient_checkpointing_enable
+            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self._set_up_training(frozen=frozen, freeze_layers=freeze_layers, layer_decay=layer_decay)
+
+    def layer_of(self, name: str) -> int:
+        """0 for the embeddings, ``i + 1`` for the i-th block, ``num_layers`` for what comes after the blocks."""
+        if match := _BLOCK.search(name):
+            return int(match.group(1)) + 1
+        return 0 if "emb" in name or ".wte." in name or ".wpe." in name else self.num_layers
+
+    def forward(self, text: TextBatch) -> Features:
+        """Features of tokenised reports; no value is read back to the host."""
+        attended = text.attention_mask
+        output = self.model(
+            input_ids=text.input_ids,
+            attention_mask=attended[:, None, None, :] if self._broadcast_mask else attended.long(),
+            output_hidden_states=self.last_layers > 1,
+        )
+        last: Tensor = output.last_hidden_state  # [B,P,D]
+        pieces = last
+        if self.last_layers > 1:
+            pieces = torch.stack(output.hidden_states[-self.last_layers :]).sum(dim=0)
+        if self.pool == "cls":
+            pooled = last[:, 0]
+        else:
+            weight = attended.unsqueeze(2).to(last.dtype)  # special tokens too, as the sentence encoders are trained
+            pooled = (last * weight).sum(dim=1) / weight.sum(dim=1)
+        return Features(
+            pooled=pooled,
+            tokens=sum_pieces(pieces, text.word_of_piece, text.mask.shape[1]),
+            mask=text.mask,
+            sentences=text.sentences,
+        )
+
+    def get_extra_state(self) -> dict[str, str]:
+        """What a checkpoint carries besides weights: ``tokenizer`` and ``architecture``, both JSON."""
+        config: Any = self.model.config
+        return {"tokenizer": self.tokenizer.state(), "architecture": str(config.to_json_string())}
+
+    def set_extra_state(self, state: dict[str, str]) -> None:
+        """Take the tokenizer of a checkpoint."""
+        self.tokenizer.load(state["tokenizer"])
+
+
+class TransformersText(_EncoderText):
+    """Any encoder that the transformers library knows, by its name on the hub or by the path of a local folder.
+
+    Args:
+        name: as ``emilyalsentzer/Bio_ClinicalBERT``, or a folder with config.json, weights and tokenizer files.
+        pretrained: False starts from random weights of the same architecture.
+        max_tokens: most word pieces of a report, special tokens included; longer ones lose their last sentences.
+        last_layers: word vectors are the sum of the last k layers' (GLoRIA: 4).
+        pool: the report's vector: the last layer's first piece (``cls``) or the mean of all pieces (``mean``, as
+            sentence encoders such as MiniLM are trained).
+        frozen: no parameter is trained, and dropout is off.
+        freeze_layers: how many of the lowest layers are not trained; the embeddings count as one.
+        layer_decay: factor of the learning rate from each layer to the one below, above 0 to 1.
+        gradient_checkpointing: recompute the blocks in backward, to save memory.
+        lower_case: whether the tokenizer folds case. None follows the model's tokenizer, unless that would fold a
+            vocabulary whose words have capitals: then case is kept (Bio_ClinicalBERT ships a cased vocab.txt and does
+            not say so).
+        architecture: JSON of the transformers configuration, from a checkpoint; then nothing is fetched, and the
+            tokenizer comes with the checkpoint. Needs ``pretrained=False``.
+
+    Raises:
+        ConfigError: the model cannot be found or loaded, lacks weights, is no encoder, or an argument does not fit it.
+    """
+
+    def __init__(
+        self,
+        name: str = "emilyalsentzer/Bio_ClinicalBERT",
+        *,
+        pretrained: bool = True,
+        max_tokens: int = 112,
+        last_layers: int = 1,
+        pool: Pool = "cls",
+        frozen: bool = False,
+        freeze_layers: int = 0,
+        layer_decay: float = 1.0,
+        gradient_checkpointing: bool = False,
+        lower_case: bool | None = None,
+        architecture: str | None = None,
+    ) -> None:
+        if architecture is None:
+            with _loading(name):
+                config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            tokenizer = _load_tokenizer(name, max_tokens, lower_case)
+        elif pretrained:
+            raise ConfigError(f"text tower '{name}': `architecture` is for checkpoints; set pretrained: false")
+        else:
+            fields = json.loads(architecture)
+            config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+            tokenizer = Tokenizer(None, max_tokens)
+        super().__init__(
+            _load_model(name, config, pretrained),
+            tokenizer,
+            last_layers=last_layers,
+            pool=pool,
+            frozen=frozen,
+            freeze_layers=freeze_layers,
+            layer_decay=layer_decay,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+
+    @classmethod
+    def rebuild_args(cls, extra_state: dict[str, str]) -> dict[str, Any]:
+        """The architecture instead of the pretrained model."""
+        return {"pretrained": False, "architecture": extra_state["architecture"]}
+
+
+class ScratchText(_EncoderText):
+    """A small BERT (arXiv 1810.04805) with random weights, whose vocabulary is learned from the training reports.
+
+    Needs no download. The tables of the embedding are as long as ``vocabulary``, however few pieces are learned.
+
+    Args:
+        width: of the vectors; a multiple of ``heads``.
+        depth: number of blocks.
+        heads: attention heads in each block.
+        vocabulary: most pieces that are learned, at least 77.
+        max_tokens: most word pieces of a report.
+        dropout: of the blocks and of the attention, 0 to 1.
+        last_layers: word vectors are the sum of the last k layers'.
+        pool: the report's vector: the first piece's or the mean of all. The mean learns sooner from scratch.
+        layer_decay: factor of the learning rate from each layer to the one below, above 0 to 1.
+        gradient_checkpointing: recompute the blocks in backward, to save memory.
+
+    Raises:
+        ConfigError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int = 128,
+        depth: int = 2,
+        heads: int = 4,
+        vocabulary: int = 4096,
+        max_tokens: int = 112,
+        dropout: float = 0.1,
+        last_layers: int = 1,
+        pool: Pool = "mean",
+        layer_decay: float = 1.0,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        if width % heads:
+            raise ConfigError(f"width={width}: not a multiple of heads={heads}")
+        tokenizer = Tokenizer(None, max_tokens, vocabulary=vocabulary)
+        config = BertConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            num_hidden_layers=depth,
+            num_attention_heads=heads,
+            intermediate_size=4 * width,
+            max_position_embeddings=max_tokens,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+        )
+        super().__init__(
+            BertModel(config, add_pooling_layer=False),
+            tokenizer,
+            last_layers=last_layers,
+            pool=pool,
+            frozen=False,
+            freeze_layers=0,
+            layer_decay=layer_decay,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Within it, transformers keeps its reports and bars to itself, and a failure becomes one line with a remedy."""
+    log: Any = transformers_logging
+    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(
+            f"text tower '{name}' could not be loaded ({reason}); give the path of a local folder with config.json, "
+            "weights and tokenizer files, or a hub name with the network allowed (HF_HUB_OFFLINE unset)"
+        ) from error
+    finally:
+        log.set_verbosity(verbosity)
+        if bars:
+            log.enable_progress_bar()
+
+
+def _load_model(name: str, config: Any, pretrained: bool) -> nn.Module:
+    kind: Any = MODEL_MAPPING.get(type(config), None)
+    if not callable(kind) or getattr(config, "is_encoder_decoder", False):
+        raise ConfigError(f"text tower '{name}': '{config.model_type}' is not a text encoder; use a BERT-like model")
+    bare = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
+    if not pretrained:
+        return kind(config, **bare)  # type: ignore[no-any-return]  # a class chosen at run time
+    with _loading(name):
+        model, info = kind.from_pretrained(
+            name, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **bare
+        )
+    lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if lacking:
+        raise ConfigError(
+            f"text tower '{name}': {len(lacking)} weights are missing or of another shape (first: {lacking[0]}); "
+            "the folder does not hold this model"
+        )
+    return model  # type: ignore[no-any-return]  # as above
+
+
+def _load_tokenizer(name: str, max_tokens: int, lower_case: bool | None) -> Tokenizer:
+    with _loading(name):
+        wrapper = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        backend: Backend | None = getattr(wrapper, "backend_tokenizer", None)
+    if backend is None:
+        raise ConfigError(f"text tower '{name}' has no fast tokenizer; add its tokenizer.json to the folder")
+    normalizer = backend.normalizer
+    if not isinstance(normalizer, normalizers.BertNormalizer):
+        if lower_case is not None:
+            raise ConfigError(f"text tower '{name}': lower_case cannot be set for its tokenizer; leave it out")
+    else:
+        keep = lower_case if lower_case is not None else normalizer.lowercase and not _is_cased(backend)
+        if keep != normalizer.lowercase:
+            _log.info(
+                "text tower '%s': case is %s", name, "folded" if keep else "kept, as its vocabulary holds capitals"
+            )
+            normalizer.lowercase = keep
+            backend.normalizer = normalizer
+    return Tokenizer(backend, max_tokens, pad_id=wrapper.pad_token_id or 0)
+
+
+def _is_cased(backend: Backend) -> bool:
+    """Whether the vocabulary holds words with capitals, special tokens aside."""
+    return any(piece != piece.lower() for piece in backend.get_vocab() if not re.fullmatch(r"[\[<].*[\]>]", piece))
+
+
+def _positions(config: Any) -> int:
+    """Most word pieces that the position embeddings allow."""
+    positions = int(getattr(config, "max_position_embeddings", 0) or 1_000_000)
+    offset = (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    return positions - offset

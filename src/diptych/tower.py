@@ -1,0 +1,71 @@
+"""What both towers have in common: widths, depth, freezing, and rebuilding without a download."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Self
+
+from torch import nn
+
+from diptych.errors import ConfigError
+
+__all__ = ["Tower"]
+
+
+class Tower(nn.Module, ABC):
+    """Base of both towers.
+
+    A tower is a stack of layers, the stem or the embeddings being layer 0. Freezing and layer-wise learning-rate decay
+    (ELECTRA, arXiv 2003.10555; BEiT, arXiv 2106.08254) both speak of these layers: a parameter's learning rate is
+    scaled by ``layer_decay ** (num_layers - layer_of(name))``.
+
+    Modules without a trainable parameter stay in evaluation mode, so that neither batch statistics nor dropout move in
+    a frozen part, whatever :meth:`train` is told.
+    """
+
+    width: int
+    """Width of the pooled vector."""
+    token_width: int
+    """Width of the region or word vectors."""
+    num_layers: int
+    """Index of the top layer."""
+    layer_decay: float
+    """Factor of the learning rate from each layer to the one below it; 1 is no decay."""
+
+    @abstractmethod
+    def layer_of(self, name: str) -> int:
+        """Depth of a parameter, by its name in this tower: 0 (stem, embeddings) to ``num_layers``."""
+
+    @classmethod
+    def rebuild_args(cls, extra_state: dict[str, str]) -> dict[str, Any]:
+        """Constructor arguments that replace the configured ones when a checkpoint is read, so that nothing is fetched.
+
+        Args:
+            extra_state: what :meth:`get_extra_state` had put in the checkpoint.
+        """
+        return {}
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, but for the modules that have parameters and none that is trained."""
+        super().train(mode)
+        for module in self.modules():
+            parameters = list(module.parameters())
+            if mode and parameters and not any(p.requires_grad for p in parameters):
+                for inner in module.modules():
+                    inner.training = False
+        return self
+
+    def _set_up_training(self, *, frozen: bool, freeze_layers: int, layer_decay: float) -> None:
+        """Freeze the lowest layers (all of them if ``frozen``); called at the end of a subclass's constructor."""
+        if not 0 <= freeze_layers <= self.num_layers + 1:
+            raise ConfigError(
+                f"freeze_layers={freeze_layers}: {type(self).__name__} has {self.num_layers + 1} layers, stem or "
+                f"embeddings included; give a number from 0 to {self.num_layers + 1}"
+            )
+        if not 0 < layer_decay <= 1:
+            raise ConfigError(f"layer_decay={layer_decay}: give a factor above 0 and at most 1 (1: no decay)")
+        self.layer_decay = layer_decay
+        for name, parameter in self.named_parameters():
+            if frozen or self.layer_of(name) < freeze_layers:
+                parameter.requires_grad_(False)
+        self.train()
