@@ -266,6 +266,10 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
             "multiprocessing_context": self.loading.start_method if workers else None,
         }
 
+    def steps_per_epoch(self) -> int:
+        """Batches that each process reads in an epoch of training."""
+        return len(self._split("train")) // (self.loading.batch_size * self._processes()[1])
+
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled, augmented, the incomplete last batch left out, exactly resumable."""
         rank, processes = self._processes()

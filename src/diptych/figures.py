@@ -26,10 +26,15 @@ _INK, _PAPER = (32, 32, 32), (255, 255, 255)
 
 
 def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> RGB:
-    """A grey picture ``[h,v]`` with a map ``[h,v]`` over it, ``[h,v,3]``: the map's own maximum is drawn strongest."""
-    level = heat / max(float(heat.max()), 1e-12)
-    colour = cv2.applyColorMap(np.asarray(level * 255, np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1].astype(np.float32)
-    opacity = 0.65 * level[..., None]
+    """A grey picture ``[h,v]`` with an attention map ``[h,v]`` over it, as ``[h,v,3]``.
+
+    The scale is absolute: attention at or below its mean (uniform attention is its mean everywhere) leaves the picture
+    as it is; the strongest colour is the map's peak, or three times the mean where the peak is lower.
+    """
+    ratio = heat / max(float(heat.mean()), 1e-12)
+    level = np.clip((ratio - 1) / (max(float(ratio.max()), 3.0) - 1), 0, 1)
+    colour = cv2.applyColorMap(np.asarray(level * 255, np.uint8), cv2.COLORMAP_JET)[..., ::-1].astype(np.float32)
+    opacity = 0.6 * np.sqrt(level)[..., None]
     return np.asarray(image[..., None] * (1 - opacity) + colour * opacity, np.uint8)
 
 
@@ -53,7 +58,8 @@ def draw_attention(
 ) -> Image.Image:
     """A radiograph, then the same with each word's attention over it, at its own resolution, and the report below.
 
-    Pictures under 256 pixels are enlarged by a whole factor, so that words can be read.
+    Above each map stands the word, and how many times the mean its peak is. Pictures under 256 pixels are enlarged by a
+    whole factor, so that words can be read.
 
     Args:
         sample: the pair; its boxes, where it has any, are outlined in every panel.
@@ -68,9 +74,10 @@ def draw_attention(
     panels = [np.repeat(sample.image[..., None], 3, axis=2), *(overlay(sample.image, heat) for heat in maps)]
     lines = textwrap.wrap(sample.text or "", max(20, int(size[0] * len(panels) / (unit * 0.55))))
     bar = int(unit * 1.5)
+    titles = [f"{word} ({heat.max() / max(heat.mean(), 1e-12):.1f}x)" for word, heat in zip(words, maps, strict=True)]
     sheet = Image.new("RGB", (size[0] * len(panels), bar + size[1] + int(unit * 1.3) * len(lines) + unit), _PAPER)
     pen = ImageDraw.Draw(sheet)
-    for i, (title, panel) in enumerate(zip(["radiograph", *words], panels, strict=True)):
+    for i, (title, panel) in enumerate(zip(["radiograph", *titles], panels, strict=True)):
         sheet.paste(Image.fromarray(panel).resize(size, Image.Resampling.BICUBIC), (i * size[0], bar))
         pen.text((i * size[0] + 4, bar // 8), title, fill=_INK, font=_font(unit))
         for box in sample.boxes if sample.boxes is not None else ():

@@ -203,16 +203,20 @@ def _products(regions: Tensor, words: Tensor) -> Tensor:
     return (regions.flatten(0, 1) @ words.flatten(0, 1).T).view(*regions.shape[:2], *words.shape[:2])
 
 
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu"
+
+
 def _block_bytes(x: Tensor, byte_budget: int) -> int:
     """Small enough for a CPU's cache, large enough to fill a GPU; within the budget, down to what is still fast."""
-    largest = 2**23 if x.device.type == "cpu" else 2**27
+    largest = 2**23 if _on_cpu(x) else 2**27
     return min(max(byte_budget, 2**21), largest)
 
 
 def _column_blocks(mask: Tensor, bytes_a_word: int, block_bytes: int) -> Iterator[tuple[Tensor | slice, int]]:
     """Columns and their width for each block of reports; see :func:`local_scores` for the order and the cut."""
     texts, longest = mask.shape
-    if mask.device.type != "cpu":
+    if not _on_cpu(mask):
         step = max(1, block_bytes // (bytes_a_word * max(1, longest)))
         for start in range(0, texts, step):
             yield slice(start, start + step), longest
@@ -226,10 +230,11 @@ def _column_blocks(mask: Tensor, bytes_a_word: int, block_bytes: int) -> Iterato
 
 
 def _matchings(regions: Tensor, words: Tensor, mask: Tensor, region_scale: float, byte_budget: int) -> Tensor:
-    """``m`` ``[I,T,N]`` of :func:`local_scores`; of padded words, 0."""
-    keep = byte_budget if torch.is_grad_enabled() else -1
-    m = cast(Tensor, _Matchings.apply(regions, words, mask, region_scale, keep))
-    return m / words.norm(dim=-1).clamp_min(1e-8)
+    """``m`` ``[I,T,N]`` of :func:`local_scores`; what stands at padded words is for the pooling to leave out."""
+    keep = torch.is_grad_enabled() and (regions.requires_grad or words.requires_grad)
+    dot_over_length = cast(Tensor, _Matchings.apply(regions, words, mask, region_scale, byte_budget, keep))
+    length: Tensor = torch.linalg.vector_norm(words, dim=-1)
+    return dot_over_length / length.clamp_min(1e-8)
 
 
 class _Matchings(torch.autograd.Function):
@@ -240,15 +245,16 @@ class _Matchings(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, regions: Tensor, words: Tensor, mask: Tensor, region_scale: float, byte_budget: int
+        ctx: Any, regions: Tensor, words: Tensor, mask: Tensor, region_scale: float, byte_budget: int, keep: bool
     ) -> Tensor:
         images, n_regions, _ = regions.shape
         texts, longest = mask.shape
         block = _block_bytes(regions, byte_budget)
         item = n_regions * regions.element_size()
-        step = min(images, max(1, block // (item * max(1, longest))))  # images in a tile
+        # Images in a tile: neither one column of it nor its Gram matrices exceed a block.
+        step = max(1, block // (item * max(1, longest, n_regions)))
         ctx.region_scale, ctx.step = region_scale, step
-        ctx.blocks = list(_column_blocks(mask, step * item, block))
+        ctx.blocks = list(_column_blocks(mask, min(step, images) * item, block))
         m = regions.new_zeros(images, texts, longest)
         kept: list[Tensor | None] = []
         for start in range(0, images, step):
@@ -258,8 +264,8 @@ class _Matchings(torch.autograd.Function):
                 s = _products(regions[rows], words[columns, :width])
                 _, _, _, dot, square = _attend(s, mask[columns, :width], gram, region_scale)
                 m[rows, columns, :width] = (dot * square.rsqrt()).view(len(s), -1, width)
-                fits = (byte_budget := byte_budget - s.nbytes) >= 0
-                kept.append(s if fits else None)
+                byte_budget -= s.nbytes
+                kept.append(s if keep and byte_budget >= 0 else None)
         ctx.save_for_backward(regions, words, mask, *kept)
         return m
 
@@ -319,7 +325,7 @@ def _matchings_backward(ctx: Any, grad_m: Tensor) -> tuple[Tensor | None, ...]:
             grad_regions[rows].flatten(0, 1).addmm_(flat, t.flatten(0, 1))
             grad_words[columns, :width] += (flat.T @ v.flatten(0, 1)).view_as(t)
         grad_regions[rows].baddbmm_(grad_gram, v, alpha=2)  # grad_gram is symmetric
-    return grad_regions, grad_words, None, None, None
+    return grad_regions, grad_words, None, None, None, None
 
 
 def _max_scores(regions: Tensor, words: Tensor, mask: Tensor, byte_budget: int) -> Tensor:

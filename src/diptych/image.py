@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.models import group_parameters
+from timm.models import group_parameters, load_model_config_from_hf
 from torch import Tensor, nn
 
 from diptych.errors import ConfigError
@@ -108,6 +109,13 @@ class TimmImage(ImageTower):
         )
         self.num_layers = max(self._layers.values())
         tag = preset.get("tag") or ""
+        if ":" in name:  # a folder or repository that may not be there when a checkpoint is read
+            source, _, place = name.partition(":")
+            if source == "local-dir":
+                saved_args = json.loads(Path(place, "config.json").read_text()).get("model_args")
+            else:
+                saved_args = load_model_config_from_hf(place)[2]
+            args = {**(saved_args or {}), **args}
         resolved = preset["architecture"] + (f".{tag}" if tag else "")
         try:
             self._architecture = json.dumps({"name": resolved if ":" in name else name, "model_args": args})

@@ -147,10 +147,6 @@ class AlignmentModule(pl.LightningModule):
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         return total, terms
 
-    def on_train_epoch_start(self) -> None:
-        """Count cut reports anew."""
-        self._cut = torch.zeros((), device=self.device)
-
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout by position, so that a resumed run draws what the uninterrupted one drew."""
         torch.manual_seed(mix(self._seed(), self.current_epoch, batch_idx, self.global_rank))
@@ -173,12 +169,9 @@ class AlignmentModule(pl.LightningModule):
         if isinstance(temperature, Tensor):
             self.log("train/temperature", temperature.detach(), batch_size=len(batch))
         assert batch.text is not None  # _pairs has refused it
-        self._cut += batch.text.cut.sum()
+        cut = batch.text.cut.sum().float()  # reports that lost sentences to the length limit, counted over the epoch
+        self.log("train/reports_cut", cut, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True, batch_size=1)
         return total
-
-    def on_train_epoch_end(self) -> None:
-        """Log how many reports lost sentences to the length limit."""
-        self.log("train/reports_cut", self._cut, reduce_fx="sum", sync_dist=True)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the gradient's norm before clipping, on the steps that are logged."""
@@ -190,10 +183,29 @@ class AlignmentModule(pl.LightningModule):
         """AdamW and warm-up with cosine, by optimiser steps."""
         groups = parameter_groups(self, lr=self.lr, weight_decay=self.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self._total_steps()
         warmup = int(self.warmup if self.warmup >= 1 else self.warmup * total)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(warmup, total, self.lr_floor))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _total_steps(self) -> int:
+        """Optimiser steps of the whole run.
+
+        Lightning's ``estimated_stepping_batches`` would build the training loader before its state is restored, and a
+        resumed run would start its epoch anew.
+        """
+        trainer, datamodule = self.trainer, self._datamodule()
+        if datamodule is None:
+            return int(trainer.estimated_stepping_batches)
+        batches, limit = datamodule.steps_per_epoch(), trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        steps = -(-batches // trainer.accumulate_grad_batches)
+        bounds = [trainer.max_steps] if trainer.max_steps != -1 else []
+        if trainer.max_epochs not in (None, -1):
+            bounds.append(steps * trainer.max_epochs)
+        if not bounds:
+            raise ConfigError("the schedule needs an end: set trainer.max_epochs or trainer.max_steps")
+        return min(bounds)
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 

@@ -127,7 +127,7 @@ _SIDE = re.compile(
     | (?P<curve>\b(?:levo|dextro))(?=-?(?:scolio|rotoscolio|cardi|posi|curv|convex|rotat|version))
     | (?P<short>(?-i:\b(?:Lt|lt|Rt|rt)\b))
     | (?P<code>(?-i:\b(?:LUL|RUL|LLL|RLL|LUQ|RUQ|LLQ|RLQ|LUE|RUE|LLE|RLE|LIJ|RIJ|LAO|RAO|LPO|RPO)\b))
-    | (?P<letter>(?-i:\b(?:RML|LT|RT|[LR]V(?:H|AD|EF)?|LAD|(?<!\d\s)(?<!\d)(?<!B/)L|R(?!/O\b))\b))
+    | (?P<letter>(?-i:\b(?:RML|LT|RT(?!-PCR)|[LR]V(?:H|AD|EF)?|LAD|(?<!\d\s)(?<!\d)(?<!B/)L|R(?!/O\b))\b))
     """,
     re.VERBOSE | re.IGNORECASE,
 )

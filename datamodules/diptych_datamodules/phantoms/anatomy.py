@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +19,7 @@ __all__ = ["SIDES", "Build", "Chest", "draw_build", "draw_chest", "heart_outline
 SIDES = ("right", "left")
 """The patient's sides; the right one is on the image's left."""
 
-_LUNG_DEPTH = 1.12  # attenuation that air in a full lung takes away
+_LUNG_DEPTH = 1.02  # attenuation that air in a full lung takes away
 
 
 def sign(side: str) -> float:
@@ -67,10 +68,10 @@ class Build:
     """Height and distance from the edge, as shares of the picture."""
 
 
-def draw_build(rng: np.random.Generator, *, female: bool, portable: bool) -> Build:
-    """Draw a patient and an exposure."""
-    u = rng.random(24)
-    n = np.clip(rng.standard_normal(8), -2, 2)
+def draw_build(body: np.random.Generator, film: np.random.Generator, *, female: bool, portable: bool) -> Build:
+    """Draw a patient from ``body`` and an exposure, with the patient's position, from ``film``."""
+    u, v = body.random(8), film.random(8)
+    n, m = np.clip(body.standard_normal(3), -2, 2), np.clip(film.standard_normal(4), -2, 2)
     return Build(
         female=female,
         portable=portable,
@@ -84,15 +85,15 @@ def draw_build(rng: np.random.Generator, *, female: bool, portable: bool) -> Bui
         scapula=float(0.25 + 0.35 * u[4] + 0.4 * portable),
         bubble=float(0.55 + 0.6 * u[5] if u[6] < 0.8 else 0.0),
         knob=float(0.6 + 0.8 * u[7]),
-        zoom=float(1.05 + 0.03 * n[3]),
-        tilt=float(1.6 * n[4]),
-        shift=(float(0.014 * n[5]), float(0.012 * n[6])),
-        black=float(0.08 + 0.14 * u[8]),
-        span=float(1.75 + 0.45 * u[9]),
-        gamma=float(0.85 + 0.35 * u[10]),
-        photons=float(1.0 + 4.0 * u[11]),
-        marker=("R" if u[12] < 0.5 else "L") if u[13] < 0.6 else "",
-        marker_place=(float(0.06 + 0.12 * u[14]), float(0.03 + 0.05 * u[15])),
+        zoom=float(1.05 + 0.03 * m[0]),
+        tilt=float(1.6 * m[1]),
+        shift=(float(0.014 * m[2]), float(0.012 * m[3])),
+        black=float(0.04 + 0.12 * v[0]),
+        span=float(1.75 + 0.40 * v[1]),
+        gamma=float(0.75 + 0.30 * v[2]),
+        photons=float(1.5 + 4.5 * v[3]),
+        marker=("R" if v[4] < 0.5 else "L") if v[5] < 0.6 else "",
+        marker_place=(float(0.06 + 0.12 * v[6]), float(0.03 + 0.05 * v[7])),
     )
 
 
@@ -126,11 +127,11 @@ def heart_outline(build: Build, growth: float = 0.0) -> Points:
     inner = 2 * 0.377 * build.width
     wide = (build.heart + growth) * inner  # right border to apex
     r, a = 0.31 * wide, 0.69 * wide
-    tall = 0.35 * growth
+    tall, up = 0.12 * growth, 0.69 * (build.heart + 0.35 * growth) * inner
     out = [
-        (-0.055, 0.37), (-0.70 * r, 0.455 - tall), (-0.98 * r, 0.54 - 0.5 * tall), (-r, 0.60), (-0.85 * r, 0.68 + low),
+        (-0.06, 0.37), (-0.74 * r, 0.455 - tall), (-0.98 * r, 0.54 - 0.5 * tall), (-r, 0.60), (-0.85 * r, 0.68 + low),
         (-0.4 * r, 0.735 + low), (0.3 * a, 0.755 + low), (0.75 * a, 0.742 + low), (0.96 * a, 0.712 + low), (a, 0.665 + low),
-        (0.94 * a, 0.60 + 0.5 * low), (0.76 * a, 0.52 - 0.5 * tall), (0.53 * a, 0.45 - tall), (0.075, 0.385), (0.02, 0.345),
+        (0.95 * a, 0.60 + 0.5 * low), (0.45 * a + 0.36 * up, 0.52 - 0.5 * tall), (0.58 * up, 0.45 - tall), (0.08, 0.385), (0.02, 0.345),
     ]  # fmt: skip
     return smooth(out)
 
@@ -170,8 +171,9 @@ def draw_chest(frame: Frame, build: Build, seed: list[int], *, growth: float = 0
 
     total, body = _trunk(f, build)
     total -= _LUNG_DEPTH * air
-    total += (0.26 + 0.12 * build.fat) * below * (1 - both) * body
-    total += 0.40 * bulk * (1 - 0.75 * below * (1 - both))
+    total += (0.20 + 0.10 * build.fat) * below * (1 - both) * body
+    middle = np.exp(-((f.x / np.float32(0.07)) ** 2))
+    total += 0.47 * bulk * (1 - 0.75 * below * (1 - both)) * (1 - 0.45 * middle)
     total += _mediastinum(f, build) * (1 - 0.4 * below)
     total += _bones(f, build)
     if build.bubble:
@@ -246,7 +248,8 @@ def _mediastinum(f: Frame, build: Build) -> Field:
     canvas = f.blank()
     f.stroke(canvas, smooth([(-0.008, 0.345), (-0.035, 0.385), (-0.068, 0.425)], closed=False), 0.021)
     f.stroke(canvas, smooth([(0.006, 0.345), (0.040, 0.395), (0.085, 0.425)], closed=False), 0.018)
-    field -= 0.30 * f.blur(np.maximum(airway, 0.7 * f.level(canvas)), 0.004)
+    airway *= 1 - 0.45 * np.clip((f.y - 0.22) / 0.12, 0, 1)
+    field -= 0.27 * f.blur(np.maximum(airway, 0.6 * f.level(canvas)), 0.004)
     return np.asarray(field, dtype=np.float32)
 
 
@@ -275,9 +278,9 @@ def _bones(f: Frame, build: Build) -> Field:
     blades, spines, heads = f.blank(), f.blank(), f.blank()
     for s in (-1.0, 1.0):
         flip = np.array([s, 1.0])
-        _band(f, back, rims, smooth(np.stack([hind_x, hind_y], axis=-1) * flip, closed=False), 0.0205)
-        f.stroke(front, smooth(np.stack([fore_x, fore_y], axis=-1)[:8] * flip, closed=False), 0.021)
-        _band(f, girdle, rims, smooth(bar * flip, closed=False), 0.023)
+        _band(f, back, smooth(np.stack([hind_x, hind_y], axis=-1) * flip, closed=False), 0.0205, rims)
+        _band(f, front, smooth(np.stack([fore_x, fore_y], axis=-1)[:8] * flip, closed=False), 0.021)
+        _band(f, girdle, smooth(bar * flip, closed=False), 0.023, rims)
         f.stroke(girdle, smooth(bar[:2] * flip, closed=False), 0.030)
         f.paint(blades, smooth(blade * flip))
         f.stroke(spines, smooth(blade * flip), 0.004, closed=True)
@@ -289,20 +292,22 @@ def _bones(f: Frame, build: Build) -> Field:
     return np.asarray(field + 0.24 * f.blur(f.level(heads), 0.004), dtype=np.float32)
 
 
-def _band(f: Frame, fill: NDArray[np.uint8], rims: NDArray[np.uint8], lines: Points, width: float) -> None:
-    """Long bones: filled, with both edges brighter."""
-    f.stroke(fill, lines, width)
+def _band(f: Frame, fill: NDArray[np.uint8], lines: Points, width: float, rims: NDArray[np.uint8] | None = None) -> None:
+    """Long bones along lines ``[...,K,2]``: filled, with both edges brighter where ``rims`` takes them."""
     step = np.gradient(lines, axis=-2)
     normal = np.stack([-step[..., 1], step[..., 0]], axis=-1)
     normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
-    for s in (-0.5, 0.5):
-        f.stroke(rims, lines + s * (width - 0.003) * normal, 0.0035)
+    above, below = lines - 0.5 * width * normal, lines + 0.5 * width * normal
+    f.paint(fill, np.concatenate([above, below[..., ::-1, :]], axis=-2))
+    if rims is not None:
+        for edge in (above + 0.0015 * normal, below - 0.0015 * normal):
+            f.stroke(rims, edge, 0.0035)
 
 
 def _bubble(f: Frame, build: Build) -> Field:
     """Gas in the stomach, under the left dome."""
     size = build.bubble
-    inside = np.clip(1 - f.blob(0.185, 0.765 + build.dome + build.left_lower, 0.10 * size, 0.05 * size, 0.15), 0, 1)
+    inside = np.clip(1 - f.blob(0.185, 0.752 + build.dome + build.left_lower, 0.09 * size, 0.045 * size, 0.15), 0, 1)
     return f.blur(np.asarray(0.5 * np.sqrt(inside), dtype=np.float32), 0.003)
 
 
@@ -329,7 +334,8 @@ def _vessels(f: Frame, build: Build, seed: list[int]) -> Field:
             angle = np.stack([turn[:, -1] - fork, turn[:, -1] + 0.8 * fork], axis=1).ravel()
             length = np.repeat(length, 2) * (0.5 + 0.45 * rng.random(len(angle)))
         hilum = f.blob(x0 - s * 0.014, y0 + 0.025, 0.036, 0.078, -s * 0.3)
-        far = f.blob(x0, y0 + 0.04, 0.30, 0.34)
-        field += 0.24 * np.exp(-1.3 * hilum)
-        field += np.exp(-1.6 * far) * np.clip(s * f.x * 1000, 0, 1) * (0.20 * f.level(thick) + 0.15 * f.level(thin))
+        field += np.float32(0.24) * cv2.exp(-1.3 * hilum)
+    # thinner towards the chest wall
+    far = ((np.abs(f.x) - np.float32(0.093)) * np.float32(1 / 0.30)) ** 2 + ((f.y - np.float32(0.455)) * np.float32(1 / 0.34)) ** 2
+    field += cv2.exp(-1.6 * far) * (np.float32(0.20 / 255) * thick + np.float32(0.15 / 255) * thin)
     return f.blur(field, 0.0016)

@@ -37,8 +37,9 @@ def smooth(points: Sequence[tuple[float, float]] | Points, *, closed: bool = Tru
         around = np.concatenate([p[..., -1:, :], p, p[..., :2, :]], axis=-2)
     else:
         around = np.concatenate([p[..., :1, :], p, p[..., -1:, :]], axis=-2)
-    windows = np.lib.stride_tricks.sliding_window_view(around, 4, axis=-2)  # [...,segments,2,4]
-    curve = np.swapaxes(windows @ _BLEND.T, -1, -2).reshape(*p.shape[:-2], -1, 2)
+    segments = around.shape[-2] - 3
+    windows = np.stack([around[..., i : segments + i, :] for i in range(4)], axis=-2)  # [...,segments,4,2]
+    curve = (_BLEND @ windows).reshape(*p.shape[:-2], -1, 2)
     return curve if closed else np.concatenate([curve, p[..., -1:, :]], axis=-2)
 
 
@@ -116,8 +117,17 @@ class Frame:
     def blob(self, x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> Field:
         """Squared distance from a centre in units of the half-axes, the ellipse turned by ``turn`` radians."""
         dx, dy = self.x - np.float32(x), self.y - np.float32(y)
-        c, s = np.float32(np.cos(turn)), np.float32(np.sin(turn))
-        return np.asarray(((dx * c + dy * s) / np.float32(rx)) ** 2 + ((dy * c - dx * s) / np.float32(ry)) ** 2, dtype=np.float32)
+        c, s = np.cos(turn), np.sin(turn)
+        # the quadratic form written out: three products instead of a rotated copy of the raster
+        a, b = c * c / rx**2 + s * s / ry**2, s * s / rx**2 + c * c / ry**2
+        mixed = 2 * c * s * (1 / rx**2 - 1 / ry**2)
+        along = dx * np.float32(a)
+        if turn:
+            along += dy * np.float32(mixed)
+        along *= dx
+        dy *= dy * np.float32(b)
+        along += dy
+        return np.asarray(along, dtype=np.float32)
 
     def cloud(self, rng: np.random.Generator, grains: Mapping[int, float]) -> Field:
         """Smooth random texture, fixed to the patient whatever the size.

@@ -11,6 +11,7 @@ from diptych_datamodules.phantoms.canvas import Field, Frame
 
 __all__ = ["expose"]
 
+_LEVELS = 2048  # steps of the display curve from black to white
 _SCATTER = 0.10  # scattered photons as a share of those that pass nearby
 
 
@@ -32,21 +33,23 @@ def expose(attenuation: Field, build: Build, frame: Frame, rng: np.random.Genera
     passed = passed + _SCATTER * cv2.resize(coarse, (size, size), interpolation=cv2.INTER_LINEAR)
     counts = build.photons * 1000 * (512 / size) ** 2
     noise = cv2.GaussianBlur(rng.standard_normal((size, size), dtype=np.float32), (0, 0), 0.55) * np.float32(1.35)
-    passed = np.maximum(passed + cv2.sqrt(passed * np.float32(1 / counts)) * noise, np.float32(1e-3))
-    shade = (-cv2.log(passed) - np.float32(build.black)) * np.float32(1 / build.span)
+    passed += cv2.sqrt(passed * np.float32(1 / counts)) * noise
+    shade = cv2.log(np.maximum(passed, np.float32(1e-3)))
     shade = cv2.GaussianBlur(shade, (0, 0), max(0.0011 * size, 0.3))
-    soft = np.where(shade < 0.8, shade, 0.8 + 0.2 * np.tanh((shade - 0.8) / 0.2))  # shoulder of the film curve
-    film = np.asarray(np.clip(soft, 0.004, 1) ** np.float32(build.gamma) * 255, dtype=np.float32)
+    step = np.float32(-_LEVELS / build.span)
+    level = np.clip(shade * step + np.float32(-build.black * _LEVELS / build.span), 0, 2 * _LEVELS - 1).astype(np.uint16)
+    grey = np.arange(2 * _LEVELS) / _LEVELS
+    curve = np.where(grey < 0.7, grey, 0.7 + 0.3 * np.tanh((grey - 0.7) / 0.3))  # with the shoulder of a film
+    film = np.asarray(np.rint(255 * np.clip(curve, 0.004, 1) ** build.gamma).astype(np.uint8)[level])
     if build.marker:
-        film = np.maximum(film, _marker(build, size))
-    return np.asarray(np.clip(film + 0.5, 0, 255), dtype=np.uint8)
+        _mark(film, build)
+    return film
 
 
-def _marker(build: Build, size: int) -> Field:
-    """The lead letter beside the patient's own side: ``R`` on the image's left, ``L`` on its right."""
-    big = 1024
-    canvas = np.zeros((big, big), np.uint8)
+def _mark(film: NDArray[np.uint8], build: Build) -> None:
+    """Put the lead letter beside the patient's own side: ``R`` on the image's left, ``L`` on its right."""
+    size = film.shape[0]
     down, inset = build.marker_place
-    x = inset * big if build.marker == "R" else (1 - inset) * big - 42
-    cv2.putText(canvas, build.marker, (int(x), int((down + 0.05) * big)), cv2.FONT_HERSHEY_SIMPLEX, 2.0, (235.0,), 7, cv2.LINE_AA)
-    return np.asarray(cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA), dtype=np.float32)
+    x = inset * size if build.marker == "R" else (1 - inset - 0.042) * size
+    place, thick = (round(x), round((down + 0.05) * size)), max(1, round(size * 0.007))
+    cv2.putText(film, build.marker, place, cv2.FONT_HERSHEY_SIMPLEX, size / 512, (235.0,), thick, cv2.LINE_AA)

@@ -1,0 +1,50 @@
+# The only commands that users and CI need. Nothing but python3 >= 3.11 and pip has to be there before.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+HEAD ?= global
+RUN ?= runs/demo-$(HEAD)
+RECIPE ?= experiments/pretrain/phantom.yaml
+export HF_HUB_OFFLINE ?= 1
+export NO_ALBUMENTATIONS_UPDATE = 1
+
+.PHONY: demo install test check lint format types bench wheel clean
+
+demo: install  ## train and test a small dual encoder on phantoms: table, pictures, results.json
+	$(BIN)/diptych fit -c $(RECIPE) --model.head $(HEAD) --run $(RUN)
+	$(BIN)/diptych test -c $(RUN)/config.yaml --run $(RUN) --ckpt_path best
+	@echo "pictures: $(RUN)/figures   results: $(RUN)/results.json   logs: $(BIN)/tensorboard --logdir $(RUN)"
+
+install: $(VENV)/installed  ## create .venv with everything that development needs
+
+# setup.cfg is the catalogue of entry points: a changed line needs a new install.
+$(VENV)/installed: pyproject.toml setup.cfg
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check --quiet -e '.[dev,dicom]'
+	touch $@
+
+test: install  ## the whole suite, real-data tests where the data are
+	$(BIN)/python -m pytest
+
+check: lint types wheel  ## what CI asks before the tests
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: install
+	$(BIN)/mypy
+
+wheel: install  ## build the wheel, install it in an empty environment, count heads and datamodules
+	$(BIN)/python tests/wheel_check.py
+
+bench: install
+	$(BIN)/python benchmarks/local_pooling.py
+
+clean:
+	rm -rf build dist runs .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,203 @@
+"""Which findings a phantom can have, where and how much of them, and how a patient's findings are drawn."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from diptych.errors import ConfigError
+
+__all__ = ["DEVICES", "FINDINGS", "KINDS", "Finding", "FindingSpec", "Kind", "check_mix", "draw_findings"]
+
+FINDINGS = (
+    "Lung Opacity",
+    "Consolidation",
+    "Nodule",
+    "Pleural Effusion",
+    "Pneumothorax",
+    "Cardiomegaly",
+    "Atelectasis",
+    "Support Devices",
+)
+"""Names of the findings, in the order of every table and label vector."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What can be said of a finding."""
+
+    sided: bool
+    zones: tuple[str, ...]
+    severities: tuple[str, ...]
+    share: float
+    """Weight in the standard mix."""
+    pair: float = 0.0
+    """Probability of the same finding on the other side too."""
+
+
+_ALL = ("upper", "mid", "lower")
+_DEGREE = ("mild", "moderate", "severe")
+_SIZE = ("small", "moderate", "large")
+KINDS: Mapping[str, Kind] = {
+    "Lung Opacity": Kind(True, _ALL, _DEGREE, 1.2, 0.15),
+    "Consolidation": Kind(True, _ALL, _DEGREE, 1.0, 0.08),
+    "Nodule": Kind(True, _ALL, _SIZE, 1.0),
+    "Pleural Effusion": Kind(True, ("lower",), _SIZE, 1.2, 0.18),
+    "Pneumothorax": Kind(True, ("upper",), _SIZE, 1.0, 0.04),
+    "Cardiomegaly": Kind(False, (), _DEGREE, 1.0),
+    "Atelectasis": Kind(True, ("mid", "lower"), _DEGREE, 1.0, 0.10),
+    "Support Devices": Kind(False, (), (), 1.0),
+}
+"""Each finding's sides, zones and degrees, mildest first."""
+
+DEVICES: Mapping[str, bool] = {
+    "pacemaker": True,
+    "central line": True,
+    "port": True,
+    "endotracheal tube": False,
+    "sternal wires": False,
+}
+"""The support devices, and whether each lies on a side."""
+
+
+@dataclass(frozen=True)
+class FindingSpec:
+    """A finding to be put into a patient. What is left out is the middle of what the finding allows.
+
+    Args:
+        name: one of :data:`FINDINGS`.
+        side: the patient's ``left`` or ``right``; None where the finding has no side.
+        zone: ``upper``, ``mid`` or ``lower`` part of the lung; None where there is only one.
+        severity: one of the finding's degrees in :data:`KINDS`.
+        device: for support devices, one of :data:`DEVICES`.
+
+    Raises:
+        ConfigError: the finding does not exist or has no such side, zone or degree.
+    """
+
+    name: str
+    side: str | None = None
+    zone: str | None = None
+    severity: str | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        _known("finding", self.name, FINDINGS)
+        kind, sided = KINDS[self.name], KINDS[self.name].sided
+        if self.name == "Support Devices":
+            _known("device", self.device or "", tuple(DEVICES))
+            sided = DEVICES[str(self.device)]
+        elif self.device is not None:
+            raise ConfigError(f"device {self.device!r}: only 'Support Devices' has one, not {self.name!r}; leave it out")
+        if sided:
+            _known(f"side of {self.name}", self.side or "", ("left", "right"))
+        elif self.side is not None:
+            raise ConfigError(f"side {self.side!r}: {self.device or self.name} has no side; leave it out")
+        for what, value, known in (("zone", self.zone, kind.zones), ("severity", self.severity, kind.severities)):
+            if value is not None:
+                _known(f"{what} of {self.name}", value, known)
+            elif known:
+                object.__setattr__(self, what, known[len(known) // 2])
+
+    @property
+    def grade(self) -> int:
+        """0, 1 or 2 from mildest to most severe; 0 where the finding has no degrees."""
+        return KINDS[self.name].severities.index(self.severity) if self.severity else 0
+
+    @property
+    def cells(self) -> frozenset[tuple[str, str]]:
+        """Parts of the lungs that the finding fills or hides, as (side, zone)."""
+        if self.side is None or self.device == "central line":
+            return frozenset()
+        zones: tuple[str, ...] = (self.zone or "upper",)
+        if self.severity == "large" and self.name in ("Pleural Effusion", "Pneumothorax"):
+            zones = ("mid", zones[0])
+        return frozenset((self.side, zone) for zone in zones)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A finding as it was drawn."""
+
+    name: str
+    side: str | None
+    zone: str | None
+    severity: str | None
+    device: str | None
+    box: tuple[float, float, float, float]
+    """x0, y0, x1, y1 in pixels, half-open: the bounding box of the finding's mask."""
+
+
+def _known(what: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=len(known), cutoff=0.0)
+        raise ConfigError(f"{what}: {value!r} is not known; use one of {', '.join(near) or 'none: leave it out'}")
+
+
+def check_mix(mix: Mapping[str, float] | None) -> dict[str, float]:
+    """Weights of the findings that can occur, in order; the standard mix for None, and 0 for findings left out.
+
+    Raises:
+        ConfigError: an unknown finding, a negative weight, or nothing above 0.
+    """
+    if mix is None:
+        return {name: kind.share for name, kind in KINDS.items()}
+    for name, weight in mix.items():
+        _known("mix", name, FINDINGS)
+        if not 0 <= weight < float("inf"):
+            raise ConfigError(f"mix: the weight of {name!r} is {weight}; give a number of 0 or more")
+    if not sum(mix.values()):
+        raise ConfigError("mix: no finding has a weight above 0; give one, or set normal=1 for healthy patients only")
+    return {name: mix[name] for name in FINDINGS if mix.get(name)}
+
+
+def draw_findings(rng: np.random.Generator, weights: Mapping[str, float], max_findings: int) -> tuple[FindingSpec, ...]:
+    """Draw one to ``max_findings`` findings that do not hide each other, in the order of :data:`FINDINGS`.
+
+    Args:
+        rng: source of the draws.
+        weights: result of :func:`check_mix`.
+        max_findings: at least 1.
+    """
+    wanted = min(int(rng.geometric(0.5)), max_findings, len(weights))
+    left = dict(weights)
+    drawn: list[FindingSpec] = []
+    taken: set[tuple[str, str]] = set()
+    for _ in range(wanted):
+        if not left or len(drawn) >= max_findings:
+            break
+        names = list(left)
+        steps = np.cumsum([left[n] for n in names])
+        name = names[min(int(np.searchsorted(steps, rng.random() * steps[-1], side="right")), len(names) - 1)]
+        del left[name]
+        for _ in range(4):
+            spec = _draw(rng, name)
+            if not spec.cells & taken:
+                drawn.append(spec)
+                taken |= spec.cells
+                break
+        else:
+            continue
+        if rng.random() < KINDS[name].pair and len(drawn) < max_findings:
+            other = _draw(rng, name, "left" if spec.side == "right" else "right")
+            if not other.cells & taken:
+                drawn.append(other)
+                taken |= other.cells
+    return tuple(sorted(drawn, key=lambda s: FINDINGS.index(s.name)))
+
+
+def _draw(rng: np.random.Generator, name: str, side: str | None = None) -> FindingSpec:
+    """One finding of this name with a random side, zone and degree."""
+    kind, u = KINDS[name], rng.random(4)
+    device = list(DEVICES)[int(u[0] * len(DEVICES))] if name == "Support Devices" else None
+    sided = DEVICES[device] if device else kind.sided
+    return FindingSpec(
+        name,
+        side or ("left" if u[1] < 0.5 else "right") if sided else None,
+        kind.zones[int(u[2] * len(kind.zones))] if kind.zones else None,
+        kind.severities[int(u[3] * len(kind.severities))] if kind.severities else None,
+        device,
+    )

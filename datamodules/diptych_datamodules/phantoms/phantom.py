@@ -1,0 +1,222 @@
+"""From a seed and an index to a patient: plan the content, then render it at any size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych.errors import ConfigError
+from diptych_datamodules.phantoms.anatomy import SIDES, draw_build, draw_chest
+from diptych_datamodules.phantoms.canvas import Frame
+from diptych_datamodules.phantoms.exposure import expose
+from diptych_datamodules.phantoms.findings import FINDINGS, Finding, FindingSpec, check_mix, draw_findings
+from diptych_datamodules.phantoms.marks import draw_mark, shape_changes
+from diptych_datamodules.phantoms.report import Report, write_report
+
+__all__ = ["Phantom", "PhantomPlan", "make_phantom", "plan_phantom", "render", "with_findings"]
+
+# one random stream for each part, so that changing one leaves the others as they are
+_CONTENT, _WORDS, _BODY, _FILM, _TREE, _MARK, _NOISE = range(7)
+
+
+@dataclass(frozen=True)
+class PhantomPlan:
+    """All there is to know of a phantom before it is drawn. Does not depend on the size of the picture."""
+
+    seed: int
+    index: int
+    patient: int
+    """Plans with the same seed and patient show the same body."""
+    sex: str
+    """``F`` or ``M``."""
+    age: int
+    """Years."""
+    view: str
+    """``PA`` or ``AP``."""
+    comparison: bool
+    """The report refers to a prior study."""
+    specs: tuple[FindingSpec, ...]
+    report: Report
+
+    @property
+    def truth(self) -> NDArray[np.float32]:
+        """What is there, ``[L]`` in the order of :data:`FINDINGS`: 1 or 0."""
+        present = {spec.name for spec in self.specs}
+        return np.array([name in present for name in FINDINGS], dtype=np.float32)
+
+    @property
+    def labels(self) -> dict[str, float]:
+        """What the report says: 1 stated, 0 denied, -1 in doubt; findings not mentioned are missing."""
+        return self.report.mentions
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """A chest radiograph with its report and all its ground truth."""
+
+    plan: PhantomPlan
+    image: NDArray[np.uint8]
+    """``[H,V]``, square. The patient's right is on the image's left."""
+    findings: tuple[Finding, ...]
+    """In the order of the plan's specs."""
+    masks: NDArray[np.bool_]
+    """``[K,H,V]``: the support of each finding."""
+    lungs: dict[str, NDArray[np.bool_]]
+    """``left`` and ``right`` lung, ``[H,V]`` each, what the heart hides included."""
+    heart: NDArray[np.bool_]
+    """The heart's silhouette, ``[H,V]``."""
+
+    @property
+    def report(self) -> Report:
+        """The matching report."""
+        return self.plan.report
+
+    @property
+    def labels(self) -> dict[str, float]:
+        """What the report says; see :attr:`PhantomPlan.labels`."""
+        return self.plan.labels
+
+    @property
+    def truth(self) -> NDArray[np.float32]:
+        """What is there; see :attr:`PhantomPlan.truth`."""
+        return self.plan.truth
+
+
+def plan_phantom(
+    index: int,
+    *,
+    seed: int = 0,
+    mix: Mapping[str, float] | None = None,
+    normal: float = 0.3,
+    max_findings: int = 3,
+    filler: float = 0.3,
+    uncertain: float = 0.0,
+    findings: Sequence[FindingSpec] | None = None,
+    patient: int | None = None,
+) -> PhantomPlan:
+    """Decide on a phantom's content and write its report, without drawing it.
+
+    Args:
+        index: 0 or more. The same seed and index give the same plan.
+        seed: 0 or more; another seed gives another collection.
+        mix: relative frequency of each finding; those left out do not occur. None for the standard mix.
+        normal: share of patients without any finding, 0 to 1.
+        max_findings: most findings in one patient, at least 1.
+        filler: share of filler sentences in the report, 0 to 0.8.
+        uncertain: probability that a mild or small finding is stated with doubt.
+        findings: put exactly these in; the body, the exposure and the noise stay those of the index.
+        patient: number of the patient; the index, if not given. Gives one body to several studies.
+
+    Raises:
+        ConfigError: a number out of range or an unknown finding.
+    """
+    if min(index, seed, patient or 0) < 0:
+        raise ConfigError(f"phantom: index {index}, seed {seed}, patient {patient}: give numbers of 0 or more")
+    if not 0 <= normal <= 1:
+        raise ConfigError(f"normal: {normal} is not a share of the patients; give a number from 0 to 1")
+    if max_findings < 1:
+        raise ConfigError(f"max_findings: {max_findings} is too few; give 1 or more, or set normal=1 for healthy patients")
+    weights = check_mix(mix)
+    body = index if patient is None else patient
+    who = np.random.default_rng([seed, body, _BODY, 1]).random(2) if patient is not None else None
+    rng = np.random.default_rng([seed, index, _CONTENT])
+    u = rng.random(5)
+    sex, age = u[:2] if who is None else who
+    if findings is not None:
+        specs = tuple(findings)
+    else:
+        specs = () if u[4] < normal else draw_findings(rng, weights, max_findings)
+    comparison = bool(u[3] < 0.35)
+    words = np.random.default_rng([seed, index, _WORDS])
+    report = write_report(words, specs, comparison=comparison, filler=filler, uncertain=uncertain)
+    return PhantomPlan(
+        seed,
+        index,
+        body,
+        "F" if sex < 0.5 else "M",
+        20 + int(70 * age),
+        "AP" if u[2] < 0.35 else "PA",
+        comparison,
+        specs,
+        report,
+    )
+
+
+def render(plan: PhantomPlan, size: int = 128) -> Phantom:
+    """Draw a plan as a picture of ``size`` pixels a side, with its masks and boxes.
+
+    Raises:
+        ConfigError: the size is not between 16 and 4096.
+    """
+    if not 16 <= size <= 4096:
+        raise ConfigError(f"size: {size} pixels cannot be drawn; give a number from 16 to 4096")
+    tree = [plan.seed, plan.patient, _TREE]
+    build = draw_build(
+        np.random.default_rng([plan.seed, plan.patient, _BODY]),
+        np.random.default_rng([plan.seed, plan.index, _FILM]),
+        female=plan.sex == "F",
+        portable=plan.view == "AP",
+    )
+    frame = Frame(_raster(size), zoom=build.zoom, tilt=build.tilt, shift=build.shift)
+    growth, lift = shape_changes(plan.specs)
+    chest = draw_chest(frame, build, tree, growth=growth, lift=lift)
+    attenuation, markings = chest.attenuation, chest.markings
+    masks = np.zeros((len(plan.specs), size, size), dtype=bool)
+    findings: list[Finding] = []
+    for k, spec in enumerate(plan.specs):
+        mark = draw_mark(spec, chest, np.random.default_rng([plan.seed, plan.index, _MARK, k]), growth)
+        attenuation = attenuation + mark.added
+        if mark.keeps is not None:
+            markings = markings * mark.keeps
+        masks[k] = _shrink(mark.mask, size)
+        rows, columns = masks[k].any(axis=1).nonzero()[0], masks[k].any(axis=0).nonzero()[0]
+        box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+        findings.append(Finding(spec.name, spec.side, spec.zone, spec.severity, spec.device, box))
+    noise = np.random.default_rng([plan.seed, plan.index, _NOISE])
+    image = expose(attenuation + markings, build, frame, noise)
+    if size < frame.size:
+        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+    lungs = {side: _shrink(chest.lungs[side] > 0.5, size) for side in SIDES}
+    return Phantom(plan, np.asarray(image, dtype=np.uint8), tuple(findings), masks, lungs, _shrink(chest.heart > 0.5, size))
+
+
+def make_phantom(
+    index: int,
+    *,
+    seed: int = 0,
+    size: int = 128,
+    mix: Mapping[str, float] | None = None,
+    normal: float = 0.3,
+    max_findings: int = 3,
+    filler: float = 0.3,
+    uncertain: float = 0.0,
+) -> Phantom:
+    """Plan and draw one phantom; see :func:`plan_phantom` and :func:`render`."""
+    plan = plan_phantom(
+        index, seed=seed, mix=mix, normal=normal, max_findings=max_findings, filler=filler, uncertain=uncertain
+    )
+    return render(plan, size)
+
+
+def with_findings(plan: PhantomPlan, findings: Sequence[FindingSpec], *, filler: float = 0.3) -> PhantomPlan:
+    """The same patient, film and noise with other findings, and the report that goes with them."""
+    words = np.random.default_rng([plan.seed, plan.index, _WORDS])
+    report = write_report(words, findings, comparison=plan.comparison, filler=filler)
+    return replace(plan, specs=tuple(findings), report=report)
+
+
+def _raster(size: int) -> int:
+    """Pixels to draw at: small pictures are averaged down from a larger one, so that thin lines keep their weight."""
+    return max(size, min(2 * size, 256), 192)
+
+
+def _shrink(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
+    """A mask at the picture's size: pixels of which at least a third is covered, or the best covered ones."""
+    if mask.shape[0] == size:
+        return mask
+    share = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+    return np.asarray(share >= min(1 / 3, float(share.max())), dtype=bool)

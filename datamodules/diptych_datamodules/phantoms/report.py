@@ -1,0 +1,228 @@
+"""Reports with known meaning: every word that speaks of a finding is linked to it, and filler is known to be filler.
+
+All wording is the project's own. A template is plain text with slots: ``{side}``, ``{zone}``, ``{severity}`` and
+``<words>`` around what names the finding.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from diptych.errors import ConfigError
+from diptych_datamodules.phantoms import wording as w
+from diptych_datamodules.phantoms.findings import FINDINGS, FindingSpec
+
+__all__ = ["ROLES", "Link", "Report", "write_report"]
+
+ROLES = ("finding", "side", "zone", "severity", "negated", "hedge", "comparison", "filler")
+"""What a span of a report does. ``negated`` names an absent finding; ``filler`` is a whole sentence that says nothing of any."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """What a span of a report's text speaks of."""
+
+    start: int
+    """First character of the span in :attr:`Report.text`."""
+    end: int
+    """One past the last character."""
+    role: str
+    """One of :data:`ROLES`."""
+    finding: int | None
+    """Index into the phantom's findings; None where the span speaks of none that is there."""
+    name: str | None
+    """Name of the finding spoken of, present or absent; None for filler."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report in two sections."""
+
+    findings: str
+    impression: str
+    links: tuple[Link, ...]
+    """Spans of :attr:`text`, in order of their start."""
+    sentences: tuple[tuple[int, int], ...]
+    """Start and end of every sentence in :attr:`text`."""
+    mentions: dict[str, float]
+    """1 stated, 0 denied, -1 stated with doubt; a finding that is not mentioned is missing."""
+
+    @property
+    def text(self) -> str:
+        """Both sections, one after the other on a line of its own."""
+        return f"{self.findings}\n{self.impression}"
+
+
+@dataclass
+class _Sentence:
+    """A sentence under construction, and its links."""
+
+    text: str = ""
+    links: list[Link] = field(default_factory=list)
+
+    def add(self, words: str, role: str | None = None, finding: int | None = None, name: str | None = None) -> None:
+        if self.text[-2:] in ("a ", "A ") and words[:1] in _VOWELS and self.text[-3:-2] in ("", " "):
+            self.text = self.text[:-1] + "n "
+        if not self.text:
+            words = words[:1].upper() + words[1:]
+        start = len(self.text)
+        self.text += words
+        if role is not None:
+            self.links.append(Link(start, len(self.text), role, finding, name))
+
+
+_VOWELS = frozenset("aeiouAEIOU")
+_SLOT = re.compile(r"\{(\w+)\}|<([^<>]+)>")
+
+
+class _Dice:
+    """Fast draws from one block of uniform numbers."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng, self._block = rng, iter(())
+
+    def __call__(self) -> float:
+        try:
+            return next(self._block)
+        except StopIteration:
+            self._block = iter(self._rng.random(64).tolist())
+            return next(self._block)
+
+    def pick(self, options: Sequence[str]) -> str:
+        return options[int(self() * len(options))]
+
+    def shuffled(self, items: Sequence[_Sentence]) -> list[_Sentence]:
+        return [item for _, _, item in sorted((self(), i, item) for i, item in enumerate(items))]
+
+
+def write_report(
+    rng: np.random.Generator,
+    specs: Sequence[FindingSpec],
+    *,
+    comparison: bool = False,
+    filler: float = 0.3,
+    uncertain: float = 0.0,
+) -> Report:
+    """Write the report of a patient with these findings.
+
+    Args:
+        rng: source of every choice.
+        specs: the findings, as they are there.
+        comparison: a prior study is at hand and is referred to.
+        filler: share of filler among the sentences, 0 to 0.8.
+        uncertain: probability that a finding of the mildest degree is stated with doubt.
+
+    Raises:
+        ConfigError: a share out of range.
+    """
+    if not 0 <= filler <= 0.8:
+        raise ConfigError(f"filler: {filler} is not a share of the sentences; give a number from 0 to 0.8")
+    if not 0 <= uncertain <= 1:
+        raise ConfigError(f"uncertain: {uncertain} is not a probability; give a number from 0 to 1")
+    dice = _Dice(rng)
+    mentions: dict[str, float] = {}
+    body: list[_Sentence] = []
+    summary: list[_Sentence] = []
+    for index, spec in enumerate(specs):
+        doubt = spec.grade == 0 and bool(spec.severity) and dice() < uncertain
+        mentions[spec.name] = max(mentions.get(spec.name, -1.0), -1.0 if doubt else 1.0)
+        body.append(_state(dice, spec, index, w.DOUBTFUL if doubt else w.STATED[spec.device or spec.name], comparison))
+        summary.append(_state(dice, spec, index, w.DOUBTFUL_SUMMARY if doubt else w.SUMMARY[spec.device or spec.name], False))
+    present = {spec.name for spec in specs}
+    body = dice.shuffled(body) + dice.shuffled(_deny(dice, present, mentions))
+    if not specs:
+        summary = [_template(dice.pick(w.NORMAL_SUMMARY), {}, None, None)]
+    elif dice() < 0.35:
+        denial = _deny(dice, present, mentions, w.DENIED_SUMMARY)
+        summary += denial[:1]
+    extra = filler / (1 - filler) * (len(body) + len(summary))
+    count = int(extra) + (dice() < extra - int(extra))
+    pool = dice.shuffled([_Sentence(text) for text in w.FILLER])
+    late = round(count * len(summary) / (len(body) + len(summary)) * 0.5)
+    body = _spread(dice, body, pool[: count - late])
+    summary = _spread(dice, summary, pool[count - late : count])
+    return _join(body, summary, mentions)
+
+
+def _state(dice: _Dice, spec: FindingSpec, index: int, templates: Sequence[str], comparison: bool) -> _Sentence:
+    """One sentence that says the finding is there."""
+    slots = {
+        "side": spec.side or "",
+        "zone": dice.pick(w.ZONES[spec.zone]) if spec.zone else "",
+        "severity": dice.pick(w.SEVERITIES[spec.severity]) if spec.severity else "",
+        "name": dice.pick(w.NAMES[spec.name]),
+    }
+    start = dice.pick(w.COMPARISONS) if comparison and dice() < 0.5 else ""
+    return _template(dice.pick(templates), slots, index, spec.name, start)
+
+
+def _template(template: str, slots: dict[str, str], index: int | None, name: str | None, start: str = "") -> _Sentence:
+    """Fill a template and link its words."""
+    sentence = _Sentence()
+    if start:
+        sentence.add(start, "comparison", index, name)
+        sentence.add(" ")
+        template = template[0].lower() + template[1:]
+    place = 0
+    for slot in _SLOT.finditer(template):
+        if slot.start() > place:
+            sentence.add(template[place : slot.start()])
+        place = slot.end()
+        key, words = slot.groups()
+        if words is not None:
+            role, _, plain = words.rpartition("|")
+            sentence.add(plain, role or "finding", index, name)
+        else:
+            sentence.add(slots[key], "finding" if key == "name" else key, index, name)
+    sentence.add(template[place:])
+    return sentence
+
+
+def _deny(
+    dice: _Dice, present: set[str], mentions: dict[str, float], pool: Sequence[w.Denial] = w.DENIED
+) -> list[_Sentence]:
+    """Sentences that say what is not there; each is true, and no finding is denied twice."""
+    sentences: list[_Sentence] = []
+    said: set[str] = set()
+    chance = 0.4 if present else 0.5
+    for _, _, denial in sorted((dice(), i, d) for i, d in enumerate(pool)):
+        names = [name for name, _ in denial.words]
+        if present.isdisjoint(denial.absent) and said.isdisjoint(names) and dice() < chance:
+            said.update(names)
+            sentence = _Sentence(denial.text)
+            place = 0
+            for name, words in denial.words:
+                place = denial.text.index(words, place)
+                sentence.links.append(Link(place, place + len(words), "negated", None, name))
+                place += len(words)
+            sentences.append(sentence)
+    for name in sorted(said, key=FINDINGS.index):
+        mentions[name] = 0.0
+    return sentences
+
+
+def _spread(dice: _Dice, said: list[_Sentence], filler: Sequence[_Sentence]) -> list[_Sentence]:
+    """Put filler between the sentences that say something, keeping their order."""
+    result = list(said)
+    for sentence in filler:
+        sentence.links = [Link(0, len(sentence.text), "filler", None, None)]
+        result.insert(int(dice() * (len(result) + 1)), sentence)
+    return result
+
+
+def _join(body: Sequence[_Sentence], summary: Sequence[_Sentence], mentions: dict[str, float]) -> Report:
+    """Lay the sentences end to end and move their links along."""
+    links: list[Link] = []
+    spans: list[tuple[int, int]] = []
+    at = 0
+    for sentence in (*body, *summary):
+        links += [Link(at + k.start, at + k.end, k.role, k.finding, k.name) for k in sentence.links]
+        spans.append((at, at + len(sentence.text)))
+        at += len(sentence.text) + 1
+    sections = [" ".join(s.text for s in part) for part in (body, summary)]
+    ordered = {name: mentions[name] for name in FINDINGS if name in mentions}
+    return Report(sections[0], sections[1], tuple(links), tuple(spans), ordered)

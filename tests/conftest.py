@@ -1,0 +1,29 @@
+"""Shared by all tests: no network, two threads, the process pool, and the folder of real data where there is one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "NO_ALBUMENTATIONS_UPDATE"):
+    os.environ[_name] = "1"
+sys.path.insert(0, str(Path(__file__).parent))  # helper modules are imported by name, here and in the pool's processes
+
+import pytest  # noqa: E402  # after the environment is set
+import torch  # noqa: E402  # as above
+from gloo import gloo2, gloo4, processes  # noqa: E402  # after its folder can be found
+
+__all__ = ["gloo2", "gloo4", "processes", "shared_data"]
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data: ``data`` in ``$DIPTYCH_SHARED``, or in ``shared`` beside the repository."""
+    beside = Path(__file__).resolve().parents[2] / "shared"
+    folder = Path(os.environ.get("DIPTYCH_SHARED", beside)) / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} is not a folder; name its parent in DIPTYCH_SHARED")
+    return folder
