@@ -8,6 +8,7 @@ Run it on an idle machine: beside other work the loop, which allocates much more
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -77,6 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a quarter of the batch, medians of 3")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--regions", type=int, nargs="+", default=[49, 196], help="regions an image: 7x7, 14x14")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     pairs, repeats = (8, 3) if args.quick else (32, 7)
@@ -85,7 +87,7 @@ def main() -> None:
     print(f"B={pairs}, W=60, D=768, float32, {args.threads} threads, forward + backward, medians of {repeats} in turn")
     print(f"{'regions':>8} {'words':>7} {'budget':>7} {'loop s':>8} {'ours s':>8} {'faster':>7}", end=" ")
     print(f"{'loop MiB':>9} {'ours MiB':>9} {'share':>6} {'loss':>8} {'gradient':>9}")
-    for regions, ragged in ((49, False), (196, False), (49, True)):
+    for regions, ragged in itertools.product(args.regions, (False, True)):
         generator = torch.Generator().manual_seed(0)
         v = torch.randn(pairs, regions, 768, generator=generator)
         t = torch.randn(pairs, 60, 768, generator=generator)

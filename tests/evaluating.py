@@ -7,7 +7,7 @@ import torch
 import yaml
 from torch.nn.functional import normalize
 
-from diptych import distributed
+from diptych import distributed, scoring
 from diptych.evaluation import Retrieval, ZeroShot
 from diptych.head import AlignmentHead
 from diptych.types import Batch, TextBatch, TokenEmbedding
@@ -185,3 +185,10 @@ def task_evaluate(path, classes, shares, sizes):
 def task_count_twice(shares):
     """Evaluate a share of the rows that holds a row of another process's."""
     evaluate(Retrieval(resamples=0), Radiographs(), Cosine(), rows=shares[distributed.rank()])
+
+
+def task_ranks(blocks):
+    """Ranks from this process's hand-made blocks of scores."""
+    column, scores = (torch.tensor(x) for x in blocks[distributed.rank()])
+    block = [(column, scores.float())]
+    return [ranks.tolist() for ranks in scoring.ranks(block, block, scores.shape[1], torch.device("cpu"))]

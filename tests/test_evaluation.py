@@ -66,6 +66,12 @@ def test_a_sample_counted_on_two_processes_is_refused(gloo2):
         gloo2(evaluating.task_count_twice, [list(range(31)), list(range(30, 83))])
 
 
+def test_ties_are_told_by_the_largest_score_of_all_processes(gloo2):
+    near = ([0], [[1.0, 1 - 1e-5]])
+    assert gloo2(evaluating.task_ranks, [near, ([1], [[-100.0, 0.0]])]) == [[[2], [1, 2]], [[1], [1, 2]]]
+    assert gloo2(evaluating.task_ranks, [near, ([1], [[-1.0, 0.0]])]) == [[[1], [1, 2]], [[1], [1, 2]]]
+
+
 # -- retrieval ----------------------------------------------------------------------------------------------------------
 
 
@@ -137,6 +143,15 @@ def test_scores_that_are_no_numbers_are_the_worst(value, prompts):
     assert found["r@10"].value == 0
     found = evaluate(ZeroShot(prompts(), resamples=0), data, head)
     assert all(math.isnan(metric.value) for metric in found.values())
+
+
+def test_an_image_without_a_score_loses_against_all_and_counts_against_all():
+    nan, scores = math.nan, torch.eye(3)
+    scores[1] = nan
+    block = [(torch.arange(3), scores)]
+    image_ranks, text_ranks = scoring.ranks(block, block, 3, torch.device("cpu"))
+    assert image_ranks.tolist() == [1, 3, 1]
+    assert text_ranks.tolist() == [2, 3, 2]
 
 
 def test_equal_texts_are_one_candidate_and_none_is_a_wrong_answer():

@@ -9,11 +9,10 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from rich.console import Console
 
 from diptych.data import RadiographDataModule
 from diptych.module import AlignmentModule
-from diptych.results import sha256, table, write_results
+from diptych.results import print_table, sha256, write_results
 
 __all__ = ["Bar", "Recovery", "Results", "Throughput"]
 
@@ -139,5 +138,5 @@ class Results(pl.Callback):
             head=type(pl_module.head).__name__,
             data=type(datamodule).__name__,
         )
-        Console().print(table(pl_module.results))
+        print_table(pl_module.results)
         rank_zero_info(f"written: {Path(trainer.default_root_dir) / name}")

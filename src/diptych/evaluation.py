@@ -177,7 +177,7 @@ class Retrieval(Evaluator):
 
         def own_blocks() -> Iterator[tuple[Tensor, Tensor]]:
             if images is not None:
-                for rows, scores in scoring.blocks(head, images, texts, device):
+                for rows, scores in scoring.blocks(head, images, texts, device, min(self.count, 4 * scoring.IMAGES)):
                     yield column[rows], scores
 
         keep = len(own) * len(unique) * 4 <= self._keep_bytes
@@ -189,19 +189,20 @@ class Retrieval(Evaluator):
             "texts": len(unique),
             "duplicates": "equal reports (case and white space folded) count as one text; a text's best image counts",
             "ties": f"count against the model; scores within {scoring.TIE:g} of the largest are tied",
-            "interval": self.protocol["interval"] + "; ranks held, a text goes with its first image",
+            "resampling": "ranks are held; a text goes with the patient of its first image",
         }
         found: dict[str, Metric] = {}
         sides = {
             "image_to_text": (image_ranks.numpy(), weights),
             "text_to_image": (text_ranks.numpy(), weights[:, first]),
         }
-        for k in self._ks:
-            values = {side: metrics.recall_at(ranks, k, drawn) for side, (ranks, drawn) in sides.items()}
-            found |= {f"{side}/r@{k}": Metric.of(values[side], len(sides[side][0])) for side in sides}
-            found[f"r@{k}"] = Metric.of(np.mean(list(values.values()), axis=0), self.count)
+        recalls: dict[str, list[Array]] = {f"r@{k}": [] for k in self._ks}
         for side, (ranks, drawn) in sides.items():
+            for k in self._ks:
+                recalls[f"r@{k}"].append(metrics.recall_at(ranks, k, drawn))
+                found[f"{side}/r@{k}"] = Metric.of(recalls[f"r@{k}"][-1], len(ranks))
             found[f"{side}/median_rank"] = Metric.of(metrics.median_rank(ranks, drawn), len(ranks))
+        found |= {name: Metric.of(np.mean(both, axis=0), self.count) for name, both in recalls.items()}
         return found
 
 
@@ -263,7 +264,7 @@ class ZeroShot(Evaluator):
         derived = {e.name: [findings[i] for i in c] for e, c in self._columns.items() if e.name not in findings}
         self._facts |= {"not_labelled": missing, "any_of": derived}
         texts = [text for entry in self._columns for text in (*entry.positive, *entry.negative)]
-        parts = [embed_text(texts[i : i + scoring.TEXTS]).to("cpu") for i in range(0, len(texts), scoring.TEXTS)]
+        parts = [embed_text(texts[i : i + 64]).to("cpu") for i in range(0, len(texts), 64)]
         self._prompts = scoring.stack(parts)
 
     @torch.no_grad()

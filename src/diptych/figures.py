@@ -186,7 +186,9 @@ class Figures(pl.Callback):
                     if sample.text:
                         picture = self._attention(model, sample, data.findings)
                         self._save(trainer, picture, f"{stem}-attention-{index}", f"{split}/attention/{index}")
-            samples = [data.native(split, i) for i in np.linspace(0, size - 1, min(self.matrix, size)).astype(int).tolist()]
+            samples = [
+                data.native(split, i) for i in np.linspace(0, size - 1, min(self.matrix, size)).astype(int).tolist()
+            ]
             texts = [sample.text for sample in samples if sample.text]
             if len(texts) == len(samples):
                 images = [sample.image for sample in samples]

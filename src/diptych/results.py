@@ -150,10 +150,10 @@ def table(metrics: Mapping[str, Metric], title: str | None = None) -> Table:
         if last is not None and group != last:
             view.add_section()
         last = group
-        known = not math.isnan(metric.low)
-        view.add_row(
-            name, _show(metric.value), f"{_show(metric.low)} - {_show(metric.high)}" if known else "-", str(metric.n)
-        )
+        figures = (metric.value, metric.low, metric.high)
+        digits = 3 if all(math.isnan(figure) or abs(figure) <= 1 for figure in figures) else 1  # ranks are above 1
+        value, low, high = ("-" if math.isnan(figure) else f"{figure:.{digits}f}" for figure in figures)
+        view.add_row(name, value, "-" if low == high == "-" else f"{low} - {high}", str(metric.n))
     return view
 
 
@@ -162,12 +162,6 @@ def print_table(metrics: Mapping[str, Metric], title: str | None = None) -> None
     from rich.console import Console
 
     Console(width=None if sys.stdout.isatty() else 120).print(table(metrics, title))
-
-
-def _show(value: float) -> str:
-    if math.isnan(value):
-        return "-"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def _metric(row: object, where: str) -> Metric:

@@ -17,8 +17,8 @@ __all__ = ["IMAGES", "TEXTS", "TIE", "blocks", "gather_embedding", "gather_rows"
 
 Emb = TypeVar("Emb", bound=Embedding)
 
-IMAGES, TEXTS = 32, 256
-"""Images and texts scored at a time."""
+IMAGES, TEXTS = 32, 1024
+"""Images and texts scored at a time, at most."""
 TIE = 1e-6
 """Scores closer than this share of the largest score are a tie: float32 cannot tell them apart in a matrix product."""
 
@@ -55,22 +55,20 @@ def _right(column: Tensor, scores: Tensor) -> Tensor:
 
 
 def blocks(
-    head: AlignmentHead[Any], images: Emb, texts: Embedding, device: torch.device
+    head: AlignmentHead[Any], images: Emb, texts: Embedding, device: torch.device, size: int = IMAGES
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scores of all images with all texts, block by block: row numbers ``[b]`` and scores ``[b,T]`` on the CPU.
+    """Scores of all images with all texts, ``size`` images at a time: rows ``[b]`` and scores ``[b,T]`` on the CPU.
 
     The last block is filled up with the first images: matrix products of one shape round alike, so that a score does
     not depend on how many images there are.
     """
     n, t = len(images.pooled), len(texts.pooled)
-    for start in range(0, n, IMAGES):
-        image = images.select(torch.arange(start, start + IMAGES) % n).to(device)
-        parts = [
-            head.similarity(image, texts.select(torch.arange(s, min(s + TEXTS, t))).to(device)).cpu().float()
-            for s in range(0, t, TEXTS)
-        ]
-        rows = torch.arange(start, min(start + IMAGES, n))
-        yield rows, torch.cat(parts, dim=1)[: len(rows)]
+    columns = [texts._map(lambda x, start=start: x[start : start + TEXTS]) for start in range(0, t, TEXTS)]  # views
+    for start in range(0, n, size):
+        image = images.select(torch.arange(start, start + size) % n).to(device)
+        scores = torch.cat([head.similarity(image, text.to(device)).float() for text in columns], dim=1).cpu()
+        rows = torch.arange(start, min(start + size, n))
+        yield rows, scores[: len(rows)]
 
 
 def stack(parts: Sequence[Emb]) -> Emb:

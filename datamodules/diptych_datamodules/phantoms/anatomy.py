@@ -131,7 +131,8 @@ def heart_outline(build: Build, growth: float = 0.0) -> Points:
     out = [
         (-0.06, 0.37), (-0.74 * r, 0.455 - tall), (-0.98 * r, 0.54 - 0.5 * tall), (-r, 0.60), (-0.85 * r, 0.68 + low),
         (-0.4 * r, 0.735 + low), (0.3 * a, 0.755 + low), (0.75 * a, 0.742 + low), (0.96 * a, 0.712 + low), (a, 0.665 + low),
-        (0.95 * a, 0.60 + 0.5 * low), (0.45 * a + 0.36 * up, 0.52 - 0.5 * tall), (0.58 * up, 0.45 - tall), (0.08, 0.385), (0.02, 0.345),
+        (0.95 * a, 0.60 + 0.5 * low), (0.45 * a + 0.36 * up, 0.52 - 0.5 * tall), (0.58 * up, 0.45 - tall), (0.08, 0.385),
+        (0.02, 0.345),
     ]  # fmt: skip
     return smooth(out)
 
@@ -157,7 +158,9 @@ class Chest:
     lift: dict[str, float]
 
 
-def draw_chest(frame: Frame, build: Build, seed: list[int], *, growth: float = 0.0, lift: dict[str, float] | None = None) -> Chest:
+def draw_chest(
+    frame: Frame, build: Build, seed: list[int], *, growth: float = 0.0, lift: dict[str, float] | None = None
+) -> Chest:
     """Compose the healthy chest; ``growth`` enlarges the heart and ``lift`` raises a diaphragm."""
     lift = lift or {}
     f = frame
@@ -267,13 +270,18 @@ def _bones(f: Frame, build: Build) -> Field:
     hind_y = np.stack([y + 0.012, y - 0.004, y - 0.008, y + 0.20 * drop, y + 0.62 * drop, y + 1.12 * drop], axis=1)
     fore_x = np.stack([1 + 0 * i, 0.985 + 0 * i, 0.86 + 0 * i, 0.66 + 0 * i, 0.46 + 0.012 * i], axis=1) * reach[:, None]
     fore_y = y[:, None] + drop[:, None] * np.array([1.10, 1.55, 2.15, 2.65, 2.85])
-    bar = np.array([(0.028, 0.196), (0.06, 0.186), (0.12, 0.168), (0.20, 0.142), (0.28, 0.122), (0.35, 0.112), (0.41, 0.118)])
+    bar = np.array(
+        [(0.028, 0.196), (0.06, 0.186), (0.12, 0.168), (0.20, 0.142), (0.28, 0.122), (0.35, 0.112), (0.41, 0.118)]
+    )
     bar = np.stack([bar[:, 0] * w, bar[:, 1] + 0.012 * build.portable * (1 - bar[:, 0])], axis=1)
-    blade = np.array([(0.36, 0.165), (0.34, 0.26), (0.365, 0.36), (0.405, 0.425), (0.425, 0.33), (0.455, 0.21), (0.42, 0.165)])
+    blade = np.array(
+        [(0.36, 0.165), (0.34, 0.26), (0.365, 0.36), (0.405, 0.425), (0.425, 0.33), (0.455, 0.21), (0.42, 0.165)]
+    )
     blade = (blade - (0.055 * build.scapula, 0)) * (w, 1)
     ridge = np.array([(0.33 * w, 0.20), (0.40 * w, 0.165), (0.47 * w, 0.145)])
     arm = np.array(
-        [(0.455, 0.16), (0.485, 0.145), (0.52, 0.165), (0.535, 0.20), (0.53, 0.34), (0.60, 0.50), (0.56, 0.50), (0.49, 0.34), (0.465, 0.21)]
+        [(0.455, 0.16), (0.485, 0.145), (0.52, 0.165), (0.535, 0.20), (0.53, 0.34), (0.60, 0.50), (0.56, 0.50), (0.49, 0.34),
+         (0.465, 0.21)]
     )  # fmt: skip
     blades, spines, heads = f.blank(), f.blank(), f.blank()
     for s in (-1.0, 1.0):
@@ -292,7 +300,9 @@ def _bones(f: Frame, build: Build) -> Field:
     return np.asarray(field + 0.24 * f.blur(f.level(heads), 0.004), dtype=np.float32)
 
 
-def _band(f: Frame, fill: NDArray[np.uint8], lines: Points, width: float, rims: NDArray[np.uint8] | None = None) -> None:
+def _band(
+    f: Frame, fill: NDArray[np.uint8], lines: Points, width: float, rims: NDArray[np.uint8] | None = None
+) -> None:
     """Long bones along lines ``[...,K,2]``: filled, with both edges brighter where ``rims`` takes them."""
     step = np.gradient(lines, axis=-2)
     normal = np.stack([-step[..., 1], step[..., 0]], axis=-1)
@@ -336,6 +346,8 @@ def _vessels(f: Frame, build: Build, seed: list[int]) -> Field:
         hilum = f.blob(x0 - s * 0.014, y0 + 0.025, 0.036, 0.078, -s * 0.3)
         field += np.float32(0.24) * cv2.exp(-1.3 * hilum)
     # thinner towards the chest wall
-    far = ((np.abs(f.x) - np.float32(0.093)) * np.float32(1 / 0.30)) ** 2 + ((f.y - np.float32(0.455)) * np.float32(1 / 0.34)) ** 2
+    far = ((np.abs(f.x) - np.float32(0.093)) * np.float32(1 / 0.30)) ** 2 + (
+        (f.y - np.float32(0.455)) * np.float32(1 / 0.34)
+    ) ** 2
     field += cv2.exp(-1.6 * far) * (np.float32(0.20 / 255) * thick + np.float32(0.15 / 255) * thin)
     return f.blur(field, 0.0016)

@@ -53,7 +53,9 @@ class Frame:
         shift: translation in picture heights, to the right and down.
     """
 
-    def __init__(self, size: int, *, zoom: float = 1.0, tilt: float = 0.0, shift: tuple[float, float] = (0.0, 0.0)) -> None:
+    def __init__(
+        self, size: int, *, zoom: float = 1.0, tilt: float = 0.0, shift: tuple[float, float] = (0.0, 0.0)
+    ) -> None:
         self.size = size
         angle = np.deg2rad(tilt)
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * zoom
@@ -77,7 +79,9 @@ class Frame:
     def paint(self, canvas: NDArray[np.uint8], polygons: Points, value: float = 1.0) -> None:
         """Fill a polygon ``[K,2]`` or several ``[n,K,2]`` with ``value`` in 0..1."""
         fixed = np.rint(self.pixels(polygons) * (1 << _SHIFT)).astype(np.int32)
-        cv2.fillPoly(canvas, list(fixed) if fixed.ndim == 3 else [fixed], (float(round(value * 255)),), cv2.LINE_AA, _SHIFT)
+        cv2.fillPoly(
+            canvas, list(fixed) if fixed.ndim == 3 else [fixed], (float(round(value * 255)),), cv2.LINE_AA, _SHIFT
+        )
 
     def stroke(
         self, canvas: NDArray[np.uint8], lines: Points, width: float, value: float = 1.0, *, closed: bool = False
@@ -110,8 +114,12 @@ class Frame:
         factor = int(wide // 2.5)
         if factor >= 2:
             small = (max(8, self.size // factor),) * 2
-            coarse = cv2.GaussianBlur(cv2.resize(field, small, interpolation=cv2.INTER_AREA), (0, 0), wide * small[0] / self.size)
-            return np.asarray(cv2.resize(coarse, (self.size, self.size), interpolation=cv2.INTER_CUBIC), dtype=np.float32)
+            coarse = cv2.GaussianBlur(
+                cv2.resize(field, small, interpolation=cv2.INTER_AREA), (0, 0), wide * small[0] / self.size
+            )
+            return np.asarray(
+                cv2.resize(coarse, (self.size, self.size), interpolation=cv2.INTER_CUBIC), dtype=np.float32
+            )
         return np.asarray(cv2.GaussianBlur(field, (0, 0), max(wide, 0.1)), dtype=np.float32) if wide > 0.2 else field
 
     def blob(self, x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> Field:
@@ -143,4 +151,6 @@ class Frame:
             grid += octave if cells == fine else cv2.resize(octave, (fine, fine), interpolation=cv2.INTER_CUBIC)
         step = np.float32(fine / 1.3)
         column, row = (self.x + np.float32(0.65)) * step, (self.y + np.float32(0.15)) * step
-        return np.asarray(cv2.remap(grid, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT), dtype=np.float32)
+        return np.asarray(
+            cv2.remap(grid, column, row, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT), dtype=np.float32
+        )

@@ -37,7 +37,9 @@ def expose(attenuation: Field, build: Build, frame: Frame, rng: np.random.Genera
     shade = cv2.log(np.maximum(passed, np.float32(1e-3)))
     shade = cv2.GaussianBlur(shade, (0, 0), max(0.0011 * size, 0.3))
     step = np.float32(-_LEVELS / build.span)
-    level = np.clip(shade * step + np.float32(-build.black * _LEVELS / build.span), 0, 2 * _LEVELS - 1).astype(np.uint16)
+    level = np.clip(shade * step + np.float32(-build.black * _LEVELS / build.span), 0, 2 * _LEVELS - 1).astype(
+        np.uint16
+    )
     grey = np.arange(2 * _LEVELS) / _LEVELS
     curve = np.where(grey < 0.7, grey, 0.7 + 0.3 * np.tanh((grey - 0.7) / 0.3))  # with the shoulder of a film
     film = np.asarray(np.rint(255 * np.clip(curve, 0.004, 1) ** build.gamma).astype(np.uint8)[level])

@@ -91,7 +91,9 @@ class FindingSpec:
             _known("device", self.device or "", tuple(DEVICES))
             sided = DEVICES[str(self.device)]
         elif self.device is not None:
-            raise ConfigError(f"device {self.device!r}: only 'Support Devices' has one, not {self.name!r}; leave it out")
+            raise ConfigError(
+                f"device {self.device!r}: only 'Support Devices' has one, not {self.name!r}; leave it out"
+            )
         if sided:
             _known(f"side of {self.name}", self.side or "", ("left", "right"))
         elif self.side is not None:

@@ -66,7 +66,9 @@ def _extent(chest: Chest, side: str, y: float, growth: float) -> tuple[float, fl
     return min(inner, outer - 0.06), outer
 
 
-def _place(spec: FindingSpec, chest: Chest, rng: np.random.Generator, growth: float, margin: float) -> tuple[float, float]:
+def _place(
+    spec: FindingSpec, chest: Chest, rng: np.random.Generator, growth: float, margin: float
+) -> tuple[float, float]:
     """A point of the finding's zone, ``margin`` inside the visible lung where it is wide enough."""
     low, high = _ZONE_HEIGHT[str(spec.zone)]
     y = low + (high - low) * rng.random() + 0.8 * chest.build.dome * (spec.zone == "lower")
@@ -76,7 +78,7 @@ def _place(spec: FindingSpec, chest: Chest, rng: np.random.Generator, growth: fl
     return sign(str(spec.side)) * x, float(y)
 
 
-def _edge(distance: Field, width: float) -> Field:
+def _edge(distance: NDArray[np.floating], width: float) -> Field:
     """Soft step from 0 to 1 around distance 0."""
     return np.asarray(0.5 + 0.5 * np.tanh(distance * np.float32(0.5 / width)), dtype=np.float32)
 
@@ -90,15 +92,15 @@ def _inside(chest: Chest, side: str | None) -> Field:
 def _opacity(spec: FindingSpec, chest: Chest, rng: np.random.Generator, growth: float) -> Field:
     """Ill-defined patchy cloud."""
     f, g = chest.frame, spec.grade
-    radius = (0.050, 0.068, 0.092)[g]
+    radius = (0.052, 0.070, 0.094)[g]
     x, y = _place(spec, chest, rng, growth, 0.8 * radius)
     field = np.zeros_like(chest.air)
     for i in range(4 + 2 * g):
         dx, dy = (0.62 * radius * rng.standard_normal(2)) if i else (0.0, 0.0)
-        r = radius * (0.45 + 0.4 * rng.random())
+        r = radius * (0.55 + 0.4 * rng.random())
         field += (0.45 + 0.3 * rng.random()) * np.exp(-0.9 * f.blob(x + dx, y + dy, r, r * (0.8 + 0.5 * rng.random())))
     field *= np.clip(1 + f.cloud(rng, {20: 0.30, 56: 0.28}), 0.2, 2)
-    return np.asarray((0.46, 0.54, 0.64)[g] * np.tanh(field * 1.25) * _inside(chest, spec.side), dtype=np.float32)
+    return np.asarray((0.54, 0.60, 0.68)[g] * np.tanh(field * 1.35) * _inside(chest, spec.side), dtype=np.float32)
 
 
 def _consolidation(spec: FindingSpec, chest: Chest, rng: np.random.Generator, growth: float) -> Field:
@@ -128,7 +130,7 @@ def _consolidation(spec: FindingSpec, chest: Chest, rng: np.random.Generator, gr
         bend = np.array([0.0, 0.03 * rng.standard_normal()])
         f.stroke(tubes, root + t * 0.11 * np.array([s * np.cos(angle), np.sin(angle)]) + t**2 * bend, 0.0055)
     field = along * across * ((0.60, 0.68, 0.76)[g] + 0.5 * rough)
-    field *= 1 - 0.30 * f.blur(f.level(tubes), 0.0022)
+    field *= 1 - 0.24 * f.blur(f.level(tubes), 0.0022)
     return np.asarray(field * _inside(chest, spec.side), dtype=np.float32)
 
 
@@ -208,11 +210,14 @@ def _device(spec: FindingSpec, chest: Chest, rng: np.random.Generator, growth: f
     vein = [(s * 0.17, 0.170), (s * 0.09, 0.187), (-0.030 if s < 0 else -0.010, 0.215), (-0.048, 0.27)]
     if spec.device == "pacemaker":
         x, y = s * (0.262 + dx), 0.245 + dy
-        f.paint(dense, smooth([(x + a * 0.042, y + b * 0.036) for a, b in [(-0.8, -1), (0.8, -1), (1, -0.6), (1, 0.5), (0.5, 1), (-0.5, 1), (-1, 0.5), (-1, -0.6)]]))
+        box = np.array([(-0.8, -1), (0.8, -1), (1, -0.6), (1, 0.5), (0.5, 1), (-0.5, 1), (-1, 0.5), (-1, -0.6)])
+        f.paint(dense, smooth((x, y) + box * (0.042, 0.036)))
         apex = heart_outline(chest.build, growth)[:, 0].max()
         start = [(x - s * 0.02, y - 0.034), (x - s * 0.045, y - 0.060)]
-        f.stroke(thin, smooth([*start, *vein, (-0.056, 0.40), (-0.040, 0.55), (0.03, 0.65), (0.62 * apex, 0.672)], closed=False), 0.0058)
-        f.stroke(thin, smooth([*start, *vein, (-0.050, 0.42), (-0.055, 0.52), (-0.030, 0.53), (-0.035, 0.48)], closed=False), 0.0058)
+        ventricle = [(-0.056, 0.40), (-0.040, 0.55), (0.03, 0.65), (0.62 * apex, 0.672)]
+        atrium = [(-0.050, 0.42), (-0.055, 0.52), (-0.030, 0.53), (-0.035, 0.48)]
+        for end in (ventricle, atrium):
+            f.stroke(thin, smooth([*start, *vein, *end], closed=False), 0.0058)
         f.stroke(dense, np.array([(0.54 * apex, 0.671), (0.62 * apex, 0.672)]), 0.009)
     elif spec.device == "port":
         x, y = s * (0.235 + dx), 0.290 + dy
@@ -221,7 +226,8 @@ def _device(spec: FindingSpec, chest: Chest, rng: np.random.Generator, growth: f
         f.stroke(dense, ring, 0.008, closed=True)
         f.stroke(thin, smooth([(x, y - 0.02), (s * 0.225, 0.21), *vein, (-0.050, 0.40)], closed=False), 0.0062, 0.85)
     elif spec.device == "central line":
-        path = [(s * 0.115, -0.12), (s * 0.085, 0.02), (s * 0.070, 0.11), (s * 0.055, 0.175), (-0.040 if s < 0 else -0.005, 0.225), (-0.050, 0.29), (-0.052, 0.40 + dy)]
+        neck = [(s * 0.115, -0.12), (s * 0.085, 0.02), (s * 0.070, 0.11), (s * 0.055, 0.175)]
+        path = [*neck, (-0.040 if s < 0 else -0.005, 0.225), (-0.050, 0.29), (-0.052, 0.40 + dy)]
         f.stroke(thin, smooth(path, closed=False), 0.0072, 0.95)
     elif spec.device == "endotracheal tube":
         tip = 0.285 + dy
@@ -231,9 +237,10 @@ def _device(spec: FindingSpec, chest: Chest, rng: np.random.Generator, growth: f
     else:
         for y in np.linspace(0.225, 0.60, 6) + dy:
             a, b = 0.004 * rng.standard_normal(2)
-            loop = [(-0.022, y), (-0.010 + a, y - 0.011), (0.014, y - 0.009), (0.023, y + b), (0.010, y + 0.011), (-0.012, y + 0.010)]
-            f.stroke(thin, smooth(loop, closed=True), 0.0045, closed=True)
-            f.stroke(thin, np.array([(-0.004, y + 0.010), (0.008, y + 0.022)]), 0.0055)
+            upper, lower = [(-0.010 + a, y - 0.011), (0.014, y - 0.009)], [(0.010, y + 0.011), (-0.012, y + 0.010)]
+            loop = [(-0.022, y), *upper, (0.023, y + b), *lower]
+            f.stroke(dense, smooth(loop, closed=True), 0.0045, 0.75, closed=True)
+            f.stroke(dense, np.array([(-0.004, y + 0.010), (0.008, y + 0.022)]), 0.0055, 0.75)
     field = 1.25 * f.blur(f.level(dense), 0.0012) + 0.62 * f.blur(f.level(thin), 0.0010)
     return np.asarray(field, dtype=np.float32)
 

@@ -119,7 +119,9 @@ def plan_phantom(
     if not 0 <= normal <= 1:
         raise ConfigError(f"normal: {normal} is not a share of the patients; give a number from 0 to 1")
     if max_findings < 1:
-        raise ConfigError(f"max_findings: {max_findings} is too few; give 1 or more, or set normal=1 for healthy patients")
+        raise ConfigError(
+            f"max_findings: {max_findings} is too few; give 1 or more, or set normal=1 for healthy patients"
+        )
     weights = check_mix(mix)
     body = index if patient is None else patient
     who = np.random.default_rng([seed, body, _BODY, 1]).random(2) if patient is not None else None
@@ -179,9 +181,9 @@ def render(plan: PhantomPlan, size: int = 128) -> Phantom:
     noise = np.random.default_rng([plan.seed, plan.index, _NOISE])
     image = expose(attenuation + markings, build, frame, noise)
     if size < frame.size:
-        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+        image = np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA), dtype=np.uint8)
     lungs = {side: _shrink(chest.lungs[side] > 0.5, size) for side in SIDES}
-    return Phantom(plan, np.asarray(image, dtype=np.uint8), tuple(findings), masks, lungs, _shrink(chest.heart > 0.5, size))
+    return Phantom(plan, image, tuple(findings), masks, lungs, _shrink(chest.heart > 0.5, size))
 
 
 def make_phantom(
@@ -211,7 +213,7 @@ def with_findings(plan: PhantomPlan, findings: Sequence[FindingSpec], *, filler:
 
 def _raster(size: int) -> int:
     """Pixels to draw at: small pictures are averaged down from a larger one, so that thin lines keep their weight."""
-    return max(size, min(2 * size, 256), 192)
+    return max(size, min(3 * size // 2, 256), 192)
 
 
 def _shrink(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:

@@ -19,7 +19,7 @@ from diptych_datamodules.phantoms.findings import FINDINGS, FindingSpec
 __all__ = ["ROLES", "Link", "Report", "write_report"]
 
 ROLES = ("finding", "side", "zone", "severity", "negated", "hedge", "comparison", "filler")
-"""What a span of a report does. ``negated`` names an absent finding; ``filler`` is a whole sentence that says nothing of any."""
+"""What a span of a report does: ``negated`` names an absent finding, ``filler`` is a whole sentence about none."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,11 @@ def write_report(
     for index, spec in enumerate(specs):
         doubt = spec.grade == 0 and bool(spec.severity) and dice() < uncertain
         mentions[spec.name] = max(mentions.get(spec.name, -1.0), -1.0 if doubt else 1.0)
-        body.append(_state(dice, spec, index, w.DOUBTFUL if doubt else w.STATED[spec.device or spec.name], comparison))
-        summary.append(_state(dice, spec, index, w.DOUBTFUL_SUMMARY if doubt else w.SUMMARY[spec.device or spec.name], False))
+        long, short = w.STATED[spec.device or spec.name], w.SUMMARY[spec.device or spec.name]
+        if doubt:
+            long, short = (w.DOUBTFUL, w.DOUBTFUL_SUMMARY) if spec.side else (w.DOUBTFUL_PLAIN, w.DOUBTFUL_PLAIN)
+        body.append(_state(dice, spec, index, long, comparison))
+        summary.append(_state(dice, spec, index, short, comparison=False))
     present = {spec.name for spec in specs}
     body = dice.shuffled(body) + dice.shuffled(_deny(dice, present, mentions))
     if not specs:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 __all__ = [
-    "COMPARISONS", "DENIED", "DENIED_SUMMARY", "DOUBTFUL", "DOUBTFUL_SUMMARY", "FILLER", "NAMES", "NORMAL_SUMMARY", "SEVERITIES",
-    "STATED", "SUMMARY", "ZONES", "Denial",
+    "COMPARISONS", "DENIED", "DENIED_SUMMARY", "DOUBTFUL", "DOUBTFUL_PLAIN", "DOUBTFUL_SUMMARY", "FILLER",
+    "NAMES", "NORMAL_SUMMARY", "SEVERITIES", "STATED", "SUMMARY", "ZONES", "Denial",
 ]  # fmt: skip
 
 ZONES = {
@@ -111,14 +111,23 @@ STATED = {
 
 SUMMARY = {
     "Lung Opacity": ("{severity} {side} {zone} <opacity>.", "{side} {zone} {name}, {severity}, possibly infectious."),
-    "Consolidation": ("{severity} {side} {zone} <consolidation>.", "{side} {zone} <consolidation>, {severity}, likely pneumonia."),
+    "Consolidation": (
+        "{severity} {side} {zone} <consolidation>.",
+        "{side} {zone} <consolidation>, {severity}, likely pneumonia.",
+    ),
     "Nodule": ("{severity} {side} {zone} <nodule>.", "{severity} <nodule> in the {side} {zone}; CT is recommended."),
-    "Pleural Effusion": ("{severity} {side} <pleural effusion>.", "{side}-sided <pleural effusion>, {severity} in size."),
+    "Pleural Effusion": (
+        "{severity} {side} <pleural effusion>.",
+        "{side}-sided <pleural effusion>, {severity} in size.",
+    ),
     "Pneumothorax": ("{severity} {side} <pneumothorax>.", "{side}-sided <pneumothorax>, {severity} in size."),
     "Cardiomegaly": ("{severity} <cardiomegaly>.", "<Enlarged heart>, {severity}."),
     "Atelectasis": ("{severity} {side} {zone} <atelectasis>.", "<Atelectasis> in the {side} {zone}, {severity}."),
     "pacemaker": ("{side} <pacemaker> in place.", "<Pacemaker> on the {side} without complication."),
-    "central line": ("{side} <central line> in satisfactory position.", "<Central venous catheter> from the {side}, well placed."),
+    "central line": (
+        "{side} <central line> in satisfactory position.",
+        "<Central venous catheter> from the {side}, well placed.",
+    ),
     "port": ("{side} chest <port> in satisfactory position.", "<Port> on the {side} without complication."),
     "endotracheal tube": ("<Endotracheal tube> in satisfactory position.", "Well placed <endotracheal tube>."),
     "sternal wires": ("Intact <sternal wires>.", "Status after sternotomy with intact <wires>."),
@@ -130,7 +139,11 @@ DOUBTFUL = (
     "A {severity} {side} {name} <hedge|cannot be excluded>.",
     "Subtle change on the {side} is <hedge|questionable> for {severity} {name}.",
 )
-DOUBTFUL_SUMMARY = ("<hedge|Possible> {severity} {side} {name}.", "<hedge|Questionable> {side} {name}, {severity} if real.")
+DOUBTFUL_PLAIN = ("<hedge|Possible> {severity} {name}.", "{severity} {name} <hedge|cannot be excluded>.")
+DOUBTFUL_SUMMARY = (
+    "<hedge|Possible> {severity} {side} {name}.",
+    "<hedge|Questionable> {side} {name}, {severity} if real.",
+)
 
 COMPARISONS = (
     "Compared with the prior study,",
@@ -169,11 +182,16 @@ DENIED = (
     Denial("The lungs are clear.", (("Lung Opacity", "lungs are clear"),), ("Consolidation", "Atelectasis", "Nodule")),
     Denial("Both lungs are clear.", (("Lung Opacity", "lungs are clear"),), ("Consolidation", "Atelectasis", "Nodule")),
     Denial("No focal consolidation.", (("Consolidation", "consolidation"),)),
-    Denial("There is no focal opacity or consolidation.", (("Lung Opacity", "opacity"), ("Consolidation", "consolidation"))),
+    Denial(
+        "There is no focal opacity or consolidation.", (("Lung Opacity", "opacity"), ("Consolidation", "consolidation"))
+    ),
     Denial("No suspicious pulmonary nodule.", (("Nodule", "pulmonary nodule"),)),
     Denial("No atelectasis.", (("Atelectasis", "atelectasis"),)),
     Denial("The heart is normal in size.", (("Cardiomegaly", "heart is normal in size"),)),
-    Denial("The cardiac silhouette is within normal limits.", (("Cardiomegaly", "cardiac silhouette is within normal limits"),)),
+    Denial(
+        "The cardiac silhouette is within normal limits.",
+        (("Cardiomegaly", "cardiac silhouette is within normal limits"),),
+    ),
     Denial("There is no cardiomegaly.", (("Cardiomegaly", "cardiomegaly"),)),
     Denial("No lines, tubes or implanted devices.", (("Support Devices", "devices"),)),
 )

@@ -1,0 +1,182 @@
+"""Phantoms as a data set: procedural radiographs with reports, for demos, tests and experiments without patients."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
+
+from diptych import __version__
+from diptych.data import Loading, RadiographDataModule, RadiographDataset, Sample, Split
+from diptych.errors import ConfigError, DataError
+from diptych.tokenizer import Tokenizer
+from diptych_datamodules.phantoms import FINDINGS, PhantomPlan, plan_phantom, render
+
+__all__ = ["Phantom", "PhantomDataset"]
+
+Section = Literal["both", "findings", "impression"]
+Drawn = tuple[NDArray[np.uint8], NDArray[np.float32]]
+
+
+def draw(plan: PhantomPlan, size: int) -> Drawn:
+    """The picture ``[size,size]`` of a plan and its boxes ``[K,5]`` (x0, y0, x1, y1, finding)."""
+    phantom = render(plan, size)
+    boxes = [[*finding.box, FINDINGS.index(finding.name)] for finding in phantom.findings]
+    return phantom.image, np.array(boxes, np.float32).reshape(-1, 5)
+
+
+class PhantomDataset(RadiographDataset):
+    """Phantoms of given plans, drawn when they are read or taken from a cache that :class:`Phantom` has written."""
+
+    def __init__(self, plans: Sequence[PhantomPlan], size: int, section: Section, cache: Path | None) -> None:
+        self.plans, self.size, self.section, self.cache = plans, size, section, cache
+        self.ids = [f"phantom{plan.seed}-{plan.index:06d}" for plan in plans]
+        self.patients = [f"{plan.seed}-{plan.patient}" for plan in plans]
+        self._images: NDArray[np.uint8] | None = None
+        self._boxes: list[list[list[float]]] = []
+
+    def _text(self, plan: PhantomPlan) -> str:
+        report = plan.report
+        return {"both": report.text, "findings": report.findings, "impression": report.impression}[self.section]
+
+    def _drawn(self, index: int) -> Drawn:
+        if self.cache is None:
+            return draw(self.plans[index], self.size)
+        if self._images is None:  # opened in the worker that reads it
+            self._images = np.load(self.cache / "images.npy", mmap_mode="r")
+            self._boxes = json.loads((self.cache / "boxes.json").read_text())
+        return np.array(self._images[index]), np.array(self._boxes[index], np.float32).reshape(-1, 5)
+
+    def read(self, index: int, rng: np.random.Generator) -> Sample:
+        """One phantom; nothing about it is random."""
+        image, boxes = self._drawn(index)
+        plan = self.plans[index]
+        return Sample(image, text=self._text(plan), labels=plan.truth, boxes=boxes)
+
+    def texts(self) -> Iterable[str]:
+        """The reports, without drawing."""
+        return [self._text(plan) for plan in self.plans]
+
+
+def write_cache(plans: Sequence[PhantomPlan], size: int, folder: Path, workers: int) -> None:
+    """Draw all plans once to ``images.npy`` and ``boxes.json``; the folder appears only when it is complete.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    part = folder.with_name(f"{folder.name}.part{os.getpid()}")
+    try:
+        part.mkdir(parents=True, exist_ok=True)
+        images = np.lib.format.open_memmap(part / "images.npy", mode="w+", dtype=np.uint8, shape=(len(plans), size, size))
+        boxes = []
+        with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
+            for i, (image, found) in enumerate(pool.map(partial(draw, size=size), plans, chunksize=16)):
+                images[i] = image
+                boxes.append(found.tolist())
+        images.flush()
+        (part / "boxes.json").write_text(json.dumps(boxes))
+        part.rename(folder)
+    except OSError as error:
+        if (folder / "boxes.json").is_file():  # another run was faster
+            return
+        raise DataError(f"data.cache: {folder} cannot be written ({error.strerror}); name a folder that can") from error
+
+
+class Phantom(RadiographDataModule):
+    """Procedural chest radiographs with findings that have side, zone and severity, and matching reports.
+
+    Args:
+        tokenizer: linked from the text tower by the command line.
+        train: phantoms to train on.
+        val: phantoms to validate on.
+        test: phantoms to test on. Every phantom is a patient of its own.
+        size: side of the pictures, pixels.
+        seed: another seed gives other patients.
+        mix: relative frequency of each finding; the standard mix, if not given.
+        normal: share of patients without findings.
+        max_findings: most findings in one patient.
+        filler: share of filler sentences in the reports, 0 to 0.8.
+        section: which part of the report is the text.
+        cache: folder to draw all pictures into once; they are drawn anew at every read, if not given.
+        loading: how samples are loaded; ``loading.image_size`` is the network's input.
+    """
+
+    paper: ClassVar[str] = "diptych's own; no patient is in it"
+    holds: ClassVar[frozenset[str]] = frozenset({"image", "text", "labels", "boxes"})
+    findings = FINDINGS
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None = None,
+        *,
+        train: int = 2000,
+        val: int = 200,
+        test: int = 400,
+        size: int = 128,
+        seed: int = 0,
+        mix: dict[str, float] | None = None,
+        normal: float = 0.3,
+        max_findings: int = 3,
+        filler: float = 0.3,
+        section: Section = "both",
+        cache: str | None = None,
+        loading: Loading = Loading(),  # noqa: B008  # frozen, and the command line shows its fields
+    ) -> None:
+        super().__init__(tokenizer, loading)
+        for name, number in (("train", train), ("val", val), ("test", test)):
+            if number < 1:
+                raise ConfigError(f"data.{name} is {number}; give at least 1 phantom")
+        self.sizes: dict[Split, int] = {"train": train, "val": val, "test": test}
+        self.size, self.section = size, section
+        self.options: dict[str, Any] = {
+            "seed": seed,
+            "mix": mix,
+            "normal": normal,
+            "max_findings": max_findings,
+            "filler": filler,
+        }
+        self.cache = None if cache is None else Path(cache)
+
+    @property
+    def protocol(self) -> str:
+        """The collection and the text."""
+        return f"phantom seed {self.options['seed']}, {self.size} px, section {self.section}"
+
+    def _plans(self, split: Split) -> list[PhantomPlan]:
+        first = 0
+        for name, number in self.sizes.items():
+            if name == split:
+                return [plan_phantom(index, **self.options) for index in range(first, first + number)]
+            first += number
+        raise KeyError(split)
+
+    def _folder(self, split: Split) -> Path | None:
+        """Where a split is cached: another option, size or version is another folder."""
+        if self.cache is None:
+            return None
+        described = json.dumps([__version__, self.options, self.size, list(self.sizes.items()), split])
+        return self.cache / f"phantom-{split}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
+
+    def prepare_data(self) -> None:
+        """Draw what the cache lacks, once, on one process."""
+        for split, number in self.sizes.items():
+            folder = self._folder(split)
+            if folder is not None and not folder.is_dir():
+                rank_zero_info(f"drawing {number} phantoms to {folder}")
+                write_cache(self._plans(split), self.size, folder, workers=os.cpu_count() or 1)
+
+    def build(self) -> dict[Split, RadiographDataset]:
+        """Plans of all splits; nothing is drawn."""
+        return {
+            split: PhantomDataset(self._plans(split), self.size, self.section, self._folder(split)) for split in self.sizes
+        }
