@@ -67,7 +67,7 @@ class Throughput(pl.Callback):
         self._reset()
         if not trainer.sanity_checking:
             logged = trainer.callback_metrics
-            shown = [name for name in ("train/loss", "val/loss") if name in logged]
+            shown: list[str] = [name for name in ("train/loss", "val/loss") if name in logged]
             shown += [
                 name
                 for name in logged
@@ -88,7 +88,8 @@ class Throughput(pl.Callback):
         """Count, and log at the trainer's interval."""
         self.ended = time.perf_counter()
         self.images += len(batch) * trainer.world_size
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0:
+        interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it late
+        if (batch_idx + 1) % interval == 0:
             elapsed = self.ended - self.begin
             rates = {"train/images_per_second": self.images / elapsed, "train/data_wait": self.waited / elapsed}
             pl_module.log_dict(rates, prog_bar=True, rank_zero_only=True, batch_size=len(batch))

@@ -59,7 +59,7 @@ class _Parser(LightningArgumentParser):
 
 
 def _innermost(message: str, error: Exception | None) -> str:
-    """jsonargparse wraps reasons in reasons; ours, if one is inside, is the clearest."""
+    """The parser wraps reasons in reasons; ours, if one is inside, is the clearest."""
     inner = error
     while inner is not None:
         if isinstance(inner, DiptychError):

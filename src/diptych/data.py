@@ -212,7 +212,7 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
     def __init__(self, tokenizer: Tokenizer | None, loading: Loading) -> None:
         super().__init__()
         self.tokenizer, self.loading = tokenizer, loading
-        self.datasets: dict[str, RadiographDataset] = {}
+        self.datasets: dict[Split, RadiographDataset] = {}
         self.dropped = Dropped()
 
     @abstractmethod
@@ -227,7 +227,7 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
     @property
     def split_hash(self) -> str:
         """Hash of which ids are in which split."""
-        return split_hash({name: dataset.ids for name, dataset in self.datasets.items()})
+        return split_hash({str(name): dataset.ids for name, dataset in self.datasets.items()})
 
     def setup(self, stage: str) -> None:
         """Build every split once, refuse shared patients, and let a scratch tower learn its vocabulary."""
@@ -237,8 +237,8 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
                 if len(dataset) == 0:
                     counted = ", ".join(f"{n} {rule}" for rule, n in self.dropped.counts().items()) or "nothing"
                     raise DataError(f"{self.protocol}: the split '{name}' is empty; left out: {counted}")
-            assert_disjoint({name: dataset.patients for name, dataset in built.items()}, source=self.protocol)
-            self.datasets = dict(built)
+            assert_disjoint({str(name): dataset.patients for name, dataset in built.items()}, source=self.protocol)
+            self.datasets = built
             sizes = ", ".join(f"{len(dataset)} {name}" for name, dataset in built.items())
             rank_zero_info(f"{self.protocol}: {sizes}; split {self.split_hash}")
             for rule, number in self.dropped.counts().items():
@@ -278,14 +278,14 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
             len(dataset), self.loading.batch_size, seed=self.loading.seed, rank=rank, processes=processes
         )
         loaded = _Loaded(dataset, self.loading, self.loading.augment)
-        return ResumableLoader(loaded, batch_sampler=sampler, **self._options(training=True))  # type: ignore[arg-type]  # torch types a batch sampler as yielding ints
+        return ResumableLoader(loaded, batch_sampler=sampler, **self._options(training=True))
 
     def _evaluation(self, split: Split) -> DataLoader[Any]:
         rank, processes = self._processes()
         dataset = self._split(split)
         sampler = EvaluationSampler(len(dataset), self.loading.eval_batch_size, rank=rank, processes=processes)
         loaded = _Loaded(dataset, self.loading, None)
-        return DataLoader(loaded, batch_sampler=sampler, **self._options(training=False))  # type: ignore[arg-type]  # as above
+        return DataLoader(loaded, batch_sampler=sampler, **self._options(training=False))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Every validation sample once, in order, not augmented."""

@@ -88,7 +88,7 @@ def gather(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x
-    return cast(Tensor, _Gather.apply(x)) if x.requires_grad else _all_gather(x)  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Gather.apply(x)) if x.requires_grad else _all_gather(x)
 
 
 def gather_uneven(x: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def gather_uneven(x: Tensor) -> Tensor:
     longest = [int(n) for n in shapes.max(dim=0).values]
     padded = x.new_zeros(longest)
     padded[tuple(slice(n) for n in x.shape)] = x
-    parts = _all_gather(padded).split(longest[0])
+    parts = torch.split(_all_gather(padded), longest[0])
     return torch.cat([part[: int(n)] for part, n in zip(parts, shapes[:, 0], strict=True)])
 
 

@@ -54,13 +54,15 @@ class Evaluator(ABC):
         self._facts: dict[str, Any] = {}
         self.count = 0
 
-    def start(self, embed_text: EmbedText, findings: Sequence[str]) -> None:
+    def start(self, embed_text: EmbedText, findings: Sequence[str], intervals: bool = True) -> None:
         """Begin a pass over a set, forgetting the last one.
 
         Args:
             embed_text: embeds texts with the model as it is now.
             findings: names of the columns of ``Batch.labels``; empty where the data set has no labels.
+            intervals: bootstrap intervals too; within training they only cost time.
         """
+        self._drawn = self._resamples if intervals else 0
         self._example = embed_text(["Normal."])  # so that a process without samples knows what and where it gathers
         self._device = self._example.pooled.device
         self._index: list[Tensor] = []
@@ -111,7 +113,7 @@ class Evaluator(ABC):
             )
         self.count = len(index)
         patients = group[order].numpy()
-        resamples = self._resamples if len(np.unique(patients)) > 1 else 0  # one patient has no spread
+        resamples = self._drawn if len(np.unique(patients)) > 1 else 0  # one patient has no spread
         drawn = metrics.bootstrap_weights(patients, resamples, self._seed)
         return own, order, np.concatenate([np.ones((1, self.count), dtype=np.uint16), drawn])
 
@@ -139,9 +141,9 @@ class Retrieval(Evaluator):
             raise ConfigError(f"Retrieval: ks is {list(ks)}; it must hold at least one cut-off, each 1 or more")
         self._ks, self._keep_bytes = tuple(ks), keep_bytes
 
-    def start(self, embed_text: EmbedText, findings: Sequence[str]) -> None:
+    def start(self, embed_text: EmbedText, findings: Sequence[str], intervals: bool = True) -> None:
         """See :meth:`Evaluator.start`."""
-        super().start(embed_text, findings)
+        super().start(embed_text, findings, intervals)
         self._images: list[Embedding] = []
         self._texts: list[Embedding] = [self._example.to("cpu").select(_NONE)]
         self._hashes: list[Tensor] = [_NONE]
@@ -237,13 +239,13 @@ class ZeroShot(Evaluator):
         self.prompts: PromptSet = load_prompts(prompts)
         self._threshold = threshold
 
-    def start(self, embed_text: EmbedText, findings: Sequence[str]) -> None:
+    def start(self, embed_text: EmbedText, findings: Sequence[str], intervals: bool = True) -> None:
         """See :meth:`Evaluator.start`.
 
         Raises:
             ConfigError: none of the findings (or not each of the classes) of the prompt set is labelled.
         """
-        super().start(embed_text, findings)
+        super().start(embed_text, findings, intervals)
         self._columns: dict[Entry, list[int]] = {}
         self._scores: list[Tensor] = []
         self._labels: list[Tensor] = []

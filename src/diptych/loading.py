@@ -23,7 +23,6 @@ from diptych.transforms import Letterbox, letterbox
 from diptych.types import Embedding
 
 if TYPE_CHECKING:
-    from PIL import Image
 
     from diptych.module import AlignmentModule
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields, replace
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from diptych import distributed
@@ -21,22 +18,11 @@ from diptych.image import ImageTower
 from diptych.metrics import Metric
 from diptych.optim import parameter_groups, warmup_cosine
 from diptych.sampling import mix
+from diptych.scoring import stack
 from diptych.text import TextTower
 from diptych.types import Batch, Embedding, Pairs, TextBatch
 
-__all__ = ["AlignmentModule", "concatenate"]
-
-
-def concatenate(parts: Sequence[Embedding]) -> Embedding:
-    """Embeddings of several batches as one; token axes are padded to the longest, with masks False there."""
-    joined = {}
-    for field in fields(parts[0]):
-        values = [getattr(part, field.name) for part in parts]
-        if values[0].ndim > 1:
-            longest = max(value.shape[1] for value in values)
-            values = [F.pad(v, [0, 0] * (v.ndim - 2) + [0, longest - v.shape[1]]) for v in values]
-        joined[field.name] = torch.cat(values)
-    return replace(parts[0], **joined)
+__all__ = ["AlignmentModule"]
 
 
 class AlignmentModule(pl.LightningModule):
@@ -105,7 +91,7 @@ class AlignmentModule(pl.LightningModule):
     def embed_prompts(self, texts: list[str], batch_size: int = 64) -> Embedding:
         """Any number of texts in the head's space, in eval mode as everything outside training."""
         parts = [texts[i : i + batch_size] for i in range(0, len(texts), batch_size)]
-        return concatenate([self.embed_text(self.tokenizer(part).to(self.device)) for part in parts])
+        return stack([self.embed_text(self.tokenizer(part).to(self.device)) for part in parts])
 
     # -- training ---------------------------------------------------------------------------------------------------
 
@@ -175,7 +161,8 @@ class AlignmentModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the gradient's norm before clipping, on the steps that are logged."""
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it late
+        if self.trainer.global_step % interval == 0:
             grads = [p.grad for p in self.parameters() if p.grad is not None]
             self.log("train/gradient_norm", torch.nn.utils.get_total_norm(grads))
 
@@ -213,7 +200,7 @@ class AlignmentModule(pl.LightningModule):
         datamodule = self._datamodule()
         findings = () if datamodule is None else datamodule.findings
         for evaluator in self.evaluators:
-            evaluator.start(self.embed_prompts, findings)
+            evaluator.start(self.embed_prompts, findings, intervals=self.trainer.state.fn != "fit")
 
     def _evaluate(self, batch: Batch) -> tuple[Embedding, Embedding | None]:
         image = self.embed_image(batch.image)

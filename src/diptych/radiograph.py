@@ -88,8 +88,9 @@ def _read_picture(path: Path) -> NDArray[np.uint8]:
         raise DataError(f"{path}: not a PNG, JPEG or DICOM file, or damaged ({_line(error)})") from error
     if image.width * image.height > MAX_PIXELS:
         raise DataError(f"{path}: {image.width}x{image.height} pixels is over the limit of {MAX_PIXELS}")
-    if getattr(image, "n_frames", 1) > 1:
-        raise DataError(f"{path}: {image.n_frames} frames; a radiograph has one")
+    frames = int(getattr(image, "n_frames", 1))
+    if frames > 1:
+        raise DataError(f"{path}: {frames} frames; a radiograph has one")
     try:
         image.load()
     except Exception as error:
@@ -118,7 +119,7 @@ def grey_of(image: Image.Image, *, source: str) -> NDArray[np.uint8]:
 
 def _read_dicom(path: Path) -> NDArray[np.uint8]:
     import pydicom
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+    from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
     header = pydicom.dcmread(path, force=True, stop_before_pixels=True)  # a forged size must not allocate anything
     rows, columns = int(header.get("Rows", 0)), int(header.get("Columns", 0))

@@ -7,7 +7,8 @@ lives - draws the same captions and augmentations as an uninterrupted run.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -17,7 +18,8 @@ from diptych.errors import ConfigError
 __all__ = ["Draw", "EvaluationSampler", "ResumableLoader", "TrainingSampler", "mix"]
 
 
-class Draw(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Draw:
     """One sample to be read."""
 
     index: int
