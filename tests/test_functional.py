@@ -220,6 +220,15 @@ def test_a_report_without_words_scores_zero_without_gradient(pooling):
         assert scores[:, [0, 1, 3, 4]].abs().min() > 0
 
 
+def test_regions_may_come_as_a_transposed_view():
+    v, t, mask = grid()
+    channels_first = v.detach().transpose(1, 2).contiguous().requires_grad_()
+    expected = value_and_gradients(lambda: F.local_scores(v, t, mask), v, t)
+    found = value_and_gradients(lambda: F.local_scores(channels_first.transpose(1, 2), t, mask), channels_first, t)
+    close(found[0], expected[0], 1e-12)
+    close(found[1].transpose(1, 2), expected[1], 1e-12)
+
+
 def test_regions_that_are_all_zero_or_cancel_give_finite_gradients():
     v, t, mask = grid(images=2, regions=2)
     with torch.no_grad():
@@ -260,7 +269,7 @@ def kept(function) -> int:
 
 def test_the_byte_budget_bounds_what_is_kept():
     v, t, mask = grid(images=16, texts=24, regions=49, words=20, width=8, dtype=torch.float32)
-    grid_bytes = 16 * 49 * 4 * int(mask.sum())
+    grid_bytes = 2 * 16 * 49 * 4 * int(mask.sum())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(F, "_block_bytes", lambda *_: 2**16)
         nothing, half, everything = (
@@ -268,6 +277,7 @@ def test_the_byte_budget_bounds_what_is_kept():
         )
     assert grid_bytes <= everything - nothing < 1.2 * grid_bytes
     assert 0.3 * grid_bytes < half - nothing <= 0.5 * grid_bytes
+    assert nothing < 0.25 * grid_bytes  # the arguments and one number a word
 
 
 def test_region_attention_is_the_published_one():

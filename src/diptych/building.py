@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jsonargparse
-from jsonargparse import _actions, _from_config, _typehints
+from jsonargparse import _typehints
 from jsonargparse._util import import_object
 
 from diptych.errors import ConfigError
-from diptych.plugins import DATAMODULES, HEADS, Plugin, find, nearest
+from diptych.plugins import DATAMODULES, HEADS, Plugin, find, known, nearest
 
 if TYPE_CHECKING:
     from diptych.module import AlignmentModule
@@ -27,10 +27,8 @@ def _resolve_with_catalogue(cls: Any, name: str) -> str:
 
     bases = cls if isinstance(cls, tuple) else (cls,)
     for base, group in ((AlignmentHead, HEADS), (RadiographDataModule, DATAMODULES)):
-        if "." not in name and any(isinstance(b, type) and issubclass(b, base) for b in bases):
-            plugin: Plugin = find(group, name)
-            plugin.load()
-            return plugin.path
+        if any(isinstance(b, type) and issubclass(b, base) for b in bases):
+            return _path_of(name, base, group)
     path = _resolve(cls, name)
     if "." not in path:
         known = [p.rpartition(".")[2] for b in bases for p in _typehints.get_all_subclass_paths(b)]
@@ -38,13 +36,28 @@ def _resolve_with_catalogue(cls: Any, name: str) -> str:
     return path
 
 
+def _path_of(name: str, base: type, group: str) -> str:
+    """The import path of a plug-in that can be imported, from any of its names."""
+    if "." not in name:
+        plugin: Plugin = find(group, name)
+        plugin.load()
+        return plugin.path
+    try:
+        target = import_object(name)
+    except Exception as error:  # whatever a module does when it is imported
+        raise ConfigError(f"'{name}' cannot be imported: {error}; known by name: {known(group, name)}") from error
+    if isinstance(target, type) and not issubclass(target, base):
+        raise ConfigError(f"'{name}' is no {base.__name__}; known by name: {known(group, name)}")
+    return name
+
+
 def register_names() -> None:
     """Let every configuration name heads and datamodules as the catalogue does. May be called more than once.
 
-    jsonargparse has no public place for this: its name resolution is wrapped where it is used, and a test holds it.
+    jsonargparse has no public place for this: its name resolution is wrapped where all its uses find it, and a test
+    holds it.
     """
-    for module in (_typehints, _actions, _from_config):
-        module.resolve_class_path_by_name = _resolve_with_catalogue  # type: ignore[attr-defined]  # see above
+    _typehints.resolve_class_path_by_name = _resolve_with_catalogue
 
 
 def build_module(config: dict[str, Any]) -> AlignmentModule:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import yaml
-from lightning.pytorch import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -20,7 +22,9 @@ from diptych.callbacks import Bar, Recovery, Results, Throughput
 from diptych.data import RadiographDataModule
 from diptych.errors import ConfigError, DiptychError
 from diptych.figures import Figures
+from diptych.loading import read_checkpoint
 from diptych.module import AlignmentModule
+from diptych.plugins import nearest
 
 __all__ = ["AtomicCheckpointIO", "DiptychCLI", "run"]
 
@@ -29,6 +33,9 @@ warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*Found .* module.* in eval mode.*")
 warnings.filterwarnings("ignore", message=".*The number of training batches .* is smaller than the logging interval.*")
 warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+warnings.filterwarnings("ignore", message=".*on epoch level in distributed setting.*")  # evaluators have synchronised
+warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")  # every resumed run
+warnings.filterwarnings("ignore", message=".*Detected pickle protocol.*")  # what follows says it better
 
 
 class _NoAdverts(logging.Filter):
@@ -49,23 +56,93 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         super().save_checkpoint(checkpoint, part, storage_options)
         os.replace(part, path)
 
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load, whatever is asked, without running anything that the file holds.
+
+        Raises:
+            ConfigError: it is not a checkpoint of a training run.
+        """
+        checkpoint = read_checkpoint(path)
+        if "pytorch-lightning_version" not in checkpoint:
+            raise ConfigError(f"{path}: not written by diptych; give a .ckpt below the checkpoints/ of a run")
+        return checkpoint
+
 
 class _Parser(LightningArgumentParser):
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print the reason, not 57 lines of usage before it."""
-        raise ConfigError(f"{_innermost(message, ex)} (`diptych {self._command} --help` lists every option)")
+    """One line that says what is wrong, not 57 lines of usage before it."""
 
     _command = "fit"
 
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what jsonargparse has to say. It wraps reasons in reasons; ours, if one is inside, is the clearest."""
+        if not (clear := _ours(ex)):
+            clear = self._clear(message, ex)
+            if self.exit_on_error:  # not in the inner parser of one class, whose options the help does not list
+                clear += f" (`diptych {self._command} --help` lists every option)"
+        raise ConfigError(clear) from None
 
-def _innermost(message: str, error: Exception | None) -> str:
-    """The parser wraps reasons in reasons; ours, if one is inside, is the clearest."""
-    inner = error
-    while inner is not None:
-        if isinstance(inner, DiptychError):
-            return str(inner)
-        inner = cast("Exception | None", inner.__cause__ or inner.__context__)
-    return " ".join(message.split())
+    def _clear(self, message: str, ex: Exception | None) -> str:
+        parser = getattr(ex, "subcommand_parser", None) or self
+        of = "" if self.exit_on_error else f" of {next(iter(self.groups or {}), 'it')}"
+        message = " ".join(message.split())
+        if found := re.search(r"(?:Group '(.+?)' does not accept option|accept option|^Option) '(.+?)'", message):
+            key = ".".join(part for part in found.groups() if part)
+        elif found := re.match(r"unrecognized arguments: -*([^ =]+)", message):
+            key = found[1]
+        elif found := re.match(r'Parser key "(.+?)": (.*)', message):
+            return f"option '{found[1]}'{of}{_plain(found[2])}"
+        elif found := re.match(r"the following arguments are required: (.*)", message):
+            missing = found[1].replace(f"{self._command}.", "")
+            return f"missing: {missing}{of}; give a recipe that has it (-c FILE), or the option"
+        else:
+            return message.replace('"<unicode string>"', "a file given with -c")
+        known = [dest for action in parser._actions if (dest := action.dest) != "config" and not dest.endswith("help")]
+        return f"unknown option '{key}'{of}; nearest: {', '.join(nearest(key, known)[:5])}"
+
+
+def _plain(reason: str) -> str:
+    """What jsonargparse says of types and values, shorter."""
+    value = ""
+    if found := re.match(r"(.*?)[. ]*(?:Got value|Given value type: .* Given value): (.*)", reason):
+        reason, value = found.groups()
+        named = re.match(r"Namespace\(class_path='(.+?)'", value)
+        value = f" is '{(named[1] if named else value)[:80]}'"
+    reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", reason)
+    reason = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", r"\1", reason).replace("NoneType", "null")
+    reason = re.sub(
+        r"^Does not validate against any of the Union subtypes Subtypes: \[(.*?)\].*", r"Expected \1", reason
+    )
+    reason = re.sub(r"^.*Type .* expects a function or a callable class: ", "", reason)
+    return f"{value}: {reason[:1].lower()}{reason[1:300]}".replace("expected a ", "expected ")
+
+
+def _ours(error: BaseException | None) -> str | None:
+    """The first message of this package among the causes of an error."""
+    while error is not None:
+        if isinstance(error, DiptychError):
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+class _Monitors(Callback):
+    """Says in one line that a metric to be monitored does not exist, after the sanity check if it can be known then."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare with what validation gave; its first batches may lack single findings, so only evaluators count."""
+        given = [str(name) for name in trainer.callback_metrics]
+        for callback in trainer.callbacks if trainer.state.fn == "fit" else ():  # type: ignore[attr-defined]  # Lightning sets it
+            name = getattr(callback, "monitor", None)
+            if not isinstance(name, str) or not name.startswith("val/") or name in given:
+                continue
+            if not trainer.sanity_checking or not any(
+                other.startswith(name[: name.find("/", 4) + 1]) for other in given
+            ):
+                option = "early_stopping" if isinstance(callback, EarlyStopping) else "checkpoint"
+                near = [other for other in nearest(name, given) if other.startswith("val/")]
+                raise ConfigError(
+                    f"{option}.monitor is '{name}', which validation does not give; nearest: {', '.join(near[:5])}"
+                )
 
 
 class DiptychCLI(LightningCLI):
@@ -134,18 +211,25 @@ class DiptychCLI(LightningCLI):
             extra.append(Bar())
         if not config.checkpoint.monitor and self.subcommand == "fit":
             raise ConfigError("checkpoint.monitor is empty; name a validation metric, as val/retrieval/r@5")
-        self.trainer_defaults = {**self.trainer_defaults, "plugins": [AtomicCheckpointIO()]}
         self._extra = extra
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
-        return super()._instantiate_trainer(config, [*callbacks, *self._extra])
+        given = config.get("plugins") or []
+        config["plugins"] = [*(given if isinstance(given, list) else [given]), AtomicCheckpointIO()]
+        try:
+            return super()._instantiate_trainer(config, [_Monitors(), *callbacks, *self._extra])
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 
     def instantiate_classes(self) -> None:
         """Build everything; the module keeps the plain configuration it was built from."""
         super().instantiate_classes()
         dumped = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_validation=True)
         self.model.config = yaml.safe_load(dumped)["model"]
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would read hyper-parameters out of the checkpoint; here they are in the recipe alone."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -161,15 +245,28 @@ def run(command: str) -> None:
     """
     register_names()
     _Parser._command = command
-    DiptychCLI(
-        AlignmentModule,
-        RadiographDataModule,
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        trainer_class=Trainer,
-        trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
-        save_config_kwargs={"overwrite": True},
-        parser_class=_Parser,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-    )
+    try:
+        DiptychCLI(
+            AlignmentModule,
+            RadiographDataModule,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            trainer_class=Trainer,
+            trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
+            # A test must not replace the recipe that the run was trained with.
+            save_config_kwargs={
+                "overwrite": True,
+                "config_filename": "config.yaml" if command == "fit" else f"config-{command}.yaml",
+            },
+            parser_class=_Parser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+    except DiptychError:
+        raise
+    except Exception as error:
+        if message := _ours(error):  # constructors' errors come wrapped in jsonargparse's
+            raise ConfigError(message) from error
+        if isinstance(error, MisconfigurationException):
+            raise ConfigError(" ".join(str(error).split())) from error
+        raise

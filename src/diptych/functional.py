@@ -167,7 +167,7 @@ def local_scores(
         pooling: how matchings become a score, as above.
         region_scale: sharpness of the attention over the regions, in (0, 20]; 4 in GLoRIA.
         word_scale: sharpness of ``logsumexp``; 5 in GLoRIA.
-        byte_budget: bytes that may be kept for backward beside the arguments; 0 keeps nothing. Working memory is about
+        byte_budget: bytes of grids that may be kept for backward; 0 keeps none. Working memory is about
             six blocks, of 2 to 8 MiB each on a CPU and of up to 128 MiB on a GPU.
 
     Returns:
@@ -240,7 +240,8 @@ def _matchings(regions: Tensor, words: Tensor, mask: Tensor, region_scale: float
 class _Matchings(torch.autograd.Function):
     """``dot(x_w, t_w) / |x_w|`` by tiles of images and reports, with its backward written out.
 
-    What a tile keeps is ``s`` alone: everything else follows from it by cheap elementwise operations.
+    With ``u = exp(region_scale * p)``, the attention before its denominator, it is ``u . s / sqrt(u' G u)``. A tile keeps
+    ``s`` and ``G u``, the two that take matrix products, or nothing.
     """
 
     @staticmethod
@@ -253,79 +254,69 @@ class _Matchings(torch.autograd.Function):
         item = n_regions * regions.element_size()
         # Images in a tile: neither one column of it nor its Gram matrices exceed a block.
         step = max(1, block // (item * max(1, longest, n_regions)))
-        ctx.region_scale, ctx.step = region_scale, step
-        ctx.blocks = list(_column_blocks(mask, min(step, images) * item, block))
+        blocks = list(_column_blocks(mask, min(step, images) * item, block))
         m = regions.new_zeros(images, texts, longest)
+        squares = torch.ones_like(m)  # u' G u
+        floor = 1e-8 * n_regions**2  # a context of length 1e-4 or so, since u >= 1: of regions that cancel, or are zero
         kept: list[Tensor | None] = []
         for start in range(0, images, step):
             rows = slice(start, start + step)
             gram = regions[rows] @ regions[rows].transpose(1, 2)
-            for columns, width in ctx.blocks:
+            for columns, width in blocks:
                 s = _products(regions[rows], words[columns, :width])
-                _, _, _, dot, square = _attend(s, mask[columns, :width], gram, region_scale)
+                _, u = _attend(s, mask[columns, :width], region_scale)
+                gram_u = gram @ u
+                square = (u * gram_u).sum(1).clamp_min_(floor)  # [I,c*w]
+                dot = (u * s.flatten(2)).sum(1)
                 m[rows, columns, :width] = (dot * square.rsqrt()).view(len(s), -1, width)
-                byte_budget -= s.nbytes
-                kept.append(s if keep and byte_budget >= 0 else None)
-        ctx.save_for_backward(regions, words, mask, *kept)
+                squares[rows, columns, :width] = square.view(len(s), -1, width)
+                byte_budget -= 2 * s.nbytes
+                kept += [s, gram_u] if keep and byte_budget >= 0 else [None, None]
+        ctx.save_for_backward(regions, words, mask, m, squares, *kept)
+        ctx.plan = region_scale, step, blocks, floor
         return m
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_m: Tensor) -> tuple[Tensor | None, ...]:
-        with _no_autocast(grad_m):
-            return _matchings_backward(ctx, grad_m)
+        regions, words, mask, m, squares, *kept = ctx.saved_tensors
+        scale, step, blocks, floor = ctx.plan
+        saved = iter(kept)
+        grad_regions, grad_words = regions.new_zeros(regions.shape), words.new_zeros(words.shape)  # contiguous
+        with _no_autocast(regions):
+            grad_dots = grad_m * squares.rsqrt()
+            grad_squares = -0.5 * grad_m * m / squares * (squares > floor)
+            for start in range(0, len(regions), step):
+                rows = slice(start, start + step)
+                v = regions[rows]
+                gram = v @ v.transpose(1, 2)
+                grad_gram = torch.zeros_like(gram)
+                for columns, width in blocks:
+                    t = words[columns, :width]
+                    s, gram_u = next(saved), next(saved)
+                    s = _products(v, t) if s is None else s
+                    q, u = _attend(s, mask[columns, :width], scale)
+                    gram_u = gram @ u if gram_u is None else gram_u
+                    grad_dot = grad_dots[rows, columns, :width].flatten(1).unsqueeze(1)  # [I,1,c*w]
+                    grad_square = grad_squares[rows, columns, :width].flatten(1).unsqueeze(1)
+                    grad_gram.baddbmm_(u * grad_square, u.transpose(1, 2))
+                    grad_u = (gram_u * (2 * grad_square)).addcmul_(s.flatten(2), grad_dot)
+                    # Through u = exp(q) and the soft-max q / scale, whose backward takes sum_w q grad_q off.
+                    through = grad_u.mul_(u).view_as(s).mul_(q)
+                    centre = through.sum(-1, keepdim=True).div_(-scale)
+                    grad_s = u.mul_(grad_dot).view_as(s).add_(through).addcmul_(q, centre)
+                    flat = grad_s.flatten(2).flatten(0, 1)  # [I*R,c*w]
+                    grad_regions[rows].flatten(0, 1).addmm_(flat, t.flatten(0, 1))
+                    grad_words[columns, :width] += (flat.T @ v.flatten(0, 1)).view_as(t)
+                grad_regions[rows].baddbmm_(grad_gram, v, alpha=2)  # grad_gram is symmetric
+        return grad_regions, grad_words, None, None, None, None
 
 
-def _attend(
-    s: Tensor, mask: Tensor, gram: Tensor, region_scale: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """From ``s`` ``[I,R,c,w]``, with ``u = exp(region_scale * p)``, the attention before its denominator.
-
-    Returns:
-        ``p`` ``[I,R,c,w]``; ``u`` and ``G u`` ``[I,R,c*w]``; ``u . s`` and ``u' G u`` ``[I,1,c*w]``.
-    """
-    p = s.exp().mul_(mask)  # |s| <= 1: nothing to subtract
-    p /= p.sum(-1, keepdim=True).clamp_min_(1e-30)
-    u = (p * region_scale).exp_().flatten(2)
-    gram_u = gram @ u
-    dot = (u * s.flatten(2)).sum(1, keepdim=True)
-    square = (u * gram_u).sum(1, keepdim=True)
-    return p, u, gram_u, dot, square.clamp_min_(_floor(gram))  # regions that cancel, or are zero
-
-
-def _floor(gram: Tensor) -> float:
-    """The least ``u' G u``: a context of length about 1e-4, since ``u >= 1``."""
-    return 1e-8 * gram.shape[1] ** 2
-
-
-def _matchings_backward(ctx: Any, grad_m: Tensor) -> tuple[Tensor | None, ...]:
-    regions, words, mask, *kept = ctx.saved_tensors
-    grad_regions, grad_words = torch.zeros_like(regions), torch.zeros_like(words)
-    scale, saved = ctx.region_scale, iter(kept)
-    for start in range(0, len(regions), ctx.step):
-        rows = slice(start, start + ctx.step)
-        v = regions[rows]
-        gram = v @ v.transpose(1, 2)
-        grad_gram = torch.zeros_like(gram)
-        for columns, width in ctx.blocks:
-            t = words[columns, :width]
-            s = next(saved)
-            if s is None:
-                s = _products(v, t)
-            p, u, gram_u, dot, square = _attend(s, mask[columns, :width], gram, scale)
-            grad_dot = grad_m[rows, columns, :width].flatten(1).unsqueeze(1) * square.rsqrt()  # [I,1,c*w]
-            grad_square = -0.5 * grad_dot * dot / square * (square > _floor(gram))
-            grad_gram.baddbmm_(u * grad_square, u.transpose(1, 2))
-            grad_u = gram_u.mul_(2 * grad_square).addcmul_(s.flatten(2), grad_dot)
-            grad_p = grad_u.mul_(u).mul_(scale).view_as(s)
-            # Through the soft-max over words: p * (grad_p - sum_w p grad_p).
-            through_p = grad_p.mul_(p)
-            grad_s = u.mul_(grad_dot).view_as(s).add_(through_p).sub_(p.mul_(through_p.sum(-1, keepdim=True)))
-            flat = grad_s.flatten(2).flatten(0, 1)  # [I*R,c*w]
-            grad_regions[rows].flatten(0, 1).addmm_(flat, t.flatten(0, 1))
-            grad_words[columns, :width] += (flat.T @ v.flatten(0, 1)).view_as(t)
-        grad_regions[rows].baddbmm_(grad_gram, v, alpha=2)  # grad_gram is symmetric
-    return grad_regions, grad_words, None, None, None, None
+def _attend(s: Tensor, mask: Tensor, region_scale: float) -> tuple[Tensor, Tensor]:
+    """From ``s`` ``[I,R,c,w]``: ``q = region_scale * p`` ``[I,R,c,w]`` and ``u = exp(q)`` ``[I,R,c*w]``."""
+    q = s.exp().mul_(mask)  # |s| <= 1: nothing to subtract
+    q /= q.sum(-1, keepdim=True).div_(region_scale).clamp_min_(1e-30)
+    return q, q.exp().flatten(2)
 
 
 def _max_scores(regions: Tensor, words: Tensor, mask: Tensor, byte_budget: int) -> Tensor:

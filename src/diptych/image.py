@@ -138,9 +138,11 @@ class TimmImage(ImageTower):
         backbone: Any = self.backbone
         try:
             final, maps = backbone.forward_intermediates(pixels, indices=[self.stage], norm=True)
-        except AssertionError as error:  # timm's checks of the image size
-            size = f"{image.shape[-2]}x{image.shape[-1]}"
-            raise ConfigError(f"image tower '{self.name}' cannot take images of {size}: {error}") from error
+        except (AssertionError, ValueError) as error:  # timm's checks of the image size; batch norm of a single value
+            size = f"{len(image)} image(s) of {image.shape[-2]}x{image.shape[-1]}"
+            raise ConfigError(
+                f"image tower '{self.name}' cannot take {size}: {error}; change loading.image_size or batch_size"
+            ) from error
         regions: Tensor = maps[0]  # [B,D,h,w]
         pooled: Tensor = backbone.forward_head(final, pre_logits=True)
         if pooled.shape[1:] != (self.width,) or regions.shape[1] != self.token_width:

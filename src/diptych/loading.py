@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -23,12 +24,9 @@ from diptych.transforms import Letterbox, letterbox
 from diptych.types import Embedding
 
 if TYPE_CHECKING:
-
     from diptych.module import AlignmentModule
 
 __all__ = ["AlignmentModel", "check_fit", "heat_at_native", "load", "load_module", "read_checkpoint"]
-
-Picture = "str | Path | NDArray[Any] | Image.Image"
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
@@ -43,13 +41,16 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # torch goes on to recommend weights_only=False, which would run what the file says
+        found = re.search(r"GLOBAL (\S+)", str(error))
         raise ConfigError(
-            f"{path}: refused: the file holds objects other than tensors and plain values, or is no checkpoint at all "
-            f"({' '.join(str(error).split())[:160]}); only load checkpoints that diptych wrote"
+            f"{path}: refused: it is no checkpoint, or holds objects other than tensors and plain values"
+            f"{f' ({found[1]})' if found else ''}; only load checkpoints that diptych wrote"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # torch's reader fails in many ways
         raise ConfigError(
-            f"{path}: the checkpoint is cut off or damaged ({' '.join(str(error).split())[:160]})"
+            f"{path}: the checkpoint is cut off or damaged, or is none "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:120]})"
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ConfigError(f"{path}: not a training checkpoint (it has no state_dict); weights alone cannot be loaded")
@@ -89,9 +90,12 @@ def load_module(path: Path | str) -> AlignmentModule:
     Raises:
         ConfigError: the file is not ours, holds no configuration, names a head that is not installed, or does not fit.
     """
+    return _module_of(read_checkpoint(path), str(path))
+
+
+def _module_of(checkpoint: dict[str, Any], path: str) -> AlignmentModule:
     from diptych.building import build_module, import_object
 
-    checkpoint = read_checkpoint(path)
     stored = checkpoint.get("diptych")
     if not stored:
         names = sorted(checkpoint["state_dict"])
@@ -108,7 +112,7 @@ def load_module(path: Path | str) -> AlignmentModule:
         if extra is not None:
             config[name]["init_args"] |= tower.rebuild_args(extra)
     module = build_module(config)
-    check_fit(checkpoint, module, source=str(path))
+    check_fit(checkpoint, module, source=path)
     module.load_state_dict(checkpoint["state_dict"])
     return module.eval()
 
@@ -211,5 +215,6 @@ def load(path: Path | str, device: str | torch.device = "cpu") -> AlignmentModel
     Raises:
         ConfigError: see :func:`read_checkpoint` and :func:`load_module`.
     """
-    size = (read_checkpoint(path).get("diptych") or {}).get("image_size")
-    return AlignmentModel(load_module(path), image_size=size or 224, device=device)
+    checkpoint = read_checkpoint(path)
+    module = _module_of(checkpoint, str(path))
+    return AlignmentModel(module, image_size=checkpoint["diptych"]["image_size"], device=device)

@@ -7,9 +7,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from diptych.errors import DiptychError
+from diptych.errors import ConfigError, DiptychError
 
 __all__ = ["main"]
+
+_COMMANDS = ("fit", "validate", "test", "heads", "datamodules")
 
 _USAGE = """\
 usage: diptych COMMAND [options]
@@ -31,7 +33,6 @@ options:
 
 def _list(group: str, arguments: Sequence[str]) -> None:
     """Print a catalogue as a table, or as JSON."""
-    from diptych.errors import ConfigError
     from diptych.plugins import describe
 
     unknown = [argument for argument in arguments if argument != "--json"]
@@ -50,7 +51,7 @@ def _list(group: str, arguments: Sequence[str]) -> None:
 
 
 def _dispatch(arguments: list[str]) -> None:
-    from diptych.plugins import COMMANDS, DATAMODULES, HEADS, find, plugins
+    from diptych.plugins import COMMANDS, DATAMODULES, HEADS, nearest, plugins
 
     command = arguments[0] if arguments else "--help"
     rest = arguments[1:]
@@ -68,7 +69,11 @@ def _dispatch(arguments: list[str]) -> None:
 
         run(command)
     else:
-        run_command: Callable[[Sequence[str]], None] = find(COMMANDS, command).load()
+        others = {plugin.name: plugin for plugin in plugins(COMMANDS)}
+        if command not in others:
+            known = nearest(command, [*_COMMANDS, *others])
+            raise ConfigError(f"unknown command '{command}'; known, nearest first: {', '.join(known)}")
+        run_command: Callable[[Sequence[str]], None] = others[command].load()
         run_command(rest)
 
 

@@ -108,6 +108,12 @@ class AlignmentModule(pl.LightningModule):
                 f"the head {type(self.head).__name__} needs {', '.join(missing)}, which the towers do not give; "
                 f"they give {', '.join(sorted(available))}"
             )
+        datamodule = self._datamodule()
+        if stage == "fit" and datamodule and datamodule.loading.batch_size * self.trainer.world_size < 2:
+            raise ConfigError(
+                "loading.batch_size is 1, on one process: a pair without others has nothing to be told from, and no head "
+                "would learn; give at least 2 (trainer.accumulate_grad_batches does not help)"
+            )
         if self.trainer.world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
             raise ConfigError(
                 "trainer.use_distributed_sampler is true: Lightning would replace the exact samplers, count some test "

@@ -15,7 +15,7 @@ from typing import Any
 
 from diptych.errors import ConfigError
 
-__all__ = ["COMMANDS", "DATAMODULES", "HEADS", "Plugin", "describe", "find", "nearest", "plugins"]
+__all__ = ["COMMANDS", "DATAMODULES", "HEADS", "Plugin", "describe", "find", "known", "nearest", "plugins"]
 
 HEADS = "diptych.heads"
 DATAMODULES = "diptych.datamodules"
@@ -90,19 +90,30 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
     return sorted(known, key=lambda other: (distance(other), other))
 
 
+def known(group: str, name: str) -> str:
+    """The names in a catalogue, the most similar to ``name`` first; for messages."""
+    return ", ".join(nearest(name, [plugin.name for plugin in plugins(group)]))
+
+
 def find(group: str, name: str) -> Plugin:
     """The plug-in with this entry-point name or bare class name.
 
     Raises:
-        ConfigError: there is none; the message lists the known ones, the nearest first.
+        ConfigError: there is none, and the message lists the known ones, the nearest first; or several have that class
+            name.
     """
     for plugin in plugins(group):
-        if name in (plugin.name, plugin.class_name):
+        if name == plugin.name:
             return plugin
-    known = ", ".join(nearest(name, [plugin.name for plugin in plugins(group)]))
+    of_class = [plugin for plugin in plugins(group) if name == plugin.class_name]
+    if len(of_class) == 1:
+        return of_class[0]
+    if of_class:
+        names = ", ".join(f"{plugin.name} ({plugin.path})" for plugin in of_class)
+        raise ConfigError(f"the class name '{name}' is ambiguous: it is that of {names}; use one of these names")
     kind = _KIND[group]
     raise ConfigError(
-        f"unknown {kind} '{name}'; known {kind}s, nearest first: {known} (`diptych {kind}s` describes them)"
+        f"unknown {kind} '{name}'; known {kind}s, nearest first: {known(group, name)} (`diptych {kind}s` describes them)"
     )
 
 
