@@ -31,8 +31,8 @@ def _resolve_with_catalogue(cls: Any, name: str) -> str:
             return _path_of(name, base, group)
     path = _resolve(cls, name)
     if "." not in path:
-        known = [p.rpartition(".")[2] for b in bases for p in _typehints.get_all_subclass_paths(b)]
-        raise ConfigError(f"unknown class '{name}'; known here, nearest first: {', '.join(nearest(name, known)[:8])}")
+        names = [p.rpartition(".")[2] for b in bases for p in _typehints.get_all_subclass_paths(b)]
+        raise ConfigError(f"unknown class '{name}'; known here, nearest first: {', '.join(nearest(name, names)[:8])}")
     return path
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -145,6 +147,20 @@ class _Monitors(Callback):
                 )
 
 
+class _EndTogether(Callback):
+    """When the first process of a job fails, those it has started end too.
+
+    gloo notices a closed connection; NCCL would wait for its timeout. Should another process fail, Lightning's observer
+    ends the first.
+    """
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """End them."""
+        launcher = trainer.strategy.launcher
+        if trainer.is_global_zero and launcher is not None and trainer.strategy.root_device.type != "cpu":
+            launcher.kill(signal.SIGKILL)
+
+
 class DiptychCLI(LightningCLI):
     """One run: a module, a datamodule, a trainer, and a folder where everything of the run lies."""
 
@@ -218,7 +234,7 @@ class DiptychCLI(LightningCLI):
         given = config.get("plugins") or []
         config["plugins"] = [*(given if isinstance(given, list) else [given]), AtomicCheckpointIO()]
         try:
-            return super()._instantiate_trainer(config, [_Monitors(), *callbacks, *self._extra])
+            return super()._instantiate_trainer(config, [_Monitors(), _EndTogether(), *callbacks, *self._extra])
         except (MisconfigurationException, TypeError, ValueError) as error:
             raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 
@@ -269,4 +285,8 @@ def run(command: str) -> None:
             raise ConfigError(message) from error
         if isinstance(error, MisconfigurationException):
             raise ConfigError(" ".join(str(error).split())) from error
+        if isinstance(error, RuntimeError) and re.search(r"Connection (closed|reset) by peer", str(error)):
+            if os.environ.get("LOCAL_RANK", "0") != "0":
+                sys.exit(2)  # the first process says it
+            raise DiptychError("another process of this job has ended; its own message says why") from error
         raise

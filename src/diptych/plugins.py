@@ -50,10 +50,10 @@ class Plugin:
         try:
             __import__(module)
             return getattr(sys.modules[module], attribute)
-        except (ImportError, AttributeError, SyntaxError) as error:
+        except Exception as error:  # whatever a module does when it is imported
             raise ConfigError(
                 f"the {_KIND[self.group]} '{self.name}' of the package '{self.distribution}' cannot be imported from "
-                f"{self.path}: {error}; repair or uninstall that package"
+                f"{self.path}: {type(error).__name__}: {error}; repair or uninstall that package"
             ) from error
 
 
@@ -127,11 +127,10 @@ def describe(group: str) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"name": plugin.name, "class": plugin.path, "distribution": plugin.distribution}
         try:
             target = plugin.load()
-        except ConfigError as error:
-            row |= {"paper": "", "needs": [], "gathers": [], "error": str(error)}
-        else:
             row |= {"paper": target.paper, "needs": sorted(target.needs), "gathers": sorted(target.gathers)}
             if group == DATAMODULES:
                 row["holds"] = sorted(target.holds)
+        except (ConfigError, AttributeError) as error:  # it cannot be imported, or is something else
+            row |= {"paper": "", "needs": [], "gathers": [], "error": str(error)}
         rows.append(row)
     return rows

@@ -1,0 +1,30 @@
+"""The command without its six seconds of imports: ``main`` in this very process, as the console script calls it."""
+
+import contextlib
+import io
+import logging
+import subprocess
+import sys
+from unittest.mock import patch
+
+from diptych.main import main
+
+
+def diptych(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Exit code and output of ``diptych`` with these arguments; an error that is not caught is raised here too."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    log = logging.StreamHandler(err)  # Lightning's own handlers hold the stream of their import
+    with (
+        patch.object(sys, "argv", ["diptych", *arguments]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        logging.getLogger("lightning.pytorch").addHandler(log)
+        try:
+            main()
+        except SystemExit as exit_:
+            code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+        finally:
+            logging.getLogger("lightning.pytorch").removeHandler(log)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())

@@ -1,0 +1,97 @@
+"""Every shipped YAML fits the signatures, and every command of the README runs."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from mini import ROOT, TEXT, diptych, write_pairs
+
+RECIPES = sorted(p for folder in ("pretrain", "real") for p in (ROOT / "experiments" / folder).glob("*.yaml"))
+RECIPES = [p for p in RECIPES if "model" in yaml.safe_load(p.read_text())]
+MACHINES = sorted((ROOT / "experiments" / "machine").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
+def test_recipes_fit_the_signatures(recipe, monkeypatch, capsys):
+    """Parsed in this process by the very parser of the command; nothing is built."""
+    from diptych.main import main
+
+    for machine in MACHINES:
+        given = ["-c", str(recipe), "-c", str(machine), "--data.images", "a", "--data.reports", "b"]
+        given = given if "label_matched" in recipe.read_text() else given[:4]
+        monkeypatch.setattr(sys, "argv", ["diptych", "fit", *given, "--print_config"])
+        with pytest.raises(SystemExit) as done:
+            main()
+        printed = capsys.readouterr()
+        assert done.value.code in (0, None), printed.err
+        parsed = yaml.safe_load(printed.out)
+        assert parsed["model"]["head"]["class_path"].startswith("diptych_heads.")
+
+
+def test_machine_files_say_nothing_but_the_machine():
+    for machine in MACHINES:
+        assert set(yaml.safe_load(machine.read_text())) <= {"trainer", "recovery"}, machine
+
+
+def test_sbatch_is_a_script_that_bash_reads():
+    subprocess.run(["bash", "-n", str(ROOT / "experiments/machine/slurm.sbatch")], check=True)
+
+
+def commands(text):
+    """The diptych commands in a Markdown file's sh blocks, continued lines joined."""
+    for block in re.findall(r"```sh\n(.*?)```", text, flags=re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            line = line.split("  #")[0].strip()
+            if line.startswith(("diptych ", "make ")):
+                yield shlex.split(line)
+
+
+def test_make_knows_every_target_the_readme_names():
+    makefile = (ROOT / "Makefile").read_text()
+    for command in commands((ROOT / "README.md").read_text()):
+        if command[0] == "make":
+            assert re.search(rf"^{command[1]}:", makefile, flags=re.M), command
+
+
+@pytest.mark.slow
+def test_readme_commands_run(tmp_path):
+    """On a small table with the README's column names, smaller towers and one epoch; all else as it stands there."""
+    import csv
+
+    table = write_pairs(tmp_path / "my")
+    rows = list(csv.reader(table.open()))
+    rows[0][:3] = ["path", "findings", "patient_id"]
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([[*row, "impression" if i == 0 else ""] for i, row in enumerate(rows)])
+    small = {
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False},
+        "model": {
+            "image": {"init_args": {"name": "resnet10t", "pretrained": False, "model_args": {"channels": [8, 8, 16, 16]}}},
+            "text": {"class_path": "ScratchText", "init_args": TEXT},
+        },
+        "data": {"init_args": {"loading": {"image_size": 32, "batch_size": 4, "workers": 0}}},
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
+    run = [c[1:] for c in commands((ROOT / "README.md").read_text()) if c[0] == "diptych"]
+    assert [c[0] for c in run][:2] == ["fit", "test"]
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    for command in run:
+        if command[0] == "fit":
+            command[3:3] = ["-c", "small.yaml"]
+        done = diptych(*command, cwd=tmp_path)
+        assert done.returncode == 0, (command, done.stderr)
+    assert (tmp_path / "runs/mine/results.json").is_file()
+
+
+def test_nothing_speaks_of_where_it_was_made():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    if not listed:
+        pytest.skip("not a git checkout")
+    for name in listed:
+        path = Path(ROOT / name)
+        if path.suffix in {".py", ".md", ".yaml", ".toml", ".cfg", ""} and path.is_file():
+            assert "/work/" not in path.read_text(), name
