@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
@@ -24,19 +23,22 @@ Scores = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def published_loop(regions: Tensor, words: Tensor, mask: Tensor) -> Tensor:
-    """GLoRIA's ``log sum_w exp(5 m_w)``, report by report, as its equations are implemented in public code.
+    """GLoRIA's ``log sum_w exp(5 m_w)``, report by report, in the order of operations of the public implementation.
 
-    Each report's real words are repeated for every image; both soft-maxes, the context of every word and its cosine with
-    the word are formed at full width. ``[I,R,E]``, ``[T,N,E]``, ``[T,N]`` to ``[I,T]``.
+    Channels come first; each report's real words are repeated for every image; both soft-maxes, the context of every word
+    and its cosine with the word are formed at full width. ``[I,R,E]``, ``[T,N,E]``, ``[T,N]`` to ``[I,T]``.
     """
+    images = regions.transpose(1, 2).contiguous()  # [I,E,R]
     columns = []
     for report, real in zip(words, mask, strict=True):
-        word = report[real].expand(len(regions), -1, -1)  # [I,N,E]
-        s = torch.bmm(regions, word.transpose(1, 2))  # [I,R,N]
+        word = report[real].T.contiguous().repeat(len(images), 1, 1)  # [I,E,N]
+        s = torch.bmm(images.transpose(1, 2).contiguous(), word)  # [I,R,N]
         over_words = s.softmax(dim=2).transpose(1, 2).contiguous()  # [I,N,R]
         attention = (4.0 * over_words).softmax(dim=2)
-        context = torch.bmm(attention, regions)  # [I,N,E]
-        m = nnf.cosine_similarity(word, context, dim=2)  # [I,N]
+        context = torch.bmm(images, attention.transpose(1, 2).contiguous())  # [I,E,N]
+        word, context = word.transpose(1, 2).contiguous(), context.transpose(1, 2).contiguous()  # [I,N,E]
+        lengths = word.norm(dim=2) * context.norm(dim=2)
+        m = (word * context).sum(dim=2) / lengths.clamp(min=1e-8)  # [I,N]
         columns.append((5.0 * m).exp().sum(dim=1).log())
     return torch.stack(columns, dim=1)
 

@@ -1,0 +1,472 @@
+"""What a user gets wrong: one clear message (what, where, remedy), exit code 2, nothing trained, no traceback."""
+
+import copy
+import csv
+import fractions
+import pickle
+import shutil
+import subprocess
+from pathlib import Path
+
+import inprocess
+import pytest
+import torch
+import yaml
+from mini import IMAGE, config, diptych, write_pairs
+
+PREFIX = "diptych: error: "
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("good"))
+
+
+@pytest.fixture
+def write(table, tmp_path):
+    """Writes the recipe with one dotted key changed (or removed, for None); returns its path."""
+
+    def recipe(changes=None, name="run.yaml"):
+        described = yaml.safe_load(config(table, epochs=1))
+        for key, value in (changes or {}).items():
+            *parents, last = key.split(".")
+            inner = described
+            for parent in parents:
+                inner = inner.setdefault(parent, {})
+            if value is None:
+                del inner[last]
+            else:
+                inner[last] = value
+        (tmp_path / name).write_text(yaml.safe_dump(described))
+        return str(tmp_path / name)
+
+    return recipe
+
+
+def message(done: subprocess.CompletedProcess[str]) -> str:
+    """The one message, after checking that there is one and nothing else that alarms."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.splitlines()
+    told = [line for line in lines if line.startswith(PREFIX)]
+    assert len(told) == 1, done.stderr
+    assert lines[-1] == told[0]
+    assert len(told[0]) < 700
+    assert not [line for line in lines if "Warning" in line or line.startswith("usage")], done.stderr
+    return told[0].removeprefix(PREFIX)
+
+
+def holds(told, *parts):
+    """Whether a message has all these parts."""
+    assert not [part for part in parts if part not in told], told
+
+
+# -- keys, types and names ------------------------------------------------------------------------------------------------
+
+LOADING = "data.init_args.loading"
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"modell.lr": 1}, ["unknown option 'modell.lr'", "nearest: model.lr", "diptych fit --help"]),
+        ({"model.lrr": 1}, ["unknown option 'model.lrr'", "nearest: model.lr,"]),
+        ({"trainer.max_epoch": 1}, ["unknown option 'trainer.max_epoch'", "nearest: trainer.max_epochs"]),
+        ({"checkpoint.monitr": "x"}, ["unknown option 'checkpoint.monitr'", "nearest: checkpoint.monitor"]),
+        ({"model.image.init_args.stge": 1}, ["unknown option 'stge' of TimmImage", "nearest: stage"]),
+        ({"model.text.init_args.depht": 1}, ["unknown option 'depht' of ScratchText", "nearest: depth"]),
+        ({"data.init_args.tabel": "x"}, ["unknown option 'tabel' of Tabular", "nearest: table"]),
+        ({f"{LOADING}.batchsize": 1}, ["unknown option 'loading.batchsize' of Tabular", "nearest: loading.batch_size"]),
+        ({"data.init_args.columns.pation": "x"}, ["'columns.pation' of Tabular", "nearest: columns.patient"]),
+        (
+            {"model.head": {"class_path": "local_pooling", "init_args": {"poling": "mean"}}},
+            ["unknown option 'poling' of LocalPooling", "nearest: pooling"],
+        ),
+    ],
+)
+def test_a_wrong_key_in_yaml(write, changes, parts):
+    holds(message(inprocess.diptych("fit", "-c", write(changes))), *parts)
+
+
+@pytest.mark.parametrize(
+    ("option", "parts"),
+    [
+        ("--model.lrr", ["unknown option 'model.lrr'", "nearest: model.lr,"]),
+        ("--model.head.tmperature", ["unknown option 'tmperature' of Global", "nearest: temperature"]),
+        ("--data.loading.batchsize", ["'loading.batchsize' of Tabular", "nearest: loading.batch_size"]),
+        ("--model.head.pooling", ["unknown option 'pooling' of Global"]),
+    ],
+)
+def test_a_wrong_option(write, option, parts):
+    holds(message(inprocess.diptych("fit", "-c", write(), option, "1")), *parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"model.lr": "fast"}, ["option 'model.lr' is 'fast'", "expected float"]),
+        ({"trainer.max_epochs": "x"}, ["option 'trainer.max_epochs' is 'x'", "expected int, null"]),
+        ({f"{LOADING}.batch_size": "many"}, ["option 'loading.batch_size' of Tabular is 'many'", "expected int"]),
+        (
+            {"model.head": {"class_path": "local_pooling", "init_args": {"pooling": "man"}}},
+            ["option 'pooling' of LocalPooling is 'man'", "'logsumexp', 'mean', 'max'"],
+        ),
+    ],
+)
+def test_a_wrong_type(write, changes, parts):
+    holds(message(inprocess.diptych("fit", "-c", write(changes))), *parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({f"{LOADING}.batch_size": 0}, ["loading.batch_size is 0", "at least 1"]),
+        ({"model.head": {"class_path": "local_pooling", "init_args": {"scale": -1}}}, ["scale is -1.0", "above 0"]),
+        ({"model.image.init_args.name": "resnet999"}, ["'resnet999'", "nearest: resnet"]),
+        ({"model.text.init_args.heads": 5}, ["width=32", "heads=5"]),
+        ({"trainer.max_epochs": -1}, ["trainer.max_epochs"]),
+        ({"trainer.accelerator": "abacus"}, ["trainer: ", "abacus"]),
+        ({"trainer.strategy": "chess"}, ["trainer: ", "chess"]),
+        (
+            {"checkpoint.monitor": "val/retrieval/r@7"},
+            ["checkpoint.monitor is 'val/retrieval/r@7'", "nearest: val/retrieval/r@"],
+        ),
+        ({"early_stopping.monitor": "val/lss"}, ["early_stopping.monitor is 'val/lss'", "nearest: val/loss"]),
+        ({"trainer.use_distributed_sampler": True, "model.warmup": "x"}, ["model.warmup"]),
+    ],
+)
+def test_a_value_that_makes_no_sense(write, tmp_path, changes, parts):
+    holds(message(inprocess.diptych("fit", "-c", write(changes), "--run", str(tmp_path / "run"))), *parts)
+
+
+def test_a_monitor_of_an_evaluator_that_is_not_there_is_told_before_training(write, tmp_path):
+    changes = {"checkpoint.monitor": "val/zero_shot/auroc/macro", "trainer.num_sanity_val_steps": 1}
+    done = inprocess.diptych("fit", "-c", write(changes), "--run", str(tmp_path / "run"))
+    holds(message(done), "checkpoint.monitor is 'val/zero_shot/auroc/macro'")
+    assert "epoch 0" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "parts"),
+    [
+        (
+            {"model.head": "locl_pooling"},
+            [],
+            ["unknown head 'locl_pooling'", "nearest first: local_pooling, global", "diptych heads"],
+        ),
+        ({"model.head": {"class_path": "globl"}}, [], ["unknown head 'globl'", "nearest first: global,"]),
+        ({}, ["--model.head", "globl"], ["unknown head 'globl'", "nearest first: global,"]),
+        ({"model.head": "diptych_heads.global.Global"}, [], ["'diptych_heads.global.Global'", "diptych_heads"]),
+        (
+            {"model.head": {"class_path": "nowhere.Head"}},
+            [],
+            ["'nowhere.Head' cannot be imported", "global, local_pooling"],
+        ),
+        ({"model.head": {"class_path": "torch.nn.Linear"}}, [], ["'torch.nn.Linear' is no AlignmentHead"]),
+        (
+            {"data.class_path": "tabula"},
+            [],
+            ["unknown datamodule 'tabula'", "nearest first: tabular,", "diptych datamodules"],
+        ),
+        ({}, ["--data", "diptych_heads.global_.Global"], ["is no RadiographDataModule", "tabular"]),
+        ({"model.image.class_path": "TimImage"}, [], ["unknown class 'TimImage'", "nearest first: TimmImage"]),
+        ({"model.evaluators": [{"class_path": "Retrival"}]}, [], ["unknown class 'Retrival'", "Retrieval, ZeroShot"]),
+        (
+            {"model.evaluators": [{"class_path": "ZeroShot", "init_args": {"prompts": "nhi"}}]},
+            [],
+            ["no prompt set is called 'nhi'", "shipped are nih,", "or give a path"],
+        ),
+    ],
+)
+def test_an_unknown_name(write, changes, options, parts):
+    holds(message(inprocess.diptych("fit", "-c", write(changes), *options)), *parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"data": None}, ["missing: data", "-c FILE"]),
+        ({"model.head": None}, ["missing: model.head"]),
+        ({"data.init_args.table": None}, ["missing: table of Tabular"]),
+    ],
+)
+def test_a_missing_key(write, changes, parts):
+    holds(message(inprocess.diptych("fit", "-c", write(changes))), *parts)
+
+
+def test_a_recipe_that_is_none(tmp_path):
+    holds(message(inprocess.diptych("fit", "-c", str(tmp_path / "no.yaml"))), "no.yaml", "does not exist")
+    (tmp_path / "torn.yaml").write_text("model: [1,\ndata: }")
+    holds(message(inprocess.diptych("fit", "-c", str(tmp_path / "torn.yaml"))), "line 2")
+    holds(message(inprocess.diptych("fit")), "missing: model.image, model.text, model.head, data")
+
+
+# -- data -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spoil(table, tmp_path):
+    """Copies the data with changed rows (``change`` gets them, and the folder); returns a recipe for them."""
+
+    def recipe(change, **loading):
+        folder = tmp_path / "data"
+        shutil.copytree(table.parent, folder)
+        with table.open() as file:
+            rows = list(csv.DictReader(file))
+        rows = change(rows, folder) or rows
+        with (folder / "table.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        (tmp_path / "run.yaml").write_text(config(folder / "table.csv", epochs=1, **loading))
+        return ["-c", str(tmp_path / "run.yaml"), "--run", str(tmp_path / "run")]
+
+    return recipe
+
+
+def setting(row, column, value):
+    """A change of one cell, or of the whole column where ``row`` is None."""
+
+    def change(rows, folder):
+        for i, values in enumerate(rows):
+            if row is None or i == row:
+                values[column] = value
+
+    return change
+
+
+def without(rows, folder, *, split):
+    return [row for row in rows if row["split"] != split]
+
+
+def dropping(column):
+    return lambda rows, folder: [{k: v for k, v in row.items() if k != column} for row in rows]
+
+
+def cutting(name):
+    def change(rows, folder):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[: len(whole) // 2])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (dropping("text"), ["table.csv: no column 'text'", "image", "set columns"]),
+        (dropping("Nodule"), ["no column 'Nodule'"]),
+        (dropping("patient"), ["no column 'patient'"]),
+        (setting(2, "Nodule", "2"), ["table.csv, line 4, column 'Nodule'", "label is '2'", "1 (present)"]),
+        (setting(5, "Effusion", "yes"), ["line 7, column 'Effusion'", "label is 'yes'"]),
+        (setting(5, "Effusion", "0.5"), ["line 7, column 'Effusion'", "label is '0.5'"]),
+        (setting(None, "text", "NaN"), ["column(s) text", "all 24 reports are empty or NaN"]),
+        (setting(23, "patient", "p0"), ["1 patient(s) are in both 'test' and 'train', as p0", "one split"]),
+        (setting(3, "split", "holdout"), ["line 5, column 'split'", "'holdout'", "write one of"]),
+        (setting(3, "image", "000.png"), ["lines 2 and 5", "'000.png'"]),
+        (lambda rows, folder: without(rows, folder, split="val"), ["no 'val' split", "train, test"]),
+        (lambda rows, folder: without(rows, folder, split="train"), ["split 'train' is empty"]),
+        (lambda rows, folder: rows[:2] + rows[16:], ["2 training samples", "loading.batch_size 4", "at most 2"]),
+    ],
+)
+def test_a_table_that_cannot_be_used(spoil, change, parts):
+    holds(message(inprocess.diptych("fit", *spoil(change))), *parts)
+
+
+def test_a_test_split_that_is_not_there(spoil):
+    options = spoil(lambda rows, folder: without(rows, folder, split="test"))
+    holds(message(inprocess.diptych("test", *options)), "no 'test' split", "train, val")
+
+
+def test_a_few_empty_reports_are_left_out_counted_and_listed_or_refused(spoil, tmp_path):
+    options = spoil(setting(1, "text", "nan"))
+    done = inprocess.diptych("fit", *options)
+    assert done.returncode == 0, done.stderr
+    assert "15 train" in done.stderr
+    assert "left out 1 (empty report)" in done.stderr
+    assert "001.png" in (tmp_path / "run" / "dropped.csv").read_text()
+    holds(
+        message(inprocess.diptych("fit", *options, "--data.strict", "true")),
+        "1 empty report",
+        "'001.png'",
+        "strict: false",
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", ["003.png", "018.png"])  # one of training, one of validation
+def test_an_unreadable_image(spoil, name, workers):
+    holds(message(inprocess.diptych("fit", *spoil(cutting(name), workers=workers))), f"/{name}: ", "PNG", "truncated")
+
+
+@pytest.mark.parametrize("head", ["global", "local_pooling"])
+def test_a_batch_of_one_teaches_nothing(spoil, head):
+    options = spoil(lambda rows, folder: None, batch_size=1)
+    holds(message(inprocess.diptych("fit", *options, "--model.head", head)), "loading.batch_size is 1", "at least 2")
+
+
+@pytest.mark.parametrize("head", ["global", "local_pooling"])
+def test_an_evaluation_batch_of_one_is_as_good_as_another(spoil, tmp_path, head):
+    options = spoil(lambda rows, folder: None)
+    assert inprocess.diptych("fit", *options, "--model.head", head).returncode == 0
+    found = []
+    for size in ("1", "4"):
+        words = ["--ckpt_path", "best", "--data.loading.eval_batch_size", size, "--model.head", head]
+        done = inprocess.diptych("test", *options, *words)
+        assert done.returncode == 0, done.stderr
+        found.append((tmp_path / "run" / "results.json").read_text().split('"protocol"')[0])
+    assert found[0] == found[1]
+    assert "NaN" not in found[0]
+
+
+def test_a_tower_that_cannot_take_its_batch(write, tmp_path):
+    vit = {**IMAGE, "name": "vit_tiny_patch16_224", "model_args": {"embed_dim": 32, "depth": 1, "num_heads": 2}}
+    recipe = write({"model.image.init_args": vit, f"{LOADING}.image_size": 40})
+    told = message(inprocess.diptych("fit", "-c", recipe, "--run", str(tmp_path / "run")))
+    holds(told, "image tower 'vit_tiny_patch16_224'", "40x40", "loading.image_size")
+
+
+# -- runs and checkpoints -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(table, tmp_path_factory):
+    """A run with each head."""
+    folder = tmp_path_factory.mktemp("trained")
+    for head in ("global", "local_pooling"):
+        (folder / f"{head}.yaml").write_text(config(table, head=head, epochs=1))
+        run = str(folder / head)
+        assert inprocess.diptych("fit", "-c", str(folder / f"{head}.yaml"), "--run", run).returncode == 0
+    return folder
+
+
+def test_a_run_folder_that_cannot_be_written(write, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for run in (tmp_path / "file", tmp_path / "file" / "below"):
+        holds(message(inprocess.diptych("fit", "-c", write(), "--run", str(run))), f"--run {run}", "cannot be written")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_checkpoint_of_another_head(trained):
+    other = str(trained / "local_pooling" / "checkpoints" / "best.ckpt")
+    for command in ("test", "fit"):
+        done = inprocess.diptych(
+            command, "-c", str(trained / "global.yaml"), "--run", str(trained / "x"), "--ckpt_path", other
+        )
+        holds(
+            message(done), "does not fit", "LocalPooling", "unexpected: 4 (head.", "configuration it was trained with"
+        )
+    back = str(trained / "global" / "checkpoints" / "best.ckpt")
+    done = inprocess.diptych(
+        "test", "-c", str(trained / "local_pooling.yaml"), "--run", str(trained / "x"), "--ckpt_path", back
+    )
+    holds(message(done), "diptych_heads.global_.Global", "missing: 4 (head.")
+
+
+def test_a_checkpoint_of_another_width(trained):
+    words = ["--run", str(trained / "global"), "--ckpt_path", "best", "--model.head.width", "16"]
+    done = inprocess.diptych("test", "-c", str(trained / "global.yaml"), *words)
+    holds(message(done), "other shape: 2 (head.image_projection.weight [512, 16] for [16, 16]")
+
+
+def test_a_checkpoint_that_is_not_there(trained):
+    recipe = str(trained / "global.yaml")
+    for which, parts in (
+        ("best", ["best.ckpt does not exist", "there: nothing"]),
+        ("last", ["last.ckpt does not exist"]),
+    ):
+        done = inprocess.diptych("test", "-c", recipe, "--run", str(trained / "empty"), "--ckpt_path", which)
+        holds(message(done), f"--ckpt_path {which}", "same --run", *parts)
+    done = inprocess.diptych("test", "-c", recipe, "--run", str(trained / "x"), "--ckpt_path", str(trained / "no.ckpt"))
+    holds(message(done), "no.ckpt: no such checkpoint file")
+
+
+class Opens:
+    """Leaves a trace where it is unpickled."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        ("foreign", ["not written by diptych"]),
+        ("lightning", ["does not fit", "not written by diptych", "unexpected: 1 (a.weight)"]),
+        ("objects", ["refused", "fractions.Fraction", "only load checkpoints"]),
+        ("pickle", ["refused", "only load checkpoints"]),
+        ("evil", ["refused", "only load checkpoints"]),
+        ("weights", ["not a training checkpoint", "state_dict"]),
+        ("words", ["cut off or damaged"]),
+        ("cut", ["cut off or damaged"]),
+        ("empty", ["cut off or damaged"]),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_of_ours(trained, tmp_path, kind, parts):
+    path, trace = tmp_path / f"{kind}.ckpt", tmp_path / "trace"
+    weight = {"a.weight": torch.zeros(2)}
+    contents = {
+        "foreign": {"state_dict": weight},
+        "lightning": {"state_dict": weight, "pytorch-lightning_version": "2.6.0", "loops": {}},
+        "objects": {"state_dict": weight, "pytorch-lightning_version": "2.6.0", "more": fractions.Fraction(1, 2)},
+        "evil": {"state_dict": weight, "pytorch-lightning_version": "2.6.0", "more": Opens(trace)},
+        "weights": weight,
+    }
+    whole = (trained / "global" / "checkpoints" / "best.ckpt").read_bytes()
+    raw = {"pickle": pickle.dumps(Path("x")), "words": b"hello", "cut": whole[: len(whole) // 2], "empty": b""}
+    if kind in contents:
+        torch.save(copy.deepcopy(contents[kind]), path)
+    else:
+        path.write_bytes(raw[kind])
+    words = ["--run", str(tmp_path / "run"), "--ckpt_path", str(path)]
+    told = message(inprocess.diptych("test", "-c", str(trained / "global.yaml"), *words))
+    holds(told, *parts)
+    assert kind == "lightning" or f"{kind}.ckpt" in told
+    assert "weights_only" not in told  # torch would recommend to switch it off
+    assert not trace.exists()
+
+
+def test_testing_leaves_the_recipe_of_the_run_alone(trained):
+    run = trained / "global"
+    before = (run / "config.yaml").read_text()
+    words = ["-c", str(run / "config.yaml"), "--run", str(run)]
+    assert (
+        inprocess.diptych("test", *words, "--ckpt_path", "best", "--data.loading.eval_batch_size", "2").returncode == 0
+    )
+    assert (run / "config.yaml").read_text() == before
+    assert "eval_batch_size: 2" in (run / "config-test.yaml").read_text()
+    assert inprocess.diptych("fit", *words, "--trainer.fast_dev_run", "true").returncode == 0
+
+
+def test_checkpoints_are_written_whole_or_not_at_all(trained, tmp_path, monkeypatch):
+    """The command's own writer is in use: what it has not finished has another name."""
+    import diptych.cli as cli
+
+    moved = []
+    replace = cli.os.replace
+
+    def listen(source, target):
+        moved.append((Path(source).name, Path(target).name))
+        replace(source, target)
+
+    monkeypatch.setattr(cli.os, "replace", listen)
+    words = ["--run", str(tmp_path / "run"), "--recovery.every_n_train_steps", "2"]
+    assert inprocess.diptych("fit", "-c", str(trained / "global.yaml"), *words).returncode == 0
+    assert set(moved) == {("best.ckpt.part", "best.ckpt"), ("last.ckpt.part", "last.ckpt")}
+    assert not list(tmp_path.rglob("*.part"))
+
+
+# -- the same, as a user runs it --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_real_command_says_the_same(write, spoil, trained):
+    told = message(diptych("fit", "-c", write({"model.lrr": 1})))
+    holds(told, "unknown option 'model.lrr'")
+    told = message(diptych("fit", *spoil(cutting("003.png"), workers=2)))
+    holds(told, "/003.png: ", "truncated")
+    words = ["--run", str(trained / "x"), "--ckpt_path", str(trained / "local_pooling" / "checkpoints" / "best.ckpt")]
+    holds(message(diptych("test", "-c", str(trained / "global.yaml"), *words)), "does not fit", "LocalPooling")
