@@ -3,9 +3,12 @@
 import contextlib
 import io
 import logging
+import multiprocessing
 import subprocess
 import sys
 from unittest.mock import patch
+
+import torch
 
 from diptych.main import main
 
@@ -14,6 +17,8 @@ def diptych(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Exit code and output of ``diptych`` with these arguments; an error that is not caught is raised here too."""
     out, err = io.StringIO(), io.StringIO()
     code = 0
+    before, threads = multiprocessing.active_children(), torch.get_num_threads()
+    torch.set_num_threads(1)  # enough for the smallest model, and faster on a busy machine
     log = logging.StreamHandler(err)  # Lightning's own handlers hold the stream of their import
     with (
         patch.object(sys, "argv", ["diptych", *arguments]),
@@ -27,4 +32,7 @@ def diptych(*arguments: str) -> subprocess.CompletedProcess[str]:
             code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
         finally:
             logging.getLogger("lightning.pytorch").removeHandler(log)
+            torch.set_num_threads(threads)
+            for worker in set(multiprocessing.active_children()) - set(before):  # of a loader that an error has left
+                worker.kill()
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())

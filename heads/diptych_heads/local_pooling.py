@@ -38,8 +38,9 @@ class LocalPooling(AlignmentHead[TokenEmbedding]):
         word_scale: sharpness of ``logsumexp`` and further factor of the local term, above 0; 5 in GLoRIA.
         global_weight: weight of the ``global`` term.
         local_weight: weight of the ``local`` term.
-        byte_budget: bytes of matchings kept for backward, the rest being recomputed; 1 GiB holds 32 pairs of
-            60 words with 4,000 regions, or 256 pairs of 60 words with 64. Less memory costs about a fifth of the speed.
+        byte_budget: bytes of grids kept for backward, the rest being recomputed, which takes the term about 1.4 times as
+            long. A grid takes 8 bytes for each image, region, report and word in float32: 0.7 GiB for 64 pairs of 60
+            words with 19x19 regions.
 
     Raises:
         ConfigError: a value out of its range.

@@ -167,8 +167,8 @@ def local_scores(
         pooling: how matchings become a score, as above.
         region_scale: sharpness of the attention over the regions, in (0, 20]; 4 in GLoRIA.
         word_scale: sharpness of ``logsumexp``; 5 in GLoRIA.
-        byte_budget: bytes of grids that may be kept for backward; 0 keeps none. Working memory is about
-            six blocks, of 2 to 8 MiB each on a CPU and of up to 128 MiB on a GPU.
+        byte_budget: bytes of grids that may be kept for backward; 0 keeps none. Working memory is about six blocks, of 2
+            to 8 MiB each on a CPU and of up to 128 MiB on a GPU.
 
     Returns:
         ``[I,T]``, at least float32; 0 for a report without words.

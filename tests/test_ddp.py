@@ -1,0 +1,165 @@
+"""Two processes, launched as a user would, train and test as one process does on the same global batch."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import inprocess
+import pytest
+import torch
+import yaml
+from mini import ROOT, config, write_pairs
+
+from diptych.loading import read_checkpoint
+from diptych.sampling import TrainingSampler
+
+pytestmark = pytest.mark.slow
+
+STEPS = 6  # two epochs of 26 pairs in global batches of 8
+MACHINE = str(ROOT / "experiments" / "machine" / "ddp.yaml")
+# What ddp.yaml says about CPU processes; bfloat16 would hide what is compared here.
+TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy.process_group_backend", "gloo"]
+TWO += ["--trainer.precision", "32-true", "--data.loading.batch_size", "4"]
+
+
+def launch(*arguments, timeout=200):
+    """Run the command in a session of its own, and see that no process of it is left."""
+    process = subprocess.Popen(
+        [str(Path(sys.executable).with_name("diptych")), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests")},
+    )
+    try:
+        out, err = process.communicate(timeout=timeout)
+        until = time.monotonic() + 20  # a loader's workers look for their parent every 5 s
+        while _alive(process.pid):
+            assert time.monotonic() < until, f"processes of {arguments} are left"
+            time.sleep(0.1)
+    finally:
+        if _alive(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(10)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def _alive(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """No dropout (each process draws its own) and no batch norm; batches of 8 on one process."""
+    folder = tmp_path_factory.mktemp("ddp")
+    described = yaml.safe_load(
+        config(write_pairs(folder / "data", n=39), head="local_pooling", epochs=2)
+    )  # 26, 6, 7 pairs
+    vit = {"embed_dim": 32, "depth": 1, "num_heads": 2, "img_size": 32}
+    described["model"]["image"]["init_args"] = {"name": "vit_tiny_patch16_224", "pretrained": False, "model_args": vit}
+    described["model"]["text"]["init_args"]["dropout"] = 0.0
+    described["model"]["evaluators"] = [
+        {"class_path": "Retrieval", "init_args": {"resamples": 50}},
+        {"class_path": "ZeroShot", "init_args": {"prompts": "nih", "resamples": 50}},
+    ]
+    described["data"]["init_args"]["loading"]["batch_size"] = 8
+    described["recovery"] = {"every_n_train_steps": 2}
+    (folder / "run.yaml").write_text(yaml.safe_dump(described))
+    return folder
+
+
+def fit(recipe, run, *options):
+    done = inprocess.diptych("fit", "-c", str(recipe / "run.yaml"), "--run", str(recipe / run), *options)
+    assert done.returncode == 0, done.stderr
+
+
+def command(recipe, run, what="fit"):
+    return [what, "-c", str(recipe / "run.yaml"), "-c", MACHINE, *TWO, "--run", str(recipe / run)]
+
+
+@pytest.fixture(scope="module")
+def one(recipe):
+    fit(recipe, "one")
+    return recipe / "one"
+
+
+@pytest.fixture(scope="module")
+def two(recipe):
+    done = launch(*command(recipe, "two"))
+    assert done.returncode == 0, done.stderr
+    assert "Starting with 2 processes" in done.stderr
+    return recipe / "two"
+
+
+def trained(run):
+    """Weights and both moments of the optimiser, after the last step."""
+    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    assert checkpoint["global_step"] == STEPS
+    tensors = {name: value for name, value in checkpoint["state_dict"].items() if isinstance(value, torch.Tensor)}
+    for i, state in checkpoint["optimizer_states"][0]["state"].items():
+        tensors |= {f"optimizer.{i}.{name}": value for name, value in state.items()}
+    return tensors
+
+
+def apart(left, right):
+    """The largest difference between two runs, over all weights and moments."""
+    assert left.keys() == right.keys()
+    differences = {name: float((left[name].double() - right[name].double()).abs().max()) for name in left}
+    name = max(differences, key=lambda name: differences[name])
+    return differences[name], name
+
+
+def test_two_processes_train_as_one_does_on_the_same_batch(recipe, one, two):
+    difference, where = apart(trained(one), trained(two))
+    assert difference < 1e-5, where
+    fit(recipe, "half", "--data.loading.batch_size", "4", "--trainer.max_steps", str(STEPS))
+    assert apart(trained(one), trained(recipe / "half"))[0] > 1e-3  # another batch is another training
+
+
+def test_two_processes_test_as_one_does(recipe, two):
+    best = ["--ckpt_path", str(two / "checkpoints" / "best.ckpt")]
+    single = inprocess.diptych("test", "-c", str(recipe / "run.yaml"), "--run", str(recipe / "test1"), *best)
+    assert single.returncode == 0, single.stderr
+    double = launch(*command(recipe, "test2", "test"), *best)
+    assert double.returncode == 0, double.stderr
+    assert double.stdout.count("test/retrieval/r@5") == 1  # one table
+    assert double.stderr.count("results.json") == 1
+    assert len(list((recipe / "test2").rglob("results*.json"))) == 1
+    first, second = (json.loads((recipe / run / "results.json").read_text()) for run in ("test1", "test2"))
+    assert first["metrics"]["test/retrieval/r@5"]["n"] == 7
+    assert "test/zero_shot/auroc/Effusion" in first["metrics"]
+    for key in ("metrics", "protocol", "split_hash", "checkpoint_sha256", "head"):
+        assert first[key] == second[key]
+
+
+def test_killed_on_two_processes_and_resumed(recipe, two):
+    run = command(recipe, "killed")
+    killed = launch(*run, "--trainer.callbacks+=killer.KillAt", "--trainer.callbacks.step=5")
+    assert killed.returncode == -9, killed.stderr
+    assert read_checkpoint(recipe / "killed" / "checkpoints" / "last.ckpt")["global_step"] == 4
+    resumed = launch(*run, "--ckpt_path", "last")
+    assert resumed.returncode == 0, resumed.stderr
+    assert apart(trained(two), trained(recipe / "killed"))[0] == 0
+
+
+def test_an_image_that_only_the_second_process_cannot_read(recipe, tmp_path):
+    write_pairs(tmp_path, n=39)
+    second = TrainingSampler(26, 4, seed=0, rank=1, processes=2)
+    name = f"{next(iter(second))[0].index:03d}.png"
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:200])
+    options = ["--data.table", str(tmp_path / "table.csv"), "--data.loading.workers", "1"]
+    done = launch(*command(recipe, "unreadable"), *options)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    told = [line for line in done.stderr.splitlines() if line.startswith("diptych: error: ")]
+    assert f"/{name}: the PNG data are truncated" in told[0]
+    assert told[1:] in ([], ["diptych: error: another process of this job has ended; its own message says why"])
