@@ -1,8 +1,6 @@
 """The recipes and readers on real radiographs and real reports, read where they lie."""
 
-import csv
 import importlib.util
-import json
 import re
 import sys
 import tarfile
@@ -11,10 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mini import ROOT, diptych
-from sklearn.metrics import roc_auc_score
 
 from diptych.prompts import load_prompts
-from diptych.radiograph import read_radiograph
 from diptych.results import read_results
 from diptych.splits import assign
 from diptych.tables import Columns, read_table

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.plugins.io import CheckpointIO, TorchCheckpointIO
 
 from diptych.building import register_names
 from diptych.callbacks import Bar, Recovery, Results, Throughput
@@ -193,8 +194,8 @@ class DiptychCLI(LightningCLI):
         run = Path(config.run)
         try:
             run.mkdir(parents=True, exist_ok=True)
-            (run / ".write").touch()
-            (run / ".write").unlink()
+            with tempfile.TemporaryFile(dir=run):  # of a name that no other process of the job has
+                pass
         except OSError as error:
             raise ConfigError(f"--run {run}: cannot be written ({error.strerror}); give a folder that can") from error
         config.trainer.default_root_dir = str(run)
@@ -232,7 +233,9 @@ class DiptychCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         given = config.get("plugins") or []
-        config["plugins"] = [*(given if isinstance(given, list) else [given]), AtomicCheckpointIO()]
+        plugins = given if isinstance(given, list) else [given]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config["plugins"] = [*plugins, AtomicCheckpointIO()]
         try:
             return super()._instantiate_trainer(config, [_Monitors(), _EndTogether(), *callbacks, *self._extra])
         except (MisconfigurationException, TypeError, ValueError) as error:

@@ -139,9 +139,9 @@ class TimmImage(ImageTower):
         try:
             final, maps = backbone.forward_intermediates(pixels, indices=[self.stage], norm=True)
         except (AssertionError, ValueError) as error:  # timm's checks of the image size; batch norm of a single value
-            size = f"{len(image)} image(s) of {image.shape[-2]}x{image.shape[-1]}"
+            size = f"{image.shape[-2]}x{image.shape[-1]}, {len(image)} at a time"
             raise ConfigError(
-                f"image tower '{self.name}' cannot take {size}: {error}; change loading.image_size or batch_size"
+                f"image tower '{self.name}' cannot take images of {size}: {error}; change loading.image_size or batch_size"
             ) from error
         regions: Tensor = maps[0]  # [B,D,h,w]
         pooled: Tensor = backbone.forward_head(final, pre_logits=True)
