@@ -322,7 +322,11 @@ LOAD = """
 import sys
 import numpy as np
 import diptych
-model = diptych.load(sys.argv[1])
+from diptych.main import main
+
+best, *sys.argv[1:] = sys.argv[1:]
+main()
+model = diptych.load(best)
 head = model.module.head
 scores = model.similarity(np.zeros((32, 32), np.uint8), ["There is no effusion.", "There is a nodule."])
 print(type(head).__module__, type(head).__name__, head.fixed, tuple(scores.shape))
@@ -376,7 +380,8 @@ def test_a_head_from_another_package_trains_and_tests(elsewhere, recipe):
     results = json.loads((run / "results.json").read_text())
     assert results["head"] == "Example"
     assert results["metrics"]["test/retrieval/r@5"]["n"] == 4
-    ask(
+    best = run / "checkpoints" / "best.ckpt"
+    by_class = [
         "fit",
         "-c",
         str(recipe),
@@ -386,12 +391,10 @@ def test_a_head_from_another_package_trains_and_tests(elsewhere, recipe):
         "true",
         "--run",
         str(folder / "dev"),
-    )
-    best = run / "checkpoints" / "best.ckpt"
-    loaded = subprocess.run(
-        [command[0], "-c", LOAD, str(best)], capture_output=True, text=True, timeout=240, check=False
-    )
-    assert loaded.stdout.split(maxsplit=3) == ["example_head", "Example", "0.2", "(1, 2)\n"], loaded.stderr
+    ]
+    words = [command[0], "-c", LOAD, str(best), *by_class]
+    loaded = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)
+    assert loaded.stdout.splitlines()[-1:] == ["example_head Example 0.2 (1, 2)"], loaded.stderr
     # Here, where that package is not installed, the same checkpoint says which one is missing.
     with pytest.raises(ConfigError, match="example_head"):
         package.load(best)

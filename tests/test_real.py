@@ -136,23 +136,160 @@ def test_prompts_of_the_recipe_are_unseen_in_training(openi):
 # -- label_matched on nih64 and Open-i --------------------------------------------------------------------------------
 
 
-def nih64(shared_data: Path, openi: Path) -> list[str]:
-    return ["--data.images", str(shared_data / "nih64" / "metadata.csv"), "--data.reports", str(openi)]
+def write_table(path: Path, table: Path, split: Callable[[dict[str, str]], str]) -> Path:
+    """A table of the same columns whose rows have other splits (a row without one is left out)."""
+    read = read_table(table)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, read.columns)
+        writer.writeheader()
+        writer.writerows({**row, "split": split(row)} for row in read.records if split(row))
+    return path
 
 
-def check_results(folder: Path, shared_data: Path) -> dict:
-    """The test's figures, after a look at what they were measured on."""
-    results = read_results(folder / "results.json")
-    assert {f"test/zero_shot/auroc/{name}" for name in [*FIVE, "macro"]} <= set(results["metrics"])
-    protocol = results["protocol"]["zero_shot"]
-    assert protocol["absent"] == {}
-    rows = read_table(shared_data / "nih64" / "metadata.csv").records
-    shares = {"train": 0.6, "val": 0.15, "test": 0.25}
-    test = [row for row in rows if assign(row["patient_id"], shares, 0) == "test"]
-    assert protocol["samples"] == len(test)
-    assert len({row["patient_id"] for row in test}) > 30
-    values = [results["metrics"][f"test/zero_shot/auroc/{name}"].value for name in FIVE]
-    macro = results["metrics"]["test/zero_shot/auroc/macro"]
-    assert macro.value == pytest.approx(np.mean(values))
-    assert macro.low < macro.value < macro.high
-    return {name: value for name, value in zip([*FIVE, "macro"], [*values, macro.value], strict=True)}
+def zero_shot(results: Path) -> dict[str, Metric]:
+    """The AUROCs of a result file by finding, with their macro mean."""
+    metrics = read_results(results)["metrics"]
+    return {name.rpartition("/")[2]: metric for name, metric in metrics.items() if "/zero_shot/auroc/" in name}
+
+
+@pytest.mark.slow
+def test_nih64_recipe_runs_and_tests_on_another_table(shared_data, openi, tmp_path):
+    images = shared_data / "nih64" / "metadata.csv"
+    tables = ["--data.images", str(images), "--data.reports", str(openi)]
+    printed = run("fit", "nih64.yaml", tmp_path, *tables, "--trainer.max_epochs", "1")
+    assert "553 train, 119 val" in printed
+    assert "left out 34 (empty report)" in printed
+    run("validate", "nih64.yaml", tmp_path, *tables, "--ckpt_path", "last")
+    # The same patients as somebody's test set: another table, its images below a root.
+    other = write_table(tmp_path / "other.csv", images, lambda row: {"val": "test"}.get(row["split"], ""))
+    tables = ["--data.images", str(other), "--data.root", str(images.parent), "--data.reports", str(openi)]
+    run("test", "nih64.yaml", tmp_path, *tables, "--ckpt_path", "last")
+    found = zero_shot(tmp_path / "results.json")
+    assert sorted(found) == sorted([*FIVE, "macro"])
+    assert found == zero_shot(tmp_path / "results-val.json")
+    assert {metric.n for metric in found.values()} == {119}
+    assert found["macro"].value == pytest.approx(np.mean([found[name].value for name in FIVE]))
+    protocol = json.loads((tmp_path / "results.json").read_text())["protocol"]
+    assert protocol["data"] == "label_matched other.csv + openi.csv, jaccard"
+    assert protocol["zero_shot"]["absent"] == {}
+
+
+@pytest.mark.slow
+def test_nih64_recipe_splits_a_table_without_splits_by_patient(shared_data, openi, tmp_path):
+    images = shared_data / "nih64" / "metadata.csv"
+    options = ["--data.images", str(images), "--data.reports", str(openi), "--data.image_columns.split", "null"]
+    options += ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
+    run("fit", "nih64.yaml", tmp_path, *options)
+    run("test", "nih64.yaml", tmp_path, *options, "--ckpt_path", "last")
+    patients = [row["patient_id"] for row in read_table(images).records]
+    shares = {"train": 0.7, "val": 0.1, "test": 0.2}
+    held_out = [patient for patient in patients if assign(patient, shares, 0) == "test"]
+    assert zero_shot(tmp_path / "results.json")["macro"].n == len(held_out)
+    assert len(set(held_out)) > 20
+
+
+@pytest.mark.slow
+def test_labels_bring_what_shuffled_pairs_do_not(shared_data, openi, tmp_path):
+    tables = ["--data.images", str(shared_data / "nih64" / "metadata.csv"), "--data.reports", str(openi)]
+    macro = {}
+    for pairing in ("jaccard", "shuffled"):
+        options = [*tables, "--data.pairing", pairing]
+        run("fit", "nih64.yaml", tmp_path / pairing, *options)
+        run("validate", "nih64.yaml", tmp_path / pairing, *options, "--ckpt_path", "last")
+        macro[pairing] = zero_shot(tmp_path / pairing / "results-val.json")["macro"].value
+    assert macro["jaccard"] >= 0.60
+    assert macro["jaccard"] >= macro["shuffled"] + 0.05
+
+
+# -- a real text tower ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_minilm_is_a_text_tower_by_path(shared_data, openi, minilm, tmp_path):
+    tables = ["--data.images", str(shared_data / "nih64" / "metadata.csv"), "--data.reports", str(openi)]
+    tower = {"name": str(minilm), "pool": "mean", "max_tokens": 48, "freeze_layers": 5}
+    text = ["--model.text", json.dumps({"class_path": "TransformersText", "init_args": tower})]
+    short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
+    run("fit", "nih64.yaml", tmp_path, *tables, *text, *short)
+    run("validate", "nih64.yaml", tmp_path, *tables, *text, "--ckpt_path", "last")
+    found = zero_shot(tmp_path / "results-val.json")
+    assert all(0 < metric.value < 1 for metric in found.values())
+    trained = diptych_load(tmp_path / "checkpoints" / "last.ckpt")  # needs the folder no more
+    words = ["There is a pleural effusion.", "Fluid lies in the pleural space.", "The heart is normal in size."]
+    with torch.no_grad():
+        features = trained.module.encoder.encode_text(trained.module.tokenizer(words))
+    near, far = (torch.cosine_similarity(features.pooled[0], features.pooled[i], dim=0) for i in (1, 2))
+    assert features.pooled.shape == (3, 384)
+    assert near > far + 0.1  # knows what the words mean, which no report of two steps taught it
+
+
+# -- tabular on pairs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_pairs_recipe_learns_its_training_pairs(shared_data, tmp_path):
+    table = shared_data / "pairs" / "metadata.csv"
+    run("fit", "pairs.yaml", tmp_path / "whole", "--data.table", str(table))
+    run("fit", "pairs.yaml", tmp_path / "start", "--data.table", str(table), "--trainer.max_steps", "1", *SAVE_FIRST)
+    run("test", "pairs.yaml", tmp_path / "whole", "--data.table", str(table), "--ckpt_path", "last")
+    shares = {"train": 0.7, "val": 0.15, "test": 0.15}
+    trained_on = write_table(
+        tmp_path / "train.csv", table, lambda row: "test" if assign(row["patient_id"], shares, 0) == "train" else "train"
+    )
+    recall = {}
+    for name in ("start", "whole"):
+        swapped = ["--data.table", str(trained_on), "--data.root", str(table.parent), "--data.columns.split", "split"]
+        run("test", "pairs.yaml", tmp_path / name, *swapped, "--ckpt_path", "last")
+        recall[name] = read_results(tmp_path / name / "results.json")["metrics"]["test/retrieval/r@5"]
+    assert recall["whole"].n == recall["start"].n > 100
+    assert recall["whole"].value > recall["start"].value + 0.1
+
+
+# -- reading radiographs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("folder", "number"),
+    [("pairs/images", 202), ("nih/images", 638), ("nih64/images", 672), ("seg/images", 140)]
+    + [("rsna_like/stage_2_train_images", 24), ("dicom", 5)],
+)
+def test_every_real_radiograph_is_read(shared_data, folder, number):
+    files = [path for path in sorted((shared_data / folder).iterdir()) if path.suffix != ".csv"]
+    assert len(files) == number
+    for path in files[:: 1 if number < 100 else 7]:
+        image = read_radiograph(path)
+        assert image.dtype == np.uint8
+        assert min(image.shape) >= 64
+        assert image.std() > 10
+        assert 20 < image.mean() < 235
+
+
+def test_five_encodings_of_one_radiograph_give_one_picture(shared_data):
+    rows = {row["file"]: row for row in read_table(shared_data / "dicom" / "manifest.csv").records}
+    assert len(rows) == 5
+    images = {name: read_radiograph(shared_data / "dicom" / name) for name in rows}
+    for name, image in images.items():
+        assert image.shape == (int(rows[name]["rows"]), int(rows[name]["cols"]))
+    original = images.pop("RG1_J2KI.dcm")
+    first, *others = images.values()
+    for other in others:  # lossless; one is stored as MONOCHROME2, another is run-length encoded, a third deflated
+        np.testing.assert_array_equal(first, other)
+    height, width = first.shape
+    pooled = original[: 4 * height, : 4 * width].reshape(height, 4, width, 4).mean(axis=(1, 3))
+    assert np.corrcoef(pooled.ravel(), first.ravel())[0, 1] > 0.999
+
+
+def test_lungs_are_darker_than_the_body_around_them(shared_data):
+    """Bright is where X-rays were stopped, whatever file a radiograph came from."""
+    rows = [row for row in read_table(shared_data / "seg" / "masks.csv").records if row["mask_class"] == "lungs"]
+    darker = []
+    for row in rows[::4]:
+        image = read_radiograph(shared_data / "seg" / row["file"]).astype(float)
+        mask = read_radiograph(shared_data / "seg" / row["mask"]) > 127
+        top, bottom = np.flatnonzero(mask.any(axis=1))[[0, -1]]
+        left, right = np.flatnonzero(mask.any(axis=0))[[0, -1]]
+        box = np.zeros_like(mask)
+        box[top : bottom + 1, left : right + 1] = True
+        darker.append(image[mask].mean() < image[box & ~mask].mean())
+    assert len(darker) > 20
+    assert np.mean(darker) > 0.9
