@@ -32,7 +32,9 @@ def write_pairs(folder: Path, n: int = 24, size: int = 32, seed: int = 0) -> Pat
             if nodule:
                 picture[4:12, size - 12 : size - 4] += 120
             Image.fromarray(picture).save(folder / f"{i:03d}.png")
-            text = f"There is {'an' if effusion else 'no'} effusion. There is {'a' if nodule else 'no'} nodule. Case {i}."
+            text = (
+                f"There is {'an' if effusion else 'no'} effusion. There is {'a' if nodule else 'no'} nodule. Case {i}."
+            )
             split = "train" if i < n * 2 // 3 else ("val" if i < n * 5 // 6 else "test")
             writer.writerow([f"{i:03d}.png", text, f"p{i}", split, effusion, nodule])
     return folder / "table.csv"
@@ -62,14 +64,19 @@ def config(table: Path, *, head: str = "global", epochs: int = 2, **loading: obj
                 "head": head,
                 "lr": 1e-3,
             },
-            "data": {"class_path": "tabular", "init_args": {"table": str(table), "columns": columns, "loading": options}},
+            "data": {
+                "class_path": "tabular",
+                "init_args": {"table": str(table), "columns": columns, "loading": options},
+            },
             "early_stopping": {"monitor": "val/retrieval/r@5", "mode": "max", "patience": 100},
             "figures": {"pairs": 0},
         }
     )
 
 
-def diptych(*arguments: str, cwd: Path | None = None, timeout: float = 240, **env: str) -> subprocess.CompletedProcess[str]:
+def diptych(
+    *arguments: str, cwd: Path | None = None, timeout: float = 240, **env: str
+) -> subprocess.CompletedProcess[str]:
     """Run the command as a user would."""
     return subprocess.run(
         [str(Path(sys.executable).with_name("diptych")), *arguments],

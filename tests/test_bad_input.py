@@ -273,7 +273,7 @@ def test_a_table_that_cannot_be_used(spoil, change, parts):
 
 def test_a_test_split_that_is_not_there(spoil):
     options = spoil(lambda rows, folder: without(rows, folder, split="test"))
-    holds(message(inprocess.diptych("test", *options)), "no 'test' split", "train, val")
+    holds(message(inprocess.diptych("test", *options, "--ckpt_path", "none")), "no 'test' split", "train, val")
 
 
 def test_a_few_empty_reports_are_left_out_counted_and_listed_or_refused(spoil, tmp_path):

@@ -70,7 +70,9 @@ def test_readme_commands_run(tmp_path):
     small = {
         "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False},
         "model": {
-            "image": {"init_args": {"name": "resnet10t", "pretrained": False, "model_args": {"channels": [8, 8, 16, 16]}}},
+            "image": {
+                "init_args": {"name": "resnet10t", "pretrained": False, "model_args": {"channels": [8, 8, 16, 16]}}
+            },
             "text": {"class_path": "ScratchText", "init_args": TEXT},
         },
         "data": {"init_args": {"loading": {"image_size": 32, "batch_size": 4, "workers": 0}}},

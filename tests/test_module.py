@@ -78,7 +78,10 @@ def test_layer_decay_scales_the_rate_by_depth_and_frozen_parameters_are_left_out
     assert "encoder.image.backbone.patch_embed.proj.weight" not in rates
     depth = tower.layer_of("backbone.blocks.0.attn.qkv.weight")
     assert rates["encoder.image.backbone.blocks.0.attn.qkv.weight"] == 0.5 ** (tower.num_layers - depth)
-    assert rates["encoder.image.backbone.blocks.0.attn.qkv.weight"] < rates["encoder.image.backbone.blocks.1.attn.qkv.weight"]
+    assert (
+        rates["encoder.image.backbone.blocks.0.attn.qkv.weight"]
+        < rates["encoder.image.backbone.blocks.1.attn.qkv.weight"]
+    )
     assert all(rate == 1 for name, rate in rates.items() if name.startswith("head."))
 
 
@@ -145,7 +148,9 @@ def test_duplicate_reports_are_no_negatives_unless_asked(table):
     text = model.tokenizer(["There is an effusion."] * 4)
     from diptych.types import Batch
 
-    batch = Batch(images, text, torch.arange(4), torch.ones(4, dtype=torch.bool), None, torch.arange(4), None, list("abcd"))
+    batch = Batch(
+        images, text, torch.arange(4), torch.ones(4, dtype=torch.bool), None, torch.arange(4), None, list("abcd")
+    )
     model.eval()
     assert float(model._loss(model._pairs(batch))[0]) == pytest.approx(0, abs=1e-6)  # nothing to tell apart
     model.mask_duplicates = False
@@ -174,7 +179,9 @@ def run(table, tmp_path_factory):
     recipe = yaml.safe_load(config(table, head="local_pooling", epochs=2))
     recipe["figures"] = {"pairs": 2, "words": ["effusion", "Nodule"], "matrix": 4}
     (folder / "run.yaml").write_text(yaml.safe_dump(recipe))
-    fit = diptych("fit", "-c", str(folder / "run.yaml"), "--run", str(folder / "run"), "--recovery.every_n_train_steps", "2")
+    fit = diptych(
+        "fit", "-c", str(folder / "run.yaml"), "--run", str(folder / "run"), "--recovery.every_n_train_steps", "2"
+    )
     assert fit.returncode == 0, fit.stderr
     test = diptych("test", "-c", str(folder / "run/config.yaml"), "--run", str(folder / "run"), "--ckpt_path", "best")
     assert test.returncode == 0, test.stderr
@@ -247,10 +254,17 @@ def test_foreign_and_unfit_checkpoints_are_refused_by_name(run, tmp_path):
     refused({"state_dict": {"fc.weight": torch.zeros(2)}}, r"not written by diptych; its 1 weights are 1 \(fc.weight\)")
     refused({"weights": 1}, "no state_dict")
     less = {k: v for k, v in checkpoint["state_dict"].items() if "head" not in k}
-    refused({**checkpoint, "state_dict": {**less, "extra": torch.zeros(1)}}, r"missing: \d+ \(head.*unexpected: 1 \(extra\)")
+    refused(
+        {**checkpoint, "state_dict": {**less, "extra": torch.zeros(1)}}, r"missing: \d+ \(head.*unexpected: 1 \(extra\)"
+    )
     refused({**checkpoint, "diptych": {**checkpoint["diptych"], "config": None}}, "trained from Python")
-    broken = {**checkpoint["diptych"]["config"], "head": {"class_path": "subprocess.Popen", "init_args": {"args": "true"}}}
-    refused({**checkpoint, "diptych": {**checkpoint["diptych"], "config": broken}}, "'subprocess.Popen' is no AlignmentHead")
+    broken = {
+        **checkpoint["diptych"]["config"],
+        "head": {"class_path": "subprocess.Popen", "init_args": {"args": "true"}},
+    }
+    refused(
+        {**checkpoint, "diptych": {**checkpoint["diptych"], "config": broken}}, "'subprocess.Popen' is no AlignmentHead"
+    )
     (tmp_path / "evil.ckpt").write_bytes(pickle.dumps({"state_dict": print}))
     with pytest.raises(ConfigError, match=r"evil.ckpt: refused"):
         load(tmp_path / "evil.ckpt")

@@ -1,16 +1,25 @@
 """The recipes and readers on real radiographs and real reports, read where they lie."""
 
+import csv
 import importlib.util
+import json
 import re
+import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mini import ROOT, diptych
+from PIL import Image
 
+from diptych.loading import load
+from diptych.metrics import Metric
 from diptych.prompts import load_prompts
+from diptych.radiograph import read_radiograph
 from diptych.results import read_results
 from diptych.splits import assign
 from diptych.tables import Columns, read_table
@@ -37,6 +46,12 @@ def installed(package: str, path: str) -> Path:
     return found
 
 
+def openi_reports(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The script, run as a user would."""
+    command = [sys.executable, str(REAL / "openi_reports.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
 @pytest.fixture(scope="module")
 def archive():
     return installed("torchxrayvision", "data/NLMCXR_reports.tgz")
@@ -50,12 +65,8 @@ def minilm():
 @pytest.fixture(scope="module")
 def openi(archive, tmp_path_factory):
     """The report table, written as a user would."""
-    import subprocess
-
     out = tmp_path_factory.mktemp("openi") / "openi.csv"
-    done = subprocess.run(
-        [sys.executable, str(REAL / "openi_reports.py"), str(out)], capture_output=True, text=True, check=False
-    )
+    done = openi_reports(str(out))
     assert done.returncode == 0, done.stderr
     assert "3955 reports, 3425 with findings, 3921 with impression, 1391 normal" in done.stdout
     return out
@@ -102,15 +113,8 @@ def test_report_table_holds_what_the_archive_holds(openi, archive):
 
 
 def test_report_script_names_what_is_wrong(tmp_path):
-    import subprocess
-
     for archive, said in ((tmp_path / "none.tgz", "No such file"), (REAL / "openi_reports.py", "not a gzip file")):
-        done = subprocess.run(
-            [sys.executable, str(REAL / "openi_reports.py"), str(tmp_path / "out.csv"), "--archive", str(archive)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = openi_reports(str(tmp_path / "out.csv"), "--archive", str(archive))
         assert done.returncode == 1
         assert said in done.stderr
         assert len(done.stderr.splitlines()) == 1
@@ -214,7 +218,7 @@ def test_minilm_is_a_text_tower_by_path(shared_data, openi, minilm, tmp_path):
     run("validate", "nih64.yaml", tmp_path, *tables, *text, "--ckpt_path", "last")
     found = zero_shot(tmp_path / "results-val.json")
     assert all(0 < metric.value < 1 for metric in found.values())
-    trained = diptych_load(tmp_path / "checkpoints" / "last.ckpt")  # needs the folder no more
+    trained = load(tmp_path / "checkpoints" / "last.ckpt")  # needs the folder no more
     words = ["There is a pleural effusion.", "Fluid lies in the pleural space.", "The heart is normal in size."]
     with torch.no_grad():
         features = trained.module.encoder.encode_text(trained.module.tokenizer(words))
@@ -230,11 +234,15 @@ def test_minilm_is_a_text_tower_by_path(shared_data, openi, minilm, tmp_path):
 def test_pairs_recipe_learns_its_training_pairs(shared_data, tmp_path):
     table = shared_data / "pairs" / "metadata.csv"
     run("fit", "pairs.yaml", tmp_path / "whole", "--data.table", str(table))
-    run("fit", "pairs.yaml", tmp_path / "start", "--data.table", str(table), "--trainer.max_steps", "1", *SAVE_FIRST)
     run("test", "pairs.yaml", tmp_path / "whole", "--data.table", str(table), "--ckpt_path", "last")
+    first = ["--trainer.max_steps", "1", "--recovery.every_n_train_steps", "1"]
+    run("fit", "pairs.yaml", tmp_path / "start", "--data.table", str(table), *first)
+    # Training pairs as a test set, the others as a training set that is not used.
     shares = {"train": 0.7, "val": 0.15, "test": 0.15}
     trained_on = write_table(
-        tmp_path / "train.csv", table, lambda row: "test" if assign(row["patient_id"], shares, 0) == "train" else "train"
+        tmp_path / "train.csv",
+        table,
+        lambda row: "test" if assign(row["patient_id"], shares, 0) == "train" else "train",
     )
     recall = {}
     for name in ("start", "whole"):
@@ -250,8 +258,14 @@ def test_pairs_recipe_learns_its_training_pairs(shared_data, tmp_path):
 
 @pytest.mark.parametrize(
     ("folder", "number"),
-    [("pairs/images", 202), ("nih/images", 638), ("nih64/images", 672), ("seg/images", 140)]
-    + [("rsna_like/stage_2_train_images", 24), ("dicom", 5)],
+    [
+        ("pairs/images", 202),
+        ("nih/images", 638),
+        ("nih64/images", 672),
+        ("seg/images", 140),
+        ("rsna_like/stage_2_train_images", 24),
+        ("dicom", 5),
+    ],
 )
 def test_every_real_radiograph_is_read(shared_data, folder, number):
     files = [path for path in sorted((shared_data / folder).iterdir()) if path.suffix != ".csv"]
@@ -285,11 +299,13 @@ def test_lungs_are_darker_than_the_body_around_them(shared_data):
     darker = []
     for row in rows[::4]:
         image = read_radiograph(shared_data / "seg" / row["file"]).astype(float)
-        mask = read_radiograph(shared_data / "seg" / row["mask"]) > 127
+        mask = np.asarray(Image.open(shared_data / "seg" / row["mask"]).convert("L")) > 127
+        if not mask.any():  # some masks are empty
+            continue
         top, bottom = np.flatnonzero(mask.any(axis=1))[[0, -1]]
         left, right = np.flatnonzero(mask.any(axis=0))[[0, -1]]
         box = np.zeros_like(mask)
         box[top : bottom + 1, left : right + 1] = True
         darker.append(image[mask].mean() < image[box & ~mask].mean())
-    assert len(darker) > 20
+    assert len(darker) >= 20
     assert np.mean(darker) > 0.9

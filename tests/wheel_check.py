@@ -18,7 +18,9 @@ def lines(section: str) -> list[str]:
     """Names a section of the catalogue in setup.cfg lists."""
     catalogue = configparser.ConfigParser()
     catalogue.read(ROOT / "setup.cfg")
-    return sorted(line.split("=")[0].strip() for line in catalogue["options.entry_points"][section].split("\n") if "=" in line)
+    return sorted(
+        line.split("=")[0].strip() for line in catalogue["options.entry_points"][section].split("\n") if "=" in line
+    )
 
 
 COUNT = """
@@ -43,9 +45,13 @@ def main() -> None:
         (wheel,) = Path(folder).glob("diptych-*.whl")
         venv.create(f"{folder}/env", with_pip=True)
         python = f"{folder}/env/bin/python"
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check", wheel], **quiet)
+        subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check", wheel], **quiet
+        )
         for section in ("diptych.heads", "diptych.datamodules", "diptych.commands"):
-            found = subprocess.run([python, "-c", COUNT, section], check=True, capture_output=True, text=True).stdout.split()
+            found = subprocess.run(
+                [python, "-c", COUNT, section], check=True, capture_output=True, text=True
+            ).stdout.split()
             expected = lines(section)
             if found != expected:
                 sys.exit(f"the wheel's {section} are {found}, setup.cfg lists {expected}")

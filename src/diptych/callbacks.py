@@ -34,6 +34,11 @@ class Recovery(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the last state of a run whose end fell between two saves."""
+        if self.dirpath is not None and self._last_global_step_saved != trainer.global_step:
+            trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
+
 
 class Bar(RichProgressBar):
     """Lightning's rich progress bar without the version number of a run that has none."""

@@ -203,6 +203,13 @@ class DiptychCLI(LightningCLI):
         config.recovery.dirpath = config.recovery.dirpath or str(run / "checkpoints")
         if self.subcommand != "fit":
             config.verbose = False  # Lightning's own table; ours has intervals
+            if config.get("ckpt_path") is None:
+                raise ConfigError(
+                    f"{self.subcommand}: no --ckpt_path; give best, last or a file (or none, to see what the untrained "
+                    "model does)"
+                )
+        if config.get("ckpt_path") == "none":
+            config.ckpt_path = None
         if config.get("ckpt_path") in {"best", "last"}:
             config.ckpt_path = self._checkpoint(Path(config.checkpoint.dirpath), config.ckpt_path)
 

@@ -107,7 +107,12 @@ def _module_of(checkpoint: dict[str, Any], path: str) -> AlignmentModule:
         )
     config = copy.deepcopy(stored["config"])
     for name in ("image", "text"):  # the weights, vocabulary and architecture come from the checkpoint
-        tower = import_object(config[name]["class_path"])
+        try:
+            tower = import_object(config[name]["class_path"])
+        except Exception as error:  # whatever a module does when it is imported
+            raise ConfigError(
+                f"{path}: its {name} tower {config[name]['class_path']} cannot be imported ({error}); install its package"
+            ) from error
         extra = checkpoint["state_dict"].get(f"encoder.{name}._extra_state")
         if extra is not None:
             config[name]["init_args"] |= tower.rebuild_args(extra)
