@@ -16,6 +16,7 @@ from diptych.building import build_module
 from diptych.callbacks import Throughput
 from diptych.data import Loading
 from diptych.errors import ConfigError
+from diptych.evaluation import Retrieval
 from diptych.image import TimmImage
 from diptych.loading import load_module, read_checkpoint
 from diptych.module import AlignmentModule
@@ -167,8 +168,6 @@ def test_what_cannot_be_trained_says_so(tmp_path, table):
     with pytest.raises(ConfigError, match=r"max_epochs or trainer.max_steps"):
         trainer(tmp_path, max_epochs=-1).fit(model, data(table, model))
     with pytest.raises(ConfigError, match="share a name"):
-        from diptych.evaluation import Retrieval
-
         module(evaluators=[Retrieval(), Retrieval()])
 
 
