@@ -181,7 +181,7 @@ def test_nih64_recipe_runs_and_tests_on_another_table(shared_data, openi, tmp_pa
 @pytest.mark.slow
 def test_nih64_recipe_splits_a_table_without_splits_by_patient(shared_data, openi, tmp_path):
     images = shared_data / "nih64" / "metadata.csv"
-    options = ["--data.images", str(images), "--data.reports", str(openi), "--data.image_columns.split", "null"]
+    options = ["--data.images", str(images), "--data.reports", str(openi), "--data.image_columns", "{split: null}"]
     options += ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
     run("fit", "nih64.yaml", tmp_path, *options)
     run("test", "nih64.yaml", tmp_path, *options, "--ckpt_path", "last")
@@ -235,7 +235,7 @@ def test_pairs_recipe_learns_its_training_pairs(shared_data, tmp_path):
     table = shared_data / "pairs" / "metadata.csv"
     run("fit", "pairs.yaml", tmp_path / "whole", "--data.table", str(table))
     run("test", "pairs.yaml", tmp_path / "whole", "--data.table", str(table), "--ckpt_path", "last")
-    first = ["--trainer.max_steps", "1", "--recovery.every_n_train_steps", "1"]
+    first = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]
     run("fit", "pairs.yaml", tmp_path / "start", "--data.table", str(table), *first)
     # Training pairs as a test set, the others as a training set that is not used.
     shares = {"train": 0.7, "val": 0.15, "test": 0.15}
