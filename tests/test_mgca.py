@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import replace
 
+import lightning.pytorch as pl
+import mini
 import pytest
 import torch
 import twins
 from torch import nn
 
 from diptych import functional as F
+from diptych.data import Loading
 from diptych.errors import ConfigError
 from diptych.head import CountsEpochs, Grounds, gather_pairs
+from diptych.image import TimmImage
+from diptych.module import AlignmentModule
 from diptych.optim import parameter_groups
+from diptych.tables import Columns
+from diptych.text import ScratchText
 from diptych.types import Pairs
+from diptych_datamodules.tabular import Tabular
 from diptych_heads.mgca import MGCA, assign, clipped_shares, token_loss
 
 SMALL = {"hidden": 24, "prototypes": 12, "frozen_epochs": 0, "learn_temperature": True}
@@ -395,3 +404,76 @@ def test_frozen_prototypes_are_exact_under_ddp(gloo2):
 def test_values_out_of_range_are_named(options, message):
     with pytest.raises(ConfigError, match=f"head mgca: {message}"):
         MGCA(twins.DIMS, **options)
+
+
+# In the module ---------------------------------------------------------------------------------------------------------
+
+TINY = {"width": 16, "hidden": 16, "prototypes": 8}
+
+
+def module(image=mini.IMAGE, **options):
+    torch.manual_seed(0)
+    head = functools.partial(MGCA, **TINY, **options)
+    return AlignmentModule(TimmImage(**image), ScratchText(**mini.TEXT), head, lr=1e-3)
+
+
+def fit(folder, table, model, **options):
+    columns = Columns(patient="patient", split="split", labels=mini.FINDINGS)
+    loading = Loading(image_size=32, batch_size=4, eval_batch_size=4, workers=0)
+    checkpoint, options = options.pop("ckpt_path", None), {"logger": False, "enable_checkpointing": False, **options}
+    trainer = pl.Trainer(
+        accelerator="cpu", default_root_dir=folder, enable_progress_bar=False, enable_model_summary=False, **options
+    )
+    trainer.fit(model, Tabular(str(table), model.tokenizer, columns=columns, loading=loading), ckpt_path=checkpoint)
+    return trainer
+
+
+def test_towers_give_attention_only_where_a_head_asks():
+    vit = {"name": "vit_tiny_patch16_224", "pretrained": False}
+    vit["model_args"] = {"embed_dim": 16, "depth": 1, "num_heads": 2}
+    encoder = module().encoder
+    assert encoder.text.attention
+    assert not encoder.image.attention  # a ResNet has none to give
+    assert module(vit).encoder.image.attention
+    plain = AlignmentModule(TimmImage(**vit), ScratchText(**mini.TEXT), twins.HEADS["local_pooling"])
+    assert not plain.encoder.text.attention
+    assert not plain.encoder.image.attention
+
+
+def test_a_tower_that_cannot_give_what_the_head_needs_is_refused(tmp_path, monkeypatch):
+    model = module()
+    monkeypatch.setattr(model.encoder.text, "gives_attention", False)
+    with pytest.raises(ConfigError, match=r"the head MGCA needs text\.attention, which the towers do not give"):
+        fit(tmp_path, mini.write_pairs(tmp_path / "pairs"), model, max_steps=1)
+
+
+class Told(pl.Callback):
+    """What the head knew, and which prototypes there were, after each step; a checkpoint in mid-epoch."""
+
+    def __init__(self, save=None):
+        self.save, self.steps = save, []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        head = pl_module.head
+        self.steps.append((trainer.current_epoch, head.epoch, head.prototypes.detach().clone()))
+        if self.save and trainer.global_step == 6:
+            trainer.save_checkpoint(self.save)
+
+
+def test_trains_and_knows_the_epoch_after_a_resume_in_mid_epoch(tmp_path):
+    table = mini.write_pairs(tmp_path / "pairs")  # 4 steps an epoch
+    whole, resumed = Told(tmp_path / "six.ckpt"), Told()
+    model = module()
+    start = model.head.prototypes.detach().clone()
+    run = fit(tmp_path, table, model, max_epochs=2, callbacks=[whole])
+    assert all(run.callback_metrics[f"train/loss/{term}"].isfinite() for term in ("instance", "token", "prototype"))
+    assert run.callback_metrics["val/loss"].isfinite()
+    assert run.callback_metrics["train/temperature"] == pytest.approx(0.07)
+    assert [told for _, told, _ in whole.steps] == [0] * 4 + [1] * 4
+    assert all(torch.equal(prototypes, start) == (epoch == 0) for epoch, _, prototypes in whole.steps)
+    again = module()
+    fit(tmp_path, table, again, max_epochs=2, callbacks=[resumed], ckpt_path=str(tmp_path / "six.ckpt"))
+    assert [told for _, told, _ in resumed.steps] == [1, 1]
+    for (name, a), (_, b) in zip(model.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert model.head.word_projection.inner_norm.running_mean.norm() > 0

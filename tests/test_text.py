@@ -393,10 +393,9 @@ def test_attention_of_the_class_token_is_the_librarys(model, padded):
     """Fused attention gives what the library's plain attention returns; a word has the sum of its pieces."""
     tower, batch = tower_and_batch(model)
     batch = batch if padded else batch.select(torch.tensor([0]))
-    if not padded:
-        batch = replace(
-            batch, **{n: getattr(batch, n)[:, :40] for n in ("input_ids", "attention_mask", "word_of_piece")}
-        )
+    if not padded:  # the library then drops the mask
+        names = ("input_ids", "attention_mask", "word_of_piece")
+        batch = replace(batch, **{name: getattr(batch, name)[:, : int(batch.attention_mask.sum())] for name in names})
         assert batch.attention_mask.all()
     assert tower.model.config._attn_implementation == "sdpa"
     assert tower.gives_attention
@@ -414,7 +413,9 @@ def test_attention_of_the_class_token_is_the_librarys(model, padded):
             if (word := int(batch.word_of_piece[b, p])) >= 0:
                 expected[b, word] += rows[b, :, 0, p].mean()
     torch.testing.assert_close(out.attention, expected)
-    assert (out.attention > 0).equal(batch.mask)
+    assert (out.attention[~batch.mask] == 0).all()
+    if model.config.model_type != "modernbert":  # whose last layer here looks no farther than four pieces
+        assert (out.attention[batch.mask] > 0).all()
     assert (batch.word_of_piece >= 0).sum() > batch.mask.sum()  # some words are in pieces
     torch.testing.assert_close(out.tokens, before.tokens, rtol=0, atol=0)
     assert tower.model.config._attn_implementation == "sdpa"
