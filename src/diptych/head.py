@@ -32,11 +32,20 @@ class AlignmentHead(nn.Module, ABC, Generic[E]):
     """Optional fields of ``Features`` that the head requires, as ``"image.pixels"``; checked before training."""
     gathers: ClassVar[frozenset[str]] = frozenset()
     """Fields of the embeddings that ``losses`` reads from ``world``, as ``"text.pooled"``; all others are emptied."""
+    ranks: ClassVar[bool] = True
+    """Whether it scores pairs; False for a term that is trained beside a head, see ``composite``."""
     paper: ClassVar[str] = ""
     """Where the method is described, as ``"ConVIRT, arXiv 2010.00747"``."""
 
     weights: dict[str, float]
-    """One weight for each loss term; ``losses`` returns the terms unweighted."""
+    """One weight for each loss term; ``losses`` returns the terms unweighted. With weight 0 a term is logged only."""
+
+    def start_step(self, step: int, total: int) -> None:
+        """Called before each training step, with the optimiser steps done so far and those of the whole run.
+
+        A head may change its ``weights`` here, or what it draws at random. What it keeps must follow from ``step`` and
+        from its state dict alone, so that a resumed run goes on exactly.
+        """
 
     @abstractmethod
     def embed_image(self, image: Features) -> E:

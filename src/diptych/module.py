@@ -101,8 +101,8 @@ class AlignmentModule(pl.LightningModule):
         Raises:
             ConfigError: the head requires a feature that the towers do not give, or Lightning would resample the data.
         """
-        available = {"image.grid", "image.pixels", "text.sentences"}
-        missing = sorted(type(self.head).needs - available)
+        available = {"image.grid", "image.pixels", "text.sentences", "text.sentence_hash"}
+        missing = sorted(self.head.needs - available)
         if missing:
             raise ConfigError(
                 f"the head {type(self.head).__name__} needs {', '.join(missing)}, which the towers do not give; "
@@ -140,8 +140,9 @@ class AlignmentModule(pl.LightningModule):
         return total, terms
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed dropout by position, so that a resumed run draws what the uninterrupted one drew."""
+        """Seed dropout by position, so that a resumed run draws what the uninterrupted one drew; tell the head the step."""
         torch.manual_seed(mix(self._seed(), self.current_epoch, batch_idx, self.global_rank))
+        self.head.start_step(self.trainer.global_step, self._total_steps())
 
     def _seed(self) -> int:
         datamodule = self._datamodule()

@@ -59,7 +59,7 @@ class TextTower(Tower):
 
     @abstractmethod
     def forward(self, text: TextBatch) -> Features:
-        """Features of tokenised reports: ``pooled`` ``[B,D]``, ``tokens`` ``[B,N,D]``, ``mask``, ``sentences``."""
+        """Features of tokenised reports: ``pooled`` ``[B,D]``, ``tokens`` ``[B,N,D]``, ``mask``, and of sentences."""
 
 
 class _EncoderText(TextTower):
@@ -131,6 +131,7 @@ class _EncoderText(TextTower):
             tokens=sum_pieces(pieces, text.word_of_piece, text.mask.shape[1]),
             mask=text.mask,
             sentences=text.sentences,
+            sentence_hash=text.sentence_hash,
         )
 
     def get_extra_state(self) -> dict[str, str]:
