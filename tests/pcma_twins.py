@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,7 +67,10 @@ def pair_score(observations: Tensor, sentences: Tensor, counted: Tensor, kind: s
 
 def scores(image: Any, text: Any, kind: str, mask_sentences: bool) -> list[list[Tensor | None]]:
     """``[B][B]``, pair by pair."""
-    sets = [{int(h) for h, real in zip(*row, strict=True) if real} for row in zip(text.sentence_hash, text.mask, strict=True)]
+    sets = [
+        {int(h) for h, real in zip(*row, strict=True) if real}
+        for row in zip(text.sentence_hash, text.mask, strict=True)
+    ]
     grid = []
     for b in range(len(image.tokens)):
         row = []
@@ -199,6 +201,7 @@ class Step(nn.Module):
         else:
             members = [lambda dims: Global(dims, width=16), lambda dims: Cce(dims, width=16, heads=2, **options)]
             self.head = Composite(DIMS, heads=members, shares=[1.0, 0.5])
+        self.seen: dict[str, Tensor] = {}
 
     def features(self, raw: Raw) -> tuple[Features, Features]:
         everywhere = torch.ones(raw.image.shape[:2], dtype=torch.bool)
@@ -220,38 +223,42 @@ class Step(nn.Module):
         here = Pairs(image, text, torch.arange(size) + distributed.rank() * size, raw.hash)
         return self.head.losses(here, gather_pairs(self.head, here))
 
-    def forward(self, raw: Raw, only: str | None = None) -> Tensor:
-        terms = self.terms(raw)
-        return terms[only] if only else torch.stack([self.head.weights[n] * t for n, t in terms.items()]).sum()
+    def forward(self, raw: Raw) -> Tensor:
+        self.seen = self.terms(raw)
+        return torch.stack([self.head.weights[n] * t for n, t in self.seen.items()]).sum()
 
 
-def gradients(step: nn.Module, raw: Raw) -> tuple[float, dict[str, Tensor]]:
-    """The loss and every parameter's gradient."""
-    loss = step(raw)
-    loss.backward()
-    return loss.item(), {n.removeprefix("module."): p.grad for n, p in step.named_parameters() if p.grad is not None}
+def gradients(step: Any, raw: Raw) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Every term, and every parameter's gradient of the weighted sum."""
+    module = step.module if isinstance(step, DistributedDataParallel) else step
+    step(raw).backward()
+    terms = {name: term.item() for name, term in module.seen.items()}
+    return terms, {n.removeprefix("module."): p.grad for n, p in step.named_parameters() if p.grad is not None}
 
 
 # Tasks of the process pool -------------------------------------------------------------------------------------------
 
 
-def _part(raw: Raw) -> Raw:
+def task_gradients(options: dict[str, Any], kind: str, raw: Raw, done: int, total: int) -> Any:
+    """One step under DDP on this process's share of the batch, after ``done`` of ``total`` steps."""
+    module = Step(options, kind).double()
+    module.head.start_step(done, total)
     size = len(raw.hash) // distributed.world_size()
-    return raw.rows(slice(distributed.rank() * size, (distributed.rank() + 1) * size))
+    part = raw.rows(slice(distributed.rank() * size, (distributed.rank() + 1) * size))
+    return gradients(DistributedDataParallel(module), part)
 
 
-def task_gradients(options: dict[str, Any], kind: str, raw: Raw, step: int = 3) -> tuple[float, dict[str, Tensor]]:
-    """One step under DDP on this process's share of the batch."""
-    module = Step(options, kind).double()
-    module.head.start_step(step, 10)
-    return gradients(DistributedDataParallel(module), _part(raw))
-
-
-def task_terms(options: dict[str, Any], kind: str, raw: Raw, step: int = 3) -> dict[str, float]:
-    """Every term of one step, the mean over processes."""
-    module = Step(options, kind).double()
-    module.head.start_step(step, 10)
-    share = {name: term.detach() / distributed.world_size() for name, term in module.terms(_part(raw)).items()}
-    return {name: distributed.sum_over_processes(value).item() for name, value in share.items()}
-
-
+def equal_on_processes(processes: Any, world: int, options: dict[str, Any], kind: str, raw: Raw, total: int) -> None:
+    """Every term's mean over processes, and every gradient, are those of one process."""
+    one = Step(options, kind).double()
+    one.head.start_step(3, total)
+    terms, expected = gradients(one, raw)
+    results = processes.run(world, task_gradients, options, kind, raw, 3, total)
+    for name, value in terms.items():
+        mean = sum(found[name] for found, _ in results) / world
+        assert abs(mean - value) < 1e-10 * abs(value), name
+    for _, found in results:
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            assert gradient.norm() > 1e-9, f"{name} is not exercised"
+            assert (found[name] - gradient).norm() < 1e-9 * gradient.norm(), name

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
+import mini
 import pcma_twins as twins
 import pytest
 import torch
 from pcma_twins import Step, raw_batch
-from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
-from diptych import matching
 from diptych import functional as F
+from diptych import matching
+from diptych.data import Loading
 from diptych.errors import ConfigError
 from diptych.head import Grounds, gather_pairs
+from diptych.image import TimmImage
 from diptych.matching import Match
+from diptych.module import AlignmentModule
+from diptych.tables import Columns
+from diptych.text import ScratchText
 from diptych.types import Features, Pairs
+from diptych_datamodules.tabular import Tabular
 from diptych_heads.pcma import Pcma
 
 KINDS = ["soft", "hungarian", "sinkhorn", "max"]
@@ -146,8 +154,6 @@ def test_blocks_and_budgets_change_nothing(kind, monkeypatch):
 
 
 def test_the_byte_budget_bounds_what_is_kept(monkeypatch):
-    from torch.autograd.graph import saved_tensors_hooks
-
     v, t, mask = grid(images=16, texts=40, observations=16, sentences=8, width=8, dtype=torch.float32)
     monkeypatch.setattr(matching, "_block_bytes", lambda *_: 2**15)
 
@@ -383,25 +389,11 @@ def test_values_out_of_range_are_named(options, message):
 @pytest.mark.parametrize("world", [2, 4])
 @every_variant
 def test_every_term_and_gradient_equals_one_process(processes, world, options):
-    raw = raw_batch()
-    one = Step(options).double()
-    one.head.start_step(3, 10)
-    loss, expected = twins.gradients(one, raw)
-    results = processes.run(world, twins.task_gradients, options, "pcma", raw)
-    assert sum(value for value, _ in results) / world == pytest.approx(loss, rel=1e-10)
-    for _, found in results:
-        assert found.keys() == expected.keys()
-        for name, gradient in expected.items():
-            assert gradient.norm() > 1e-9, f"{name} is not exercised"
-            assert relative(found[name], gradient) < 1e-9, name
-    terms = {name: value.item() for name, value in one.terms(raw).items()}
-    for found in processes.run(world, twins.task_terms, options, "pcma", raw):
-        assert found == pytest.approx(terms, rel=1e-10)
+    twins.equal_on_processes(processes, world, options, "pcma", raw_batch(), 10)
 
 
 def test_every_parameter_has_a_gradient_and_trains():
     step, raw = Step({}), raw_batch(dtype=torch.float32)
-    assert all(p.requires_grad for p in step.parameters())
     optimizer = torch.optim.Adam(step.parameters(), lr=3e-3)
     first = step(raw).item()
     for _ in range(30):
@@ -411,4 +403,56 @@ def test_every_parameter_has_a_gradient_and_trains():
         optimizer.step()
     assert all(p.grad is not None for p in step.parameters())
     assert loss.item() < 0.7 * first
-    assert isinstance(step.head, nn.Module)
+
+
+def test_it_trains_in_the_module_is_told_the_step_and_resumes_exactly(tmp_path):
+    """The whole way from files; stopped after the second of two epochs' four steps, it ends with the same weights."""
+    import lightning.pytorch as pl
+
+    table = mini.write_pairs(tmp_path / "pairs")
+
+    def fit(folder, epochs, checkpoint=None):
+        torch.manual_seed(0)
+        image = TimmImage(**mini.IMAGE, stage=2)  # 4x4 regions
+        head = partial(Pcma, width=16, cce_source="ema", cce_warmup=0.5)
+        module = AlignmentModule(image, ScratchText(**mini.TEXT), head, lr=1e-3)
+        loading = Loading(image_size=32, batch_size=4, eval_batch_size=4, workers=0)
+        columns = Columns(patient="patient", split="split")
+        told = []
+
+        class Watch(pl.Callback):
+            def on_train_batch_end(self, trainer, module, *_):
+                told.append((module.head.cce._step, round(module.head.weights["cce"], 6)))
+                if trainer.global_step == epochs * 4:
+                    trainer.should_stop = True
+
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_epochs=2,
+            min_epochs=0,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            callbacks=[Watch()],
+        )
+        trainer.fit(
+            module, Tabular(str(table), module.tokenizer, columns=columns, loading=loading), ckpt_path=checkpoint
+        )
+        trainer.save_checkpoint(folder)
+        assert {"train/loss/inter", "train/loss/intra", "train/loss/cce", "train/loss/cce_shuffled"} <= set(
+            trainer.callback_metrics
+        )
+        return module.state_dict(), told
+
+    whole, told = fit(tmp_path / "whole.ckpt", 2)
+    assert told == [(0, 0.25), (1, 0.5), (2, 0.75), *((i, 1.0) for i in range(3, 8))]
+    _, first = fit(tmp_path / "half.ckpt", 1)
+    resumed, rest = fit(tmp_path / "rest.ckpt", 2, str(tmp_path / "half.ckpt"))
+    assert first + rest == told
+    assert not [
+        n for n, value in whole.items() if isinstance(value, torch.Tensor) and not torch.equal(value, resumed[n])
+    ]
