@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 import mini
+import numpy as np
 import pcma_twins as twins
 import pytest
 import torch
@@ -14,16 +15,19 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from diptych import functional as F
 from diptych import matching
-from diptych.data import Loading
+from diptych.data import Loading, Sample
 from diptych.errors import ConfigError
+from diptych.figures import Figures
 from diptych.head import Grounds, gather_pairs
 from diptych.image import TimmImage
+from diptych.loading import AlignmentModel
 from diptych.matching import Match
 from diptych.module import AlignmentModule
 from diptych.tables import Columns
 from diptych.text import ScratchText
 from diptych.types import Features, Pairs
 from diptych_datamodules.tabular import Tabular
+from diptych_heads.global_ import Global
 from diptych_heads.pcma import Pcma
 
 KINDS = ["soft", "hungarian", "sinkhorn", "max"]
@@ -456,3 +460,22 @@ def test_it_trains_in_the_module_is_told_the_step_and_resumes_exactly(tmp_path):
     assert not [
         n for n, value in whole.items() if isinstance(value, torch.Tensor) and not torch.equal(value, resumed[n])
     ]
+
+
+def test_queries_and_words_are_drawn(tmp_path):
+    torch.manual_seed(0)
+    text = ScratchText(**mini.TEXT)
+    text.tokenizer.learn(["There is an effusion. No nodule is seen."])
+    module = AlignmentModule(TimmImage(**mini.IMAGE, stage=2), text, partial(Pcma, width=16, queries=5))
+    model = AlignmentModel(module, 32)
+    picture = np.random.default_rng(0).integers(0, 255, (48, 40)).astype(np.uint8)
+    assert model.observations(picture).shape == (5, 48, 40)
+    words, maps = model.heatmap(picture, "There is an effusion. No nodule is seen.")
+    assert maps.shape == (len(words), 48, 40)
+    assert np.array_equal(maps[0], maps[3])  # a sentence has one map
+    assert not np.allclose(maps[0], maps[4])
+    global_only = AlignmentModel(AlignmentModule(TimmImage(**mini.IMAGE), text, Global), 32)
+    with pytest.raises(ConfigError, match="the head Global has no queries to draw"):
+        global_only.observations(picture)
+    sample = Sample(picture, "There is an effusion.")
+    assert Figures()._queries(model, sample, []).width == 6 * 40 * 6

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.errors import ConfigError
-from diptych.head import AlignmentHead, Grounds, HeadFactory
+from diptych.head import AlignmentHead, Grounds, HeadFactory, Observes
 from diptych.types import Dims, Embedding, Features, Pairs
 
 __all__ = ["Composite"]
@@ -62,9 +62,13 @@ class Composite(AlignmentHead[Embedding]):
             for panel, part in (declared.split(".") for declared in head.gathers)
         )
         self.paper = "; ".join(dict.fromkeys(head.paper for head in self._heads.values()))  # type: ignore[misc]  # as above
+        # Where no member can draw, this head cannot either.
         self.grounding = next((name for name, head in self._heads.items() if isinstance(head, Grounds)), None)
         if self.grounding is not None:
-            self.heatmap = self._heatmap  # where no member grounds, this head does not either
+            self.heatmap = self._heatmap
+        self.observing = next((name for name, head in self._heads.items() if isinstance(head, Observes)), None)
+        if self.observing is not None:
+            self.observations = self._observations
         self._weigh()
 
     @property
@@ -107,6 +111,11 @@ class Composite(AlignmentHead[Embedding]):
         assert self.grounding is not None  # or this would not be called
         head = cast("Grounds[Embedding]", self._heads[self.grounding])
         return head.heatmap(_part(image, self.grounding), _part(text, self.grounding))
+
+    def _observations(self, image: Embedding) -> Tensor:
+        assert self.observing is not None  # as above
+        head = cast("Observes[Embedding]", self._heads[self.observing])
+        return head.observations(_part(image, self.observing))
 
     def _weigh(self) -> None:
         self.weights = {

@@ -254,6 +254,11 @@ class Pcma(AlignmentHead[Observations]):
             of_word = torch.where((text.slots < 0).unsqueeze(-1), mean.unsqueeze(1), of_word)
             return of_word.masked_fill(~text.real_words.unsqueeze(-1), 0.0)
 
+    def observations(self, image: Observations) -> Tensor:
+        """Attention ``[I,K,N_regions]`` of each query over the image."""
+        assert image.attention is not None  # embed_image gives it
+        return image.attention
+
     def _intra(self, image: Observations, text: Observations, scale: Tensor) -> Tensor:
         assert text.sentence_hash is not None
         with torch.autocast(text.tokens.device.type, enabled=False):

@@ -19,7 +19,7 @@ from diptych import distributed
 from diptych.errors import ConfigError
 from diptych.types import Dims, E, Features, Pairs
 
-__all__ = ["AlignmentHead", "Grounds", "HeadFactory", "gather_pairs"]
+__all__ = ["AlignmentHead", "Grounds", "HeadFactory", "Observes", "gather_pairs"]
 
 
 class AlignmentHead(nn.Module, ABC, Generic[E]):
@@ -75,6 +75,14 @@ class Grounds(Protocol[E]):  # type: ignore[misc]  # E is invariant in the heads
 
     def heatmap(self, image: E, text: E) -> Tensor:
         """Attention ``[B,N_words,N_regions]`` of each word over the regions of its own image, summing to 1."""
+
+
+@runtime_checkable
+class Observes(Protocol[E]):  # type: ignore[misc]  # as above
+    """What a head can do if it asks the image by queries of its own, before it knows a text."""
+
+    def observations(self, image: E) -> Tensor:
+        """Attention ``[B,K,N_regions]`` of each query over the regions, summing to 1."""
 
 
 HeadFactory = Callable[[Dims], AlignmentHead]  # type: ignore[type-arg]
