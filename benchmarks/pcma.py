@@ -44,18 +44,17 @@ def main() -> None:
     pixels = torch.randint(0, 255, (options.batch, 1, 224, 224), dtype=torch.uint8)
     tokens = text.tokenizer(reports, to_max=True)
 
+    def backward(head: Any, features: Any) -> None:
+        here = Pairs(
+            head.embed_image(features[0]), head.embed_text(features[1]), torch.arange(len(reports)), tokens.hash
+        )
+        terms = head.losses(here, gather_pairs(head, here))
+        torch.stack([head.weights[name] * term for name, term in terms.items()]).sum().backward()
+
     def step(head: Any) -> None:
-        features = [image(pixels), text(tokens)]
-        here = Pairs(head.embed_image(features[0]), head.embed_text(features[1]), torch.arange(len(reports)), tokens.hash)
-        terms = head.losses(here, gather_pairs(head, here))
-        torch.stack([head.weights[name] * term for name, term in terms.items()]).sum().backward()
+        backward(head, [image(pixels), text(tokens)])
 
-    def alone(head: Any, features: Any) -> None:
-        here = Pairs(head.embed_image(features[0]), head.embed_text(features[1]), torch.arange(len(reports)), tokens.hash)
-        terms = head.losses(here, gather_pairs(head, here))
-        torch.stack([head.weights[name] * term for name, term in terms.items()]).sum().backward()
-
-    dims = (image.width, text.width, image.token_width, text.token_width)
+    dims = Dims(image.width, text.width, image.token_width, text.token_width)
     with torch.no_grad():
         features = [image(pixels), text(tokens)]
     for f in features:
@@ -68,12 +67,12 @@ def main() -> None:
         "pcma, sinkhorn": partial(Pcma, matching="sinkhorn"),
         "pcma, hungarian": partial(Pcma, matching="hungarian"),
     }
-    whole = statistics.median(timed(lambda: step(Global(Dims(*dims)))) for _ in range(options.runs))
+    whole = statistics.median(timed(lambda: step(Global(dims))) for _ in range(options.runs))
     print(f"whole step with global: {whole:.2f} s of processor time, B={options.batch}, {options.threads} threads")
     for name, build in heads.items():
-        head: Any = build(Dims(*dims))
-        alone(head, features)
-        cost = statistics.median(timed(lambda head=head: alone(head, features)) for _ in range(options.runs))
+        head: Any = build(dims)
+        backward(head, features)
+        cost = statistics.median(timed(lambda head=head: backward(head, features)) for _ in range(options.runs))
         print(f"{name:18} {cost:.3f} s, {100 * cost / whole:.1f} % of the step")
     print(f"most memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
 
