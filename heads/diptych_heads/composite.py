@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import field, fields, make_dataclass
 from functools import cache
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ class Composite(AlignmentHead[Embedding]):
     Raises:
         ConfigError: no member ranks, or the shares do not fit.
     """
+
+    paper: ClassVar[str] = "those of its members"
 
     def __init__(self, dims: Dims, *, heads: list[HeadFactory], shares: list[float] | None = None) -> None:
         super().__init__()
@@ -61,7 +63,6 @@ class Composite(AlignmentHead[Embedding]):
             for name, head in self._heads.items()
             for panel, part in (declared.split(".") for declared in head.gathers)
         )
-        self.paper = "; ".join(dict.fromkeys(head.paper for head in self._heads.values()))  # type: ignore[misc]  # as above
         # Where no member can draw, this head cannot either.
         self.grounding = next((name for name, head in self._heads.items() if isinstance(head, Grounds)), None)
         if self.grounding is not None:
