@@ -263,7 +263,7 @@ def cutting(name):
         (setting(3, "split", "holdout"), ["line 5, column 'split'", "'holdout'", "write one of"]),
         (setting(3, "image", "000.png"), ["lines 2 and 5", "'000.png'"]),
         (lambda rows, folder: without(rows, folder, split="val"), ["no 'val' split", "train, test"]),
-        (lambda rows, folder: without(rows, folder, split="train"), ["split 'train' is empty"]),
+        (lambda rows, folder: without(rows, folder, split="train"), ["no 'train' split", "val, test"]),
         (lambda rows, folder: rows[:2] + rows[16:], ["2 training samples", "loading.batch_size 4", "at most 2"]),
     ],
 )

@@ -224,14 +224,11 @@ def test_nih64_recipe_splits_a_table_without_splits_by_patient(tables, shared_da
 
 
 @pytest.mark.slow
-def test_minilm_is_a_text_tower_by_path(tables, minilm, tmp_path):
+def test_minilm_is_a_text_tower_by_path(tables, shared_data, minilm, tmp_path):
     tower = {"name": str(minilm), "pool": "mean", "max_tokens": 48, "freeze_layers": 5}
     text = ["--model.text", json.dumps({"class_path": "TransformersText", "init_args": tower})]
     short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
     run("fit", "nih64.yaml", tmp_path, *tables, *text, *short)
-    run("validate", "nih64.yaml", tmp_path, *tables, *text, "--ckpt_path", "last")
-    found = zero_shot(tmp_path / "results-val.json")
-    assert all(0 < metric.value < 1 for metric in found.values())
     model = load(tmp_path / "checkpoints" / "last.ckpt")  # needs the folder no more
     words = ["There is a pleural effusion.", "Fluid lies in the pleural space.", "The heart is normal in size."]
     with torch.no_grad():
@@ -239,6 +236,9 @@ def test_minilm_is_a_text_tower_by_path(tables, minilm, tmp_path):
     near, far = (torch.cosine_similarity(features.pooled[0], features.pooled[i], dim=0) for i in (1, 2))
     assert features.pooled.shape == (3, 384)
     assert near > far + 0.1  # knows what the words mean, which no report of two steps taught it
+    scores = model.similarity(shared_data / "nih64" / "images" / "00000231_013.png", words)
+    assert scores.shape == (1, 3)
+    assert scores.abs().max() <= 1
 
 
 # -- tabular on pairs -------------------------------------------------------------------------------------------------
@@ -247,10 +247,10 @@ def test_minilm_is_a_text_tower_by_path(tables, minilm, tmp_path):
 @pytest.mark.slow
 def test_pairs_recipe_learns_its_training_pairs(shared_data, tmp_path):
     table = shared_data / "pairs" / "metadata.csv"
-    run("fit", "pairs.yaml", tmp_path / "whole", "--data.table", str(table))
-    run("test", "pairs.yaml", tmp_path / "whole", "--data.table", str(table), "--ckpt_path", "last")
+    quick = ["--data.loading.workers", "0", "--figures.pairs", "0"]
+    run("fit", "pairs.yaml", tmp_path / "whole", "--data.table", str(table), *quick)
     first = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]
-    run("fit", "pairs.yaml", tmp_path / "start", "--data.table", str(table), *first)
+    run("fit", "pairs.yaml", tmp_path / "start", "--data.table", str(table), *quick, *first)
     shares = {"train": 0.7, "val": 0.15, "test": 0.15}
     trained_on = write_table(
         tmp_path / "train.csv", table, lambda row: "test" if assign(row["patient_id"], shares, 0) == "train" else ""
@@ -258,10 +258,10 @@ def test_pairs_recipe_learns_its_training_pairs(shared_data, tmp_path):
     recall = {}
     for name in ("start", "whole"):
         as_test = ["--data.table", str(trained_on), "--data.root", str(table.parent), "--data.columns.split", "split"]
-        run("test", "pairs.yaml", tmp_path / name, *as_test, "--ckpt_path", "last")
+        run("test", "pairs.yaml", tmp_path / name, *as_test, *quick, "--ckpt_path", "last")
         recall[name] = read_results(tmp_path / name / "results.json")["metrics"]["test/retrieval/r@5"]
     assert recall["whole"].n == recall["start"].n > 100
-    assert recall["whole"].value > recall["start"].value + 0.1
+    assert recall["whole"].value > recall["start"].value + 0.3
 
 
 # -- reading radiographs ----------------------------------------------------------------------------------------------
