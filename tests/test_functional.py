@@ -9,6 +9,7 @@ import torch
 import twins
 from torch.autograd.graph import saved_tensors_hooks
 
+from diptych import blockwise
 from diptych import functional as F
 
 POOLINGS = ["logsumexp", "mean", "max"]
@@ -149,7 +150,7 @@ def test_blocks_change_nothing_and_without_gradients_neither(pooling, monkeypatc
     v, t, mask = grid(images=4, texts=5, regions=6)
     whole = value_and_gradients(lambda: F.local_scores(v, t, mask, pooling=pooling), v, t)
     for block in (1, 600, 2000):  # bytes: single pairs; a column or a few of them
-        monkeypatch.setattr(F, "_block_bytes", lambda *_, b=block: b)
+        monkeypatch.setattr(F, "block_bytes", lambda *_, b=block: b)
         for budget in (0, 1500, 2**30):
             call = lambda b=budget: F.local_scores(v, t, mask, pooling=pooling, byte_budget=b)  # noqa: E731  # a thunk
             for a, b in zip(value_and_gradients(call, v, t), whole, strict=True):
@@ -164,8 +165,8 @@ def test_blocks_change_nothing_and_without_gradients_neither(pooling, monkeypatc
 def test_blocks_that_are_not_cut_as_on_a_gpu_change_nothing(pooling, monkeypatch):
     v, t, mask = grid(images=4, texts=5, regions=6)
     whole = value_and_gradients(lambda: F.local_scores(v, t, mask, pooling=pooling), v, t)
-    monkeypatch.setattr(F, "_on_cpu", lambda _: False)
-    monkeypatch.setattr(F, "_block_bytes", lambda *_: 2000)
+    monkeypatch.setattr(blockwise, "_on_cpu", lambda _: False)
+    monkeypatch.setattr(F, "block_bytes", lambda *_: 2000)
     for a, b in zip(value_and_gradients(lambda: F.local_scores(v, t, mask, pooling=pooling), v, t), whole, strict=True):
         close(a, b, 1e-12)
 
@@ -200,7 +201,7 @@ def test_padding_is_not_computed():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(F, "_products", count)
-        patch.setattr(F, "_block_bytes", lambda *_: 2 * 9 * 8 * 60)  # two long reports or a few short ones
+        patch.setattr(F, "block_bytes", lambda *_: 2 * 9 * 8 * 60)  # two long reports or a few short ones
         F.local_scores(v, t, mask)
     assert mask.sum() <= computed < 1.1 * mask.sum() < 0.7 * mask.numel()
 
@@ -271,7 +272,7 @@ def test_the_byte_budget_bounds_what_is_kept():
     v, t, mask = grid(images=16, texts=24, regions=49, words=20, width=8, dtype=torch.float32)
     grid_bytes = 2 * 16 * 49 * 4 * int(mask.sum())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(F, "_block_bytes", lambda *_: 2**16)
+        patch.setattr(F, "block_bytes", lambda *_: 2**16)
         nothing, half, everything = (
             kept(lambda b=budget: F.local_scores(v, t, mask, byte_budget=b)) for budget in (0, grid_bytes // 2, 2**30)
         )

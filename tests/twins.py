@@ -18,8 +18,9 @@ from diptych.head import gather_pairs
 from diptych.types import Dims, Features, Pairs
 from diptych_heads.global_ import Global
 from diptych_heads.local_pooling import LocalPooling
+from diptych_heads.reclf import Reclf
 
-HEADS = {"global": Global, "local_pooling": LocalPooling}
+HEADS = {"global": Global, "local_pooling": LocalPooling, "reclf": Reclf}
 DIMS = Dims(image=7, text=6, image_tokens=5, text_tokens=4)
 
 

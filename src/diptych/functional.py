@@ -7,13 +7,14 @@ an error of several per cent into the gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from diptych.blockwise import block_bytes, column_blocks
 
 __all__ = [
     "LogitScale",
@@ -203,32 +204,6 @@ def _products(regions: Tensor, words: Tensor) -> Tensor:
     return (regions.flatten(0, 1) @ words.flatten(0, 1).T).view(*regions.shape[:2], *words.shape[:2])
 
 
-def _on_cpu(x: Tensor) -> bool:
-    return x.device.type == "cpu"
-
-
-def _block_bytes(x: Tensor, byte_budget: int) -> int:
-    """Small enough for a CPU's cache, large enough to fill a GPU; within the budget, down to what is still fast."""
-    largest = 2**23 if _on_cpu(x) else 2**27
-    return min(max(byte_budget, 2**21), largest)
-
-
-def _column_blocks(mask: Tensor, bytes_a_word: int, block_bytes: int) -> Iterator[tuple[Tensor | slice, int]]:
-    """Columns and their width for each block of reports; see :func:`local_scores` for the order and the cut."""
-    texts, longest = mask.shape
-    if not _on_cpu(mask):
-        step = max(1, block_bytes // (bytes_a_word * max(1, longest)))
-        for start in range(0, texts, step):
-            yield slice(start, start + step), longest
-        return
-    lengths, order = (mask * torch.arange(1, longest + 1)).amax(1).sort(descending=True, stable=True)
-    start = 0
-    while start < texts and (width := int(lengths[start])) > 0:
-        stop = start + max(1, block_bytes // (bytes_a_word * width))
-        yield order[start:stop], width
-        start = stop
-
-
 def _matchings(regions: Tensor, words: Tensor, mask: Tensor, region_scale: float, byte_budget: int) -> Tensor:
     """``m`` ``[I,T,N]`` of :func:`local_scores`; what stands at padded words is for the pooling to leave out."""
     keep = torch.is_grad_enabled() and (regions.requires_grad or words.requires_grad)
@@ -250,11 +225,11 @@ class _Matchings(torch.autograd.Function):
     ) -> Tensor:
         images, n_regions, _ = regions.shape
         texts, longest = mask.shape
-        block = _block_bytes(regions, byte_budget)
+        block = block_bytes(regions, byte_budget)
         item = n_regions * regions.element_size()
         # Images in a tile: neither one column of it nor its Gram matrices exceed a block.
         step = max(1, block // (item * max(1, longest, n_regions)))
-        blocks = list(_column_blocks(mask, min(step, images) * item, block))
+        blocks = list(column_blocks(mask, min(step, images) * item, block))
         m = regions.new_zeros(images, texts, longest)
         squares = torch.ones_like(m)  # u' G u
         floor = 1e-8 * n_regions**2  # a context of length 1e-4 or so, since u >= 1: of regions that cancel, or are zero
@@ -322,7 +297,7 @@ def _attend(s: Tensor, mask: Tensor, region_scale: float) -> tuple[Tensor, Tenso
 def _max_scores(regions: Tensor, words: Tensor, mask: Tensor, byte_budget: int) -> Tensor:
     """FILIP's score by blocks of reports; for backward it keeps the places of the maxima, not the grid."""
     bytes_a_word = regions.shape[0] * regions.shape[1] * regions.element_size()
-    blocks = list(_column_blocks(mask, bytes_a_word, _block_bytes(regions, byte_budget)))
+    blocks = list(column_blocks(mask, bytes_a_word, block_bytes(regions, byte_budget)))
     scores = regions.new_zeros(len(regions), len(words))
     for columns, width in blocks:
         real = mask[columns, :width]

@@ -1,0 +1,167 @@
+"""``reclf`` against a caption-by-caption loop of the same mathematics: same numbers, speed, and bytes kept for backward.
+
+``python benchmarks/reclf.py`` prints one line a setting: medians of 5 forward and backward passes, all contenders in turn.
+Seconds are those of the clock; ``--cpu`` takes the process's own, which other work on the machine disturbs less.
+``--quick`` takes a quarter of the batch and medians of 3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from diptych.functional import info_nce, unit
+from diptych.types import Dims, TokenEmbedding
+from diptych_heads.reclf import Reclf
+
+Scores = Callable[[TokenEmbedding, TokenEmbedding], Tensor]
+WORDS, WIDTH, MATCHING = 60, 768, 256
+
+
+def caption_loop(head: Reclf) -> Scores:
+    """Report by report against all images, as the public code of SGRAF does it, with the head's parameters.
+
+    Each report's real words are repeated for every image; queries, keys and messages are separate linear maps.
+    """
+    normalize = nn.functional.normalize
+
+    def scores(image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
+        assert head.global_matching is not None
+        assert head.importance_gate is not None
+        assert head.importance_gate.gain is not None
+        columns = []
+        for report, pooled, real in zip(text.tokens, text.pooled, text.mask, strict=True):
+            word = report[real].unsqueeze(0).repeat(len(image.tokens), 1, 1)  # [I,N,E]
+            s = torch.bmm(image.tokens, word.transpose(1, 2))  # [I,R,N]
+            a = (4.0 * s.softmax(dim=2).transpose(1, 2).contiguous()).softmax(dim=2)  # [I,N,R]
+            context = normalize(torch.bmm(a, image.tokens), dim=-1)
+            local = normalize(head.local_matching((context - word).pow(2)), dim=-1)
+            whole = pooled.unsqueeze(0).repeat(len(image.pooled), 1)
+            first = normalize(head.global_matching((image.pooled - whole).pow(2)), dim=-1)
+            q = torch.cat([first.unsqueeze(1), local], dim=1)  # [I,1+N,m]
+            for step in head.semantic:
+                edges = torch.bmm(step.query(q), step.key(q).transpose(1, 2)).softmax(dim=-1)
+                new = step.graph(torch.bmm(edges, q)).relu()
+                q = new if step.norm is None else step.norm(q + new)
+            gate = head.importance_gate.gate(q).squeeze(-1)
+            gate = nn.functional.layer_norm(gate, gate.shape[1:]) * head.importance_gate.gain
+            b = (gate + head.importance_gate.shift).sigmoid()
+            b = b / b.sum(dim=1, keepdim=True)
+            columns.append(head.score(normalize((b.unsqueeze(-1) * q).sum(dim=1), dim=-1)).squeeze(-1))
+        return torch.stack(columns, dim=1)
+
+    return scores
+
+
+def ours(head: Reclf, byte_budget: int) -> Scores:
+    """The same from the head."""
+
+    def scores(image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
+        head.byte_budget = byte_budget
+        return head.local_scores(image, text)
+
+    return scores
+
+
+class Setting:
+    """Inputs of one setting; every pass starts from fresh leaves."""
+
+    def __init__(self, head: Reclf, pairs: int, regions: int, ragged: bool) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.head = head
+        shapes = [(pairs, WIDTH), (pairs, regions, WIDTH), (pairs, WIDTH), (pairs, WORDS, WIDTH)]
+        self.raw = [torch.randn(shape, generator=generator) for shape in shapes]
+        lengths = torch.linspace(10, WORDS, pairs).long() if ragged else torch.full((pairs,), WORDS)
+        self.mask = torch.arange(WORDS) < lengths.unsqueeze(1)
+        self.everywhere = torch.ones(pairs, regions, dtype=torch.bool)
+
+    def embed(self, vg: Tensor, v: Tensor, tg: Tensor, t: Tensor) -> tuple[TokenEmbedding, TokenEmbedding]:
+        image = TokenEmbedding(unit(vg), unit(v), self.everywhere)
+        return image, TokenEmbedding(unit(tg), unit(t, self.mask), self.mask)
+
+    def step(self, scores: Scores, clock: Callable[[], float]) -> tuple[float, Tensor, list[Tensor]]:
+        """Seconds, loss and gradients of one pass."""
+        leaves = [x.clone().requires_grad_() for x in self.raw]
+        self.head.zero_grad()
+        start = clock()
+        loss = info_nce(10.0 * scores(*self.embed(*leaves)), torch.arange(len(self.mask)))
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        seconds = clock() - start
+        parameters = [p.grad for p in self.head.parameters() if p.grad is not None]
+        return seconds, loss.detach(), [x.grad for x in leaves if x.grad is not None] + parameters
+
+    def bytes_kept(self, scores: Scores) -> int:
+        """Bytes of distinct storages that autograd keeps between forward and backward; the arguments count too."""
+        storages: dict[int, int] = {}
+        alive = []
+
+        def pack(x: Tensor) -> Tensor:
+            alive.append(x)
+            storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        image, text = self.embed(*(x.clone().requires_grad_() for x in self.raw))
+        with saved_tensors_hooks(pack, lambda x: x):
+            scores(image, text)
+        return sum(storages.values())
+
+
+def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """Of all gradients, one after the other, relative to their length."""
+    a, b = (torch.cat([g.flatten() for g in gradients]) for gradients in (ours, theirs))
+    return float((a - b).norm() / b.norm())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a quarter of the batch, medians of 3")
+    parser.add_argument("--cpu", action="store_true", help="seconds of the process, summed over threads")
+    parser.add_argument("--residual", action="store_true", help="the head's default; without it, SGRAF's plain steps")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--regions", type=int, nargs="+", default=[49, 196], help="regions an image: 7x7, 14x14")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    pairs, repeats = (8, 3) if args.quick else (32, 5)
+    clock = time.process_time if args.cpu else time.perf_counter
+    budgets = {"large": 2**32, "small": pairs**2 * 2**16, "none": 0}  # small: 64 MiB for 32 pairs
+
+    print(f"B={pairs}, W={WORDS}, D={WIDTH}, m={MATCHING}, 3 steps, residual {args.residual}, float32,", end=" ")
+    print(f"{args.threads} threads, forward + backward, medians of {repeats} in turn,", end=" ")
+    print(f"seconds of the {'process' if args.cpu else 'clock'}")
+    print(f"{'regions':>8} {'words':>7} {'budget':>7} {'loop s':>8} {'ours s':>8} {'faster':>7}", end=" ")
+    print(f"{'loop MiB':>9} {'ours MiB':>9} {'share':>6} {'loss':>8} {'gradient':>9}")
+    for regions, ragged in itertools.product(args.regions, (False, True)):
+        torch.manual_seed(0)
+        head = Reclf(Dims(WIDTH, WIDTH, WIDTH, WIDTH), width=WIDTH, matching_width=MATCHING, residual=args.residual)
+        setting = Setting(head, pairs, regions, ragged)
+        contenders = {"loop": caption_loop(head), **{name: ours(head, budget) for name, budget in budgets.items()}}
+        seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        found = {name: setting.step(scores, clock)[1:] for name, scores in contenders.items()}  # this warms up, too
+        for _ in range(repeats):
+            for name, scores in contenders.items():
+                seconds[name].append(setting.step(scores, clock)[0])
+        median = {name: statistics.median(values) for name, values in seconds.items()}
+        kept = {name: setting.bytes_kept(scores) for name, scores in contenders.items()}
+        loss, gradients = found["loop"]
+        for name in budgets:
+            our_loss, our_gradients = found[name]
+            off, loss_off = difference(our_gradients, gradients), abs(float((our_loss - loss) / loss))
+            assert off < 1e-3, f"gradients differ by {off}"
+            assert loss_off < 1e-5, f"losses differ by {loss_off}"
+            print(
+                f"{regions:>8} {'10-60' if ragged else '60':>7} {name:>7} {median['loop']:>8.3f} {median[name]:>8.3f} "
+                f"{median['loop'] / median[name]:>6.2f}x {kept['loop'] / 2**20:>9.1f} {kept[name] / 2**20:>9.1f} "
+                f"{kept[name] / kept['loop']:>6.3f} {loss_off:>8.1e} {off:>9.1e}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

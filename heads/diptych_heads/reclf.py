@@ -1,0 +1,436 @@
+"""``reclf``: matchings of words and regions as vectors, related to each other before they become one score."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from diptych import distributed
+from diptych import functional as F
+from diptych.blockwise import blockwise
+from diptych.errors import ConfigError
+from diptych.head import AlignmentHead
+from diptych.types import Dims, Features, Pairs, TokenEmbedding
+
+__all__ = ["Reclf", "attention_logits"]
+
+Attention = Literal["gloria", "scan"]
+Matching = Literal["sqdiff", "product"]
+Mode = Literal["cascade", "parallel", "srm", "irm", "none"]
+
+
+# Equations -----------------------------------------------------------------------------------------------------------
+
+
+def attention_logits(s: Tensor, mask: Tensor, form: Attention, region_scale: float) -> Tensor:
+    """What a word's soft-max over the regions is taken of.
+
+    ``gloria`` (ICCV 2021, eq. 3-4): ``region_scale`` times the soft-max of ``s`` over the real words. ``scan`` (SCAN, ECCV
+    2018, eq. 1-2): ``region_scale`` times ``leaky_relu(s, 0.1)``, of length 1 over the real words.
+
+    Args:
+        s: ``[I,R,T,N]`` cosines of regions and words.
+        mask: True at real words, ``[T,N]`` or what else broadcasts with ``s``.
+        form: as above.
+        region_scale: sharpness over the regions.
+    """
+    if form == "gloria":  # a finite mask: a report without words gives finite numbers, which nobody reads
+        return region_scale * s.masked_fill(~mask, torch.finfo(s.dtype).min).softmax(-1)
+    s = nn.functional.leaky_relu(s, 0.1).masked_fill(~mask, 0.0)
+    return region_scale * nn.functional.normalize(s, dim=-1)
+
+
+class _Compare(torch.autograd.Function):
+    """``(x - t)^2`` or ``x * t`` with the context ``x = unit(sum_r u_r v_r)``, in few passes over its width.
+
+    ``u`` ``[I,R,T*N]``, regions ``[I,R,E]`` and words ``[T*N,E]`` give ``[I,T*N,E]``. One such value is kept, beside ``u``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, regions: Tensor, words: Tensor, product: bool) -> Tensor:
+        x = u.transpose(1, 2) @ regions
+        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-8).reciprocal()
+        x = x.mul_(inverse)
+        held = x if product else x.sub_(words)
+        ctx.save_for_backward(u, regions, words, held, inverse)
+        ctx.product = product
+        return held * words if product else held * held
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        u, regions, words, held, inverse = ctx.saved_tensors
+        if ctx.product:
+            x, grad_words = held, (held * grad).sum(0)
+            grad_x = grad * words
+        else:
+            x, grad_x = held + words, grad * held
+            grad_words = -2 * grad_x.sum(0)
+            inverse = 2 * inverse
+        along = torch.linalg.vecdot(x, grad_x).unsqueeze(-1)  # what would change the length of x, which is fixed
+        grad_x = grad_x.addcmul_(x, along, value=-1).mul_(inverse)
+        return regions @ grad_x.transpose(1, 2), u @ grad_x, grad_words, None
+
+
+class _Reason(torch.autograd.Function):
+    """``relu(soft-max(q M q' + c q') (q G + b))`` over the nodes of each pair; see :class:`_Step`.
+
+    Nodes ``[P,n,m]``, ``M`` and ``G`` ``[m,m]``, ``c`` and ``b`` ``[m]``, and what is added to the soft-max's argument for
+    each node that is looked at, ``[P,1,n]``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, fused: Tensor, c: Tensor, graph: Tensor, b: Tensor, shut: Tensor) -> Tensor:
+        flat = q.flatten(0, 1)
+        asked = torch.addmm(c, flat, fused).view_as(q)
+        message = torch.addmm(b, flat, graph).view_as(q)  # b before the edges, whose rows sum to 1
+        edges = torch.baddbmm(shut, asked, q.transpose(1, 2)).softmax(-1)
+        out = torch.bmm(edges, message).relu_()
+        ctx.save_for_backward(q, fused, graph, asked, message, edges, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, fused, graph, asked, message, edges, out = ctx.saved_tensors
+        flat = q.flatten(0, 1)
+        grad = torch.ops.aten.threshold_backward(grad, out, 0)
+        grad_edges = torch.bmm(grad, message.transpose(1, 2))
+        grad_logits = torch.ops.aten._softmax_backward_data(grad_edges, edges, -1, edges.dtype)
+        grad_message = torch.bmm(edges.transpose(1, 2), grad).flatten(0, 1)
+        grad_asked = torch.bmm(grad_logits, q).flatten(0, 1)
+        grad_q = torch.bmm(grad_logits.transpose(1, 2), asked).flatten(0, 1)
+        grad_q = grad_q.addmm_(grad_message, graph.T).addmm_(grad_asked, fused.T).view_as(q)
+        return grad_q, flat.T @ grad_asked, grad_asked.sum(0), flat.T @ grad_message, grad_message.sum(0), None
+
+
+class _Unit(torch.autograd.Function):
+    """L2-normalise over the last axis; a third of the passes of ``torch.nn.functional.normalize``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        inverse: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12).reciprocal()
+        y = x * inverse
+        ctx.save_for_backward(y, inverse)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        y, inverse = ctx.saved_tensors
+        along: Tensor = torch.linalg.vecdot(y, grad).unsqueeze(-1)
+        return torch.addcmul(grad, y, along, value=-1).mul_(inverse)
+
+
+def _unit(x: Tensor) -> Tensor:
+    return cast(Tensor, _Unit.apply(x))
+
+
+def _pool(weights: Tensor, q: Tensor) -> Tensor:
+    """``[P,n]`` weights and nodes ``[P,n,m]`` to the pair's vector ``[P,m]`` of length 1, or 0 where no weight is."""
+    return _unit((weights.unsqueeze(1) @ q).squeeze(1))
+
+
+# Modules -------------------------------------------------------------------------------------------------------------
+
+
+def _linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
+    """Started as in SGRAF: Glorot's uniform weights, no bias."""
+    linear = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.xavier_uniform_(linear.weight)
+    if bias:
+        nn.init.zeros_(linear.bias)
+    return linear
+
+
+class _Fused(NamedTuple):
+    """The weights of one step as :class:`_Reason` takes them."""
+
+    fused: Tensor
+    c: Tensor
+    graph: Tensor
+    b: Tensor
+
+
+class _Step(nn.Module):
+    """One step of graph reasoning (SGRAF, AAAI 2021, eq. 7-8): ``E = soft-max((Q q)(K q)')``, ``q <- relu(G (E q))``.
+
+    What adds the same to a whole row of the soft-max cancels: ``(Q q)(K q)' = q (Q'K) q' + (K' b_Q) q' + ...`` needs one
+    product instead of two, and the bias of the keys has no effect; there is none.
+    """
+
+    def __init__(self, width: int, residual: bool) -> None:
+        super().__init__()
+        self.query = _linear(width, width)
+        self.key = _linear(width, width, bias=False)
+        self.graph = _linear(width, width)
+        self.norm = nn.LayerNorm(width) if residual else None
+
+    def fuse(self) -> _Fused:
+        key = self.key.weight
+        return _Fused(self.query.weight.T @ key, self.query.bias @ key, self.graph.weight.T, self.graph.bias)
+
+    def forward(self, q: Tensor, weights: _Fused, shut: Tensor) -> Tensor:
+        out = cast(Tensor, _Reason.apply(q, *weights, shut))
+        return out if self.norm is None else cast(Tensor, self.norm(q + out))
+
+
+class _Importance(nn.Module):
+    """How much each node counts: ``b_w = sigmoid(norm(u . q_w))``, divided by its sum over the real nodes.
+
+    ``layer`` standardises over the real nodes of the pair, then scales and shifts. SGRAF's batch statistics would make a
+    pair's score depend on the batch and on its padding.
+    """
+
+    def __init__(self, width: int, norm: Literal["layer", "none"]) -> None:
+        super().__init__()
+        self.gate = _linear(width, 1, bias=False)
+        self.gain = nn.Parameter(torch.ones(())) if norm == "layer" else None
+        self.shift = nn.Parameter(torch.zeros(()))
+
+    def forward(self, q: Tensor, real: Tensor) -> Tensor:
+        """Nodes ``[P,n,m]`` and which are real ``[P,n]`` to weights ``[P,n]``, 0 where not real."""
+        z = self.gate(q).squeeze(-1)
+        if self.gain is not None:
+            count = real.sum(-1, keepdim=True).clamp_min(1)
+            centred = (z - (z * real).sum(-1, keepdim=True) / count) * real
+            z = self.gain * centred * (centred.square().sum(-1, keepdim=True) / count + 1e-5).rsqrt()
+        b: Tensor = (z + self.shift).sigmoid() * real
+        return b / b.sum(-1, keepdim=True).clamp_min(1e-12)
+
+
+class Reclf(AlignmentHead[TokenEmbedding]):
+    """Relation-enhanced local matchings (RECLF, IEEE TMI 2025, arXiv 2401.10501), reconstructed: no code is public.
+
+    A word's matching with an image is a vector, not a number: with the context ``x_w`` that the word attends to,
+    ``q_w = unit(P (x_w - t_w)^2)``; ``q_0``, the same of the pooled vectors, joins them. The semantic relation module (SRM)
+    reasons over these nodes, so that the matching of a disease word and that of its place see each other; the importance
+    relation module (IRM) weighs them. Their weighted mean, of length 1, gives the score ``S = w . q``.
+
+    Two terms, ``global`` and ``local``, are InfoNCE over the whole batch of ``scale`` times the cosine of the pooled vectors
+    and of ``scale`` times ``S``. Evaluation ranks by the sum of the two scores, with all that the head has learned.
+
+    That there are SRM and IRM and what they are for is in the paper; the equations are those of its nearest published
+    relatives, SGRAF (AAAI 2021) for nodes, graph reasoning and gates, LIMITR (ICCV 2023) for ``product``.
+
+    Args:
+        dims: widths of the towers.
+        width: of the shared space; inferred.
+        matching: how a context and its word become a vector: ``sqdiff`` (SGRAF), ``(x - t)^2``, or ``product`` (LIMITR),
+            ``x * t``; inferred.
+        matching_width: of the nodes; 256 in SGRAF; inferred.
+        global_node: whether the pooled vectors give a node too, as in SGRAF; inferred.
+        attention: of words over regions: ``gloria`` (double soft-max) or ``scan``, as in SGRAF; inferred.
+        region_scale: sharpness of that attention, in (0, 20]. Left out, 4 for ``gloria`` and 9 for ``scan``, as published.
+        mode: ``cascade``: SRM, then IRM over its nodes. ``parallel``: the sum of a score of SRM and one of IRM over the
+            plain matchings. ``srm``, ``irm``: one of these alone. ``none``: the mean of the plain matchings. SRM alone is
+            read at the global node (SGRAF), or as the mean of the nodes if there is none. Inferred.
+        steps: of graph reasoning, each with its own parameters; 3 in SGRAF; inferred.
+        residual: ``q <- LayerNorm(q + relu(...))`` in each step. Without it, as in SGRAF, which reads the global node alone,
+            the nodes of a pair are all alike after two steps (relative spread below 1e-4 at the start, against 0.9), so
+            that in ``cascade`` there is nothing left to weigh. Inferred.
+        importance_norm: ``layer`` standardises the gates over the real nodes of a pair, ``none`` does not; inferred.
+        score: ``linear``, ``w . q``, or ``sigmoid``, ``sigmoid(w . q + bias)`` as in SGRAF; inferred.
+        temperature: start of the learned temperature of both terms, above 0.01; 0.07 in CLIP; inferred.
+        learn_temperature: False keeps it fixed.
+        global_weight: weight of the ``global`` term.
+        local_weight: weight of the ``local`` term; inferred.
+        byte_budget: bytes kept for backward, the rest being recomputed for up to a third more time. 1 GiB holds a batch of
+            27 pairs of 60 words with 49 regions; 64 MiB hold the matchings of 32, which saves the costliest product.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    gathers: ClassVar[frozenset[str]] = frozenset({"text.pooled", "text.tokens", "text.mask"})
+    paper: ClassVar[str] = "RECLF, arXiv 2401.10501"
+
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        width: int = 512,
+        matching: Matching = "sqdiff",
+        matching_width: int = 256,
+        global_node: bool = True,
+        attention: Attention = "gloria",
+        region_scale: float | None = None,
+        mode: Mode = "cascade",
+        steps: int = 3,
+        residual: bool = True,
+        importance_norm: Literal["layer", "none"] = "layer",
+        score: Literal["linear", "sigmoid"] = "linear",
+        temperature: float = 0.07,
+        learn_temperature: bool = True,
+        global_weight: float = 1.0,
+        local_weight: float = 1.0,
+        byte_budget: int = 2**30,
+    ) -> None:
+        super().__init__()
+        if region_scale is None:
+            region_scale = 4.0 if attention == "gloria" else 9.0
+        if not 0 < region_scale <= 20:
+            raise ConfigError(f"head reclf: region_scale is {region_scale}; give a number above 0 and up to 20")
+        if temperature < 0.01:
+            raise ConfigError(
+                f"head reclf: temperature is {temperature}; give at least 0.01 (the scale is held to 100)"
+            )
+        if steps < 1:
+            raise ConfigError(f"head reclf: steps is {steps}; give 1 or more (mode irm or none goes without)")
+        if byte_budget < 0:
+            raise ConfigError(f"head reclf: byte_budget is {byte_budget}; give a number of bytes, 0 or more")
+        self.weights = {"global": global_weight, "local": local_weight}
+        self.matching = matching
+        self.attention = attention
+        self.region_scale = region_scale
+        self.mode = mode
+        self.residual = residual
+        self.sigmoid = score == "sigmoid"
+        self.byte_budget = byte_budget
+        self.scale = F.LogitScale(temperature, learn=learn_temperature)
+        self.image_projection = nn.Linear(dims.image, width)
+        self.text_projection = nn.Linear(dims.text, width)
+        self.region_projection = nn.Linear(dims.image_tokens, width, bias=False)
+        self.word_projection = nn.Linear(dims.text_tokens, width, bias=False)
+        m = matching_width
+        self.local_matching = _linear(width, m)
+        self.global_matching = _linear(width, m) if global_node else None
+        reasons, weighs = mode in ("cascade", "parallel", "srm"), mode in ("cascade", "parallel", "irm")
+        self.semantic = nn.ModuleList([_Step(m, residual) for _ in range(steps if reasons else 0)])
+        self.importance_gate = _Importance(m, importance_norm) if weighs else None
+        self.score = _linear(m, 1, bias=self.sigmoid)
+        self.srm_score = _linear(m, 1, bias=self.sigmoid) if mode == "parallel" else None
+
+    @property
+    def temperature(self) -> Tensor:
+        """The present temperature, a scalar without gradient."""
+        scale: Tensor = self.scale()
+        return 1 / scale.detach()
+
+    def embed_image(self, image: Features) -> TokenEmbedding:
+        """``pooled`` ``[I,E]`` and ``tokens`` ``[I,N,E]``: regions, which all are real."""
+        tokens = F.unit(self.region_projection(image.tokens))
+        return TokenEmbedding(F.unit(self.image_projection(image.pooled)), tokens, image.mask)
+
+    def embed_text(self, text: Features) -> TokenEmbedding:
+        """``pooled`` ``[T,E]`` and ``tokens`` ``[T,N,E]``: words, zero at padding."""
+        tokens = F.unit(self.word_projection(text.tokens), text.mask)
+        return TokenEmbedding(F.unit(self.text_projection(text.pooled)), tokens, text.mask)
+
+    def similarity(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
+        """The sum of the global and the local score, ``[I,T]``."""
+        return F.dot_products(image.pooled, text.pooled) + self.local_scores(image, text)
+
+    def losses(self, here: Pairs[TokenEmbedding], world: Pairs[TokenEmbedding]) -> dict[str, Tensor]:
+        """``global`` and ``local``, each InfoNCE over all ``B * W`` pairs, each pair scored once over the job."""
+        scale = self.scale()
+        pooled = scale * F.dot_products(here.image.pooled, world.text.pooled)  # [B,B*W]
+        local = scale * self.local_scores(here.image, world.text)
+        return {
+            "global": F.info_nce(distributed.gather(pooled), world.hash),
+            "local": F.info_nce(distributed.gather(local), world.hash),
+        }
+
+    def heatmap(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
+        """Attention ``[B,N_words,N_regions]`` of each word over its own image; a padded word's is zero."""
+        with torch.autocast(image.tokens.device.type, enabled=False):
+            s = (image.tokens @ text.tokens.transpose(1, 2)).unsqueeze(2)  # [B,R,1,N]
+            mask = text.mask[:, None, None, :]
+            a = attention_logits(s, mask, self.attention, self.region_scale).softmax(1).masked_fill(~mask, 0.0)
+            return a.squeeze(2).transpose(1, 2)
+
+    def importance(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
+        """How much each word counts in the score of its own image, ``[B,N_words]``: the weights of the IRM.
+
+        A row sums to 1 less the share of the global node; a padded word's weight is zero.
+
+        Raises:
+            ConfigError: the mode has no IRM.
+        """
+        if self.importance_gate is None:
+            raise ConfigError(f"head reclf: mode {self.mode} weighs no words; train with mode cascade, parallel or irm")
+        fused = self.fuse()
+        rows = []
+        with torch.autocast(image.tokens.device.type, enabled=False):
+            for v, t in ((image.select(i), text.select(i)) for i in torch.arange(len(image.pooled)).view(-1, 1)):
+                q, real = self._nodes(v, t, self.match(v, t))
+                q = self._reason(q, real, fused) if self.mode == "cascade" else q
+                rows.append(self.importance_gate(q, real)[:, self.global_matching is not None :])
+        return torch.cat(rows)
+
+    def fuse(self) -> list[_Fused]:
+        """The weights of the SRM's steps in the form in which pairs are scored: computed once for all pairs."""
+        with torch.autocast(self.score.weight.device.type, enabled=False):
+            return [cast(_Step, step).fuse() for step in self.semantic]
+
+    def local_scores(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
+        """``S`` of every image with every report, ``[I,T]``, by blocks within the byte budget."""
+        words, (regions, width), m = text.mask.shape[1], image.tokens.shape[1:], self.local_matching.out_features
+        steps, extra = len(self.semantic), int(self.global_matching is not None)
+        # Numbers that the functions above hold for backward, for each node and for each word.
+        node = m * (extra + (5 if self.residual else 3) * steps) + (words + extra) * steps
+        word = (2 if self.attention == "gloria" else 3) * regions + 2 * width + m
+        kept = word + node * (words + extra) // words
+        fused = self.fuse()
+        with torch.autocast(image.tokens.device.type, enabled=False):
+            return blockwise(
+                self.match,
+                lambda v, t, matched: self.pair_scores(v, t, matched, fused),
+                image,
+                text,
+                working_bytes=max(width, regions, 3 * m) * image.tokens.element_size(),
+                matching_bytes=m * image.tokens.element_size(),
+                kept_bytes=kept * image.tokens.element_size(),
+                byte_budget=self.byte_budget,
+            )
+
+    def match(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
+        """``P (x_w - t_w)^2`` ``[I,T,N,m]`` of one block of pairs."""
+        v, t, mask = image.tokens, text.tokens, text.mask
+        s = (v.flatten(0, 1) @ t.flatten(0, 1).T).view(*v.shape[:2], *mask.shape)  # [I,R,T,N]
+        # The context's length is 1 in the end, so the attention needs no denominator.
+        u = attention_logits(s, mask, self.attention, self.region_scale).exp().flatten(2)
+        compared = _Compare.apply(u, v, t.flatten(0, 1), self.matching == "product")
+        return cast(Tensor, self.local_matching(compared)).view(len(v), *mask.shape, -1)
+
+    def pair_scores(self, image: TokenEmbedding, text: TokenEmbedding, matched: Tensor, fused: list[_Fused]) -> Tensor:
+        """``S`` ``[I,T]`` of one block of pairs, from what :meth:`match` and :meth:`fuse` give."""
+        q, real = self._nodes(image, text, matched)
+        weights = real.to(q.dtype) / real.sum(-1, keepdim=True).clamp_min(1)
+        related = self._reason(q, real, fused)
+        if self.mode in ("srm", "parallel"):
+            first = related[:, 0] if self.global_matching is not None else _pool(weights, related)
+            read = self.srm_score if self.srm_score is not None else self.score
+            s = self._read(read, _unit(first))
+        if self.mode != "srm":
+            nodes = related if self.mode == "cascade" else q
+            if self.importance_gate is not None:
+                weights = self.importance_gate(nodes, real)
+            pooled = self._read(self.score, _pool(weights, nodes))
+            s = s + pooled if self.mode == "parallel" else pooled
+        return s.view(matched.shape[:2])
+
+    def _nodes(self, image: TokenEmbedding, text: TokenEmbedding, matched: Tensor) -> tuple[Tensor, Tensor]:
+        """The nodes of each pair ``[I*T,n,m]``, the global one first, and which are real ``[I*T,n]``."""
+        q = _unit(matched)
+        real = text.mask.unsqueeze(0).expand(len(q), -1, -1)
+        if self.global_matching is not None:
+            vg, tg = image.pooled.unsqueeze(1), text.pooled
+            compared = vg * tg if self.matching == "product" else (vg - tg).square()
+            q = torch.cat([_unit(self.global_matching(compared)).unsqueeze(2), q], 2)
+            real = nn.functional.pad(real, (1, 0), value=True)
+        return q.flatten(0, 1), real.flatten(0, 1)
+
+    def _reason(self, q: Tensor, real: Tensor, fused: list[_Fused]) -> Tensor:
+        shut = torch.zeros(real.shape, dtype=q.dtype, device=q.device)
+        shut = shut.masked_fill_(~real, torch.finfo(q.dtype).min / 2).unsqueeze(1)  # finite: rows may have no node
+        for step, weights in zip(self.semantic, fused, strict=True):
+            q = step(q, weights, shut)
+        return q
+
+    def _read(self, linear: nn.Module, q: Tensor) -> Tensor:
+        s: Tensor = linear(q).squeeze(-1)
+        return s.sigmoid() if self.sigmoid else s

@@ -1,0 +1,128 @@
+"""Large grids of image-report pairs by blocks, kept for backward or recomputed in it, as a byte budget allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from diptych.types import TokenEmbedding
+
+__all__ = ["block_bytes", "blockwise", "column_blocks"]
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu"
+
+
+def block_bytes(x: Tensor, byte_budget: int) -> int:
+    """Small enough for a CPU's cache, large enough to fill a GPU; within the budget, down to what is still fast."""
+    largest = 2**23 if _on_cpu(x) else 2**27
+    return min(max(byte_budget, 2**21), largest)
+
+
+def column_blocks(mask: Tensor, bytes_a_word: int, block_bytes: int) -> Iterator[tuple[Tensor | slice, int]]:
+    """Columns and their width for each block of reports: on a CPU the longest first, each cut to its longest report.
+
+    A GPU would have to be waited for in every step to learn the lengths, so there the padding is computed. On a CPU,
+    reports without words are in no block.
+
+    Args:
+        mask: ``[T,N]``, True at real words.
+        bytes_a_word: bytes of one word in a block, for all of the block's images.
+        block_bytes: bytes of a block; one column at least is taken.
+    """
+    texts, longest = mask.shape
+    if not _on_cpu(mask):
+        step = max(1, block_bytes // (bytes_a_word * max(1, longest)))
+        for start in range(0, texts, step):
+            yield slice(start, start + step), longest
+        return
+    lengths, order = (mask * torch.arange(1, longest + 1)).amax(1).sort(descending=True, stable=True)
+    start = 0
+    while start < texts and (width := int(lengths[start])) > 0:
+        stop = start + max(1, block_bytes // (bytes_a_word * width))
+        yield order[start:stop], width
+        start = stop
+
+
+def blockwise(
+    match: Callable[[TokenEmbedding, TokenEmbedding], Tensor],
+    score: Callable[[TokenEmbedding, TokenEmbedding, Tensor], Tensor],
+    image: TokenEmbedding,
+    text: TokenEmbedding,
+    *,
+    working_bytes: int,
+    matching_bytes: int,
+    kept_bytes: int,
+    byte_budget: int,
+) -> Tensor:
+    """``score`` of ``match`` on the grid of all images with all reports, by blocks.
+
+    For backward a block is kept whole, or no more of it than its matchings, from which its scores are computed again, or
+    nothing. The budget goes to matchings first and then to whole blocks. The gradients of whatever the functions read
+    besides their arguments are right too. Each pair must be scored by itself. Reports may come in another order, cut to the
+    longest of the block, but to one word at least.
+
+    Args:
+        match: from ``I`` images and ``T`` reports to their matchings. If it ends in a linear map, that is not done again.
+        score: from the same and the matchings to ``[I,T]``.
+        image: all images, ``I`` of them.
+        text: all reports, ``T`` of them.
+        working_bytes: bytes of the widest intermediate value, for a word of one pair.
+        matching_bytes: bytes of the matchings, for a word of one pair.
+        kept_bytes: bytes that are kept for backward in all, for a word of one pair.
+        byte_budget: bytes that may be kept for backward; 0 keeps nothing.
+
+    Returns:
+        ``[I,T]``.
+    """
+    if min(len(image.pooled), len(text.pooled)) == 0:
+        return image.pooled.new_zeros(len(image.pooled), len(text.pooled))
+    read = text.mask.clone()
+    read[:, 0] = True  # so that reports without words are in a block
+    block = block_bytes(text.mask, 2**22)
+    # Four times as many images as reports: for speed either would do, and reports of a block should be of one length.
+    side = min(2 * math.isqrt(max(1, block // (working_bytes * text.mask.shape[1]))), len(image.pooled))
+    columns, widths = zip(*column_blocks(read, side * working_bytes, block), strict=True)
+    sizes = [len(range(len(read))[c]) if isinstance(c, slice) else len(c) for c in columns]
+    order = None if isinstance(columns[0], slice) else torch.cat(columns)
+    # Sorted once and split once, so that backward joins the blocks' gradients instead of adding up whole ones.
+    ordered = text if order is None else text.select(order)
+    text_blocks, image_blocks = _split(ordered, sizes), _split(image, side)
+
+    words = len(image.pooled) * sum(size * width for size, width in zip(sizes, widths, strict=True))
+    spare = byte_budget - matching_bytes * words if torch.is_grad_enabled() else math.inf
+    grid = []
+    for whole, width in zip(text_blocks, widths, strict=True):
+        part = TokenEmbedding(whole.pooled, whole.tokens[:, :width], whole.mask[:, :width])
+        column = []
+        for rows in image_blocks:
+            words = len(rows.pooled) * len(part.pooled) * width
+            if spare >= (rest := (kept_bytes - matching_bytes) * words):
+                spare -= rest
+                column.append(score(rows, part, match(rows, part)))
+            elif spare >= 0:
+                column.append(_again(score, rows, part, _again(match, rows, part)))
+            else:
+                spare += matching_bytes * words
+                column.append(_again(lambda rows, part: score(rows, part, match(rows, part)), rows, part))
+        grid.append(torch.cat(column))
+    scores = torch.cat(grid, 1)
+    return scores if order is None else scores[:, order.argsort()]
+
+
+def _again(function: Callable[..., Tensor], *arguments: TokenEmbedding | Tensor) -> Tensor:
+    """The function's value, computed again in backward."""
+    value: Tensor = checkpoint(
+        function, *arguments, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
+    )
+    return value
+
+
+def _split(panel: TokenEmbedding, sizes: int | list[int]) -> list[TokenEmbedding]:
+    parts = (torch.split(x, sizes) for x in (panel.pooled, panel.tokens, panel.mask))
+    return [TokenEmbedding(*part) for part in zip(*parts, strict=True)]
