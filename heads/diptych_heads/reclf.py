@@ -342,6 +342,11 @@ class Reclf(AlignmentHead[TokenEmbedding]):
             a = attention_logits(s, mask, self.attention, self.region_scale).softmax(1).masked_fill(~mask, 0.0)
             return a.squeeze(2).transpose(1, 2)
 
+    @property
+    def weighs_words(self) -> bool:
+        """Whether the mode has an IRM."""
+        return self.importance_gate is not None
+
     def importance(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
         """How much each word counts in the score of its own image, ``[B,N_words]``: the weights of the IRM.
 

@@ -19,7 +19,7 @@ from diptych import distributed
 from diptych.errors import ConfigError
 from diptych.types import Dims, E, Features, Pairs
 
-__all__ = ["AlignmentHead", "Grounds", "HeadFactory", "gather_pairs"]
+__all__ = ["AlignmentHead", "Grounds", "HeadFactory", "WeighsWords", "gather_pairs"]
 
 
 class AlignmentHead(nn.Module, ABC, Generic[E]):
@@ -66,6 +66,18 @@ class Grounds(Protocol[E]):  # type: ignore[misc]  # E is invariant in the heads
 
     def heatmap(self, image: E, text: E) -> Tensor:
         """Attention ``[B,N_words,N_regions]`` of each word over the regions of its own image, summing to 1."""
+
+
+@runtime_checkable
+class WeighsWords(Protocol[E]):  # type: ignore[misc]  # as above
+    """What a head can do if it weighs the words of a report against each other."""
+
+    @property
+    def weighs_words(self) -> bool:
+        """Whether it does, as it is configured."""
+
+    def importance(self, image: E, text: E) -> Tensor:
+        """Weight ``[B,N_words]`` of each word in the score of its own image; 0 at padding."""
 
 
 HeadFactory = Callable[[Dims], AlignmentHead]  # type: ignore[type-arg]

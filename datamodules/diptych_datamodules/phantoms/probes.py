@@ -1,0 +1,242 @@
+"""Probes of a trained model on phantoms, each built so that one ability alone decides it.
+
+*pair*: two radiographs of one patient differ in nothing but the side, or the zone, of one finding; whose report is whose?
+*swap*: two findings, one on each side, change places; the two reports hold the same words. *distractor*: retrieval among
+reports of which up to 80 % of the sentences are filler. *grounding*: does the attention of the words that name a finding
+peak inside its box? *importance*: do the words of findings weigh more than those of filler?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diptych.head import Grounds, WeighsWords
+from diptych_datamodules.phantoms.findings import KINDS, FindingSpec
+from diptych_datamodules.phantoms.phantom import PhantomPlan, plan_phantom, render, with_findings
+from diptych_datamodules.phantoms.wording import FILLER as WORDING
+
+if TYPE_CHECKING:
+    from diptych.loading import AlignmentModel
+
+__all__ = ["CHANCE", "FILLER", "pairs_of_sides", "pairs_of_zones", "run_probes", "swaps"]
+
+Section = Literal["both", "findings", "impression"]
+Pair = tuple[PhantomPlan, PhantomPlan]
+
+CHANCE = {"pair": 0.5, "pair/side": 0.5, "pair/zone": 0.5, "swap": 0.5, "importance/rank_biserial": 0.0}
+"""What a model that knows nothing gets."""
+FILLER = (0.0, 0.2, 0.4, 0.6, 0.8)
+"""Shares of filler of the distractor probe."""
+_CHUNK = 64
+
+
+def _plans(seed: int) -> Iterator[PhantomPlan]:
+    """Patients without findings, of a collection that training does not see."""
+    index = 0
+    while True:
+        yield plan_phantom(index, seed=seed, normal=1.0, filler=0.3)
+        index += 1
+
+
+def _spec(rng: np.random.Generator, name: str, side: str, zone: str | None = None) -> FindingSpec:
+    kind = KINDS[name]
+    zone = zone or (str(rng.choice(kind.zones)) if kind.zones else None)
+    return FindingSpec(name, side, zone, kind.severities[1 + int(rng.integers(2))])  # not the mildest: it must be seen
+
+
+def _sided(findings: Sequence[str], zones: int = 1) -> list[str]:
+    return [name for name in findings if KINDS[name].sided and len(KINDS[name].zones) >= zones]
+
+
+def pairs_of_sides(n: int, findings: Sequence[str], seed: int) -> list[Pair]:
+    """``n`` pairs of a patient with one finding on the right, and the same on the left."""
+    rng, names = np.random.default_rng([seed, 1]), _sided(findings)
+    pairs = []
+    for plan in _plans(seed):
+        spec = _spec(rng, str(rng.choice(names)), "right")
+        pairs.append((with_findings(plan, [spec]), with_findings(plan, [replace(spec, side="left")])))
+        if len(pairs) == n:
+            break
+    return pairs
+
+
+def pairs_of_zones(n: int, findings: Sequence[str], seed: int) -> list[Pair]:
+    """``n`` pairs of a patient with one finding in one zone, and the same in another zone of that side."""
+    rng, names = np.random.default_rng([seed, 2]), _sided(findings, zones=2)
+    pairs = []
+    for plan in _plans(seed):
+        name = str(rng.choice(names))
+        here, there = rng.choice(KINDS[name].zones, size=2, replace=False)
+        spec = _spec(rng, name, str(rng.choice(["right", "left"])), str(here))
+        pairs.append((with_findings(plan, [spec]), with_findings(plan, [replace(spec, zone=str(there))])))
+        if len(pairs) == n:
+            break
+    return pairs
+
+
+def swaps(n: int, findings: Sequence[str], seed: int) -> list[Pair]:
+    """``n`` pairs of a patient with one finding right and another left, and the same two with their sides exchanged."""
+    rng, names = np.random.default_rng([seed, 3]), _sided(findings)
+    pairs = []
+    for plan in _plans(seed):
+        a, b = (str(name) for name in rng.choice(names, size=2, replace=False))
+        one, other = _spec(rng, a, "right"), _spec(rng, b, "left")
+        exchanged = [replace(one, side="left"), replace(other, side="right")]
+        pairs.append((with_findings(plan, [one, other]), with_findings(plan, exchanged)))
+        if len(pairs) == n:
+            break
+    return pairs
+
+
+def _text(plan: PhantomPlan, section: Section) -> str:
+    report = plan.report
+    return {"both": report.text, "findings": report.findings, "impression": report.impression}[section]
+
+
+def _scores(model: AlignmentModel, plans: Sequence[PhantomPlan], texts: Sequence[str]) -> Tensor:
+    """Similarity ``[I,T]`` of the pictures of all plans with all texts."""
+    read = model.encode_text(texts)
+    rows = []
+    for start in range(0, len(plans), _CHUNK):
+        pictures = [render(plan, model.image_size).image for plan in plans[start : start + _CHUNK]]
+        rows.append(model.module.head.similarity(model.encode_image(pictures), read).float())
+    return torch.cat(rows)
+
+
+@torch.inference_mode()
+def choose(model: AlignmentModel, pairs: Sequence[Pair], section: Section) -> float:
+    """How often a radiograph's own report beats the other one of the pair; a tie is wrong."""
+    right = []
+    step = _CHUNK // 2
+    for start in range(0, len(pairs), step):
+        plans = [plan for pair in pairs[start : start + step] for plan in pair]
+        own = _scores(model, plans, [_text(plan, section) for plan in plans]).view(len(plans), -1, 2)
+        picture = torch.arange(len(plans))
+        both = own[picture, picture // 2]  # [2n,2]
+        right.append(both[picture, picture % 2] > both[picture, 1 - picture % 2])
+    return float(torch.cat(right).double().mean())
+
+
+def padded_out(plan: PhantomPlan, share: float, rng: np.random.Generator) -> str:
+    """The sentences of an impression, in their order, among filler that makes up this share of all."""
+    spans = [span for span in plan.report.sentences if span[0] > len(plan.report.findings)]
+    said = [plan.report.text[start:end] for start, end in spans]
+    for filler in rng.permutation(np.array(WORDING))[: round(len(said) * share / (1 - share))]:
+        said.insert(int(rng.integers(len(said) + 1)), str(filler))
+    return " ".join(said)
+
+
+@torch.inference_mode()
+def distract(model: AlignmentModel, n: int, mix: Mapping[str, float], seed: int) -> dict[float, float]:
+    """For each share of filler R@5, mean of both directions, among ``n`` radiographs; equal reports are one, ties wrong."""
+    plans = [plan_phantom(i, seed=seed, mix=mix, normal=0.2, max_findings=2, filler=0.0) for i in range(n)]
+    found = {}
+    for share in FILLER:
+        # What is said decides which report it is; filler differs between the texts of one report.
+        rng = np.random.default_rng([seed, int(100 * share)])
+        distinct = list(dict.fromkeys(plan.report.impression for plan in plans))
+        texts = [padded_out(next(p for p in plans if p.report.impression == said), share, rng) for said in distinct]
+        column = torch.tensor([distinct.index(plan.report.impression) for plan in plans])
+        scores = _scores(model, plans, texts)
+        own = scores.gather(1, column.unsqueeze(1))
+        of_image = ((scores >= own).sum(1) <= 5).double().mean()
+        best = torch.full((len(distinct),), -torch.inf).scatter_reduce_(0, column, own.squeeze(1), "amax")
+        others = (scores >= best) & (column.unsqueeze(1) != torch.arange(len(distinct)))
+        found[share] = float((of_image + (others.sum(0) < 5).double().mean()) / 2)
+    return found
+
+
+def _words(model: AlignmentModel, plan: PhantomPlan, text: str) -> tuple[list[int | None], list[str]]:
+    """Of each word of a text: the finding that it names, if any, and its role in the report (empty for none)."""
+    start = plan.report.text.index(text)
+    named: list[int | None] = []
+    roles = []
+    for a, b in model.module.tokenizer.word_spans(text):
+        link = next((k for k in plan.report.links if k.start <= start + a and start + b <= k.end), None)
+        named.append(link.finding if link is not None and link.role == "finding" else None)
+        roles.append("" if link is None else link.role)
+    return named, roles
+
+
+@torch.inference_mode()
+def look(model: AlignmentModel, n: int, mix: dict[str, float], section: Section, seed: int) -> dict[str, float]:
+    """Pointing game of the words that name findings with boxes, its chance by area, and the weights of words."""
+    from diptych.loading import heat_at_native
+    from diptych.transforms import Letterbox
+
+    head, size = model.module.head, model.image_size
+    hits, areas, effects = [], [], []
+    plans = [plan_phantom(i, seed=seed, mix=mix, normal=0.0, max_findings=2, filler=0.4) for i in range(n)]
+    for plan in plans:
+        phantom, text = render(plan, size), _text(plan, section)
+        features = model.module.encoder.encode_image(torch.from_numpy(phantom.image)[None, None])
+        image, read = head.embed_image(features), model.encode_text(text)
+        named, roles = _words(model, plan, text)
+        if isinstance(head, Grounds) and features.grid is not None:
+            heat = head.heatmap(image, read)[0]
+            for k, finding in enumerate(phantom.findings):
+                words = [i for i, finding_named in enumerate(named) if finding_named == k]
+                if words:
+                    place = Letterbox(1.0, 0, 0, size, size)
+                    native = heat_at_native(heat[words].mean(0), features.grid, place, (size, size), size)
+                    y, x = np.unravel_index(int(native.argmax()), native.shape)
+                    x0, y0, x1, y1 = finding.box
+                    hits.append(x0 <= x < x1 and y0 <= y < y1)
+                    areas.append((x1 - x0) * (y1 - y0) / size**2)
+        if isinstance(head, WeighsWords) and head.weighs_words:
+            weights = head.importance(image, read)[0].double().numpy()[: len(roles)]
+            kind = np.array(roles)
+            telling, filler = weights[kind == "finding"], weights[kind == "filler"]
+            if len(telling) and len(filler):
+                above = (telling[:, None] > filler).mean() - (telling[:, None] < filler).mean()
+                effects.append(float(above))
+    found: dict[str, float] = {}
+    if hits:
+        found |= {"grounding/pointing": float(np.mean(hits)), "grounding/chance": float(np.mean(areas))}
+        found["grounding/over_chance"] = found["grounding/pointing"] / found["grounding/chance"]
+    if effects:
+        found["importance/rank_biserial"] = float(np.mean(effects))
+    return found
+
+
+def run_probes(
+    model: AlignmentModel,
+    *,
+    mix: dict[str, float] | None = None,
+    section: Section = "both",
+    seed: int = 10_000,
+    pairs: int = 200,
+) -> dict[str, float]:
+    """All probes of a trained model.
+
+    Args:
+        model: trained on phantoms.
+        mix: findings it has seen, as in training; all, if not given.
+        section: part of the reports it has read.
+        seed: of the probes' phantoms; one that no training uses.
+        pairs: pairs of each kind; and as many radiographs in the other probes.
+
+    Returns:
+        ``pair``, its parts ``pair/side`` and ``pair/zone``, ``swap``: shares of right choices, chance 0.5.
+        ``distractor/0.8`` and the like: R@5 at a share of filler; ``distractor`` is that at 0.8. Where the head can:
+        ``grounding/pointing``, ``grounding/chance`` (mean share of the picture that a box takes) and their ratio
+        ``grounding/over_chance``; ``importance/rank_biserial``, of the words of findings over those of filler within a
+        report, from -1 to 1.
+    """
+    weights = dict(mix) if mix is not None else {name: kind.share for name, kind in KINDS.items()}
+    seen = [name for name, weight in weights.items() if weight > 0]
+    found = {
+        "pair/side": choose(model, pairs_of_sides(pairs, seen, seed), section),
+        "pair/zone": choose(model, pairs_of_zones(pairs, seen, seed), section),
+        "swap": choose(model, swaps(pairs, seen, seed), section),
+    }
+    found["pair"] = (found["pair/side"] + found["pair/zone"]) / 2
+    found |= {f"distractor/{share}": value for share, value in distract(model, pairs, weights, seed + 1).items()}
+    found["distractor"] = found[f"distractor/{FILLER[-1]}"]
+    return found | look(model, pairs, weights, section, seed + 2)

@@ -1,0 +1,122 @@
+"""The probes on phantoms: what each pair differs in, and what readers of known ability get."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from diptych_datamodules.phantoms import KINDS, probes, render
+from diptych_datamodules.phantoms.wording import FILLER
+
+SEEN = ["Lung Opacity", "Consolidation", "Pleural Effusion", "Pneumothorax", "Cardiomegaly"]
+MIX = dict.fromkeys(SEEN, 1.0)
+SIZE = 32
+
+
+@dataclass
+class Panel:
+    """What the stand-in model makes of pictures or texts."""
+
+    items: list[Any]
+
+
+class Reader:
+    """A model that recognises each picture and knows its impression; it compares what ``view`` makes of the two texts."""
+
+    image_size = SIZE
+
+    def __init__(self, view, monkeypatch):
+        self.said: dict[bytes, str] = {}
+
+        def drawn(plan, size):
+            phantom = render(plan, size)
+            self.said[phantom.image.tobytes()] = plan.report.impression
+            return phantom
+
+        monkeypatch.setattr(probes, "render", drawn)
+        self.view = view
+        self.module = SimpleNamespace(head=SimpleNamespace(similarity=self.similarity))
+
+    def encode_image(self, pictures):
+        return Panel([self.said[picture.tobytes()] for picture in pictures])
+
+    def encode_text(self, texts):
+        return Panel(list(texts))
+
+    def similarity(self, image, text):
+        views = [self.view(t) for t in text.items]
+        return torch.tensor([[float((self.view(i) & v).total()) for v in views] for i in image.items])
+
+
+def words(text):
+    return Counter(re.findall(r"[a-z]+", text.lower()))
+
+
+def whole(text):
+    return Counter(text.rstrip(".").split(". "))
+
+
+def what_is_said(text):
+    return Counter({s: 1 for s in whole(text) if f"{s}." not in FILLER})
+
+
+def nothing(text):
+    return Counter()
+
+
+@pytest.mark.parametrize("make", [probes.pairs_of_sides, probes.pairs_of_zones, probes.swaps])
+def test_a_pair_differs_in_places_alone(make):
+    pairs = make(16, SEEN, 7)
+    assert len(pairs) == 16
+    assert len({a.patient for a, _ in pairs}) == 16
+    for a, b in pairs:
+        assert (a.patient, a.index, a.seed, a.sex, a.view) == (b.patient, b.index, b.seed, b.sex, b.view)
+        assert [s.name for s in a.specs] == [s.name for s in b.specs]
+        assert [s.severity for s in a.specs] == [s.severity for s in b.specs]
+        assert a.report.text != b.report.text
+        same_words = words(a.report.text) == words(b.report.text)
+        changed = [(s.side != t.side, s.zone != t.zone) for s, t in zip(a.specs, b.specs, strict=True)]
+        if make is probes.swaps:
+            assert changed == [(True, False)] * 2
+            assert same_words
+        else:
+            assert changed == [(make is probes.pairs_of_sides, make is probes.pairs_of_zones)]
+            assert not same_words
+        left, right = render(a, SIZE).image, render(b, SIZE).image
+        assert (left != right).mean() > 0.05
+    assert {s.name for a, _ in pairs for s in a.specs} <= {n for n in SEEN if KINDS[n].sided}
+
+
+def test_a_reader_of_words_tells_pairs_apart_and_swaps_not(monkeypatch):
+    reader = Reader(words, monkeypatch)
+    assert probes.choose(reader, probes.pairs_of_sides(12, SEEN, 7), "impression") == 1
+    assert probes.choose(reader, probes.pairs_of_zones(12, SEEN, 7), "impression") == 1
+    assert probes.choose(reader, probes.swaps(12, SEEN, 7), "impression") == 0  # all ties, which are wrong
+    assert probes.choose(Reader(whole, monkeypatch), probes.swaps(12, SEEN, 7), "impression") == 1
+
+
+def test_filler_is_what_is_added_in_the_share_that_was_asked_for():
+    plan = next(iter(probes.pairs_of_sides(1, SEEN, 3)))[0]
+    rng = np.random.default_rng(0)
+    said = plan.report.impression.count(".")
+    for share in probes.FILLER:
+        text = probes.padded_out(plan, share, rng)
+        sentences = [s + "." for s in text.rstrip(".").split(". ")]
+        filler = [s for s in sentences if s in FILLER]
+        assert len(filler) == round(said * share / (1 - share))
+        assert " ".join(s for s in sentences if s not in FILLER) == plan.report.impression
+
+
+def test_a_reader_of_filler_is_distracted(monkeypatch):
+    exact = probes.distract(Reader(what_is_said, monkeypatch), 24, MIX, 5)
+    assert exact[0.0] == exact[0.8] > 0.9
+    easy = probes.distract(Reader(words, monkeypatch), 24, MIX, 5)
+    assert easy[0.0] > easy[0.8] + 0.02
+    assert set(probes.distract(Reader(nothing, monkeypatch), 24, MIX, 5).values()) == {0.0}
