@@ -19,7 +19,7 @@ from diptych import distributed
 from diptych.errors import ConfigError
 from diptych.types import Dims, E, Features, Pairs
 
-__all__ = ["AlignmentHead", "Grounds", "HeadFactory", "gather_pairs"]
+__all__ = ["AlignmentHead", "FollowsTraining", "Grounds", "HeadFactory", "gather_pairs"]
 
 
 class AlignmentHead(nn.Module, ABC, Generic[E]):
@@ -30,6 +30,8 @@ class AlignmentHead(nn.Module, ABC, Generic[E]):
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """Optional fields of ``Features`` that the head requires, as ``"image.pixels"``; checked before training."""
+    wants: ClassVar[frozenset[str]] = frozenset()
+    """Optional fields of ``Features`` that the head does without where the towers have none, as ``"image.attention"``."""
     gathers: ClassVar[frozenset[str]] = frozenset()
     """Fields of the embeddings that ``losses`` reads from ``world``, as ``"text.pooled"``; all others are emptied."""
     paper: ClassVar[str] = ""
@@ -66,6 +68,23 @@ class Grounds(Protocol[E]):  # type: ignore[misc]  # E is invariant in the heads
 
     def heatmap(self, image: E, text: E) -> Tensor:
         """Attention ``[B,N_words,N_regions]`` of each word over the regions of its own image, summing to 1."""
+
+
+@runtime_checkable
+class FollowsTraining(Protocol):
+    """What a head, or a module inside one, has if what it does depends on how far training has come."""
+
+    def start_step(self, epoch: int, step: int, total_steps: int) -> None:
+        """Called before every training step, after a resume in mid-epoch too; inner modules are told first.
+
+        A head may change its ``weights`` here, or what it draws at random. What it keeps must follow from the arguments and
+        from its state dict alone, so that a resumed run goes on exactly.
+
+        Args:
+            epoch: the present one, from 0.
+            step: optimiser steps done so far; the same for all batches that are accumulated to one.
+            total_steps: optimiser steps of the whole run.
+        """
 
 
 HeadFactory = Callable[[Dims], AlignmentHead]  # type: ignore[type-arg]

@@ -138,6 +138,9 @@ class Features(_Tensors):
     """``[B,N]`` int64, text only: sentence of each word, -1 at padding."""
     pixels: Tensor | None = None
     """``[B,1,H,V]`` float, image only: the normalised input, for heads that need it."""
+    attention: Tensor | None = None
+    """``[B,N]`` float, no gradient: what the class token attends to in the last layer, mean over the attention heads,
+    before dropout; a word has the sum of its pieces. None where no head asks or the tower has no class token."""
 
 
 @dataclass(frozen=True)
