@@ -26,6 +26,7 @@ from diptych.types import Pairs
 from diptych_datamodules.tabular import Tabular
 from diptych_heads.mgca import MGCA, assign, clipped_shares, token_loss
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = {"hidden": 24, "prototypes": 12, "frozen_epochs": 0, "learn_temperature": True}
 # Batch normalisation takes a constant off, so these biases of the stand-in towers have no gradient in any job.
 NO_GRADIENT = {"regions.bias", "words.bias"}

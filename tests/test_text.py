@@ -570,3 +570,25 @@ def test_arguments_that_do_not_fit(minilm_folder):
         ScratchText(vocabulary=50)
     with pytest.raises(ConfigError, match="max_tokens=4"):
         ScratchText(max_tokens=4)
+
+
+def test_sentences_have_hashes_that_fold_what_does_not_matter(minilm):
+    tokenizer = minilm.tokenizer
+    batch = tokenizer(
+        ["No effusion. The heart is\nnormal.", "the heart is normal. Lungs are clear", "Lungs are clear!", ""]
+    )
+    assert batch.sentence_hash.shape == (4, 8)
+    first, second, third, empty = batch.sentence_hash.tolist()
+    assert first[1] == second[0] == text_hash("The heart is normal")
+    assert second[1] == third[0]
+    assert len({first[0], first[1], second[1]}) == 3
+    assert [row.count(-1) for row in (first, second, third, empty)] == [6, 6, 7, 8]
+    full = tokenizer(["No effusion."], to_max=True)
+    assert full.sentence_hash.shape == full.mask.shape  # of one shape on every process
+    assert torch.equal(minilm(batch).sentence_hash, batch.sentence_hash)
+
+
+def test_a_cut_report_has_hashes_of_what_is_left(minilm_folder):
+    tokenizer = TransformersText(minilm_folder, max_tokens=24).tokenizer
+    batch = tokenizer(["The heart is normal. No effusion is seen. " * 9])
+    assert int((batch.sentence_hash != -1).sum()) == int(batch.sentences.max()) + 1

@@ -20,9 +20,10 @@ from diptych.types import Dims, Features, Pairs
 from diptych_heads.global_ import Global
 from diptych_heads.local_pooling import LocalPooling
 from diptych_heads.mgca import MGCA
+from diptych_heads.pcma import Pcma
 from diptych_heads.reclf import Reclf
 
-HEADS = {"global": Global, "local_pooling": LocalPooling, "reclf": Reclf, "mgca": MGCA}
+HEADS = {"global": Global, "local_pooling": LocalPooling, "reclf": Reclf, "mgca": MGCA, "pcma": Pcma}
 DIMS = Dims(image=7, text=6, image_tokens=5, text_tokens=4)
 
 

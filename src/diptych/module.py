@@ -14,7 +14,7 @@ from diptych.data import RadiographDataModule
 from diptych.encoder import DualEncoder
 from diptych.errors import ConfigError, DataError
 from diptych.evaluation import Evaluator, Retrieval
-from diptych.head import AlignmentHead, FollowsTraining, HeadFactory, gather_pairs
+from diptych.head import AlignmentHead, HeadFactory, gather_pairs, tell_step
 from diptych.image import ImageTower
 from diptych.metrics import Metric
 from diptych.optim import parameter_groups, warmup_cosine
@@ -106,11 +106,16 @@ class AlignmentModule(pl.LightningModule):
         Raises:
             ConfigError: the head requires a feature that the towers do not give, or Lightning would resample the data.
         """
-        available = {"image.grid", "image.pixels", "text.sentences"}
+        available = {"image.grid", "image.pixels", "text.sentences", "text.sentence_hash"}
         towers = {"image": self.encoder.image, "text": self.encoder.text}
         available |= {f"{panel}.attention" for panel, tower in towers.items() if tower.gives_attention}
         if unmet := sorted(self.head.wants - available):
             _log.info("the towers do not give %s: the head does without", ", ".join(unmet))
+        if not self.head.ranks:
+            raise ConfigError(
+                f"the head {type(self.head).__name__} scores no pairs, so there would be nothing to evaluate; train it beside "
+                "one that does (docs/heads/composite.md)"
+            )
         missing = sorted(self.head.needs - available)
         if missing:
             raise ConfigError(
@@ -151,9 +156,7 @@ class AlignmentModule(pl.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout by position, so that a resumed run draws what the uninterrupted one drew; tell the head the step."""
         torch.manual_seed(mix(self._seed(), self.current_epoch, batch_idx, self.global_rank))
-        for module in reversed(list(self.head.modules())):
-            if isinstance(module, FollowsTraining):
-                module.start_step(self.current_epoch, self.trainer.global_step, self._total_steps())
+        tell_step(self.head, self.current_epoch, self.trainer.global_step, self._total_steps())
 
     def _seed(self) -> int:
         datamodule = self._datamodule()

@@ -74,7 +74,7 @@ class TextTower(Tower):
 
     @abstractmethod
     def forward(self, text: TextBatch) -> Features:
-        """Features of tokenised reports: ``pooled`` ``[B,D]``, ``tokens`` ``[B,N,D]``, ``mask``, ``sentences``."""
+        """Features of tokenised reports: ``pooled`` ``[B,D]``, ``tokens`` ``[B,N,D]``, ``mask``, and of sentences."""
 
 
 class _EncoderText(TextTower):
@@ -158,6 +158,7 @@ class _EncoderText(TextTower):
             mask=text.mask,
             sentences=text.sentences,
             attention=sum_pieces(rows[0].unsqueeze(2), text.word_of_piece, words).squeeze(2) if rows else None,
+            sentence_hash=text.sentence_hash,
         )
 
     @contextmanager
