@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "NO_ALBUMENTATIONS_UPDATE"):
@@ -14,9 +15,18 @@ import pytest  # noqa: E402  # after the environment is set
 import torch  # noqa: E402  # as above
 from gloo import gloo2, gloo4, processes  # noqa: E402  # after its folder can be found
 
-__all__ = ["gloo2", "gloo4", "processes", "shared_data"]
+__all__ = ["gloo2", "gloo4", "one_thread", "processes", "shared_data"]
 
 torch.set_num_threads(2)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For loops over small values, where threads wait for each other longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

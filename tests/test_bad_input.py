@@ -150,7 +150,7 @@ def test_a_monitor_of_an_evaluator_that_is_not_there_is_told_before_training(wri
         (
             {"model.head": "locl_pooling"},
             [],
-            ["unknown head 'locl_pooling'", "nearest first: local_pooling, global", "diptych heads"],
+            ["unknown head 'locl_pooling'", "nearest first: local_pooling, ", "global", "diptych heads"],
         ),
         ({"model.head": {"class_path": "globl"}}, [], ["unknown head 'globl'", "nearest first: global,"]),
         ({}, ["--model.head", "globl"], ["unknown head 'globl'", "nearest first: global,"]),
@@ -158,7 +158,7 @@ def test_a_monitor_of_an_evaluator_that_is_not_there_is_told_before_training(wri
         (
             {"model.head": {"class_path": "nowhere.Head"}},
             [],
-            ["'nowhere.Head' cannot be imported", "global, local_pooling"],
+            ["'nowhere.Head' cannot be imported", "known by name: ", "global, ", "local_pooling"],
         ),
         ({"model.head": {"class_path": "torch.nn.Linear"}}, [], ["'torch.nn.Linear' is no AlignmentHead"]),
         (

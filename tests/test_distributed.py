@@ -83,3 +83,10 @@ def test_an_error_on_one_process_ends_the_task_and_the_pool_goes_on(gloo2):
     with pytest.raises(pytest.fail.Exception, match=r"(?s)rank 1 of 2.*on purpose"):
         gloo2(twins.task_fail_on_last)
     assert [rank for rank, *_ in gloo2(twins.task_simple, 0)] == [0, 1]
+
+
+def test_a_sum_over_processes_and_its_gradient(run, world):
+    x = torch.randn(world, 3, generator=torch.Generator().manual_seed(0))
+    for total, gradient in run(twins.task_sum, x):
+        torch.testing.assert_close(total, x.sum(0))
+        torch.testing.assert_close(gradient, 2 * x.sum(0) * sum(range(1, world + 1)))

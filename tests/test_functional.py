@@ -171,6 +171,22 @@ def test_blocks_that_are_not_cut_as_on_a_gpu_change_nothing(pooling, monkeypatch
         close(a, b, 1e-12)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["logsumexp", "max"])
+def test_the_pair_scores_compile_as_one_graph(pooling, monkeypatch):
+    """With the written backward; as on a GPU, since the CPU's cutting reads the lengths of the reports."""
+    monkeypatch.setattr(blockwise, "_on_cpu", lambda x: False)
+    v, t, mask = grid(dtype=torch.float32)
+
+    def scores(v, t):
+        return F.local_scores(v, t, mask, pooling=pooling)
+
+    compiled = torch.compile(scores, fullgraph=True)
+    expected = value_and_gradients(lambda: scores(v, t), v, t)
+    for a, b in zip(value_and_gradients(lambda: compiled(v, t), v, t), expected, strict=True):
+        close(a, b, 1e-5)
+
+
 def test_a_large_set_is_scored_in_tiles_of_both_sides():
     v, t, mask = grid(images=300, texts=520, regions=4, words=3, width=4)
     largest = 0

@@ -99,13 +99,14 @@ def test_one_pair(name, options):
 
 
 @every_head
-def test_a_report_without_words_does_no_harm(name, options):
-    step, raw = twins.Step(name, options).double(), twins.raw_batch()
-    raw.mask[3] = False
-    total = sum(losses(step, raw).values())
-    total.backward()
-    assert total.isfinite()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in step.parameters())
+def test_reports_without_words_or_of_one_do_no_harm(name, options):
+    for report, words in ((3, 0), (slice(None), 1), (slice(None), 0)):
+        step, raw = twins.Step(name, options).double(), twins.raw_batch()
+        raw.mask[report, words:] = False
+        total = sum(losses(step, raw).values())
+        total.backward()
+        assert total.isfinite()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in step.parameters())
 
 
 @every_head

@@ -99,6 +99,65 @@ def test_vit_prefix_tokens_are_no_regions(name, prefix):
         torch.testing.assert_close(out.tokens, everything[:, prefix:])
 
 
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    ("name", "args", "prefix"),
+    [
+        ("vit_tiny_patch16_224", {}, 1),
+        ("vit_tiny_patch16_224", {"qk_norm": True}, 1),
+        ("deit_tiny_distilled_patch16_224", {}, 2),
+        ("vit_small_patch14_reg4_dinov2", {"img_size": 56}, 5),
+    ],
+)
+def test_attention_of_the_class_token(name, args, prefix, fused):
+    """Whether timm's attention is fused or not, it is the soft-max of the last block's products, by hand."""
+    model = tower(name, args={**VIT, **args}).eval()
+    for block in model.backbone.blocks:
+        block.attn.fused_attn = fused
+    image = radiographs(112, 112)
+    assert model.gives_attention
+    with torch.no_grad():
+        before = model(image)
+        assert before.attention is None
+        model.attention = True
+        out = model(image)
+        x = model.backbone.norm_pre(model.backbone._pos_embed(model.backbone.patch_embed(out.pixels)))
+        for block in model.backbone.blocks[:-1]:
+            x = block(x)
+        last = model.backbone.blocks[-1]
+        qkv = last.attn.qkv(last.norm1(x)).view(2, x.shape[1], 3, 2, 16)  # [B,tokens,3,heads,d]
+        expected = torch.zeros(2, x.shape[1])
+        for b in range(2):
+            for head in range(2):
+                query, keys = last.attn.q_norm(qkv[b, 0, 0, head]), last.attn.k_norm(qkv[b, :, 1, head])
+                expected[b] += (keys @ query / 16**0.5).softmax(0) / 2
+    torch.testing.assert_close(out.attention, expected[:, prefix:])
+    assert out.attention.shape == out.mask.shape
+    torch.testing.assert_close(out.tokens, before.tokens, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_attention_leaves_training_as_it_is(checkpointing):
+    gradients = []
+    for attention in (False, True):
+        model = tower("vit_tiny_patch16_224", gradient_checkpointing=checkpointing).train()
+        model.attention = attention
+        out = model(radiographs(64, 64))
+        (out.pooled.square().sum() + out.tokens.square().sum()).backward()
+        gradients.append({k: p.grad for k, p in model.named_parameters()})
+    assert not out.attention.requires_grad
+    for key, gradient in gradients[0].items():
+        assert torch.equal(gradients[1][key], gradient), key
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [("resnet18", RESNET), ("vit_tiny_patch16_224", {**VIT, "class_token": False, "global_pool": "avg"})],
+)
+def test_without_a_class_token_there_is_no_attention(name, args):
+    assert not tower(name, args=args).gives_attention
+
+
 def test_other_sizes_resample_the_positions():
     model = tower("vit_tiny_patch16_224").eval()
     image = torch.full((1, 1, 160, 192), 90, dtype=torch.uint8)

@@ -185,7 +185,7 @@ PROPERTIES = [
     test_heads.test_order_and_batches_change_no_similarity,
     test_heads.test_the_temperature_learns_is_shown_and_is_clamped,
     test_heads.test_one_pair,
-    test_heads.test_a_report_without_words_does_no_harm,
+    test_heads.test_reports_without_words_or_of_one_do_no_harm,
     test_heads.test_undeclared_fields_are_empty_in_the_world_on_one_process_too,
 ]
 

@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import multiprocessing
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -349,7 +350,7 @@ def test_sum_pieces_against_a_loop_and_its_gradient():
 SMALL = {"vocab_size": 60, "num_attention_heads": 2, "num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 32}
 
 
-@pytest.mark.parametrize(
+encoders = pytest.mark.parametrize(
     "model",
     [
         BertModel(BertConfig(**SMALL), add_pooling_layer=False),
@@ -360,16 +361,23 @@ SMALL = {"vocab_size": 60, "num_attention_heads": 2, "num_hidden_layers": 2, "hi
     ],
     ids=lambda model: model.config.model_type,
 )
-def test_families_of_encoders_give_what_the_library_gives(model):
+
+
+def tower_and_batch(model, **options):
     tower = TransformersText(
-        "x", pretrained=False, architecture=model.config.to_json_string(), max_tokens=48, last_layers=2
+        "x", pretrained=False, architecture=model.config.to_json_string(), max_tokens=48, **options
     ).eval()
     tower.model.load_state_dict(model.state_dict())
     tower.tokenizer = learned(REPORTS, 77)
     batch = tower.tokenizer([REPORT[:40], REPORTS[1][:15]])
-    ids = batch.input_ids.clamp(max=59)
+    return tower, replace(batch, input_ids=batch.input_ids.clamp(max=59))
+
+
+@encoders
+def test_families_of_encoders_give_what_the_library_gives(model):
+    tower, batch = tower_and_batch(model, last_layers=2)
+    ids = batch.input_ids
     with torch.no_grad():
-        batch = type(batch)(**{**batch.__dict__, "input_ids": ids})
         out = tower(batch)
         plain = model.eval()(ids, attention_mask=batch.attention_mask.long(), output_hidden_states=True)
     torch.testing.assert_close(out.pooled, plain.last_hidden_state[:, 0])
@@ -377,6 +385,77 @@ def test_families_of_encoders_give_what_the_library_gives(model):
         out.tokens, sum_pieces(sum(plain.hidden_states[-2:]), batch.word_of_piece, batch.mask.shape[1])
     )
     assert {tower.layer_of(name) for name, _ in tower.named_parameters()} == {0, 1, 2}
+
+
+@encoders
+@pytest.mark.parametrize("padded", [True, False])
+def test_attention_of_the_class_token_is_the_librarys(model, padded):
+    """Fused attention gives what the library's plain attention returns; a word has the sum of its pieces."""
+    tower, batch = tower_and_batch(model)
+    batch = batch if padded else batch.select(torch.tensor([0]))
+    if not padded:  # the library then drops the mask
+        names = ("input_ids", "attention_mask", "word_of_piece")
+        batch = replace(batch, **{name: getattr(batch, name)[:, : int(batch.attention_mask.sum())] for name in names})
+        assert batch.attention_mask.all()
+    assert tower.model.config._attn_implementation == "sdpa"
+    assert tower.gives_attention
+    assert tower(batch).attention is None
+    plain = copy.deepcopy(model).eval()
+    plain.set_attn_implementation("eager")
+    with torch.no_grad():
+        before = tower(batch)
+        tower.attention = True
+        out = tower(batch)
+        rows = plain(batch.input_ids, attention_mask=batch.attention_mask.long(), output_attentions=True).attentions[-1]
+    expected = torch.zeros_like(out.attention)
+    for b in range(len(batch.raw)):
+        for p in range(batch.input_ids.shape[1]):
+            if (word := int(batch.word_of_piece[b, p])) >= 0:
+                expected[b, word] += rows[b, :, 0, p].mean()
+    torch.testing.assert_close(out.attention, expected)
+    assert (out.attention[~batch.mask] == 0).all()
+    if model.config.model_type != "modernbert":  # whose last layer here looks no farther than four pieces
+        assert (out.attention[batch.mask] > 0).all()
+    assert (batch.word_of_piece >= 0).sum() > batch.mask.sum()  # some words are in pieces
+    torch.testing.assert_close(out.tokens, before.tokens, rtol=0, atol=0)
+    assert tower.model.config._attn_implementation == "sdpa"
+    assert all("first_row" not in vars(module) for module in tower.modules())
+    assert all(m.config._attn_implementation == "sdpa" for m in tower.modules() if hasattr(m, "config"))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_attention_leaves_training_as_it_is(checkpointing):
+    gradients = []
+    for attention in (False, True):
+        torch.manual_seed(0)
+        tower = ScratchText(
+            width=16, heads=2, vocabulary=120, dropout=0.0, gradient_checkpointing=checkpointing
+        ).train()
+        tower.tokenizer.learn(REPORTS)
+        tower.attention = attention
+        out = tower(tower.tokenizer(REPORTS))
+        (out.pooled.square().sum() + out.tokens.square().sum()).backward()
+        gradients.append({k: p.grad for k, p in tower.named_parameters()})
+    assert not out.attention.requires_grad
+    for key, gradient in gradients[0].items():
+        assert torch.equal(gradients[1][key], gradient), key
+    assert copy.deepcopy(tower)(tower.tokenizer(REPORTS)).attention.shape == out.attention.shape
+
+
+def test_attention_knows_no_dropout_and_fits_bfloat16(scratch):
+    tower = copy.deepcopy(scratch).train()
+    tower.attention = True
+    tower.model.embeddings.dropout.p = 0.0
+    for layer in tower.model.encoder.layer[:-1]:
+        for module in layer.modules():
+            module.training = False
+    batch = tower.tokenizer(REPORTS)
+    first = tower(batch).attention
+    assert torch.equal(tower(batch).attention, first)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = tower(batch).attention
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, first, rtol=0.05, atol=1e-3)
 
 
 # ----------------------------------------------------------------------------------------- freezing, depth, checkpoints
@@ -491,3 +570,25 @@ def test_arguments_that_do_not_fit(minilm_folder):
         ScratchText(vocabulary=50)
     with pytest.raises(ConfigError, match="max_tokens=4"):
         ScratchText(max_tokens=4)
+
+
+def test_sentences_have_hashes_that_fold_what_does_not_matter(minilm):
+    tokenizer = minilm.tokenizer
+    batch = tokenizer(
+        ["No effusion. The heart is\nnormal.", "the heart is normal. Lungs are clear", "Lungs are clear!", ""]
+    )
+    assert batch.sentence_hash.shape == (4, 8)
+    first, second, third, empty = batch.sentence_hash.tolist()
+    assert first[1] == second[0] == text_hash("The heart is normal")
+    assert second[1] == third[0]
+    assert len({first[0], first[1], second[1]}) == 3
+    assert [row.count(-1) for row in (first, second, third, empty)] == [6, 6, 7, 8]
+    full = tokenizer(["No effusion."], to_max=True)
+    assert full.sentence_hash.shape == full.mask.shape  # of one shape on every process
+    assert torch.equal(minilm(batch).sentence_hash, batch.sentence_hash)
+
+
+def test_a_cut_report_has_hashes_of_what_is_left(minilm_folder):
+    tokenizer = TransformersText(minilm_folder, max_tokens=24).tokenizer
+    batch = tokenizer(["The heart is normal. No effusion is seen. " * 9])
+    assert int((batch.sentence_hash != -1).sum()) == int(batch.sentences.max()) + 1

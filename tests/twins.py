@@ -15,12 +15,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from diptych import distributed, functional
 from diptych.head import gather_pairs
+from diptych.norm import GlobalBatchNorm
 from diptych.types import Dims, Features, Pairs
 from diptych_heads.global_ import Global
 from diptych_heads.local_pooling import LocalPooling
+from diptych_heads.mgca import MGCA
+from diptych_heads.pcma import Pcma
 from diptych_heads.reclf import Reclf
 
-HEADS = {"global": Global, "local_pooling": LocalPooling, "reclf": Reclf}
+HEADS = {"global": Global, "local_pooling": LocalPooling, "reclf": Reclf, "mgca": MGCA, "pcma": Pcma}
 DIMS = Dims(image=7, text=6, image_tokens=5, text_tokens=4)
 
 
@@ -122,10 +125,17 @@ class Step(nn.Module):
 
     def features(self, raw: Raw) -> tuple[Features, Features]:
         everywhere = torch.ones(raw.image.shape[:2], dtype=torch.bool)
-        image = Features(self.image(raw.image).tanh().mean(1), self.regions(raw.image), everywhere, grid=(3, 3))
+        attention = raw.image[..., 0].sigmoid(), raw.text[..., 0].sigmoid()  # not zero at padding: heads have the mask
+        image = Features(
+            self.image(raw.image).tanh().mean(1),
+            self.regions(raw.image),
+            everywhere,
+            grid=(3, 3),
+            attention=attention[0],
+        )
         share = raw.mask.to(raw.text.dtype) / raw.mask.sum(1, keepdim=True).clamp_min(1)
         pooled = (self.text(raw.text).tanh() * share.unsqueeze(-1)).sum(1)
-        return image, Features(pooled, self.words(raw.text), raw.mask)
+        return image, Features(pooled, self.words(raw.text), raw.mask, attention=attention[1])
 
     def embed(self, raw: Raw) -> tuple[Any, Any]:
         image, text = self.features(raw)
@@ -169,8 +179,9 @@ def task_gradients_broken(what: str, head: str, options: dict[str, Any], raw: Ra
         everyone[start : start + len(x)] = x
         return everyone
 
-    module = {"embeddings": "diptych.head", "scores": HEADS[head].__module__}[what]
-    broken = SimpleNamespace(gather=own_slot_only, world_size=distributed.world_size, rank=distributed.rank)
+    module = {"embeddings": "diptych.head", "scores": HEADS[head].__module__, "statistics": "diptych.norm"}[what]
+    wrong = {"gather": own_slot_only, "sum_with_gradient": distributed.sum_over_processes}
+    broken = SimpleNamespace(**{**vars(distributed), **wrong})
     with mock.patch(f"{module}.distributed", broken):
         return task_gradients(head, options, raw)
 
@@ -199,6 +210,27 @@ def counting() -> Iterator[dict[str, int]]:
 
     with counter("dot_products"), counter("_products"):
         yield counted
+
+
+def task_sum(x: Tensor) -> tuple[Tensor, Tensor]:
+    """A sum with gradient of this process's row, and the gradient where process ``r`` weighs the sum by ``r + 1``."""
+    own = x[distributed.rank()].clone().requires_grad_()
+    total = distributed.sum_with_gradient(own)
+    (total.square() * (distributed.rank() + 1)).sum().backward()
+    assert own.grad is not None
+    return total.detach(), own.grad
+
+
+def task_norm(x: Tensor, mask: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Batch normalisation of this process's share of ``x``, the gradient of ``sum(weight * y)``, and its values."""
+    share = slice(*(len(x) // distributed.world_size() * (distributed.rank() + end) for end in (0, 1)))
+    own = x[share].clone().requires_grad_()
+    norm = GlobalBatchNorm(x.shape[-1]).double()
+    y = norm(own, mask[share])
+    (y * weight[share]).sum().backward()
+    assert own.grad is not None
+    values = {name: p.grad for name, p in norm.named_parameters() if p.grad is not None} | dict(norm.named_buffers())
+    return y.detach(), own.grad, values
 
 
 def task_gather(size: int) -> tuple[Tensor, Tensor, Tensor]:

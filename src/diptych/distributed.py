@@ -23,6 +23,7 @@ __all__ = [
     "max_over_processes",
     "rank",
     "sum_over_processes",
+    "sum_with_gradient",
     "world_size",
 ]
 
@@ -114,6 +115,26 @@ def sum_over_processes(x: Tensor) -> Tensor:
     x = x.detach().clone()
     dist.all_reduce(x, op=dist.ReduceOp.SUM)
     return x
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return sum_over_processes(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return sum_over_processes(grads[0].contiguous())
+
+
+def sum_with_gradient(x: Tensor) -> Tensor:
+    """The sum over processes of a tensor of one shape, with exact gradients: each process's share, added up by backward.
+
+    For statistics of the whole batch, as batch normalisation's. Outside a distributed job it returns ``x`` itself.
+    """
+    if world_size() == 1:
+        return x
+    return cast(Tensor, _Sum.apply(x)) if x.requires_grad else sum_over_processes(x)
 
 
 def max_over_processes(x: Tensor) -> Tensor:

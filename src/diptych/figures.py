@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from diptych.data import RadiographDataModule, Sample, Split
-from diptych.head import Grounds
+from diptych.head import Grounds, Observes
 from diptych.loading import AlignmentModel
 from diptych.module import AlignmentModule
 
@@ -132,14 +132,15 @@ def draw_similarity(
 class Figures(pl.Callback):
     """Draws chosen validation pairs with the attention of words, and a similarity matrix, as PNG and in TensorBoard.
 
-    Attention is drawn for heads with a ``heatmap``; the matrix for every head.
+    Attention is drawn for heads with a ``heatmap``, and that of their own queries for heads that have some; the matrix
+    for every head.
 
     Args:
         pairs: how many pairs to draw; 0 draws nothing at all.
         indices: which pairs of the split, by position; spread evenly over it if not given.
         words: words to draw where a report has them (case does not matter); if not given, those whose attention is
             most concentrated.
-        words_per_pair: how many words at most.
+        words_per_pair: how many words at most, and half of how many queries.
         matrix: pairs in the similarity matrix.
         every_n_epochs: epochs between two drawings.
     """
@@ -179,13 +180,15 @@ class Figures(pl.Callback):
         training = module.training
         model = AlignmentModel(module, data.loading.image_size, module.device)
         try:
-            if isinstance(module.head, Grounds):
-                chosen = self.indices or np.linspace(0, size - 1, min(self.pairs, size)).astype(int).tolist()
-                for index in chosen[: self.pairs]:
-                    sample = data.native(split, index)
-                    if sample.text:
-                        picture = self._attention(model, sample, data.findings)
-                        self._save(trainer, picture, f"{stem}-attention-{index}", f"{split}/attention/{index}")
+            chosen = self.indices or np.linspace(0, size - 1, min(self.pairs, size)).astype(int).tolist()
+            for index in chosen[: self.pairs]:
+                sample = data.native(split, index)
+                if sample.text and isinstance(module.head, Grounds):
+                    picture = self._attention(model, sample, data.findings)
+                    self._save(trainer, picture, f"{stem}-attention-{index}", f"{split}/attention/{index}")
+                if isinstance(module.head, Observes):
+                    picture = self._queries(model, sample, data.findings)
+                    self._save(trainer, picture, f"{stem}-queries-{index}", f"{split}/queries/{index}")
             samples = [
                 data.native(split, i) for i in np.linspace(0, size - 1, min(self.matrix, size)).astype(int).tolist()
             ]
@@ -205,6 +208,12 @@ class Figures(pl.Callback):
             wanted = {word.lower() for word in self.words}
             chosen = [i for i, word in enumerate(words) if word.lower() in wanted][: self.words_per_pair]
         return draw_attention(sample, [words[i] for i in chosen], maps[chosen], findings)
+
+    def _queries(self, model: AlignmentModel, sample: Sample, findings: Sequence[str]) -> Image.Image:
+        maps = model.observations(sample.image)
+        names = [f"query {k}" for k in range(len(maps))]
+        chosen = sharpest(names, maps, 2 * self.words_per_pair)
+        return draw_attention(sample, [names[k] for k in chosen], maps[chosen], findings)
 
     @staticmethod
     def _save(trainer: pl.Trainer, picture: Image.Image, name: str, tag: str) -> None:

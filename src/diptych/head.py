@@ -19,7 +19,16 @@ from diptych import distributed
 from diptych.errors import ConfigError
 from diptych.types import Dims, E, Features, Pairs
 
-__all__ = ["AlignmentHead", "Grounds", "HeadFactory", "WeighsWords", "gather_pairs"]
+__all__ = [
+    "AlignmentHead",
+    "FollowsTraining",
+    "Grounds",
+    "HeadFactory",
+    "Observes",
+    "WeighsWords",
+    "gather_pairs",
+    "tell_step",
+]
 
 
 class AlignmentHead(nn.Module, ABC, Generic[E]):
@@ -30,13 +39,17 @@ class AlignmentHead(nn.Module, ABC, Generic[E]):
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """Optional fields of ``Features`` that the head requires, as ``"image.pixels"``; checked before training."""
+    wants: ClassVar[frozenset[str]] = frozenset()
+    """Optional fields of ``Features`` that the head does without where the towers have none, as ``"image.attention"``."""
     gathers: ClassVar[frozenset[str]] = frozenset()
     """Fields of the embeddings that ``losses`` reads from ``world``, as ``"text.pooled"``; all others are emptied."""
+    ranks: ClassVar[bool] = True
+    """Whether it scores pairs; False for a term that is trained beside a head (``docs/heads/composite.md``)."""
     paper: ClassVar[str] = ""
     """Where the method is described, as ``"ConVIRT, arXiv 2010.00747"``."""
 
     weights: dict[str, float]
-    """One weight for each loss term; ``losses`` returns the terms unweighted."""
+    """One weight for each loss term; ``losses`` returns the terms unweighted. With weight 0 a term is logged only."""
 
     @abstractmethod
     def embed_image(self, image: Features) -> E:
@@ -80,8 +93,40 @@ class WeighsWords(Protocol[E]):  # type: ignore[misc]  # as above
         """Weight ``[B,N_words]`` of each word in the score of its own image; 0 at padding."""
 
 
+@runtime_checkable
+class FollowsTraining(Protocol):
+    """What a head, or a module inside one, has if what it does depends on how far training has come."""
+
+    def start_step(self, epoch: int, step: int, total_steps: int) -> None:
+        """Called before every training step, after a resume in mid-epoch too.
+
+        A head may change its ``weights`` here, or what it draws at random. What it keeps must follow from the arguments and
+        from its state dict alone, so that a resumed run goes on exactly.
+
+        Args:
+            epoch: the present one, from 0.
+            step: optimiser steps done so far; the same for all batches that are accumulated to one.
+            total_steps: optimiser steps of the whole run.
+        """
+
+
+@runtime_checkable
+class Observes(Protocol[E]):  # type: ignore[misc]  # as above
+    """What a head can do if it asks the image by queries of its own, before it knows a text."""
+
+    def observations(self, image: E) -> Tensor:
+        """Attention ``[B,K,N_regions]`` of each query over the regions, summing to 1."""
+
+
 HeadFactory = Callable[[Dims], AlignmentHead]  # type: ignore[type-arg]
 """How a configuration supplies a head: everything but the widths is given, as Lightning does with optimisers."""
+
+
+def tell_step(head: nn.Module, epoch: int, step: int, total_steps: int) -> None:
+    """Call ``start_step`` of the head and of every module in it that :class:`FollowsTraining`, inner ones first."""
+    for module in reversed(list(head.modules())):
+        if isinstance(module, FollowsTraining):
+            module.start_step(epoch, step, total_steps)
 
 
 def gather_pairs(head: AlignmentHead[E], here: Pairs[E]) -> Pairs[E]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,11 @@ from typing import Any
 import timm
 import torch
 from timm.models import group_parameters, load_model_config_from_hf
+from timm.models.vision_transformer import Attention  # type: ignore[attr-defined]  # the place in every version
 from torch import Tensor, nn
 
 from diptych.errors import ConfigError
-from diptych.tower import Tower
+from diptych.tower import Tower, class_attention
 from diptych.types import Features
 
 __all__ = ["ImageTower", "TimmImage"]
@@ -123,6 +126,12 @@ class TimmImage(ImageTower):
             raise ConfigError(
                 f"image tower '{name}': model_args must be plain values, for the checkpoint: {error}"
             ) from error
+        blocks = getattr(backbone, "blocks", None)
+        last_attention = (
+            getattr(blocks[-1], "attn", None) if isinstance(blocks, nn.Sequential | nn.ModuleList) else None
+        )
+        has_class_token = getattr(backbone, "cls_token", None) is not None
+        self.gives_attention = has_class_token and type(last_attention) is Attention
         if gradient_checkpointing:
             backbone.set_grad_checkpointing(True)
         self._set_up_training(frozen=frozen, freeze_layers=freeze_layers, layer_decay=layer_decay)
@@ -136,8 +145,10 @@ class TimmImage(ImageTower):
         scale = 1.0 if image.is_floating_point() else 255.0
         pixels = (image.to(self.mean.dtype) - scale * self.mean) / (scale * self.std)
         backbone: Any = self.backbone
+        rows: list[Tensor] = []
         try:
-            final, maps = backbone.forward_intermediates(pixels, indices=[self.stage], norm=True)
+            with self._recording(rows) if self.attention else nullcontext():
+                final, maps = backbone.forward_intermediates(pixels, indices=[self.stage], norm=True)
         except (AssertionError, ValueError) as error:  # timm's checks of the image size; batch norm of a single value
             size = f"{image.shape[-2]}x{image.shape[-1]}, {len(image)} at a time"
             raise ConfigError(
@@ -157,7 +168,25 @@ class TimmImage(ImageTower):
             mask=torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device),
             grid=(regions.shape[2], regions.shape[3]),
             pixels=pixels,
+            attention=rows[0][:, backbone.num_prefix_tokens :] if rows else None,
         )
+
+    @contextmanager
+    def _recording(self, rows: list[Tensor]) -> Iterator[None]:
+        """Within it, the list receives what the class token attends to in the last block: ``[B,tokens]``."""
+        attention: Any = self.backbone.blocks[-1].attn  # type: ignore[index, union-attr]  # gives_attention has looked
+
+        @torch.no_grad()
+        def hook(_module: nn.Module, _inputs: Any, qkv: Tensor) -> None:
+            batch, tokens, _ = qkv.shape
+            query, key, _ = qkv.view(batch, tokens, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+            rows.append(class_attention(attention.q_norm(query), attention.k_norm(key), attention.scale))
+
+        handle = attention.qkv.register_forward_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def get_extra_state(self) -> dict[str, str]:
         """What a checkpoint carries besides weights: ``architecture``, JSON of timm's name and arguments."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diptych.errors import ConfigError
-from diptych.head import Grounds
+from diptych.head import Grounds, Observes
 from diptych.radiograph import grey_of, read_radiograph, to_grey
 from diptych.transforms import Letterbox, letterbox
 from diptych.types import Embedding
@@ -197,17 +197,33 @@ class AlignmentModel:
         Raises:
             ConfigError: the head cannot ground words.
         """
-        module = self.module
-        if not isinstance(module.head, Grounds):
-            raise ConfigError(f"the head {type(module.head).__name__} has no heatmap; train one with word matchings")
+        head = self.module.head
+        if not isinstance(head, Grounds):
+            raise ConfigError(f"the head {type(head).__name__} has no heatmap; train one with word matchings")
+        words = self.module.tokenizer.words(text)
+        return words, self._maps(picture, lambda image: head.heatmap(image, self.encode_text(text))[0, : len(words)])
+
+    @torch.inference_mode()
+    def observations(self, picture: Any) -> NDArray[np.float32]:
+        """Where in the picture each of the head's queries looks: ``[queries,h,v]`` at the picture's own size.
+
+        Raises:
+            ConfigError: the head has no queries.
+        """
+        head = self.module.head
+        if not isinstance(head, Observes):
+            raise ConfigError(f"the head {type(head).__name__} has no queries to draw; train one that has, as pcma")
+        return self._maps(picture, lambda image: head.observations(image)[0])
+
+    def _maps(self, picture: Any, heat_of: Callable[[Embedding], Tensor]) -> NDArray[np.float32]:
+        """What ``heat_of`` the embedded picture gives, ``[maps,N_regions]``, at the picture's own size."""
         images, places, shapes = self._boxed(picture)
-        features = module.encoder.encode_image(images)
+        features = self.module.encoder.encode_image(images)
         if features.grid is None:
             raise ConfigError("the image tower gives no region grid, so there is nothing to draw")
-        heat = module.head.heatmap(module.head.embed_image(features), self.encode_text(text))[0]
-        words = module.tokenizer.words(text)
-        maps = [heat_at_native(row, features.grid, places[0], shapes[0], self.image_size) for row in heat[: len(words)]]
-        return words, np.stack(maps) if maps else np.zeros((0, *shapes[0]), np.float32)
+        heat = heat_of(self.module.head.embed_image(features))
+        maps = [heat_at_native(row, features.grid, places[0], shapes[0], self.image_size) for row in heat]
+        return np.stack(maps) if maps else np.zeros((0, *shapes[0]), np.float32)
 
 
 def load(path: Path | str, device: str | torch.device = "cpu") -> AlignmentModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -13,7 +14,7 @@ from diptych.data import RadiographDataModule
 from diptych.encoder import DualEncoder
 from diptych.errors import ConfigError, DataError
 from diptych.evaluation import Evaluator, Retrieval
-from diptych.head import AlignmentHead, HeadFactory, gather_pairs
+from diptych.head import AlignmentHead, HeadFactory, gather_pairs, tell_step
 from diptych.image import ImageTower
 from diptych.metrics import Metric
 from diptych.optim import parameter_groups, warmup_cosine
@@ -23,6 +24,8 @@ from diptych.text import TextTower
 from diptych.types import Batch, Embedding, Pairs, TextBatch
 
 __all__ = ["AlignmentModule"]
+
+_log = logging.getLogger(__name__)
 
 
 class AlignmentModule(pl.LightningModule):
@@ -58,6 +61,8 @@ class AlignmentModule(pl.LightningModule):
         super().__init__()
         self.encoder = DualEncoder(image, text)
         self.head: AlignmentHead[Any] = head(self.encoder.dims)
+        for panel, tower in (("image", self.encoder.image), ("text", self.encoder.text)):
+            tower.attention = tower.gives_attention and f"{panel}.attention" in self.head.needs | self.head.wants
         self.evaluators = [Retrieval()] if evaluators is None else evaluators
         names = [evaluator.name for evaluator in self.evaluators]
         if len(set(names)) < len(names):
@@ -101,8 +106,17 @@ class AlignmentModule(pl.LightningModule):
         Raises:
             ConfigError: the head requires a feature that the towers do not give, or Lightning would resample the data.
         """
-        available = {"image.grid", "image.pixels", "text.sentences"}
-        missing = sorted(type(self.head).needs - available)
+        available = {"image.grid", "image.pixels", "text.sentences", "text.sentence_hash"}
+        towers = {"image": self.encoder.image, "text": self.encoder.text}
+        available |= {f"{panel}.attention" for panel, tower in towers.items() if tower.gives_attention}
+        if unmet := sorted(self.head.wants - available):
+            _log.info("the towers do not give %s: the head does without", ", ".join(unmet))
+        if not self.head.ranks:
+            raise ConfigError(
+                f"the head {type(self.head).__name__} scores no pairs, so there would be nothing to evaluate; train it beside "
+                "one that does (docs/heads/composite.md)"
+            )
+        missing = sorted(self.head.needs - available)
         if missing:
             raise ConfigError(
                 f"the head {type(self.head).__name__} needs {', '.join(missing)}, which the towers do not give; "
@@ -140,8 +154,9 @@ class AlignmentModule(pl.LightningModule):
         return total, terms
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed dropout by position, so that a resumed run draws what the uninterrupted one drew."""
+        """Seed dropout by position, so that a resumed run draws what the uninterrupted one drew; tell the head the step."""
         torch.manual_seed(mix(self._seed(), self.current_epoch, batch_idx, self.global_rank))
+        tell_step(self.head, self.current_epoch, self.trainer.global_step, self._total_steps())
 
     def _seed(self) -> int:
         datamodule = self._datamodule()

@@ -15,7 +15,15 @@ from diptych.text import TextTower
 __all__ = ["parameter_groups", "warmup_cosine"]
 
 # Learned vectors and embeddings: decay pulls them to the origin, which regularises nothing.
-_NO_DECAY_NAMES = ("pos_embed", "cls_token", "reg_token", "position_embeddings", "token_type_embeddings", "queries")
+_NO_DECAY_NAMES = (
+    "pos_embed",
+    "cls_token",
+    "reg_token",
+    "position_embeddings",
+    "token_type_embeddings",
+    "queries",
+    "prototypes",
+)
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import logging
 import re
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, cast
 
 import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import normalizers
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoTokenizer, BertConfig, BertModel
+from transformers import MODEL_MAPPING, AttentionInterface, AutoConfig, AutoTokenizer, BertConfig, BertModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging as transformers_logging
 
 from diptych.errors import ConfigError
 from diptych.tokenizer import Tokenizer
-from diptych.tower import Tower
+from diptych.tower import Tower, class_attention
 from diptych.types import Features, TextBatch
 
 __all__ = ["ScratchText", "TextTower", "TransformersText", "sum_pieces"]
@@ -32,6 +34,7 @@ _log = logging.getLogger(__name__)
 # Models that take a mask [B,1,1,P] as it is. Given [B,P], transformers waits for the device to say if there is padding.
 _TAKES_BROADCAST_MASK = frozenset({"bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"})
 _BLOCK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
+_RECORDER = "diptych_recorder"
 
 
 def sum_pieces(pieces: Tensor, word_of_piece: Tensor, words: int) -> Tensor:
@@ -51,6 +54,18 @@ def sum_pieces(pieces: Tensor, word_of_piece: Tensor, words: int) -> Tensor:
     return sums.scatter_add(1, target.unsqueeze(2).expand(-1, -1, width), pieces)[:, :words]
 
 
+def _record(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> Any:
+    """The library's fused attention, which leaves what the first piece attends to with the module."""
+    module.first_row = class_attention(query, key, options["scaling"], attention_mask)
+    interface: Any = ALL_ATTENTION_FUNCTIONS
+    return interface["sdpa"](module, query, key, value, attention_mask, **options)
+
+
+AttentionInterface.register(_RECORDER, _record)
+
+
 class TextTower(Tower):
     """Base of every text tower."""
 
@@ -59,7 +74,7 @@ class TextTower(Tower):
 
     @abstractmethod
     def forward(self, text: TextBatch) -> Features:
-        """Features of tokenised reports: ``pooled`` ``[B,D]``, ``tokens`` ``[B,N,D]``, ``mask``, ``sentences``."""
+        """Features of tokenised reports: ``pooled`` ``[B,D]``, ``tokens`` ``[B,N,D]``, ``mask``, and of sentences."""
 
 
 class _EncoderText(TextTower):
@@ -97,6 +112,14 @@ class _EncoderText(TextTower):
         self.num_layers = depth
         self.last_layers = last_layers
         self.pool = pool
+        last_block = [
+            module
+            for name, module in model.named_modules()
+            if (match := _BLOCK.search(f"{name}.")) and int(match[1]) == depth - 1 and hasattr(module, "config")
+        ]
+        takes_functions = getattr(model, "_supports_attention_backend", False) and config._attn_implementation == "sdpa"
+        self._attending = last_block if takes_functions else []
+        self.gives_attention = bool(self._attending)
         self._broadcast_mask = config.model_type in _TAKES_BROADCAST_MASK and config._attn_implementation == "sdpa"
         if gradient_checkpointing:
             enable: Any = model.gradient_checkpointing_enable
@@ -112,11 +135,13 @@ class _EncoderText(TextTower):
     def forward(self, text: TextBatch) -> Features:
         """Features of tokenised reports; no value is read back to the host."""
         attended = text.attention_mask
-        output = self.model(
-            input_ids=text.input_ids,
-            attention_mask=attended[:, None, None, :] if self._broadcast_mask else attended.long(),
-            output_hidden_states=self.last_layers > 1,
-        )
+        recording: AbstractContextManager[list[Tensor]] = self._recording() if self.attention else nullcontext([])
+        with recording as rows:
+            output = self.model(
+                input_ids=text.input_ids,
+                attention_mask=attended[:, None, None, :] if self._broadcast_mask else attended.long(),
+                output_hidden_states=self.last_layers > 1,
+            )
         last: Tensor = output.last_hidden_state  # [B,P,D]
         pieces = last
         if self.last_layers > 1:
@@ -126,12 +151,36 @@ class _EncoderText(TextTower):
         else:
             weight = attended.unsqueeze(2).to(last.dtype)  # special tokens too, as the sentence encoders are trained
             pooled = (last * weight).sum(dim=1) / weight.sum(dim=1)
+        words = text.mask.shape[1]
         return Features(
             pooled=pooled,
-            tokens=sum_pieces(pieces, text.word_of_piece, text.mask.shape[1]),
+            tokens=sum_pieces(pieces, text.word_of_piece, words),
             mask=text.mask,
             sentences=text.sentences,
+            attention=sum_pieces(rows[0].unsqueeze(2), text.word_of_piece, words).squeeze(2) if rows else None,
+            sentence_hash=text.sentence_hash,
         )
+
+    @contextmanager
+    def _recording(self) -> Iterator[list[Tensor]]:
+        """Within it the last block attends by :func:`_record`; afterwards the list holds its first row ``[B,P]``.
+
+        Only that block's configuration is exchanged, and put back: the mask is still made for the model's own attention.
+        """
+        rows: list[Tensor] = []
+        before = [module.config for module in self._attending]
+        config: Any = copy.copy(self.model.config)
+        config._attn_implementation = _RECORDER
+        for module in self._attending:
+            module.config = config
+        try:
+            yield rows
+        finally:
+            for module, own in zip(self._attending, before, strict=True):
+                module.config = own
+        rows += [
+            cast(Tensor, module.__dict__.pop("first_row")) for module in self._attending if "first_row" in vars(module)
+        ]
 
     def get_extra_state(self) -> dict[str, str]:
         """What a checkpoint carries besides weights: ``tokenizer`` and ``architecture``, both JSON."""

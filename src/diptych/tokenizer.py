@@ -27,6 +27,7 @@ class _Report(NamedTuple):
     word_of_piece: list[int]
     spans: list[tuple[int, int]]
     sentences: list[int]
+    hashes: list[int]
     cut: bool
 
 
@@ -138,8 +139,8 @@ class Tokenizer:
 
         Args:
             texts: ``B`` reports, empty ones allowed.
-            to_max: pad pieces and words to ``max_tokens``, as all processes of a job must have one shape; otherwise to
-                the longest, rounded up to a multiple of 8.
+            to_max: pad pieces, words and sentences to ``max_tokens``, as all processes of a job must have one shape;
+                otherwise to the longest, rounded up to a multiple of 8.
         """
         reports = [self._read(text) for text in texts]
         rows = len(reports)
@@ -147,18 +148,23 @@ class Tokenizer:
         most_words = max((len(r.spans) for r in reports), default=0)
         pieces = self.max_tokens if to_max else min(self.max_tokens, _round_up(longest))
         words = self.max_tokens if to_max else min(self.max_tokens, _round_up(most_words))
+        most_sentences = words if to_max else max((len(r.hashes) for r in reports), default=0)
         padding = self._ready().padding or {"pad_id": 0}
         input_ids = torch.full((rows, pieces), int(padding["pad_id"]), dtype=torch.int64)
         attention_mask = torch.zeros(rows, pieces, dtype=torch.bool)
         word_of_piece = torch.full((rows, pieces), -1, dtype=torch.int64)
         mask = torch.zeros(rows, words, dtype=torch.bool)
         sentences = torch.full((rows, words), -1, dtype=torch.int64)
+        # No more than words, since each sentence has one.
+        sentence_hash = torch.full((rows, min(words, _round_up(most_sentences))), -1, dtype=torch.int64)
         for row, report in enumerate(reports):
             input_ids[row, : len(report.ids)] = torch.tensor(report.ids)
             attention_mask[row, : len(report.ids)] = True
             word_of_piece[row, : len(report.ids)] = torch.tensor(report.word_of_piece)
             mask[row, : len(report.spans)] = True
             sentences[row, : len(report.spans)] = torch.tensor(report.sentences, dtype=torch.int64)
+            hashes = torch.tensor(report.hashes[: sentence_hash.shape[1]], dtype=torch.int64)
+            sentence_hash[row, : len(hashes)] = hashes
         return TextBatch(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -168,6 +174,7 @@ class Tokenizer:
             hash=torch.tensor([text_hash(text) for text in texts], dtype=torch.int64),
             cut=torch.tensor([r.cut for r in reports], dtype=torch.bool),
             raw=list(texts),
+            sentence_hash=sentence_hash,
         )
 
     def word_spans(self, text: str) -> list[tuple[int, int]]:
@@ -191,7 +198,8 @@ class Tokenizer:
         inner = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
         first, end = (inner[0], inner[-1] + 1) if inner else (len(ids), len(ids))
         spans = [_trimmed(text, *offsets) for offsets in encoding.offsets]
-        starts = [start for start, _ in sentence_spans(text)]
+        sentence_bounds = sentence_spans(text)
+        starts = [start for start, _ in sentence_bounds]
         sentence = [max(bisect_right(starts, start) - 1, 0) for start, _ in spans]
 
         last = end
@@ -220,7 +228,15 @@ class Tokenizer:
                 words.append((start, stop))
                 word_sentences.append(sentence[i])
                 word_of_piece[i] = len(words) - 1
-        return _Report(ids[:last] + ids[end:], word_of_piece[:last] + word_of_piece[end:], words, word_sentences, cut)
+        kept = sentence_bounds[: max(word_sentences, default=-1) + 1]
+        return _Report(
+            ids=ids[:last] + ids[end:],
+            word_of_piece=word_of_piece[:last] + word_of_piece[end:],
+            spans=words,
+            sentences=word_sentences,
+            hashes=[text_hash(text[start:stop].rstrip(" .?!")) for start, stop in kept],
+            cut=cut,
+        )
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:

@@ -5,11 +5,32 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, Self
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from diptych.errors import ConfigError
 
-__all__ = ["Tower"]
+__all__ = ["Tower", "class_attention"]
+
+
+def class_attention(query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+    """What the first token attends to, mean over the heads: ``[B,P]``, at least float32, no gradient.
+
+    Fused attention never forms its probabilities; this one row of them costs ``1/P`` of a layer's.
+
+    Args:
+        query: ``[B,heads,P,d]``; its first token is the class token.
+        key: ``[B,heads,P,d]``
+        scale: of the products, as ``d ** -0.5``.
+        mask: ``[B,1,Q,P]`` as the layer has it: bool, True where attended, or to be added; its first row counts.
+    """
+    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+        query, key = (x if x.dtype == torch.float64 else x.float() for x in (query[:, :, :1], key))
+        scores = scale * query @ key.transpose(2, 3)  # [B,heads,1,P]
+        if mask is not None:
+            row = mask[:, :, :1]
+            scores = scores.masked_fill(~row, -torch.inf) if row.dtype == torch.bool else scores + row
+        return scores.softmax(-1).mean(1).squeeze(1)
 
 
 class Tower(nn.Module, ABC):
@@ -31,6 +52,11 @@ class Tower(nn.Module, ABC):
     """Index of the top layer."""
     layer_decay: float
     """Factor of the learning rate from each layer to the one below it; 1 is no decay."""
+
+    gives_attention: bool = False
+    """Whether the tower can fill ``Features.attention``."""
+    attention: bool = False
+    """Whether it does; the module sets it where a head asks for it."""
 
     @abstractmethod
     def layer_of(self, name: str) -> int:

@@ -11,6 +11,7 @@ Legend, used in every docstring and comment of the project:
 ``D``   width of a tower, ``E`` width shared by both panels
 ``H``   height and ``V`` width of the network's input in pixels
 ``L``   findings (labels)
+``M``   sentences of a report, padded; ``K`` observations (queries) of an image
 ======  =====================================================================
 """
 
@@ -96,6 +97,8 @@ class TextBatch(_Tensors):
     """``[B]`` bool: the report was longer than the limit and lost its last sentences."""
     raw: list[str]
     """The reports as text."""
+    sentence_hash: Tensor | None = None
+    """``[B,M]`` int64: the same for equal sentences (white space, case and closing full stop aside); -1 at padding."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,11 @@ class Features(_Tensors):
     """``[B,N]`` int64, text only: sentence of each word, -1 at padding."""
     pixels: Tensor | None = None
     """``[B,1,H,V]`` float, image only: the normalised input, for heads that need it."""
+    attention: Tensor | None = None
+    """``[B,N]`` float, no gradient: what the class token attends to in the last layer, mean over the attention heads,
+    before dropout; a word has the sum of its pieces. None where no head asks or the tower has no class token."""
+    sentence_hash: Tensor | None = None
+    """``[B,M]`` int64, text only: equal for equal sentences, whatever the process; -1 at padding."""
 
 
 @dataclass(frozen=True)

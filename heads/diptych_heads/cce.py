@@ -1,0 +1,276 @@
+"""``cce``: correlations of patches, predicted with the help of the report; a term to train beside any head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NoReturn
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from diptych import functional as F
+from diptych.errors import ConfigError
+from diptych.head import AlignmentHead
+from diptych.layers import DecoderLayer
+from diptych.types import Dims, Embedding, Features, Pairs
+
+__all__ = ["Cce", "Explored", "Source", "correlation_loss", "draw_patches", "patch_views", "sincos"]
+
+Source = Literal["pixel", "ema", "detached"]
+"""What the target correlations are taken of; see :class:`Cce`."""
+
+
+@dataclass(frozen=True)
+class Explored(Embedding):
+    """A panel with what the exploration of correlations reads. All of it is None outside training."""
+
+    patches: Tensor | None = None
+    """``[B,R,E]`` patches, projected; image only."""
+    places: Tensor | None = None
+    """``[B,R,2]`` row and column of each patch; image only."""
+    views: Tensor | None = None
+    """``[B,R,Q]`` unit vectors whose dot products are the target; image only."""
+    words: Tensor | None = None
+    """``[B,N,E]`` words, projected; text only."""
+    word_mask: Tensor | None = None
+    """``[B,N]``, True at real words; text only."""
+
+
+def patch_views(vectors: Tensor, centre: Literal["image", "patch"] = "image") -> Tensor:
+    """Unit vectors ``[B,R,Q]`` whose dot products are the cosines ``C*`` of centred patch vectors ``[B,R,Q]``.
+
+    ``image`` takes off the mean patch of each image, without which all cosines are near 1; ``patch`` takes off each
+    patch's own mean, which makes them correlations of texture, blind to brightness.
+    """
+    full = vectors if vectors.dtype == torch.float64 else vectors.float()
+    return F.unit(full - full.mean(1 if centre == "image" else 2, keepdim=True))
+
+
+def draw_patches(rows: Tensor, patches: int, share: float, step: int) -> Tensor:
+    """Which patches are masked: ``round(share * R)`` of each image, ``[B,R]`` bool, at least one and not all.
+
+    A function of the pair's row in the whole job's batch and of the step, and of no generator: so it is the same
+    however many processes share the batch, and the same after a crash.
+
+    Args:
+        rows: ``[B]`` int64, the pairs' rows in the whole job's batch.
+        patches: ``R``.
+        share: of the patches, in (0, 1).
+        step: of training.
+    """
+    numbers = rows.unsqueeze(1) * patches + torch.arange(patches, device=rows.device)
+    order = _mixed(numbers + _mixed(torch.full_like(numbers, step))).argsort(1)  # a random permutation
+    return order.argsort(1) < min(max(1, round(share * patches)), patches - 1)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """A 64-bit mix of each number (splitmix64, Steele et al., OOPSLA 2014); int64 arithmetic wraps around."""
+
+    def shifted(x: Tensor, bits: int) -> Tensor:
+        return (x >> bits) & ((1 << (64 - bits)) - 1)  # the sign is not dragged along
+
+    x = x + (0x9E3779B97F4A7C15 - 2**64)
+    x = (x ^ shifted(x, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    x = (x ^ shifted(x, 27)) * (0x94D049BB133111EB - 2**64)
+    return x ^ shifted(x, 31)
+
+
+def sincos(places: Tensor, width: int) -> Tensor:
+    """Positions ``[B,R,2]`` as sines and cosines ``[B,R,width]`` (arXiv 1706.03762, a half for each axis)."""
+    quarter = width // 4
+    rates = 10000 ** (-torch.arange(quarter, device=places.device, dtype=places.dtype) / quarter)
+    angles = places.unsqueeze(-1) * rates  # [B,R,2,width/4]
+    return torch.cat([angles.sin(), angles.cos()], -1).flatten(2)
+
+
+def correlation_loss(predicted: Tensor, views: Tensor, masked: Tensor, beta: float = 1.0) -> Tensor:
+    """Smooth L1 between predicted and target cosines, over pairs of different patches of which at least one is masked.
+
+    ``mean over (p, q) of l(Z_p . Z_q - C*_pq)`` with ``l(d) = d^2 / (2 beta)`` up to ``beta``, ``|d| - beta/2`` beyond.
+
+    Args:
+        predicted: ``[B,R,E]``, ``Z`` before it is normalised.
+        views: ``[B,R,Q]`` unit vectors, ``C* = views views'``.
+        masked: ``[B,R]`` bool, equally many in each image.
+        beta: where the square ends.
+    """
+    with torch.autocast(predicted.device.type, enabled=False):
+        z = F.unit(predicted)
+        target = (views @ views.transpose(1, 2)).to(z.dtype)
+        loss = nnf.smooth_l1_loss(z @ z.transpose(1, 2), target, reduction="none", beta=beta)  # [B,R,R]
+    own = torch.eye(masked.shape[1], dtype=torch.bool, device=masked.device)
+    counted = (masked.unsqueeze(1) | masked.unsqueeze(2)) & ~own
+    return (loss * counted).sum() / counted.sum().clamp_min(1)
+
+
+class Cce(AlignmentHead[Explored]):
+    """Which patches of an image go together, told from the report: cross-modal correlation exploration.
+
+    The proxy task of PLACE, arXiv 2506.10573.
+
+    A part of the patches is hidden behind a mask token. A predictor lets every patch ask the words of the report, and
+    the cosines of what comes out are compared with the cosines of the patches themselves; where a patch was hidden, only
+    its place and the report can tell. It ranks nothing: it is trained beside a head, as ``pcma`` does or ``composite``
+    with any other. It is trained only; outside training it costs nothing.
+
+    Two terms: ``cce``, and with weight 0, to be looked at, ``cce_shuffled``, the same with each report exchanged for its
+    neighbour's. While ``cce`` is not below it, the report is not used.
+
+    **Inferred.** The publication's text could not be obtained; every argument from ``source`` on is a reconstruction.
+
+    Args:
+        dims: widths of the towers.
+        weight: of the term; 0 at the start, rising linearly over ``warmup``.
+        source: inferred. ``pixel``: the image itself, which cannot collapse; ``detached``: the tower's patch vectors
+            without gradient; ``ema``: these after a slowly moving copy of this term's own projection.
+        centre: inferred. What is taken off before the cosine, see :func:`patch_views`.
+        detail: inferred. ``pixel`` patches are resampled to so many pixels a side.
+        share: inferred. Of patches that are masked, in (0, 1).
+        width: inferred. Of the predictor; a multiple of 4 and of ``heads``.
+        layers: inferred. Cross-attention layers of the predictor.
+        heads: inferred. Attention heads of the predictor.
+        beta: inferred. Where the smooth L1's square ends, above 0.
+        decay: inferred. Of the moving copy, for ``ema``.
+        warmup: inferred. Share of all steps over which the weight rises, 0 to 1.
+        control: whether ``cce_shuffled`` is computed; it costs a third of this term.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    ranks: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset({"image.pixels", "image.grid"})
+    gathers: ClassVar[frozenset[str]] = frozenset()
+    paper: ClassVar[str] = "PLACE, arXiv 2506.10573"
+
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        weight: float = 1.0,
+        source: Source = "pixel",
+        centre: Literal["image", "patch"] = "image",
+        detail: int = 8,
+        share: float = 0.5,
+        width: int = 256,
+        layers: int = 1,
+        heads: int = 4,
+        beta: float = 1.0,
+        decay: float = 0.996,
+        warmup: float = 0.1,
+        control: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value, fits, remedy in (
+            ("share", share, 0 < share < 1, "a share between 0 and 1"),
+            ("width", width, width > 0 and width % 4 == 0, "a multiple of 4"),
+            ("layers", layers, layers >= 1, "at least 1"),
+            ("detail", detail, detail >= 1, "at least 1"),
+            ("beta", beta, beta > 0, "a number above 0"),
+            ("decay", decay, 0 <= decay < 1, "a number from 0 to below 1"),
+            ("warmup", warmup, 0 <= warmup <= 1, "a share from 0 to 1"),
+        ):
+            if not fits:
+                raise ConfigError(f"head cce: {name} is {value}; give {remedy}")
+        self.weight = weight
+        self.weights = {"cce": weight, **({"cce_shuffled": 0.0} if control else {})}
+        self.source, self.centre, self.detail = source, centre, detail
+        self.share, self.beta, self.decay, self.warmup = share, beta, decay, warmup
+        self.patches = nn.Linear(dims.image_tokens, width)
+        self.words = nn.Linear(dims.text_tokens, width)
+        self.word_norm = nn.LayerNorm(width)
+        self.mask_token = nn.Parameter(torch.randn(width))
+        self.layers = nn.ModuleList(DecoderLayer(width, heads, self_attention=False) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.predictor = nn.Linear(width, width, bias=False)
+        self.teacher: nn.Linear | None = None
+        if source == "ema":
+            self.teacher = nn.Linear(dims.image_tokens, width, bias=False).requires_grad_(False)
+            with torch.no_grad():
+                self.teacher.weight.copy_(self.patches.weight)
+        self._step: int | None = None
+
+    def start_step(self, epoch: int, step: int, total_steps: int) -> None:
+        """Raise the weight, choose other patches, and let the teacher follow."""
+        rising = self.warmup * total_steps
+        self.weights["cce"] = self.weight * (min(1.0, (step + 1) / rising) if rising > 0 else 1.0)
+        if self.teacher is not None and step != self._step:  # once a step, however many batches it accumulates
+            with torch.no_grad():
+                self.teacher.weight.lerp_(self.patches.weight, 1 - self.decay)
+        self._step = step
+
+    def image_fields(self, image: Features) -> dict[str, Tensor]:
+        """The image's part of :class:`Explored`; nothing outside training."""
+        if not self.training:
+            return {}
+        if image.grid is None or image.pixels is None:
+            raise ConfigError("head cce: the image tower gives no grid or no pixels; choose another image tower")
+        rows, columns = image.grid
+        if self.source == "pixel":
+            size = (rows * self.detail, columns * self.detail)
+            pixels = nnf.adaptive_avg_pool2d(image.pixels.detach(), size)
+            vectors = nnf.unfold(pixels, self.detail, stride=self.detail).transpose(1, 2)  # [B,R,detail^2]
+        else:
+            vectors = image.tokens.detach()
+            vectors = vectors if self.teacher is None else self.teacher(vectors)
+        place = torch.arange(rows * columns, device=vectors.device)
+        places = torch.stack([place // columns, place % columns], 1).to(image.tokens.dtype)
+        return {
+            "patches": self.patches(image.tokens),
+            "places": places.expand(len(vectors), -1, -1),
+            "views": patch_views(vectors, self.centre),
+        }
+
+    def text_fields(self, text: Features) -> dict[str, Tensor]:
+        """The report's part of :class:`Explored`; nothing outside training."""
+        if not self.training:
+            return {}
+        return {"words": self.word_norm(self.words(text.tokens)), "word_mask": text.mask}
+
+    def terms(self, image: Explored, text: Explored, rows: Tensor) -> dict[str, Tensor]:
+        """``cce`` and ``cce_shuffled`` of this process's pairs, whose rows in the job's batch are ``rows`` ``[B]``."""
+        if image.patches is None or image.places is None or image.views is None or text.words is None:
+            return {}  # evaluation keeps none of this
+        patches, views, words = image.patches, image.views, text.words
+        assert text.word_mask is not None  # comes with the words
+        masked = draw_patches(rows, patches.shape[1], self.share, self._step or 0)
+        x = torch.where(masked.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
+        x = x + sincos(image.places, x.shape[-1])
+        terms = {"cce": correlation_loss(self._predict(x, words, text.word_mask), views, masked, self.beta)}
+        if "cce_shuffled" in self.weights:
+            place = torch.arange(len(rows), device=rows.device)
+            other = (place ^ 1) % (
+                len(rows) + len(rows) % 2
+            )  # neighbours, so of one process; the odd one takes the first
+            other = torch.where(other < len(rows), other, 0)
+            with torch.no_grad():
+                shuffled = self._predict(x, words[other], text.word_mask[other])
+                terms["cce_shuffled"] = correlation_loss(shuffled, views, masked, self.beta)
+        return terms
+
+    def _predict(self, x: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+        for layer in self.layers:
+            x, _ = layer(x, words, mask)
+        predicted: Tensor = self.predictor(self.norm(x))
+        return predicted
+
+    def embed_image(self, image: Features) -> Explored:
+        """What the term reads; ``pooled`` is the tower's own, and in no shared space."""
+        return Explored(F.unit(image.pooled), **self.image_fields(image))
+
+    def embed_text(self, text: Features) -> Explored:
+        """What the term reads; ``pooled`` is the tower's own, and in no shared space."""
+        return Explored(F.unit(text.pooled), **self.text_fields(text))
+
+    def similarity(self, image: Explored, text: Explored) -> NoReturn:
+        """There is none.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError("the head cce scores no pair; train it beside one, as composite: heads: [global, cce]")
+
+    def losses(self, here: Pairs[Explored], world: Pairs[Explored]) -> dict[str, Tensor]:
+        """``cce`` and ``cce_shuffled``; none outside training."""
+        return self.terms(here.image, here.text, here.targets)

@@ -1,0 +1,262 @@
+"""``pcma``: observations of an image against sentences of a report, matched without disease labels."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from diptych import distributed
+from diptych import functional as F
+from diptych.errors import ConfigError
+from diptych.head import AlignmentHead
+from diptych.layers import Extractor
+from diptych.matching import Match, Matching, full, intra_loss, match_weights, pair_scores, sentence_slots
+from diptych.types import Dims, Features, Pairs
+from diptych_heads.cce import Cce, Explored, Source
+
+__all__ = ["Observations", "Pcma"]
+
+
+@dataclass(frozen=True)
+class Observations(Explored):
+    """A panel as its observations: ``K`` of an image (V-PORs), one a sentence of a report (T-PORs)."""
+
+    tokens: Tensor = None  # type: ignore[assignment]  # always given; a field after others with defaults needs one
+    """``[I,K,E]`` or ``[T,M,E]`` unit vectors, zero at padding."""
+    mask: Tensor = None  # type: ignore[assignment]  # as above
+    """``[I,K]`` or ``[T,M]``, True at real ones, which come first."""
+    attention: Tensor | None = None
+    """``[I,K,R]``, image only: where each query looks, summing to 1 over the regions."""
+    sentence_hash: Tensor | None = None
+    """``[T,M]`` int64, text only: equal for equal sentences; -1 where there is none."""
+    slots: Tensor | None = None
+    """``[T,N]`` int64, text only: which T-POR a word belongs to; -1 for a word of a dropped sentence and at padding."""
+    real_words: Tensor | None = None
+    """``[T,N]`` bool, text only."""
+
+
+class Pcma(AlignmentHead[Observations]):
+    """Pathology-level cross-modal alignment (PLACE, arXiv 2506.10573).
+
+    Queries extract observations from the patches, and each sentence of the report finds those that it speaks of. The
+    queries never see the text, and no disease labels are used. The equations are in ``diptych.matching``.
+
+    Terms: ``global``, InfoNCE of the pooled vectors; ``inter``, InfoNCE of ``S``, the mean over a report's sentences of
+    their matchings (``pair_scores``); ``intra``, the same inside a report (``intra_loss``); and, unless ``cce`` is 0,
+    those of :class:`diptych_heads.cce.Cce`.
+
+    **Inferred.** Known from the publication's abstract are the extractor with query tokens, observations of both panels,
+    their alignment, and the proxy task. The form of all of it is a reconstruction, and so is every argument except
+    ``width``; the publication's figures cannot be expected from it.
+
+    Args:
+        dims: widths of the towers.
+        width: of the shared space.
+        queries: inferred. ``K``, the observations of an image.
+        layers: inferred. Decoder layers of the extractor.
+        heads: inferred. Attention heads of the extractor, dividing ``width``.
+        text_queries: inferred. 0: an observation a sentence, the mean of its words through two layers. Otherwise so many
+            queries extract the observations of a report from its words, and sentences play no part.
+        least_words: inferred. Sentences of fewer words are dropped.
+        matching: inferred. ``soft``, ``hungarian``, ``sinkhorn`` or ``max``; see ``match_weights``. ``hungarian``
+            solves each pair on the CPU and is for small batches.
+        softness: inferred. Temperature of ``soft``, above 0.
+        epsilon: inferred. Entropy of ``sinkhorn``, above 0.
+        rounds: inferred. Of ``sinkhorn``.
+        temperature: inferred. Of all contrasts at the start, at least 0.01.
+        learn_temperature: inferred. False keeps it.
+        mask_sentences: inferred. A sentence of the image's own report is no negative, whichever report holds it.
+        local_score: inferred. Evaluation ranks by the cosine of the pooled vectors; True by the mean of it and ``S``.
+        global_weight: weight of ``global``.
+        inter_weight: weight of ``inter``.
+        intra_weight: weight of ``intra``.
+        cce: weight of ``cce`` after its warm-up; 0 leaves the exploration of correlations out. Its own settings are at
+            :class:`diptych_heads.cce.Cce`; for others than these three, use ``composite`` with ``cce: 0`` here.
+        cce_source: inferred. ``pixel``, ``ema`` or ``detached``.
+        cce_layers: inferred. Layers of the predictor.
+        cce_warmup: inferred. Share of all steps over which its weight rises.
+        byte_budget: bytes of matchings kept for backward, the rest being recomputed.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    needs: ClassVar[frozenset[str]] = Cce.needs | {"text.sentences", "text.sentence_hash"}
+    gathers: ClassVar[frozenset[str]] = frozenset({"text.pooled", "text.tokens", "text.mask", "text.sentence_hash"})
+    paper: ClassVar[str] = "PLACE, arXiv 2506.10573"
+
+    def __init__(
+        self,
+        dims: Dims,
+        *,
+        width: int = 512,
+        queries: int = 16,
+        layers: int = 2,
+        heads: int = 4,
+        text_queries: int = 0,
+        least_words: int = 3,
+        matching: Matching = "soft",
+        softness: float = 0.1,
+        epsilon: float = 0.05,
+        rounds: int = 5,
+        temperature: float = 0.07,
+        learn_temperature: bool = True,
+        mask_sentences: bool = True,
+        local_score: bool = False,
+        global_weight: float = 1.0,
+        inter_weight: float = 1.0,
+        intra_weight: float = 1.0,
+        cce: float = 1.0,
+        cce_source: Source = "pixel",
+        cce_layers: int = 1,
+        cce_warmup: float = 0.1,
+        byte_budget: int = 2**30,
+    ) -> None:
+        super().__init__()
+        for name, value, fits, remedy in (
+            ("queries", queries, queries >= 1, "at least 1"),
+            ("layers", layers, layers >= 1, "at least 1"),
+            ("text_queries", text_queries, text_queries >= 0, "0 or more"),
+            ("least_words", least_words, least_words >= 1, "at least 1"),
+            ("rounds", rounds, rounds >= 1, "at least 1"),
+            ("softness", softness, softness >= 0.01, "at least 0.01"),
+            ("epsilon", epsilon, epsilon >= 0.01, "at least 0.01"),
+            ("temperature", temperature, temperature >= 0.01, "at least 0.01 (the scale is held to 100)"),
+            ("cce", cce, cce >= 0, "a weight, 0 for none"),
+            ("byte_budget", byte_budget, byte_budget >= 0, "a number of bytes, 0 or more"),
+        ):
+            if not fits:
+                raise ConfigError(f"head pcma: {name} is {value}; give {remedy}")
+        self.match = Match(matching, softness, epsilon, rounds)
+        self.least_words, self.mask_sentences, self.local_score = least_words, mask_sentences, local_score
+        self.byte_budget = byte_budget
+        self.weights = {"global": global_weight, "inter": inter_weight, "intra": intra_weight}
+        self.scale = F.LogitScale(temperature, learn=learn_temperature)
+        self.image_projection = nn.Linear(dims.image, width)
+        self.text_projection = nn.Linear(dims.text, width)
+        self.extractor = Extractor(dims.image_tokens, width, queries=queries, layers=layers, heads=heads)
+        self.text_extractor = self.sentence_projection = None
+        if text_queries:
+            self.text_extractor = Extractor(dims.text_tokens, width, queries=text_queries, layers=layers, heads=heads)
+        else:
+            self.sentence_projection = nn.Sequential(
+                nn.Linear(dims.text_tokens, width), nn.GELU(), nn.Linear(width, width)
+            )
+        self.cce: Cce | None = None
+        if cce:
+            self.cce = Cce(dims, weight=cce, source=cce_source, layers=cce_layers, warmup=cce_warmup)
+            self.weights |= self.cce.weights
+
+    @property
+    def temperature(self) -> Tensor:
+        """The present temperature of the contrasts, a scalar without gradient."""
+        scale: Tensor = self.scale()
+        return 1 / scale.detach()
+
+    def start_step(self, epoch: int, step: int, total_steps: int) -> None:
+        """Take over the weights of the exploration of correlations, which warms up."""
+        if self.cce is not None:
+            self.weights |= self.cce.weights
+
+    def embed_image(self, image: Features) -> Observations:
+        """``pooled`` ``[I,E]``, ``tokens`` ``[I,K,E]`` (V-PORs) and ``attention`` ``[I,K,R]``."""
+        observed, attention = self.extractor(image.tokens, image.mask)
+        return Observations(
+            F.unit(self.image_projection(image.pooled)),
+            tokens=F.unit(observed),
+            mask=torch.ones(observed.shape[:2], dtype=torch.bool, device=observed.device),
+            attention=attention,
+            **({} if self.cce is None else self.cce.image_fields(image)),
+        )
+
+    def embed_text(self, text: Features) -> Observations:
+        """``pooled`` ``[T,E]`` and ``tokens`` ``[T,M,E]`` (T-PORs), zero at padding."""
+        if self.text_extractor is not None:
+            tokens, attention = self.text_extractor(text.tokens, text.mask)
+            taken = text.mask.any(1, keepdim=True).expand(tokens.shape[:2])
+            hashes = torch.full(tokens.shape[:2], -1, dtype=torch.int64, device=tokens.device)
+            slots = attention.argmax(1).masked_fill(~text.mask, -1)
+        else:
+            assert self.sentence_projection is not None  # one of the two
+            slots, taken, hashes = sentence_slots(text, self.least_words)
+            with torch.autocast(slots.device.type, enabled=False):
+                words = full(text.tokens)
+                members = (slots.unsqueeze(1) == torch.arange(taken.shape[1], device=slots.device)[:, None]).to(words)
+                means = members @ words / members.sum(2, keepdim=True).clamp_min(1)  # [T,M,D]
+            tokens = self.sentence_projection(means)
+        return Observations(
+            F.unit(self.text_projection(text.pooled)),
+            tokens=F.unit(tokens, taken),
+            mask=taken,
+            sentence_hash=hashes,
+            slots=slots,
+            real_words=text.mask,
+            **({} if self.cce is None else self.cce.text_fields(text)),
+        )
+
+    def similarity(self, image: Observations, text: Observations) -> Tensor:
+        """Cosines ``[I,T]`` of the pooled vectors, or the mean of them and ``S``."""
+        pooled = F.dot_products(image.pooled, text.pooled)
+        if not self.local_score:
+            return pooled
+        scores, _ = pair_scores(image.tokens, text.tokens, text.mask, match=self.match, byte_budget=self.byte_budget)
+        return (pooled + scores) / 2
+
+    def losses(self, here: Pairs[Observations], world: Pairs[Observations]) -> dict[str, Tensor]:
+        """``global`` and ``inter`` over all ``B * W`` pairs, each scored once over the job; ``intra``; ``cce``."""
+        scale = self.scale()
+        text = world.text
+        pooled = scale * F.dot_products(here.image.pooled, text.pooled)  # [B,B*W]
+        assert here.text.sentence_hash is not None  # embed_text gives it
+        assert text.sentence_hash is not None
+        scores, blank = pair_scores(
+            here.image.tokens,
+            text.tokens,
+            text.mask,
+            own=here.targets,
+            hashes=(here.text.sentence_hash, text.sentence_hash) if self.mask_sentences else None,
+            match=self.match,
+            byte_budget=self.byte_budget,
+        )
+        inter = (scale * scores).masked_fill(blank, -math.inf)
+        terms = {
+            "global": F.info_nce(distributed.gather(pooled), world.hash),
+            "inter": F.info_nce(distributed.gather(inter), world.hash),
+            "intra": self._intra(here.image, here.text, scale),
+        }
+        return terms if self.cce is None else terms | self.cce.terms(here.image, here.text, here.targets)
+
+    def heatmap(self, image: Observations, text: Observations) -> Tensor:
+        """Attention ``[B,N_words,N_regions]``: that of the queries which the word's sentence takes, as it takes them.
+
+        All words of a sentence share one map: the ``soft`` matching of the sentence with its own image's observations
+        times the queries' attention (whatever the matching in training). A word of a dropped sentence has the mean over
+        the report's sentences; a padded word's is zero.
+        """
+        assert image.attention is not None  # embed_image gives it
+        assert text.slots is not None  # embed_text gives these two
+        assert text.real_words is not None
+        with torch.autocast(text.tokens.device.type, enabled=False):
+            s = full(text.tokens) @ full(image.tokens).transpose(1, 2)  # [B,M,K]
+            taken = match_weights(s, text.mask, self.match._replace(kind="soft"))
+            maps = taken @ image.attention.to(s.dtype)  # [B,M,R]
+            mean = (maps * text.mask.unsqueeze(-1)).sum(1) / text.mask.sum(1, keepdim=True).clamp_min(1)
+            of_word = maps.gather(1, text.slots.clamp_min(0).unsqueeze(-1).expand(-1, -1, maps.shape[-1]))
+            of_word = torch.where((text.slots < 0).unsqueeze(-1), mean.unsqueeze(1), of_word)
+            return of_word.masked_fill(~text.real_words.unsqueeze(-1), 0.0)
+
+    def observations(self, image: Observations) -> Tensor:
+        """Attention ``[I,K,N_regions]`` of each query over the image."""
+        assert image.attention is not None  # embed_image gives it
+        return image.attention
+
+    def _intra(self, image: Observations, text: Observations, scale: Tensor) -> Tensor:
+        assert text.sentence_hash is not None
+        with torch.autocast(text.tokens.device.type, enabled=False):
+            v, t = full(image.tokens), full(text.tokens)
+            w = match_weights(t @ v.transpose(1, 2), text.mask, self.match)
+            return intra_loss(t, F.unit(w @ v), text.mask, text.sentence_hash, scale)
