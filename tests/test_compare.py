@@ -65,7 +65,7 @@ def asked(monkeypatch):
 
     def run_probes(model, **options):
         calls.append(options)
-        first = next(model.module.head.parameters()).detach()
+        first = list(model.module.head.parameters())[-1].detach()
         found = {"pair": float(first.double().mean().tanh()), "pair/side": 0.5, "distractor": math.nan}
         if type(model.module.head).__name__ == "LocalPooling":
             found |= {"grounding/pointing": 0.3, "grounding/chance": 0.1}
@@ -138,7 +138,6 @@ def test_from_recipe_to_table_and_nothing_twice(files, asked, commands, capsys):
     assert (summary["low"], summary["high"], summary["n"]) == (pytest.approx(low), pytest.approx(high), 2)
 
     page = (out / "compare.md").read_text()
-    assert page in page + printed  # both are text
     assert "| undefined in 2 of 2 |" in page
     assert "| one vector |" in page
     rows = list(csv.DictReader((out / "compare.csv").open()))
@@ -183,9 +182,9 @@ def test_from_recipe_to_table_and_nothing_twice(files, asked, commands, capsys):
 
 
 def test_options_after_the_dashes_go_to_fit_and_count(files, asked, commands):
-    run(files, "--only", "plain", "--", "--trainer.max_steps", "2", seeds=("5",))
+    run(files, "--only", "plain", "--", "--trainer.max_epochs", "2", seeds=("5",))
     found = json.loads((files / "out/compare.json").read_text())
-    assert [r["facts"]["steps"] for r in found["runs"]] == [2]
+    assert [r["facts"]["steps"] for r in found["runs"]] == [8]
     assert found["summary"]["pair"]["plain"]["low"] is None  # one seed has no interval
     commands.clear()
     run(files, "--only", "plain", seeds=("5",))
@@ -199,7 +198,7 @@ def test_options_after_the_dashes_go_to_fit_and_count(files, asked, commands):
     [
         ("a: {head: globl}", r"variants.yaml: a: .*unknown head 'globl'; known heads, nearest first: global"),
         ("a: {head: global, widht: 3}", r"variants.yaml: a: .*widht"),
-        ("a: {head: local_pooling, pooling: max}", r"variants.yaml: a: .*'logsumexp'.* max"),
+        ("a: {head: local_pooling, pooling: best}", r"variants.yaml: a: .*'logsumexp'.* best"),
         ("a: {model: {lrr: 1}}", r"variants.yaml: a: .*lrr"),
         ("a: {mode: none}", r"variants.yaml: a is {'mode': 'none'}; write {head: NAME"),
         ("a: {model: {lr: 1}, head: global}", r"variants.yaml: a is .*; write"),
@@ -221,7 +220,7 @@ def test_a_wrong_variant_is_named_before_anything_is_trained(files, commands, va
 def test_other_errors_are_one_line(files, commands):
     with pytest.raises(ConfigError, match=r"--only word: not in .*variants.yaml, which has plain, words"):
         run(files, "--only", "word")
-    with pytest.raises(ConfigError, match="absent.yaml cannot be read"):
+    with pytest.raises(ConfigError, match=r"absent.yaml cannot be read"):
         run(files, "--variants", str(files / "absent.yaml"))
     (files / "out/plain/seed0").mkdir(parents=True)
     (files / "out/plain/seed0/thesis.txt").write_text("mine")
@@ -245,7 +244,7 @@ def test_a_failed_run_is_named_with_its_log(files):
     assert log.is_file()
 
 
-def test_intervals_are_those_of_student(subtests=None):
+def test_intervals_are_those_of_student():
     values = [0.61, 0.64, 0.7, 0.55]
     summary = summarise(values)
     low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
@@ -290,7 +289,7 @@ def test_the_page_has_every_run_and_says_what_is_unequal():
     half = stats.t.ppf(0.975, 2) * stats.sem([0.70, 0.71, 0.72])
     assert ["a", f"0.710 ± {half:.3f}", "2.000 ± 0.000", f"0.710 ± {half:.3f}", "10.3", "3"] in rows
     assert ["*chance*", "0.500", "", "", "", ""] in rows
-    assert ["b", "2", "0.450", "2.000", "-", "11.000"] in rows
+    assert ["b", "2", "0.450", "2.000", "-", "11"] in rows
     assert sum(row[0] in {"a", "b"} for row in rows) == 2 + 6
 
 

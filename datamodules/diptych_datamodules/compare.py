@@ -127,7 +127,7 @@ def read_variants(path: Path, recipe: Path) -> list[Variant]:
         note = str(rest.pop("note", "") or "")
         if isinstance(rest.get("model"), dict) and len(rest) == 1:
             model = dict(rest["model"])
-        elif isinstance(rest.get("head"), str):
+        elif isinstance(rest.get("head"), str) and "model" not in rest:
             model = {"head": {"class_path": rest.pop("head"), "init_args": rest}}
         else:
             raise ConfigError(

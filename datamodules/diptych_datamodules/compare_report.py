@@ -73,6 +73,10 @@ def show(value: float, digits: int | None = None) -> str:
     return f"{value:,.{digits}f}"
 
 
+def _fact(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else show(value)
+
+
 def _cell(summary: Summary | None) -> str:
     if summary is None:
         return "-"
@@ -143,7 +147,7 @@ class Comparison:
         for variant, runs in self.of.items():
             cells = [_cell(self.summary[name].get(variant)) for name in columns]
             values = [self.summary[name].get(variant) for name in facts]
-            cells += ["-" if value is None else show(value.mean).removesuffix(".0") for value in values]
+            cells += ["-" if value is None else _fact(value.mean) for value in values]
             rows.append([variant, *cells, str(len(runs))])
         chance = [show(self.chance[name]) if name in self.chance else "" for name in columns]
         rows.append(["*chance*", *chance, *("" for _ in facts), ""])
@@ -154,14 +158,13 @@ class Comparison:
 
     def every_run(self) -> str:
         """Markdown: a row a run, a column a metric and fact."""
-        names = [*self.metrics, *self.facts]
         rows = []
         for runs in self.of.values():
             for o in runs:
-                values = [(o.metrics | o.facts).get(name) for name in names]
-                cells = ["-" if value is None else show(value) for value in values]
+                cells = [show(o.metrics[name]) if name in o.metrics else "-" for name in self.metrics]
+                cells += [_fact(o.facts[name]) if name in o.facts else "-" for name in self.facts]
                 rows.append([o.variant, str(o.seed), *cells])
-        return _table(["variant", "seed", *(LABELS.get(name, name) for name in names)], rows)
+        return _table(["variant", "seed", *(LABELS.get(name, name) for name in [*self.metrics, *self.facts])], rows)
 
     def page(self) -> str:
         """The whole page in Markdown."""
