@@ -3,7 +3,10 @@
 import csv
 import json
 import math
+import os
+import subprocess
 import sys
+import time
 import types
 
 import inprocess
@@ -103,6 +106,7 @@ def run(files, *more, seeds=("0", "1")):
     compare.main(["-c", str(files / "recipe.yaml"), "--run", str(files / "out"), "--seeds", *seeds, *more])
 
 
+@pytest.mark.slow
 def test_from_recipe_to_table_and_nothing_twice(files, asked, commands, capsys):
     run(files, "--probe-pairs", "3")
     out = files / "out"
@@ -233,6 +237,7 @@ def test_other_errors_are_one_line(files, commands):
         run(files)
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_named_with_its_log(files):
     """In a process of its own, as users have it."""
     (files / "variants.yaml").write_text("steep: {head: local_pooling, scale: 1000}")
@@ -242,6 +247,31 @@ def test_a_failed_run_is_named_with_its_log(files):
     assert str(said.value).startswith("steep seed 0: diptych fit failed: head local_pooling: scale is 1000")
     assert str(said.value).endswith(f"(log: {log})")
     assert log.is_file()
+
+
+def test_a_comparison_that_is_ended_ends_its_run(tmp_path):
+    """SIGTERM reaches the command alone, as from a job scheduler; a run left alone would write beside the next one."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/part; mv {tmp_path}/part {tmp_path}/pid; exec sleep 100\n")
+    stand_in.chmod(0o755)
+    code = f"""
+import sys; from pathlib import Path; from diptych_datamodules import compare
+sys.executable = {str(stand_in)!r}
+compare._call([], Path({str(tmp_path / "log")!r}), "x")
+"""
+    command = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        end = time.monotonic() + 60
+        while not (tmp_path / "pid").is_file() and time.monotonic() < end:
+            time.sleep(0.05)
+        child = int((tmp_path / "pid").read_text())
+        command.terminate()
+        assert command.wait(20) == 143
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+    finally:
+        command.kill()
+        command.wait()
 
 
 def test_intervals_are_those_of_student():

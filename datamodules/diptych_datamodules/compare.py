@@ -167,10 +167,14 @@ def _call(command: Sequence[str], log: Path, what: str) -> None:
     Raises:
         ConfigError: it failed; with its own message and the file.
     """
-    with log.open("w", encoding="utf-8") as file:
-        done = subprocess.run(
-            [sys.executable, "-m", "diptych", *command], stdout=file, stderr=subprocess.STDOUT, check=False
-        )
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the child is ended too
+    try:
+        with log.open("w", encoding="utf-8") as file:
+            done = subprocess.run(
+                [sys.executable, "-m", "diptych", *command], stdout=file, stderr=subprocess.STDOUT, check=False
+            )
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if done.returncode:
         lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
         said = [line.partition("diptych: error: ")[2] for line in lines if line.startswith("diptych: error: ")]
