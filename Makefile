@@ -5,15 +5,19 @@ BIN = $(VENV)/bin
 HEAD ?= global
 RUN ?= runs/demo-$(HEAD)
 RECIPE ?= experiments/pretrain/phantom.yaml
+COMPARE ?= experiments/compare/phantom.yaml
 export HF_HUB_OFFLINE ?= 1
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: demo install test check lint format types bench wheel clean
+.PHONY: demo compare install test check lint format types bench wheel clean
 
 demo: install  ## train and test a small dual encoder on phantoms: table, pictures, results.json
 	$(BIN)/diptych fit -c $(RECIPE) --model.head $(HEAD) --run $(RUN)
 	$(BIN)/diptych test -c $(RUN)/config.yaml --run $(RUN) --ckpt_path best
 	@echo "pictures: $(RUN)/figures   results: $(RUN)/results.json   logs: $(BIN)/tensorboard --logdir $(RUN)"
+
+compare: install  ## train, test and probe every head alike over three seeds: runs/compare/compare.md and .png
+	$(BIN)/diptych compare -c $(COMPARE) --run runs/compare
 
 install: $(VENV)/installed  ## create .venv with everything that development needs
 

@@ -10,7 +10,9 @@ import pytest
 import yaml
 from mini import ROOT, TEXT, diptych, write_pairs
 
-RECIPES = sorted(p for folder in ("pretrain", "real") for p in (ROOT / "experiments" / folder).glob("*.yaml"))
+RECIPES = sorted(
+    p for folder in ("pretrain", "real", "compare") for p in (ROOT / "experiments" / folder).glob("*.yaml")
+)
 RECIPES = [p for p in RECIPES if "model" in yaml.safe_load(p.read_text())]
 MACHINES = sorted((ROOT / "experiments" / "machine").glob("*.yaml"))
 

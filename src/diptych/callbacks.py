@@ -51,7 +51,7 @@ class Bar(RichProgressBar):
 
 
 class Throughput(pl.Callback):
-    """Logs images a second over the whole job, and the share of time this process waited for data.
+    """Logs images a second over the whole job, seconds a step, and the share of time this process waited for data.
 
     A share near 0 means the accelerator sets the pace; near 1, more or faster loader workers would help.
     """
@@ -61,7 +61,7 @@ class Throughput(pl.Callback):
 
     def _reset(self) -> None:
         self.begin = self.ended = time.perf_counter()
-        self.waited, self.images = 0.0, 0
+        self.waited, self.images, self.steps = 0.0, 0, 0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -93,10 +93,15 @@ class Throughput(pl.Callback):
         """Count, and log at the trainer's interval."""
         self.ended = time.perf_counter()
         self.images += len(batch) * trainer.world_size
+        self.steps += 1
         interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it late
         if (batch_idx + 1) % interval == 0:
             elapsed = self.ended - self.begin
-            rates = {"train/images_per_second": self.images / elapsed, "train/data_wait": self.waited / elapsed}
+            rates = {
+                "train/images_per_second": self.images / elapsed,
+                "train/seconds_per_step": elapsed / self.steps,
+                "train/data_wait": self.waited / elapsed,
+            }
             pl_module.log_dict(rates, prog_bar=True, rank_zero_only=True, batch_size=len(batch))
             self._reset()
 

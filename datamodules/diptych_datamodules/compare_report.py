@@ -1,0 +1,227 @@
+"""What ``diptych compare`` found: means with intervals over seeds, which of them differ, tables and a picture."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["LABELS", "Comparison", "Outcome", "Summary", "plain", "separated", "show", "summarise"]
+
+LABELS = {
+    "retrieval/r@5": "R@5",
+    "retrieval/median_rank": "median rank",
+    "zero_shot/auroc/macro": "zero-shot AUROC",
+    "head_parameters": "head parameters",
+    "seconds_per_step": "s a step",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The figures of one run."""
+
+    variant: str
+    seed: int
+    metrics: dict[str, float]
+    facts: dict[str, float]
+    chance: dict[str, float] = field(default_factory=dict)
+    """What a model that knows nothing gets, where that is known."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A metric over the seeds of a variant."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    """Seeds."""
+    undefined: int = 0
+    """Seeds without a value; with any, mean and interval are NaN."""
+
+
+def summarise(values: Sequence[float]) -> Summary:
+    """Mean and 95 % interval of Student's t over seeds; the interval of a single seed is NaN."""
+    from scipy.special import stdtrit
+
+    array = np.asarray(values, np.float64)
+    n, undefined = len(array), int(np.isnan(array).sum())
+    mean = float(array.mean())
+    half = math.nan if n < 2 else float(stdtrit(n - 1, 0.975) * array.std(ddof=1) / math.sqrt(n))
+    return Summary(mean, mean - half, mean + half, n, undefined)
+
+
+def separated(summaries: dict[str, Summary]) -> list[tuple[str, str]]:
+    """Pairs (above, below) of variants whose intervals do not overlap."""
+    return [(a, b) for a, one in summaries.items() for b, other in summaries.items() if one.low > other.high]
+
+
+def show(value: float, digits: int | None = None) -> str:
+    """A figure of three digits after the point below 10, one below 1,000."""
+    if math.isnan(value):
+        return "undefined"
+    if digits is None:
+        digits = 3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0
+    return f"{value:,.{digits}f}"
+
+
+def _fact(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else show(value)
+
+
+def _cell(summary: Summary | None) -> str:
+    if summary is None:
+        return "-"
+    if summary.undefined:
+        return f"undefined in {summary.undefined} of {summary.n}"
+    if math.isnan(summary.low):
+        return show(summary.mean)
+    return f"{show(summary.mean)} ± {show(summary.high - summary.mean)}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown whose columns stand under each other as text too."""
+    cells = [list(header), *map(list, rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in cells]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(lines)
+
+
+class Comparison:
+    """The runs of all variants.
+
+    Args:
+        title: of the page.
+        notes: a note or nothing for each variant, in the order of the rows.
+        outcomes: every complete run.
+        missing: names of the runs that are not there.
+    """
+
+    def __init__(
+        self, title: str, notes: dict[str, str], outcomes: Sequence[Outcome], missing: Sequence[str] = ()
+    ) -> None:
+        self.title, self.notes, self.outcomes, self.missing = title, notes, list(outcomes), list(missing)
+        self.of = {name: [o for o in outcomes if o.variant == name] for name in notes}
+        self.of = {name: runs for name, runs in self.of.items() if runs}
+        self.metrics = list(dict.fromkeys(name for o in outcomes for name in o.metrics))
+        self.metrics = sorted(self.metrics, key=self._is_part)  # parts of a metric after all whole ones
+        self.facts = list(dict.fromkeys(name for o in outcomes for name in o.facts))
+        self.summary = {metric: self._summaries(metric) for metric in [*self.metrics, *self.facts]}
+        self.chance = {
+            name: float(np.mean([o.chance[name] for o in outcomes if name in o.chance]))
+            for name in self.metrics
+            if any(name in o.chance for o in outcomes)
+        }
+
+    def _is_part(self, name: str) -> bool:
+        return "/" in name and name.rpartition("/")[0] in self.metrics
+
+    def _summaries(self, metric: str) -> dict[str, Summary]:
+        """Of each variant that has the metric at all; a seed that lacks it is undefined."""
+        found = {}
+        for variant, runs in self.of.items():
+            values = [(o.metrics | o.facts).get(metric) for o in runs]
+            if any(value is not None for value in values):
+                found[variant] = summarise([math.nan if value is None else value for value in values])
+        return found
+
+    def differences(self) -> dict[str, list[tuple[str, str]]]:
+        """For each metric the pairs (above, below) of variants whose intervals do not overlap."""
+        return {metric: separated(self.summary[metric]) for metric in self.metrics}
+
+    def means(self, parts: bool = False) -> str:
+        """Markdown: a row a variant, a column a metric; ``parts`` gives those that are parts of another metric."""
+        columns = [name for name in self.metrics if self._is_part(name) == parts]
+        facts = [] if parts else self.facts
+        header = ["variant", *(LABELS.get(name, name) for name in [*columns, *facts]), "seeds"]
+        rows = []
+        for variant, runs in self.of.items():
+            cells = [_cell(self.summary[name].get(variant)) for name in columns]
+            values = [self.summary[name].get(variant) for name in facts]
+            cells += ["-" if value is None else _fact(value.mean) for value in values]
+            rows.append([variant, *cells, str(len(runs))])
+        chance = [show(self.chance[name]) if name in self.chance else "" for name in columns]
+        rows.append(["*chance*", *chance, *("" for _ in facts), ""])
+        if not parts and any(self.notes[name] for name in self.of):
+            header.append("note")
+            rows = [[*row, self.notes.get(row[0], "")] for row in rows]
+        return _table(header, rows)
+
+    def every_run(self) -> str:
+        """Markdown: a row a run, a column a metric and fact."""
+        rows = []
+        for runs in self.of.values():
+            for o in runs:
+                cells = [show(o.metrics[name]) if name in o.metrics else "-" for name in self.metrics]
+                cells += [_fact(o.facts[name]) if name in o.facts else "-" for name in self.facts]
+                rows.append([o.variant, str(o.seed), *cells])
+        return _table(["variant", "seed", *(LABELS.get(name, name) for name in [*self.metrics, *self.facts])], rows)
+
+    def page(self) -> str:
+        """The whole page in Markdown."""
+        parts = [
+            f"# Comparison: {self.title}",
+            "Mean over seeds ± half of the 95 % interval (Student's t over seeds). Last checkpoint of every run, test split.",
+            self.means(),
+        ]
+        if any(map(self._is_part, self.metrics)):
+            parts += ["Parts:", self.means(parts=True)]
+        parts += ["![the same as a picture](compare.png)", "## Intervals that do not overlap"]
+        lines = [
+            f"- {LABELS.get(metric, metric)}: {above} above {', '.join(b for a, b in pairs if a == above)}"
+            for metric, pairs in self.differences().items()
+            for above in dict.fromkeys(a for a, _ in pairs)
+        ]
+        parts.append("\n".join(lines) or "None.")
+        steps = sorted({o.facts["steps"] for o in self.outcomes if "steps" in o.facts})
+        if len(steps) > 1:
+            parts.append(f"**Not all runs were trained equally long:** {', '.join(show(s, 0) for s in steps)} steps.")
+        parts += ["## Every run", self.every_run()]
+        if self.missing:
+            parts.append(f"Not there, or made otherwise than they would be now: {', '.join(self.missing)}.")
+        return "\n\n".join(parts) + "\n"
+
+    def write(self, folder: Path) -> None:
+        """Write ``compare.md``, ``.csv``, ``.json`` and ``.png``, and print the tables of means."""
+        from diptych_datamodules.compare_plot import draw
+
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "compare.md").write_text(self.page(), encoding="utf-8")
+        with (folder / "compare.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["variant", "seed", "metric", "value"])
+            for o in self.outcomes:
+                writer.writerows([o.variant, o.seed, name, value] for name, value in (o.metrics | o.facts).items())
+        content = {
+            "title": self.title,
+            "notes": self.notes,
+            "chance": self.chance,
+            "summary": {m: {v: asdict(s) for v, s in found.items()} for m, found in self.summary.items()},
+            "not_overlapping": self.differences(),
+            "runs": [asdict(o) for o in self.outcomes],
+            "missing": self.missing,
+        }
+        (folder / "compare.json").write_text(json.dumps(plain(content), indent=2, allow_nan=False) + "\n", "utf-8")
+        draw(self, folder / "compare.png")
+        print(f"\n{self.means()}\n")
+        if any(map(self._is_part, self.metrics)):
+            print(f"{self.means(parts=True)}\n")
+        print(f"written: {folder / 'compare.md'}, with .csv, .json and .png")
+
+
+def plain(value: Any) -> Any:
+    """NaN as null."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
