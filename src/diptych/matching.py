@@ -105,7 +105,7 @@ def match_weights(s: Tensor, mask: Tensor, match: Match) -> Tensor:
 
 
 def _hungarian(s: Tensor, mask: Tensor) -> Tensor:
-    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]  # it ships no types
+    from scipy.optimize import linear_sum_assignment
 
     w = torch.zeros(s.shape, dtype=s.dtype)
     reals = mask.expand(s.shape[:-1]).reshape(-1, s.shape[-2]).cpu().numpy()
