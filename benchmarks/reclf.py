@@ -35,6 +35,7 @@ def caption_loop(head: Reclf) -> Scores:
     def scores(image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
         assert head.global_matching is not None
         assert head.importance_gate is not None
+        assert head.cosine_scale is not None
         assert head.importance_gate.gain is not None
         columns = []
         for report, pooled, real in zip(text.tokens, text.pooled, text.mask, strict=True):
@@ -54,7 +55,9 @@ def caption_loop(head: Reclf) -> Scores:
             gate = nn.functional.layer_norm(gate, gate.shape[1:]) * head.importance_gate.gain
             b = (gate + head.importance_gate.shift).sigmoid()
             b = b / b.sum(dim=1, keepdim=True)
-            columns.append(head.score(normalize((b.unsqueeze(-1) * q).sum(dim=1), dim=-1)).squeeze(-1))
+            score = head.score(normalize((b.unsqueeze(-1) * q).sum(dim=1), dim=-1)).squeeze(-1)
+            cosines = (b[:, 1:] * (context * word).sum(dim=2)).sum(dim=1) / b[:, 1:].sum(dim=1)
+            columns.append(score + head.cosine_scale * cosines)
         return torch.stack(columns, dim=1)
 
     return scores

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,9 +51,10 @@ class Reader:
     def encode_text(self, texts):
         return Panel(list(texts))
 
-    def similarity(self, image, text):
-        views = [self.view(t) for t in text.items]
-        return torch.tensor([[float((self.view(i) & v).total()) for v in views] for i in image.items])
+    def similarity(self, image, text, view=None):
+        view = view or self.view
+        views = [view(t) for t in text.items]
+        return torch.tensor([[float((view(i) & v).total()) for v in views] for i in image.items])
 
 
 def words(text):
@@ -96,10 +98,10 @@ def test_a_pair_differs_in_places_alone(make):
 
 def test_a_reader_of_words_tells_pairs_apart_and_swaps_not(monkeypatch):
     reader = Reader(words, monkeypatch)
-    assert probes.choose(reader, probes.pairs_of_sides(12, SEEN, 7), "impression") == 1
-    assert probes.choose(reader, probes.pairs_of_zones(12, SEEN, 7), "impression") == 1
-    assert probes.choose(reader, probes.swaps(12, SEEN, 7), "impression") == 0  # all ties, which are wrong
-    assert probes.choose(Reader(whole, monkeypatch), probes.swaps(12, SEEN, 7), "impression") == 1
+    assert probes.choose(reader, probes.pairs_of_sides(12, SEEN, 7), "impression") == {"": 1}
+    assert probes.choose(reader, probes.pairs_of_zones(12, SEEN, 7), "impression") == {"": 1}
+    assert probes.choose(reader, probes.swaps(12, SEEN, 7), "impression") == {"": 0}  # all ties, which are wrong
+    assert probes.choose(Reader(whole, monkeypatch), probes.swaps(12, SEEN, 7), "impression") == {"": 1}
 
 
 def test_filler_is_what_is_added_in_the_share_that_was_asked_for():
@@ -115,8 +117,15 @@ def test_filler_is_what_is_added_in_the_share_that_was_asked_for():
 
 
 def test_a_reader_of_filler_is_distracted(monkeypatch):
-    exact = probes.distract(Reader(what_is_said, monkeypatch), 24, MIX, 5)
-    assert exact[0.0] == exact[0.8] > 0.9
-    of_letters = probes.distract(Reader(Counter, monkeypatch), 24, MIX, 5)
-    assert of_letters[0.0] > of_letters[0.8] + 0.3
-    assert set(probes.distract(Reader(nothing, monkeypatch), 24, MIX, 5).values()) == {0.0}
+    def recall(view, share):
+        return probes.distract(Reader(view, monkeypatch), 24, MIX, share, 5)[""]
+
+    assert recall(what_is_said, 0.0) == recall(what_is_said, 0.8) > 0.9
+    assert recall(Counter, 0.0) > recall(Counter, 0.8) + 0.3  # of letters
+    assert recall(nothing, 0.0) == 0
+
+
+def test_the_matchings_are_probed_by_themselves(monkeypatch):
+    reader = Reader(nothing, monkeypatch)
+    reader.module.head.local_scores = partial(reader.similarity, view=words)
+    assert probes.choose(reader, probes.pairs_of_sides(6, SEEN, 7), "impression") == {"": 0, "matchings/": 1}

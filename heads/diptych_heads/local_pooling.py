@@ -99,13 +99,13 @@ class LocalPooling(AlignmentHead[TokenEmbedding]):
 
     def similarity(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
         """The mean of the global and the local score, ``[I,T]``."""
-        return (F.dot_products(image.pooled, text.pooled) + self._local(image, text)) / 2
+        return (F.dot_products(image.pooled, text.pooled) + self.local_scores(image, text)) / 2
 
     def losses(self, here: Pairs[TokenEmbedding], world: Pairs[TokenEmbedding]) -> dict[str, Tensor]:
         """``global`` and ``local``, each InfoNCE over all ``B * W`` pairs, each pair scored once over the job."""
         scale = self.scale()
         pooled = scale * F.dot_products(here.image.pooled, world.text.pooled)  # [B,B*W]
-        local = scale * self.word_scale * self._local(here.image, world.text)
+        local = scale * self.word_scale * self.local_scores(here.image, world.text)
         return {
             "global": F.info_nce(distributed.gather(pooled), world.hash),
             "local": F.info_nce(distributed.gather(local), world.hash),
@@ -115,7 +115,8 @@ class LocalPooling(AlignmentHead[TokenEmbedding]):
         """Attention ``[B,N_words,N_regions]`` of each word over its own image; a padded word's is zero."""
         return F.region_attention(image.tokens, text.tokens, text.mask, self.region_scale)
 
-    def _local(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
+    def local_scores(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
+        """The pooled matchings of every image with every report, ``[I,T]``."""
         return F.local_scores(
             image.tokens,
             text.tokens,

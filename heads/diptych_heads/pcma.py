@@ -203,8 +203,11 @@ class Pcma(AlignmentHead[Observations]):
         pooled = F.dot_products(image.pooled, text.pooled)
         if not self.local_score:
             return pooled
-        scores, _ = pair_scores(image.tokens, text.tokens, text.mask, match=self.match, byte_budget=self.byte_budget)
-        return (pooled + scores) / 2
+        return (pooled + self.local_scores(image, text)) / 2
+
+    def local_scores(self, image: Observations, text: Observations) -> Tensor:
+        """``S`` of every image with every report, ``[I,T]``."""
+        return pair_scores(image.tokens, text.tokens, text.mask, match=self.match, byte_budget=self.byte_budget)[0]
 
     def losses(self, here: Pairs[Observations], world: Pairs[Observations]) -> dict[str, Tensor]:
         """``global`` and ``inter`` over all ``B * W`` pairs, each scored once over the job; ``intra``; ``cce``."""

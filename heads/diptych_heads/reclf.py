@@ -234,6 +234,9 @@ class Reclf(AlignmentHead[TokenEmbedding]):
             that in ``cascade`` there is nothing left to weigh. Inferred.
         importance_norm: ``layer`` standardises the gates over the real nodes of a pair, ``none`` does not; inferred.
         score: ``linear``, ``w . q``, or ``sigmoid``, ``sigmoid(w . q + bias)`` as in SGRAF; inferred.
+        cosines: adds to ``S`` the mean of ``cos(x_w, t_w)``, weighed as the IRM weighs the words (plainly where there is none),
+            times a learned factor that starts at 1. Without it, as in SGRAF, nothing makes a word attend to the regions
+            that are like it. Inferred.
         temperature: start of the learned temperature of both terms, above 0.01; 0.07 in CLIP; inferred.
         learn_temperature: False keeps it fixed.
         global_weight: weight of the ``global`` term.
@@ -263,6 +266,7 @@ class Reclf(AlignmentHead[TokenEmbedding]):
         residual: bool = True,
         importance_norm: Literal["layer", "none"] = "layer",
         score: Literal["linear", "sigmoid"] = "linear",
+        cosines: bool = True,
         temperature: float = 0.07,
         learn_temperature: bool = True,
         global_weight: float = 1.0,
@@ -302,6 +306,7 @@ class Reclf(AlignmentHead[TokenEmbedding]):
         self.semantic = nn.ModuleList([_Step(m, residual) for _ in range(steps if reasons else 0)])
         self.importance_gate = _Importance(m, importance_norm) if weighs else None
         self.score = _linear(m, 1, bias=self.sigmoid)
+        self.cosine_scale = nn.Parameter(torch.ones(())) if cosines else None
         self.srm_score = _linear(m, 1, bias=self.sigmoid) if mode == "parallel" else None
 
     @property
@@ -387,19 +392,23 @@ class Reclf(AlignmentHead[TokenEmbedding]):
                 image,
                 text,
                 working_bytes=max(width, regions, 3 * m) * image.tokens.element_size(),
-                matching_bytes=m * image.tokens.element_size(),
+                matching_bytes=(m + int(self.cosine_scale is not None)) * image.tokens.element_size(),
                 kept_bytes=kept * image.tokens.element_size(),
                 byte_budget=self.byte_budget,
             )
 
     def match(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
-        """``P (x_w - t_w)^2`` ``[I,T,N,m]`` of one block of pairs."""
+        """``P (x_w - t_w)^2`` ``[I,T,N,m]`` of one block of pairs, and with ``cosines`` the plain sum, ``[I,T,N,m+1]``."""
         v, t, mask = image.tokens, text.tokens, text.mask
         s = (v.flatten(0, 1) @ t.flatten(0, 1).T).view(*v.shape[:2], *mask.shape)  # [I,R,T,N]
         # The context's length is 1 in the end, so the attention needs no denominator.
         u = attention_logits(s, mask, self.attention, self.region_scale).exp().flatten(2)
         compared = _Compare.apply(u, v, t.flatten(0, 1), self.matching == "product")
-        return cast(Tensor, self.local_matching(compared)).view(len(v), *mask.shape, -1)
+        weight: Tensor = self.local_matching.weight
+        bias: Tensor = self.local_matching.bias
+        if self.cosine_scale is not None:  # one row more adds up: of (x - t)^2 that is 2 - 2 x.t, of x * t it is x.t
+            weight, bias = torch.cat([weight, torch.ones_like(weight[:1])]), nn.functional.pad(bias, (0, 1))
+        return nn.functional.linear(compared, weight, bias).view(len(v), *mask.shape, -1)
 
     def pair_scores(self, image: TokenEmbedding, text: TokenEmbedding, matched: Tensor, fused: list[_Fused]) -> Tensor:
         """``S`` ``[I,T]`` of one block of pairs, from what :meth:`match` and :meth:`fuse` give."""
@@ -416,11 +425,19 @@ class Reclf(AlignmentHead[TokenEmbedding]):
                 weights = self.importance_gate(nodes, real)
             pooled = self._read(self.score, _pool(weights, nodes))
             s = s + pooled if self.mode == "parallel" else pooled
+        if self.cosine_scale is not None:
+            s = s + self.cosine_scale * self._cosine(matched, weights[:, -matched.shape[2] :])
         return s.view(matched.shape[:2])
+
+    def _cosine(self, matched: Tensor, weights: Tensor) -> Tensor:
+        """The weighted mean ``[I*T]`` of the cosines of contexts and words, without the global node's weight."""
+        total = matched[..., -1].flatten(0, 1)
+        cosines = total if self.matching == "product" else 1 - total / 2
+        return (weights * cosines).sum(-1) / weights.sum(-1).clamp_min(1e-12)
 
     def _nodes(self, image: TokenEmbedding, text: TokenEmbedding, matched: Tensor) -> tuple[Tensor, Tensor]:
         """The nodes of each pair ``[I*T,n,m]``, the global one first, and which are real ``[I*T,n]``."""
-        q = _unit(matched)
+        q = _unit(matched[..., : self.local_matching.out_features])
         real = text.mask.unsqueeze(0).expand(len(q), -1, -1)
         if self.global_matching is not None:
             vg, tg = image.pooled.unsqueeze(1), text.pooled

@@ -25,6 +25,7 @@ __all__ = [
     "Grounds",
     "HeadFactory",
     "Observes",
+    "ScoresMatchings",
     "WeighsWords",
     "gather_pairs",
     "tell_step",
@@ -79,6 +80,14 @@ class Grounds(Protocol[E]):  # type: ignore[misc]  # E is invariant in the heads
 
     def heatmap(self, image: E, text: E) -> Tensor:
         """Attention ``[B,N_words,N_regions]`` of each word over the regions of its own image, summing to 1."""
+
+
+@runtime_checkable
+class ScoresMatchings(Protocol[E]):  # type: ignore[misc]  # as above
+    """What a head can do if part of its score is that of parts: of words and regions, or of sentences and queries."""
+
+    def local_scores(self, image: E, text: E) -> Tensor:
+        """That part alone, ``[I,T]``."""
 
 
 @runtime_checkable

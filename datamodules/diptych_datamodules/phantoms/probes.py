@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.head import Grounds, WeighsWords
+from diptych.head import Grounds, ScoresMatchings, WeighsWords
 from diptych_datamodules.phantoms.findings import KINDS, FindingSpec
 from diptych_datamodules.phantoms.phantom import PhantomPlan, plan_phantom, render, with_findings
 from diptych_datamodules.phantoms.wording import FILLER as WORDING
@@ -29,9 +29,10 @@ __all__ = ["CHANCE", "FILLER", "pairs_of_sides", "pairs_of_zones", "run_probes",
 Section = Literal["both", "findings", "impression"]
 Pair = tuple[PhantomPlan, PhantomPlan]
 
-CHANCE = {"pair": 0.5, "pair/side": 0.5, "pair/zone": 0.5, "swap": 0.5, "importance/rank_biserial": 0.0}
+CHANCE = {f"{part}{probe}": 0.5 for part in ("", "matchings/") for probe in ("pair", "pair/side", "pair/zone", "swap")}
+CHANCE["importance/rank_biserial"] = 0.0
 """What a model that knows nothing gets."""
-FILLER = (0.0, 0.2, 0.4, 0.6, 0.8)
+FILLER = (0.0, 0.4, 0.8)
 """Shares of filler of the distractor probe."""
 _CHUNK = 64
 
@@ -99,28 +100,31 @@ def _text(plan: PhantomPlan, section: Section) -> str:
     return {"both": report.text, "findings": report.findings, "impression": report.impression}[section]
 
 
-def _scores(model: AlignmentModel, plans: Sequence[PhantomPlan], texts: Sequence[str]) -> Tensor:
-    """Similarity ``[I,T]`` of the pictures of all plans with all texts."""
-    read = model.encode_text(texts)
-    rows = []
+def _scores(model: AlignmentModel, plans: Sequence[PhantomPlan], texts: Sequence[str]) -> dict[str, Tensor]:
+    """Scores ``[I,T]`` of the pictures of all plans with all texts: the head's, and that of its matchings alone."""
+    head, read = model.module.head, model.encode_text(texts)
+    parts: dict[str, list[Tensor]] = {"": []}
     for start in range(0, len(plans), _CHUNK):
         pictures = [render(plan, model.image_size).image for plan in plans[start : start + _CHUNK]]
-        rows.append(model.module.head.similarity(model.encode_image(pictures), read).float())
-    return torch.cat(rows)
+        image = model.encode_image(pictures)
+        parts[""].append(head.similarity(image, read).float())
+        if isinstance(head, ScoresMatchings):
+            parts.setdefault("matchings/", []).append(head.local_scores(image, read).float())
+    return {part: torch.cat(rows) for part, rows in parts.items()}
 
 
 @torch.inference_mode()
-def choose(model: AlignmentModel, pairs: Sequence[Pair], section: Section) -> float:
+def choose(model: AlignmentModel, pairs: Sequence[Pair], section: Section) -> dict[str, float]:
     """How often a radiograph's own report beats the other one of the pair; a tie is wrong."""
-    right = []
+    right: dict[str, list[Tensor]] = {}
     step = _CHUNK // 2
     for start in range(0, len(pairs), step):
         plans = [plan for pair in pairs[start : start + step] for plan in pair]
-        own = _scores(model, plans, [_text(plan, section) for plan in plans]).view(len(plans), -1, 2)
         picture = torch.arange(len(plans))
-        both = own[picture, picture // 2]  # [2n,2]
-        right.append(both[picture, picture % 2] > both[picture, 1 - picture % 2])
-    return float(torch.cat(right).double().mean())
+        for part, scores in _scores(model, plans, [_text(plan, section) for plan in plans]).items():
+            both = scores.view(len(plans), -1, 2)[picture, picture // 2]  # [2n,2]
+            right.setdefault(part, []).append(both[picture, picture % 2] > both[picture, 1 - picture % 2])
+    return {part: float(torch.cat(chosen).double().mean()) for part, chosen in right.items()}
 
 
 def padded_out(plan: PhantomPlan, share: float, rng: np.random.Generator) -> str:
@@ -133,23 +137,23 @@ def padded_out(plan: PhantomPlan, share: float, rng: np.random.Generator) -> str
 
 
 @torch.inference_mode()
-def distract(model: AlignmentModel, n: int, mix: Mapping[str, float], seed: int) -> dict[float, float]:
-    """For each share of filler R@5, mean of both directions, among ``n`` radiographs; equal reports are one, ties wrong."""
+def distract(model: AlignmentModel, n: int, mix: Mapping[str, float], share: float, seed: int) -> dict[str, float]:
+    """R@5, mean of both directions, among ``n`` radiographs with this share of filler; equal reports are one, ties wrong."""
     plans = [plan_phantom(i, seed=seed, mix=mix, normal=0.2, max_findings=2, filler=0.0) for i in range(n)]
-    found = {}
-    for share in FILLER:
-        # What is said decides which report it is; filler differs between the texts of one report.
-        rng = np.random.default_rng([seed, int(100 * share)])
-        distinct = list(dict.fromkeys(plan.report.impression for plan in plans))
-        texts = [padded_out(next(p for p in plans if p.report.impression == said), share, rng) for said in distinct]
-        column = torch.tensor([distinct.index(plan.report.impression) for plan in plans])
-        scores = _scores(model, plans, texts)
-        own = scores.gather(1, column.unsqueeze(1))
-        of_image = ((scores >= own).sum(1) <= 5).double().mean()
-        best = torch.full((len(distinct),), -torch.inf).scatter_reduce_(0, column, own.squeeze(1), "amax")
-        others = (scores >= best) & (column.unsqueeze(1) != torch.arange(len(distinct)))
-        found[share] = float((of_image + (others.sum(0) < 5).double().mean()) / 2)
-    return found
+    # What is said decides which report it is.
+    said = {plan.report.impression: plan for plan in reversed(plans)}
+    rng = np.random.default_rng([seed, int(100 * share)])
+    texts = [padded_out(plan, share, rng) for plan in said.values()]
+    column = torch.tensor([list(said).index(plan.report.impression) for plan in plans])
+    return {part: _recall(scores, column) for part, scores in _scores(model, plans, texts).items()}
+
+
+def _recall(scores: Tensor, column: Tensor) -> float:
+    own = scores.gather(1, column.unsqueeze(1))
+    of_image = ((scores >= own).sum(1) <= 5).double().mean()
+    best = torch.full((scores.shape[1],), -torch.inf).scatter_reduce_(0, column, own.squeeze(1), "amax")
+    others = (scores >= best) & (column.unsqueeze(1) != torch.arange(scores.shape[1]))
+    return float((of_image + (others.sum(0) < 5).double().mean()) / 2)
 
 
 def _words(model: AlignmentModel, plan: PhantomPlan, text: str) -> tuple[list[int | None], list[str]]:
@@ -224,19 +228,22 @@ def run_probes(
 
     Returns:
         ``pair``, its parts ``pair/side`` and ``pair/zone``, ``swap``: shares of right choices, chance 0.5.
-        ``distractor/0.8`` and the like: R@5 at a share of filler; ``distractor`` is that at 0.8. Where the head can:
-        ``grounding/pointing``, ``grounding/chance`` (mean share of the picture that a box takes) and their ratio
-        ``grounding/over_chance``; ``importance/rank_biserial``, of the words of findings over those of filler within a
-        report, from -1 to 1.
+        ``distractor/0.8`` and the like: R@5 at a share of filler; ``distractor`` is that at 0.8. The same for the score of
+        the head's matchings alone, as ``matchings/pair``, where it has one. Where the head can: ``grounding/pointing``,
+        ``grounding/chance`` (mean share of the picture that a box takes) and their ratio ``grounding/over_chance``;
+        ``importance/rank_biserial``, of the words of findings over those of filler within a report, from -1 to 1.
     """
     weights = dict(mix) if mix is not None else {name: kind.share for name, kind in KINDS.items()}
     seen = [name for name, weight in weights.items() if weight > 0]
-    found = {
+    chosen = {
         "pair/side": choose(model, pairs_of_sides(pairs, seen, seed), section),
         "pair/zone": choose(model, pairs_of_zones(pairs, seen, seed), section),
         "swap": choose(model, swaps(pairs, seen, seed), section),
     }
-    found["pair"] = (found["pair/side"] + found["pair/zone"]) / 2
-    found |= {f"distractor/{share}": value for share, value in distract(model, pairs, weights, seed + 1).items()}
-    found["distractor"] = found[f"distractor/{FILLER[-1]}"]
+    chosen |= {f"distractor/{share}": distract(model, pairs, weights, share, seed + 1) for share in FILLER}
+    found: dict[str, float] = {}
+    for part in chosen["swap"]:
+        found[f"{part}pair"] = (chosen["pair/side"][part] + chosen["pair/zone"][part]) / 2
+        found |= {f"{part}{probe}": values[part] for probe, values in chosen.items()}
+        found[f"{part}distractor"] = found[f"{part}distractor/{FILLER[-1]}"]
     return found | look(model, pairs, weights, section, seed + 2)
