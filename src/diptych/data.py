@@ -17,14 +17,14 @@ from typing import Any, ClassVar, Literal
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from diptych.errors import ConfigError, DataError
 from diptych.images import Kept, RadiographDataset, Sample, Split, unusable_images
 from diptych.radiograph import ImageError, refuse
 from diptych.sampling import Draw, EvaluationSampler, ResumableLoader, TrainingSampler, mix
-from diptych.splits import assert_disjoint, split_hash
+from diptych.splits import assert_disjoint, shared, split_hash
 from diptych.tokenizer import Tokenizer
 from diptych.transforms import Augment, Augmenter, letterbox
 from diptych.types import Batch
@@ -188,6 +188,10 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
     """Names of the columns of ``Batch.labels``."""
     strict: bool = False
     """Refuse data of which something must be left out."""
+    leaky: bool = False
+    """The protocol puts the same patients into several splits, as it was published, and its name says so."""
+    overlaps: ClassVar[str] = ""
+    """Which other data sets hold the same images, for the warning of an evaluation."""
 
     def __init__(self, tokenizer: Tokenizer | None, loading: Loading) -> None:
         super().__init__()
@@ -237,12 +241,21 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
                 if len(dataset) == 0:
                     counted = ", ".join(f"{n} {rule}" for rule, n in self.dropped.counts().items()) or "nothing"
                     raise DataError(f"{self.protocol}: the split '{name}' is empty; left out: {counted}")
-            assert_disjoint({str(name): dataset.patients for name, dataset in built.items()}, source=self.protocol)
+            patients = {str(name): dataset.patients for name, dataset in built.items()}
+            if self.leaky:
+                for one, other, both in shared(patients):
+                    rank_zero_warn(
+                        f"{self.protocol}: {len(both)} images are in both '{one}' and '{other}', as published"
+                    )
+            else:
+                assert_disjoint(patients, source=self.protocol)
             self.datasets = built
             sizes = ", ".join(f"{len(dataset)} {name}" for name, dataset in built.items())
             rank_zero_info(f"{self.protocol}: {sizes}; split {self.split_hash}")
             for rule, number in self.dropped.counts().items():
                 rank_zero_info(f"{self.protocol}: left out {number} ({rule})")
+        if stage in {"validate", "test"} and self.overlaps:
+            rank_zero_warn(f"{self.protocol}: {self.overlaps}")
         if stage == "fit" and self.tokenizer is not None and self.tokenizer.learnable:
             self.tokenizer.learn(self._split("train").texts())
 
