@@ -144,6 +144,8 @@ class Results(pl.Callback):
         protocol: dict[str, Any] = {"data": datamodule.protocol}
         if datamodule.dropped.rows:
             protocol["left_out"] = datamodule.dropped.counts()
+        if datamodule.overlaps:
+            protocol["overlaps"] = datamodule.overlaps
         write_results(
             Path(trainer.default_root_dir) / name,
             metrics=pl_module.results,
