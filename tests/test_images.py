@@ -84,3 +84,23 @@ def test_a_damaged_list_is_named(damaged, tmp_path):
     (tmp_path / "images.json").write_text("{")
     with pytest.raises(DataError, match=r"images.json: damaged \(JSONDecodeError\); remove it"):
         unusable_images(datasets, 0, "fork", tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_leave_out_the_same(damaged, tmp_path):
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text(config(damaged, epochs=1, check_images=True))
+    two = [
+        "--trainer.devices",
+        "2",
+        "--trainer.strategy",
+        "DDPStrategy",
+        "--trainer.strategy.process_group_backend",
+        "gloo",
+    ]
+    done = diptych("fit", "-c", str(recipe), "--run", str(tmp_path / "run"), *two)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).count("checking 24 images") == 1
+    done = diptych("test", "-c", str(recipe), "--run", str(tmp_path / "run"), *two, "--ckpt_path", "best")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]["test/retrieval/r@1"]["n"] == 3

@@ -1,7 +1,10 @@
 """Readers of releases on real tables, on hostile ones, and their protocols against the libraries that published them."""
 
 import csv
+import gzip
 import shutil
+import tarfile
+import xml.etree.ElementTree as ET
 from collections import Counter
 from itertools import pairwise
 
@@ -246,6 +249,29 @@ def test_protocols_add_up_and_leaks_are_in_the_name():
             assert len(protocol.hash) == 16
     with pytest.raises(ConfigError, match=r"data.split is 'rsna/gloria'; rsna has, nearest first: rsna/gloria-cls"):
         Rsna("x", split="rsna/gloria")
+
+
+def test_miniatures_have_the_releases_headers_and_quirks(roots):
+    """Against the first lines of the real tables, where the package that ships them is installed."""
+    root, kept = roots("nih"), {}
+    for name in ("Data_Entry_2017_v2020.csv", "BBox_List_2017.csv"):
+        with gzip.open(installed("torchxrayvision", f"data/{name}.gz"), "rt") as file:
+            kept[name] = file.readline().strip()
+        assert (root / name).read_text().splitlines()[0] == kept[name]
+    assert kept["BBox_List_2017.csv"].endswith(",,,")
+    assert {Image.open(path).mode for path in root.glob("images_*/images/*.png")} == {"L", "RGBA"}
+    listed = [(root / name).read_text().split("\n") for name in ("train_val_list.txt", "test_list.txt")]
+    assert sorted(listed[0] + listed[1]) == sorted(path.name for path in root.glob("images_*/images/*.png"))
+    root = roots("openi")
+    with tarfile.open(installed("torchxrayvision", "data/NLMCXR_reports.tgz")) as archive:
+        real = ET.fromstring(archive.extractfile("ecgen-radiology/1.xml").read())
+    for tag, attribute in (("uId", "id"), ("AbstractText", "Label"), ("parentImage", "id"), ("major", None)):
+        ours = next(ET.parse(root / "ecgen-radiology" / "1.xml").iter(tag))
+        assert set(ours.attrib) == set(next(real.iter(tag)).attrib) == ({attribute} if attribute else set())
+    labels = {
+        e.get("Label") for path in root.glob("ecgen-radiology/*.xml") for e in ET.parse(path).iter("AbstractText")
+    }
+    assert labels == {e.get("Label") for e in real.iter("AbstractText")}
 
 
 # -- miniatures -------------------------------------------------------------------------------------------------------
