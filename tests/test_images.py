@@ -52,6 +52,14 @@ def test_the_first_one_stops_a_run_that_does_not_check(damaged):
         list(module.test_dataloader())
 
 
+def test_one_that_breaks_after_the_check_stops_the_run(damaged):
+    module = make(damaged)
+    module.setup("fit")
+    (damaged.parent / "021.png").write_bytes(b"broken later")
+    with pytest.raises(DataError, match=r"021\.png: not a PNG.*remove the run's images\.json"):
+        list(module.test_dataloader())
+
+
 def test_strict_refuses_and_counts(damaged):
     with pytest.raises(DataError, match=r"1 truncated image, 1 corrupt image; the first is '000.png'"):
         make(damaged, strict=True).setup("fit")

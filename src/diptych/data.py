@@ -118,6 +118,8 @@ class _Loaded(Dataset[dict[str, Any]]):
             sample = self.dataset.read(draw.index, np.random.default_rng(seed))
         except ImageError as error:
             remedy = "or set data.loading.check_images: true, which leaves such files out and counts them"
+            if self.loading.check_images:  # it broke after the check
+                remedy = "or remove the run's images.json, and all images are checked again"
             raise refuse(error.rule, f"{error}; {remedy}") from error
         image, place = letterbox(sample.image, self.loading.image_size)
         boxes = None if sample.boxes is None else place.boxes(sample.boxes)
