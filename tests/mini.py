@@ -1,12 +1,14 @@
 """Small real inputs for the tests: a table of pictures with reports, and the smallest model that trains on it."""
 
 import csv
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,3 +89,14 @@ def diptych(
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests"), **env},
         check=False,
     )
+
+
+def installed(package: str, path: str) -> Path:
+    """A file inside an installed package, which is not imported."""
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        pytest.skip(f"{package} is not installed; `make install` does it")
+    found = Path(next(iter(spec.submodule_search_locations))) / path
+    if not found.exists():
+        pytest.skip(f"this {package} has no {path}")
+    return found

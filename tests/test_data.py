@@ -1,4 +1,4 @@
-"""Contracts of every datamodule, and the rules of tables."""
+"""The rules of tables, and what the base does for every datamodule; test_contract.py has the contract."""
 
 import csv
 import gzip
@@ -13,7 +13,6 @@ from mini import FINDINGS, TEXT, write_pairs
 
 from diptych.data import Loading
 from diptych.errors import ConfigError, DataError
-from diptych.plugins import DATAMODULES, plugins
 from diptych.splits import assert_disjoint, assign, split_hash
 from diptych.tables import Columns, Fractions, read_table
 from diptych.text import ScratchText
@@ -35,9 +34,7 @@ def tokenizer():
 
 
 def make(name, table, loading=SMALL):
-    """Each datamodule of the catalogue on a miniature; a new one must be added here."""
     return {
-        "phantom": lambda: Phantom(tokenizer(), train=13, val=4, test=5, size=32, loading=loading),
         "tabular": lambda: Tabular(str(table), tokenizer(), columns=COLUMNS, loading=loading),
         "label_matched": lambda: LabelMatched(
             str(table),
@@ -49,69 +46,6 @@ def make(name, table, loading=SMALL):
             loading=loading,
         ),
     }[name]()
-
-
-NAMES = [plugin.name for plugin in plugins(DATAMODULES)]
-
-
-def batches(module, loader):
-    module.trainer = None
-    return list(loader)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_contract_of_every_datamodule(name, table):
-    module = make(name, table)
-    module.prepare_data()
-    module.setup("fit")
-    sizes = {split: len(dataset) for split, dataset in module.datasets.items()}
-    assert set(sizes) == {"train", "val", "test"}
-    patients = {split: set(dataset.patients) for split, dataset in module.datasets.items()}
-    assert not (patients["train"] & patients["val"])
-    assert not (patients["train"] & patients["test"])
-    assert len(module.split_hash) == 16
-    assert module.protocol
-    batch = next(iter(module.train_dataloader()))
-    assert batch.image.shape == (4, 1, 32, 32)
-    assert batch.image.dtype == torch.uint8
-    assert batch.text is not None
-    assert batch.text.mask.any(dim=1).all()
-    assert batch.labels is not None
-    assert batch.labels.shape == (4, len(module.findings))
-    assert set(batch.labels[~batch.labels.isnan()].tolist()) <= {1.0, 0.0, -1.0}
-    for split in ("val", "test"):
-        read = list(getattr(module, f"{split}_dataloader")())
-        counted = [i for b in read for i, valid in zip(b.index.tolist(), b.valid.tolist(), strict=True) if valid]
-        assert counted == list(range(sizes[split]))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_same_seed_same_epoch_whatever_the_workers(name, table):
-    def epoch(workers, seed, start="fork"):
-        loading = Loading(image_size=32, batch_size=4, workers=workers, seed=seed, start_method=start)
-        module = make(name, table, loading)
-        module.setup("fit")
-        read = list(module.train_dataloader())
-        return torch.cat([b.image for b in read]), [b.text.raw for b in read]
-
-    images, texts = epoch(0, 1)
-    again, same = epoch(2, 1)
-    assert torch.equal(images, again)
-    assert texts == same
-    other, _ = epoch(0, 2)
-    assert not torch.equal(images, other)
-
-
-@pytest.mark.slow
-def test_spawned_workers_read_the_same(table):
-    loading = Loading(image_size=32, batch_size=4, workers=1, start_method="spawn")
-    module = make("label_matched", table, loading)
-    module.setup("fit")
-    plain = make("label_matched", table)
-    plain.setup("fit")
-    for spawned, here in zip(module.train_dataloader(), plain.train_dataloader(), strict=True):
-        assert torch.equal(spawned.image, here.image)
-        assert spawned.text.raw == here.text.raw
 
 
 def test_epochs_augment_and_draw_anew_but_validation_never_does(table):

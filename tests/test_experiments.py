@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from mini import ROOT, TEXT, diptych, write_pairs
+from mini import ROOT, TEXT, config, diptych, write_pairs
 
 RECIPES = sorted(
     p for folder in ("pretrain", "real", "compare") for p in (ROOT / "experiments" / folder).glob("*.yaml")
 )
 RECIPES = [p for p in RECIPES if "model" in yaml.safe_load(p.read_text())]
+EVALUATIONS = sorted((ROOT / "experiments" / "evaluate").glob("*.yaml"))
 MACHINES = sorted((ROOT / "experiments" / "machine").glob("*.yaml"))
 
 
@@ -32,6 +33,32 @@ def test_recipes_fit_the_signatures(recipe, monkeypatch, capsys):
         assert done.value.code in (0, None), printed.err
         parsed = yaml.safe_load(printed.out)
         assert parsed["model"]["head"]["class_path"].startswith("diptych_heads.")
+
+
+@pytest.mark.slow
+def test_a_trained_model_is_evaluated_on_every_release(tmp_path):
+    """As each file's own command says, on miniatures of the releases."""
+    import json
+
+    from diptych_datamodules.phantoms.layouts import write_layout
+
+    (tmp_path / "tiny.yaml").write_text(config(write_pairs(tmp_path / "pairs"), epochs=1))
+    done = diptych("fit", "-c", str(tmp_path / "tiny.yaml"), "--run", str(tmp_path / "mine"))
+    assert done.returncode == 0, done.stderr
+    best = tmp_path / "mine" / "checkpoints" / "best.ckpt"
+    for file in EVALUATIONS:
+        said = file.read_text().split("#   diptych ", 1)[1].splitlines()[0]
+        root = write_layout(file.stem, 40, tmp_path / file.stem, seed=4, size=48)
+        root = root / "kaggle" if file.stem == "openi" else root
+        known = {"runs/mine/config.yaml": tmp_path / "mine" / "config.yaml", "DIR": root, "FILE": best}
+        known |= {f"experiments/evaluate/{file.name}": file, f"runs/mine-{file.stem}": tmp_path / "out" / file.stem}
+        done = diptych(*[str(known.get(word, word)) for word in shlex.split(said)])
+        assert done.returncode == 0, (file.name, done.stderr)
+        result = json.loads((tmp_path / "out" / file.stem / "results.json").read_text())
+        assert result["protocol"]["data"].startswith(f"{file.stem}/")
+        assert ("NIH" in str(result["protocol"].get("overlaps"))) == (file.stem in {"rsna", "siim"})
+        assert any(name.startswith("test/zero_shot/auroc/") for name in result["metrics"])
+        assert ("test/retrieval/r@1" in result["metrics"]) == (file.stem == "openi")
 
 
 def test_machine_files_say_nothing_but_the_machine():

@@ -1,7 +1,6 @@
 """The recipes and readers on real radiographs and real reports, read where they lie."""
 
 import csv
-import importlib.util
 import json
 import re
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mini import ROOT, diptych
+from mini import ROOT, diptych, installed
 from PIL import Image
 
 from diptych.loading import load
@@ -33,17 +32,6 @@ NIH = {
 }
 FIVE = ["Abnormal", "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration"]
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
-
-
-def installed(package: str, path: str) -> Path:
-    """A file inside an installed package, which is not imported."""
-    spec = importlib.util.find_spec(package)
-    if spec is None:
-        pytest.skip(f"{package} is not installed; `make install` does it")
-    found = Path(next(iter(spec.submodule_search_locations))) / path
-    if not found.exists():
-        pytest.skip(f"this {package} has no {path}")
-    return found
 
 
 def openi_reports(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -44,8 +44,8 @@ def test_augmentation_is_a_function_of_its_seed_and_moves_boxes_along():
     image = picture(64, 64)
     box = np.array([[32, 16, 48, 32, 3]], np.float32)
     augmenter = Augmenter(Augment(rotate=0, zoom=0.2, shift=0.1, brightness=0, contrast=0))
-    first, moved, _ = augmenter(image, box, None, 7)
-    second, _, _ = Augmenter(Augment(rotate=0, zoom=0.2, shift=0.1, brightness=0, contrast=0))(image, box, None, 7)
+    first, moved, *_ = augmenter(image, box, None, 7)
+    second, *_ = Augmenter(Augment(rotate=0, zoom=0.2, shift=0.1, brightness=0, contrast=0))(image, box, None, 7)
     assert np.array_equal(first, second)
     assert not np.array_equal(first, augmenter(image, box, None, 8)[0])
     rows, columns = np.nonzero(first > 125)
@@ -60,11 +60,11 @@ def test_never_flips_by_itself_and_flips_the_report_along():
     assert all(np.array_equal(still(image, None, text, seed)[0], image) for seed in range(50))
     flipping = Augmenter(Augment(rotate=0, zoom=0, shift=0, brightness=0, contrast=0, flip=1.0))
     box = np.array([[32, 16, 48, 32, 0]], np.float32)
-    flipped, moved, mirrored = flipping(image, box, text, 0)
+    flipped, moved, mirrored, _ = flipping(image, box, text, 0)
     assert np.array_equal(flipped, image[:, ::-1])
     assert mirrored == "Opacity in the right lung."
     assert moved[0, :4].tolist() == [16, 16, 32, 32]
-    kept, _, same = flipping(image, None, "Opacity in the right middle lobe.", 0)  # has no left twin
+    kept, _, same, _ = flipping(image, None, "Opacity in the right middle lobe.", 0)  # has no left twin
     assert np.array_equal(kept, image)
     assert same == "Opacity in the right middle lobe."
 
@@ -72,3 +72,15 @@ def test_never_flips_by_itself_and_flips_the_report_along():
 def test_out_of_range():
     with pytest.raises(ConfigError, match=r"augment.flip is 2"):
         Augment(flip=2)
+
+
+def test_masks_go_where_the_picture_goes():
+    image = picture(90, 60)
+    square, place = letterbox(image, 64)
+    mask = place.mask(image > 125, 64)
+    assert (mask == (square > 125)).mean() > 0.995
+    moving = Augmenter(Augment(rotate=10, zoom=0.2, shift=0.1, brightness=0, contrast=0, flip=1.0))
+    moved = moving(square, None, None, 5, mask)
+    assert moved.mask.dtype == bool
+    assert ((moved.image > 125) == moved.mask).mean() > 0.98
+    assert not np.array_equal(moved.mask, mask)

@@ -180,6 +180,7 @@ class Phantom(RadiographDataModule):
             if folder is not None and not folder.is_dir():
                 rank_zero_info(f"drawing {number} phantoms to {folder}")
                 write_cache(self._plans(split), self.size, folder, workers=os.cpu_count() or 1)
+        super().prepare_data()
 
     def build(self) -> dict[Split, RadiographDataset]:
         """Plans of all splits; nothing is drawn."""

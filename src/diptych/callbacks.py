@@ -115,6 +115,14 @@ class Results(pl.Callback):
         self._dropped(trainer)
 
     @rank_zero_only
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say once more what was left out."""
+        datamodule = getattr(trainer, "datamodule", None)
+        if isinstance(datamodule, RadiographDataModule) and datamodule.dropped.rows:
+            counted = ", ".join(f"{n} {rule}" for rule, n in datamodule.dropped.counts().items())
+            rank_zero_info(f"left out: {counted}; every one is in {Path(trainer.default_root_dir) / 'dropped.csv'}")
+
+    @rank_zero_only
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write and print."""
         self._dropped(trainer)
@@ -138,10 +146,15 @@ class Results(pl.Callback):
         if not isinstance(pl_module, AlignmentModule) or not isinstance(datamodule, RadiographDataModule):
             return
         checkpoint = str(trainer.ckpt_path) if trainer.ckpt_path else None
+        protocol: dict[str, Any] = {"data": datamodule.protocol}
+        if datamodule.dropped.rows:
+            protocol["left_out"] = datamodule.dropped.counts()
+        if datamodule.overlaps:
+            protocol["overlaps"] = datamodule.overlaps
         write_results(
             Path(trainer.default_root_dir) / name,
             metrics=pl_module.results,
-            protocol={"data": datamodule.protocol, **{e.name: e.protocol for e in pl_module.evaluators}},
+            protocol=protocol | {e.name: e.protocol for e in pl_module.evaluators},
             split_hash=datamodule.split_hash,
             seed=datamodule.loading.seed,
             checkpoint=checkpoint,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,52 +17,19 @@ from typing import Any, ClassVar, Literal
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
-from numpy.typing import NDArray
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from diptych.errors import ConfigError, DataError
+from diptych.images import Kept, RadiographDataset, Sample, Split, unusable_images
+from diptych.radiograph import ImageError, refuse
 from diptych.sampling import Draw, EvaluationSampler, ResumableLoader, TrainingSampler, mix
-from diptych.splits import assert_disjoint, split_hash
+from diptych.splits import assert_disjoint, shared, split_hash
 from diptych.tokenizer import Tokenizer
 from diptych.transforms import Augment, Augmenter, letterbox
 from diptych.types import Batch
 
 __all__ = ["Dropped", "Loading", "RadiographDataModule", "RadiographDataset", "Sample", "Split"]
-
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image with what is known of it, at its native size."""
-
-    image: NDArray[np.uint8]
-    """``[h,v]``"""
-    text: str | None = None
-    labels: NDArray[np.float32] | None = None
-    """``[L]``: 1 present, 0 absent, -1 uncertain, NaN not mentioned."""
-    boxes: NDArray[np.float32] | None = None
-    """``[K,5]``: x0, y0, x1, y1 in native pixels, finding's index."""
-
-
-class RadiographDataset(ABC):
-    """What one split holds. ``ids`` and ``patients`` have one entry a sample."""
-
-    ids: Sequence[str]
-    patients: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @abstractmethod
-    def read(self, index: int, rng: np.random.Generator) -> Sample:
-        """Sample ``index``; whatever is random about it (a caption drawn from several) is drawn from ``rng``."""
-
-    @abstractmethod
-    def texts(self) -> Iterable[str]:
-        """Every report of the split, without reading images; a scratch tower learns its vocabulary from them."""
 
 
 @dataclass
@@ -116,6 +82,9 @@ class Loading:
         seed: of shuffling, augmentation and caption sampling; with the epoch and the index it decides every draw.
         augment: augmentation in training; ``null`` for none.
         start_method: how workers start; ``spawn`` where a library of yours does not survive ``fork``.
+        check_images: read every image once before the run, and leave out, count and list those that cannot be used;
+            otherwise the first one stops the run by name. The list is kept in the run's folder (``images.json``) and
+            read again by whatever goes on there.
     """
 
     batch_size: int = 32
@@ -125,6 +94,7 @@ class Loading:
     seed: int = 0
     augment: Augment | None = field(default_factory=Augment)
     start_method: Literal["fork", "spawn", "forkserver"] = "fork"
+    check_images: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("image_size", 8), ("workers", 0)):
@@ -144,19 +114,27 @@ class _Loaded(Dataset[dict[str, Any]]):
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         seed = mix(self.loading.seed, draw.epoch, draw.index)
-        sample = self.dataset.read(draw.index, np.random.default_rng(seed))
+        try:
+            sample = self.dataset.read(draw.index, np.random.default_rng(seed))
+        except ImageError as error:
+            remedy = "or set data.loading.check_images: true, which leaves such files out and counts them"
+            if self.loading.check_images:  # it broke after the check
+                remedy = "or remove the run's images.json, and all images are checked again"
+            raise refuse(error.rule, f"{error}; {remedy}") from error
         image, place = letterbox(sample.image, self.loading.image_size)
         boxes = None if sample.boxes is None else place.boxes(sample.boxes)
+        mask = None if sample.mask is None else place.mask(sample.mask, self.loading.image_size)
         text = sample.text
         if self.augment is not None:
             if self._augmenter is None:
                 self._augmenter = Augmenter(self.augment)
-            image, boxes, text = self._augmenter(image, boxes, text, seed)
+            image, boxes, text, mask = self._augmenter(image, boxes, text, seed, mask)
         return {
             "image": image,
             "text": text,
             "labels": sample.labels,
             "boxes": boxes,
+            "mask": mask,
             "draw": draw,
             "group": self.groups[draw.index],
             "id": self.dataset.ids[draw.index],
@@ -176,6 +154,7 @@ class _Collate:
             text = self.tokenizer(texts, to_max=self.to_max)
         labels = [sample["labels"] for sample in samples]
         boxes = [sample["boxes"] for sample in samples]
+        masks = [sample["mask"] for sample in samples]
         draws = [sample["draw"] for sample in samples]
         return Batch(
             image=torch.from_numpy(np.stack([sample["image"] for sample in samples]))[:, None],
@@ -186,6 +165,7 @@ class _Collate:
             group=torch.tensor([sample["group"] for sample in samples]),
             boxes=None if boxes[0] is None else [torch.from_numpy(item) for item in boxes],
             ids=[sample["id"] for sample in samples],
+            masks=None if masks[0] is None else torch.from_numpy(np.stack(masks)),
         )
 
 
@@ -204,16 +184,23 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
     gathers: ClassVar[frozenset[str]] = frozenset()
     """Always empty: only heads gather. Here so that both catalogues print alike."""
     holds: ClassVar[frozenset[str]] = frozenset()
-    """What its batches can hold: image, text, labels, boxes."""
+    """What its batches can hold: image, text, labels, boxes, masks."""
 
     findings: tuple[str, ...] = ()
     """Names of the columns of ``Batch.labels``."""
+    strict: bool = False
+    """Refuse data of which something must be left out."""
+    leaky: bool = False
+    """The protocol puts the same patients into several splits, as it was published, and its name says so."""
+    overlaps: ClassVar[str] = ""
+    """Which other data sets hold the same images, for the warning of an evaluation."""
 
     def __init__(self, tokenizer: Tokenizer | None, loading: Loading) -> None:
         super().__init__()
         self.tokenizer, self.loading = tokenizer, loading
         self.datasets: dict[Split, RadiographDataset] = {}
         self.dropped = Dropped()
+        self._prepared: dict[Split, RadiographDataset] = {}
 
     @abstractmethod
     def build(self) -> dict[Split, RadiographDataset]:
@@ -229,20 +216,48 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
         """Hash of which ids are in which split."""
         return split_hash({str(name): dataset.ids for name, dataset in self.datasets.items()})
 
+    def prepare_data(self) -> None:
+        """Check the images, if that is asked for; on one process, before the others go on."""
+        if self.loading.check_images and not self.datasets:
+            self._prepared = self._build()
+
+    def _build(self) -> dict[Split, RadiographDataset]:
+        """The data sets without images that cannot be used; every process comes to the same."""
+        built = self.build()
+        if not self.loading.check_images:
+            return built
+        folder = None if self.trainer is None else Path(self.trainer.default_root_dir)
+        bad = unusable_images(built, self.loading.workers, self.loading.start_method, folder)
+        for split, index, rule, detail in bad:
+            self.dropped.add(rule, built[split].ids[index], detail)
+        if self.strict:
+            self.dropped.refuse(self.protocol)
+        left = {split: {index for name, index, _, _ in bad if name == split} for split in built}
+        return {split: Kept(dataset, left[split]) if left[split] else dataset for split, dataset in built.items()}
+
     def setup(self, stage: str) -> None:
         """Build every split once, refuse shared patients, and let a scratch tower learn its vocabulary."""
         if not self.datasets:
-            built = self.build()
+            built = self._prepared or self._build()
             for name, dataset in built.items():
                 if len(dataset) == 0:
                     counted = ", ".join(f"{n} {rule}" for rule, n in self.dropped.counts().items()) or "nothing"
                     raise DataError(f"{self.protocol}: the split '{name}' is empty; left out: {counted}")
-            assert_disjoint({str(name): dataset.patients for name, dataset in built.items()}, source=self.protocol)
+            patients = {str(name): dataset.patients for name, dataset in built.items()}
+            if self.leaky:
+                for one, other, both in shared(patients):
+                    rank_zero_warn(
+                        f"{self.protocol}: {len(both)} images are in both '{one}' and '{other}', as published"
+                    )
+            else:
+                assert_disjoint(patients, source=self.protocol)
             self.datasets = built
             sizes = ", ".join(f"{len(dataset)} {name}" for name, dataset in built.items())
             rank_zero_info(f"{self.protocol}: {sizes}; split {self.split_hash}")
             for rule, number in self.dropped.counts().items():
                 rank_zero_info(f"{self.protocol}: left out {number} ({rule})")
+        if stage in {"validate", "test"} and self.overlaps:
+            rank_zero_warn(f"{self.protocol}: {self.overlaps}")
         if stage == "fit" and self.tokenizer is not None and self.tokenizer.learnable:
             self.tokenizer.learn(self._split("train").texts())
 

@@ -1,6 +1,7 @@
-"""One reader for every radiograph: DICOM, PNG (8 and 16 bit) and JPEG to 8-bit grey, bright where X-rays were stopped.
+"""One reader for every radiograph: DICOM, PNG (8 and 16 bit) and JPEG to grey, bright where X-rays were stopped.
 
-A file that cannot be read is one named error, never a black picture.
+A file that cannot be read is one named error (:class:`ImageError`) with the rule it breaks, never a black picture. Sizes
+are compared with the limits before anything is decoded, so a forged header costs no memory.
 """
 
 from __future__ import annotations
@@ -17,10 +18,40 @@ from diptych.errors import DataError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["MAX_PIXELS", "read_radiograph", "to_grey"]
+__all__ = [
+    "MAX_BYTES",
+    "MAX_PIXELS",
+    "ImageError",
+    "grey_of",
+    "look_up",
+    "read_radiograph",
+    "read_radiograph_float",
+    "refuse",
+    "to_grey",
+]
 
 MAX_PIXELS = 64_000_000
 """Largest picture that is decoded: the largest detectors give about 16 million pixels."""
+MAX_BYTES = 4 * MAX_PIXELS
+"""Largest file that is read, and the largest deflated DICOM file when it is inflated."""
+
+
+class ImageError(DataError):
+    """A picture that cannot be used."""
+
+    rule: str = "unreadable image"
+    """Why, as it is counted: missing, oversized, truncated, corrupt, flat or unsupported image, several frames."""
+
+
+def refuse(rule: str, message: str) -> ImageError:
+    """An :class:`ImageError` of a rule."""
+    error = ImageError(message)
+    error.rule = rule
+    return error
+
+
+def _flat(source: str, value: object) -> ImageError:
+    return refuse("flat image", f"{source}: the picture is flat (every pixel is {value}); leave it out")
 
 
 def to_grey(
@@ -35,74 +66,147 @@ def to_grey(
         high: the value that becomes 255; the largest, if not given.
 
     Raises:
-        DataError: all pixels are equal, or some are not finite.
+        ImageError: all pixels are equal, or some are not finite.
     """
     x = values.astype(np.float32)
     if not np.isfinite(x).all():
-        raise DataError(f"{source}: the picture holds values that are not numbers; the file is damaged")
+        message = f"{source}: the picture holds values that are not numbers; the file is damaged"
+        raise refuse("corrupt image", message)
+    if x.size == 0:
+        raise _flat(source, "missing")
     low = float(x.min()) if low is None else low
     high = float(x.max()) if high is None else high
-    if x.size == 0 or high <= low or x.min() == x.max():
-        raise DataError(
-            f"{source}: the picture is flat (every pixel is {x.flat[0] if x.size else 'missing'}); leave it out"
-        )
+    if high <= low or x.min() == x.max():
+        raise _flat(source, x.flat[0])
     scaled = np.clip((x - low) / (high - low), 0, 1) * 255
     return np.asarray(np.rint(scaled), dtype=np.uint8)
 
 
-def read_radiograph(path: Path | str) -> NDArray[np.uint8]:
-    """Read one radiograph as uint8 ``[H,V]``.
+def look_up(stored: NDArray[Any], brightness: Any, *, source: str) -> NDArray[np.float32]:
+    """The table that turns stored integers of up to 16 bits into brightness 0..1, stretched over the picture's range.
 
-    8-bit pictures keep their values; 16-bit PNG and DICOM are stretched over their own range (DICOM: over its window,
-    where it names one). MONOCHROME1 is inverted.
+    A table of all values is many times faster than arithmetic on the pixels, and takes no memory.
+
+    Args:
+        stored: ``[H,V]`` pixels, an integer type of 8 or 16 bits.
+        brightness: a function of an array of stored values, as the modality and window of a DICOM file.
+        source: the file's name, for the message.
+
+    Returns:
+        ``[256]`` or ``[65536]``, to be indexed by the pixels read as unsigned numbers.
 
     Raises:
-        DataError: the file is missing, empty, truncated, corrupt, flat, too large, or has more than one frame.
+        ImageError: the picture is flat, before or after ``brightness``.
     """
-    path = Path(path)
+    first, last = (int(stored.min()), int(stored.max())) if stored.size else (0, 0)
+    if first == last:
+        raise _flat(source, first if stored.size else "missing")
+    values = np.arange(first, last + 1).astype(stored.dtype)
+    given = np.asarray(brightness(values), dtype=np.float64)
+    low, high = float(given.min()), float(given.max())
+    if not (np.isfinite(given).all() and high > low):
+        raise refuse("flat image", f"{source}: the window leaves nothing of the values {first} to {last}; leave it out")
+    table = np.zeros(256**stored.dtype.itemsize, np.float32)
+    table[values.view(_unsigned(stored))] = (given - low) / (high - low)
+    return table
+
+
+def _unsigned(stored: NDArray[Any]) -> np.dtype[Any]:
+    return np.dtype(f"u{stored.dtype.itemsize}")
+
+
+def _apply(stored: NDArray[Any], table: NDArray[Any]) -> NDArray[Any]:
+    """``table[stored]``, by rows: numpy would make every index eight bytes."""
+    index = stored.view(_unsigned(stored))
+    out = np.empty(index.shape, table.dtype)
+    for row in range(0, len(index), 128):
+        out[row : row + 128] = table[index[row : row + 128]]
+    return out
+
+
+def read_radiograph(path: Path | str) -> NDArray[np.uint8]:
+    """Read one radiograph as uint8 ``[H,V]``, 0 (black, air) to 255.
+
+    8-bit pictures keep their values; 16-bit PNG and DICOM are stretched over their own range (DICOM: over what its
+    modality and window make of it). MONOCHROME1 is inverted. Transparency is laid on black, colour becomes luminance.
+
+    Raises:
+        ImageError: the file is missing, empty, truncated, corrupt, flat, too large, or has more than one frame.
+    """
+    stored, table = _read(Path(path))
+    if table is None:
+        return stored
+    return _apply(stored, np.rint(table * 255).astype(np.uint8))
+
+
+def read_radiograph_float(path: Path | str) -> NDArray[np.float32]:
+    """As :func:`read_radiograph`, but float32 from 0 to 1 at the file's own depth."""
+    stored, table = _read(Path(path))
+    return _apply(stored, np.arange(256, dtype=np.float32) / 255 if table is None else table)
+
+
+def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
+    """Stored pixels and their :func:`look_up` table; no table for 8-bit pictures, which stay as they are."""
     if not path.is_file():
-        raise DataError(f"{path}: no such image file; check the image folder and the table's path column")
-    with path.open("rb") as file:
-        start = file.read(132)
+        message = f"{path}: no such image file; check the image folder and the table's path column"
+        raise refuse("missing image", message)
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise refuse("oversized image", f"{path}: {size} bytes is over the limit of {MAX_BYTES}; leave it out")
     try:
-        if start[128:132] == b"DICM" or path.suffix.lower() in {".dcm", ".dicom"}:
-            return _read_dicom(path)
-        return _read_picture(path)
+        raw = path.read_bytes()
+        if raw[128:132] == b"DICM" or path.suffix.lower() in {".dcm", ".dicom"}:
+            from diptych.dicom import decode
+
+            stored, brightness = decode(raw, source=str(path))
+            return stored, look_up(stored, brightness, source=str(path))
+        image = _open(raw, source=str(path))
+        if image.mode.startswith("I;16"):
+            stored = np.asarray(image).astype(np.uint16)  # one of its modes is big-endian
+            return stored, look_up(stored, lambda values: values, source=str(path))
+        return grey_of(image, source=str(path)), None
     except DataError:
         raise
     except Exception as error:  # decoders raise anything on hostile bytes; whatever it is, the file is named
-        raise DataError(f"{path}: cannot be read as a radiograph ({type(error).__name__}: {_line(error)})") from error
+        reason = " ".join(str(error).split())[:200]
+        message = (
+            f"{path}: cannot be read as a radiograph ({type(error).__name__}: {reason}); repair it or leave it out"
+        )
+        raise refuse("corrupt image", message) from error
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def _read_picture(path: Path) -> NDArray[np.uint8]:
+def _open(raw: bytes, *, source: str) -> Image.Image:
+    """Decode a PNG or JPEG file; PIL's other readers, some of which start programs, are not for radiographs."""
     from PIL import Image
 
-    raw = path.read_bytes()
     try:
-        image = Image.open(io.BytesIO(raw))
+        image = Image.open(io.BytesIO(raw), formats=("PNG", "JPEG"))
+    except Image.DecompressionBombError as error:
+        raise refuse("oversized image", f"{source}: over the limit of {MAX_PIXELS} pixels; leave it out") from error
     except Exception as error:
-        raise DataError(f"{path}: not a PNG, JPEG or DICOM file, or damaged ({_line(error)})") from error
+        message = f"{source}: not a PNG, JPEG or DICOM file, or damaged; repair it or leave it out"
+        raise refuse("corrupt image", message) from error
     if image.width * image.height > MAX_PIXELS:
-        raise DataError(f"{path}: {image.width}x{image.height} pixels is over the limit of {MAX_PIXELS}")
+        message = f"{source}: {image.width}x{image.height} pixels is over the limit of {MAX_PIXELS}; leave it out"
+        raise refuse("oversized image", message)
     frames = int(getattr(image, "n_frames", 1))
     if frames > 1:
-        raise DataError(f"{path}: {frames} frames; a radiograph has one")
+        raise refuse("several frames", f"{source}: {frames} frames; a radiograph has one")
     try:
         image.load()
     except Exception as error:
-        raise DataError(f"{path}: the {image.format} data are truncated or corrupt ({_line(error)})") from error
-    return grey_of(image, source=str(path))
+        reason = " ".join(str(error).split())[:200]
+        rule = "truncated image" if "truncated" in reason else "corrupt image"
+        message = f"{source}: the {image.format} data are truncated or corrupt ({reason}); repair it or leave it out"
+        raise refuse(rule, message) from error
+    return image
 
 
 def grey_of(image: Image.Image, *, source: str) -> NDArray[np.uint8]:
     """A PIL picture of any mode as uint8 ``[H,V]``; transparency is laid on black.
 
     Raises:
-        DataError: the picture is flat.
+        ImageError: the picture is flat.
     """
     from PIL import Image
 
@@ -112,38 +216,6 @@ def grey_of(image: Image.Image, *, source: str) -> NDArray[np.uint8]:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     grey = np.array(image.convert("L"))
-    if grey.min() == grey.max():
-        raise DataError(f"{source}: the picture is flat (every pixel is {grey.flat[0]}); leave it out")
+    if grey.size == 0 or grey.min() == grey.max():
+        raise _flat(source, grey.flat[0] if grey.size else "missing")
     return grey
-
-
-def _read_dicom(path: Path) -> NDArray[np.uint8]:
-    import pydicom
-    from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
-
-    header = pydicom.dcmread(path, force=True, stop_before_pixels=True)  # a forged size must not allocate anything
-    rows, columns = int(header.get("Rows", 0)), int(header.get("Columns", 0))
-    if not rows or not columns:
-        raise DataError(f"{path}: not a DICOM image (no Rows and Columns)")
-    if rows * columns > MAX_PIXELS:
-        raise DataError(f"{path}: {columns}x{rows} pixels is over the limit of {MAX_PIXELS}")
-    frames = int(header.get("NumberOfFrames", 1) or 1)
-    if frames != 1:
-        raise DataError(f"{path}: {frames} frames; a radiograph has one")
-    photometric = str(header.get("PhotometricInterpretation", ""))
-    if photometric not in {"MONOCHROME1", "MONOCHROME2"}:
-        raise DataError(
-            f"{path}: PhotometricInterpretation is '{photometric}'; a radiograph is MONOCHROME1 or MONOCHROME2"
-        )
-    dataset = pydicom.dcmread(path, force=True)
-    if "PixelData" not in dataset:
-        raise DataError(f"{path}: the DICOM file has no pixel data; it is truncated")
-    if not hasattr(dataset.file_meta, "TransferSyntaxUID"):
-        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian  # DICOM's default where none is named
-    stored = dataset.pixel_array
-    if stored.ndim != 2:
-        raise DataError(f"{path}: pixel data of shape {stored.shape}; a radiograph has one grey frame")
-    values = apply_modality_lut(stored, dataset)
-    windowed = "WindowCenter" in dataset or "VOILUTSequence" in dataset
-    grey = to_grey(apply_voi_lut(values, dataset) if windowed else values, source=str(path))
-    return 255 - grey if photometric == "MONOCHROME1" else grey  # pydicom's LUT functions do not invert

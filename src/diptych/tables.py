@@ -6,10 +6,13 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +21,7 @@ from diptych.errors import ConfigError, DataError
 from diptych.plugins import nearest
 from diptych.splits import assign
 
-__all__ = ["Columns", "Fractions", "Row", "Table", "read_table"]
+__all__ = ["Columns", "Fractions", "Row", "Table", "find_file", "read_table", "scan_table"]
 
 _EMPTY = {"", "nan", "none", "null", "<na>"}
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val"}
@@ -196,27 +199,99 @@ def read_table(path: Path | str) -> Table:
         return _parquet(path)
     if kind not in {"csv", "tsv", "jsonl"}:
         raise DataError(f"{path}: a table is .csv, .tsv (also .gz), .jsonl or .parquet, not '.{kind}'")
-    try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
-    except (UnicodeDecodeError, OSError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error}); save it as UTF-8") from error
     if kind == "jsonl":
-        return _jsonl(path, text)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if kind == "tsv" else ",")
-    header = [name.strip() for name in next(reader, [])]
-    if not header:
-        raise DataError(f"{path}: the table is empty; it needs a line of column names")
-    records = []
-    for values in reader:
-        if not values:
-            continue
-        if len(values) != len(header):
-            raise DataError(
-                f"{path}, line {reader.line_num}: {len(values)} values for {len(header)} columns; quote commas in text"
-            )
-        records.append(dict(zip(header, values, strict=True)))
+        with _text_of(path) as file:
+            return _jsonl(path, file.read())
+    lines = _lines(path, "\t" if kind == "tsv" else ",")
+    header = next(lines)[1]
+    records = [dict(zip(header, values, strict=True)) for _, values in lines]
     return Table(path, tuple(header), records)
+
+
+def find_file(root: Path | str, names: Sequence[str], obtain: str) -> Path:
+    """The first of ``names`` that lies directly in ``root``; a table also as ``.gz`` or ``.zip``, or unpacked.
+
+    Args:
+        root: the folder of a release.
+        names: names it has in the versions of the release, without ``.gz`` or ``.zip``.
+        obtain: where it can be had, for the message.
+
+    Raises:
+        DataError: none of them is there.
+    """
+    root = Path(root)
+    for name in names:
+        for path in (root / name, root / f"{name}.gz", root / f"{name}.zip"):
+            if path.is_file():
+                return path
+    looked = " or ".join(names)
+    there = "the folder does not exist" if not root.is_dir() else f"no {looked} (.gz, .zip) in it"
+    raise DataError(f"{root}: {there}; {obtain}, and give its folder as data.root")
+
+
+def scan_table(path: Path | str, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[str, ...]]:
+    """Stream the named columns of a ``.csv`` table (or ``.csv.gz``, ``.csv.zip``), one tuple a row.
+
+    Column names and values are stripped, and columns may stand in any order; so a table of a release needs no more
+    memory than what is kept of it. A column of ``optional`` that is not there is empty.
+
+    Raises:
+        DataError: missing, ragged, not text, damaged, or without one of the columns.
+    """
+    path = Path(path)
+    lines = _lines(path, ",")
+    header = next(lines)[1]
+    Table(path, tuple(header), []).require(columns)
+    at = [header.index(name) if name in header else -1 for name in (*columns, *optional)]
+    for _, values in lines:
+        yield tuple(values[i].strip() if i >= 0 else "" for i in at)
+
+
+@contextmanager
+def _text_of(path: Path) -> Iterator[TextIO]:
+    """The text of a plain, gzipped or zipped file, named in every error."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such table; check the path")
+    try:
+        with path.open("rb") as plain:
+            start = plain.read(4)
+        if start[:2] == b"\x1f\x8b":
+            with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as file:
+                yield file
+        elif start == b"PK\x03\x04":
+            with zipfile.ZipFile(path) as archive:
+                members = [name for name in archive.namelist() if name.endswith(".csv") and "__MACOSX" not in name]
+                if len(members) != 1:
+                    raise DataError(f"{path}: holds {len(members)} csv files, not one; unpack the one that is meant")
+                with archive.open(members[0]) as member:
+                    yield io.TextIOWrapper(member, encoding="utf-8-sig", newline="")
+        else:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                yield file
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error, zipfile.BadZipFile, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error}); save it as UTF-8") from error
+
+
+def _lines(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """The header, then each row, with the line it ends at; empty cells beyond the last named column are cut off."""
+    with _text_of(path) as file:
+        reader = csv.reader(file, delimiter=delimiter)
+        header = [name.strip() for name in next(reader, [])]
+        while header and not header[-1]:
+            header.pop()
+        if not header:
+            raise DataError(f"{path}: the table is empty; it needs a line of column names")
+        yield 1, header
+        width = len(header)
+        for values in reader:
+            if not values:
+                continue
+            if len(values) != width:
+                if len(values) < width or any(value.strip() for value in values[width:]):
+                    message = f"{len(values)} values for {width} columns; quote commas in text"
+                    raise DataError(f"{path}, line {reader.line_num}: {message}")
+                values = values[:width]
+            yield reader.line_num, values
 
 
 def _jsonl(path: Path, text: str) -> Table:

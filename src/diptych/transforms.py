@@ -19,9 +19,10 @@ from diptych.reports import mirror
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a registry for a newer version at import otherwise
 
-__all__ = ["Augment", "Augmenter", "Letterbox", "letterbox"]
+__all__ = ["Augment", "Augmented", "Augmenter", "Letterbox", "letterbox"]
 
 Boxes = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 
 
 class Letterbox(NamedTuple):
@@ -40,6 +41,11 @@ class Letterbox(NamedTuple):
         moved = boxes.copy()
         moved[:, :4] = boxes[:, :4] * self.scale + np.array([self.left, self.top, self.left, self.top], np.float32)
         return moved
+
+    def mask(self, mask: Mask, size: int) -> Mask:
+        """A native mask ``[h,v]`` in the square input ``[size,size]``: true where more than half of a pixel was."""
+        grey, _ = letterbox(mask.astype(np.uint8) * np.uint8(255), size)
+        return grey > 127
 
 
 def letterbox(image: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], Letterbox]:
@@ -85,8 +91,17 @@ class Augment:
                 raise ConfigError(f"augment.{name} is {value}; give a number from 0 to {upper:g}")
 
 
+class Augmented(NamedTuple):
+    """What augmentation gives back."""
+
+    image: NDArray[np.uint8]
+    boxes: Boxes | None
+    text: str | None
+    mask: Mask | None = None
+
+
 class Augmenter:
-    """Applies an :class:`Augment` to picture, boxes and report together."""
+    """Applies an :class:`Augment` to picture, boxes, report and mask together."""
 
     def __init__(self, augment: Augment) -> None:
         import albumentations as A
@@ -111,9 +126,9 @@ class Augmenter:
         self.steps = A.Compose(steps, bbox_params=box_rule)
 
     def __call__(
-        self, image: NDArray[np.uint8], boxes: Boxes | None, text: str | None, seed: int
-    ) -> tuple[NDArray[np.uint8], Boxes | None, str | None]:
-        """The augmented ``[H,V]`` picture, boxes ``[K,5]`` and report; the same for the same seed."""
+        self, image: NDArray[np.uint8], boxes: Boxes | None, text: str | None, seed: int, mask: Mask | None = None
+    ) -> Augmented:
+        """The augmented ``[H,V]`` picture, boxes ``[K,5]``, report and mask ``[H,V]``; the same for the same seed."""
         from diptych.errors import DataError
 
         if self.flip and np.random.default_rng([seed, 1]).random() < self.flip:
@@ -126,12 +141,14 @@ class Augmenter:
                 if boxes is not None:
                     boxes = boxes.copy()
                     boxes[:, [0, 2]] = image.shape[1] - boxes[:, [2, 0]]
+                mask = None if mask is None else np.ascontiguousarray(mask[:, ::-1])
         self.steps.set_random_seed(seed % 2**32)
         given = np.zeros((0, 5), np.float32) if boxes is None else boxes
-        out = self.steps(image=image, bboxes=given[:, :4], findings=given[:, 4])
+        more = {} if mask is None else {"mask": mask.astype(np.uint8)}
+        out = self.steps(image=image, bboxes=given[:, :4], findings=given[:, 4], **more)
         moved = None
         if boxes is not None:
             moved = np.zeros((len(out["bboxes"]), 5), np.float32)
             if len(moved):
                 moved[:, :4], moved[:, 4] = out["bboxes"], out["findings"]
-        return out["image"], moved, text
+        return Augmented(out["image"], moved, text, None if mask is None else out["mask"] > 0)

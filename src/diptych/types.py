@@ -120,6 +120,8 @@ class Batch(_Tensors):
     """One ``[K,5]`` float32 an image: x0, y0, x1, y1 in pixels of the network's input, and the index of the finding."""
     ids: list[str]
     """A name for each image, for error messages and tables."""
+    masks: Tensor | None = None
+    """``[B,H,V]`` bool: where the finding is, in the network's input; what of it lies in the padding is cut off."""
 
     def __len__(self) -> int:
         return self.image.shape[0]

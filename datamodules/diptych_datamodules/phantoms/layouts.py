@@ -15,6 +15,7 @@ from diptych.errors import ConfigError, DataError
 from diptych_datamodules.phantoms.cohort import BOX_COLUMNS, Options, box_rows, draw_cohort, truth_row, write_csv
 from diptych_datamodules.phantoms.findings import FINDINGS, check_mix
 from diptych_datamodules.phantoms.layout_dicom import rle_encode, write_rsna, write_siim
+from diptych_datamodules.phantoms.layout_png import write_nih, write_openi
 from diptych_datamodules.phantoms.layout_reports import write_chexpert, write_mimic_cxr
 from diptych_datamodules.phantoms.phantom import render
 
@@ -51,6 +52,8 @@ LAYOUTS: Mapping[str, Writer] = {
     "chexpert": write_chexpert,
     "rsna": write_rsna,
     "siim": write_siim,
+    "nih": write_nih,
+    "openi": write_openi,
 }
 """The layouts by name."""
 
@@ -73,7 +76,7 @@ def write_layout(
 
     Args:
         layout: one of :data:`LAYOUTS`.
-        n: number of studies (``png``, ``mimic_cxr``, ``chexpert``) or images (``rsna``, ``siim``).
+        n: number of studies (``png``, ``mimic_cxr``, ``chexpert``, ``openi``) or images (``rsna``, ``siim``, ``nih``).
         out: a new or empty folder, or one that this function wrote before, whose content is then replaced.
         seed: another seed gives another collection.
         size: pixels a side that phantoms are drawn at; DICOM files are 1024x1024 in any case.
@@ -137,6 +140,8 @@ _TOPS = (
     "mimic-cxr-2.0.0-split.csv.gz", "mimic-cxr-2.0.0-chexpert.csv.gz", "mimic-cxr-2.0.0-negbio.csv.gz",
     "mimic-cxr-2.1.0-test-set-labeled.csv", "CheXpert-v1.0-small", "df_chexpert_plus_240401.csv", "stage_2_train_labels.csv",
     "stage_2_detailed_class_info.csv", "stage_2_train_images", "train-rle.csv", "dicom-images-train",
+    "Data_Entry_2017_v2020.csv", "BBox_List_2017.csv", "train_val_list.txt", "test_list.txt", "chexnet", "images_001",
+    "images_002", "ecgen-radiology", "NLMCXR_png", "kaggle",
 )  # fmt: skip
 """All that any layout puts into its folder, and all that is ever removed from one."""
 

@@ -1,0 +1,251 @@
+"""Open-i, the chest radiographs of Indiana University with reports: the original XML and PNG, or the Kaggle copy."""
+
+from __future__ import annotations
+
+import tarfile
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych.data import Loading
+from diptych.errors import ConfigError, DataError
+from diptych.tables import find_file, scan_table
+from diptych.tokenizer import Tokenizer
+from diptych_datamodules.nih import FINDINGS
+from diptych_datamodules.release import Record, Release, index_images
+
+__all__ = ["Openi", "Report", "nih_names", "read_reports"]
+
+Section = Literal["both", "findings", "impression"]
+Views = Literal["all", "frontal", "lateral"]
+
+_OBTAIN = (
+    "get NLMCXR_reports.tgz and NLMCXR_png.tgz from openi.nlm.nih.gov/faq, or the Kaggle copy "
+    "(raddar/chest-xrays-indiana-university)"
+)
+_LARGEST = 2**20  # bytes of one report; the largest has 20 thousand
+# The first part of a term; "Opacity/lung/base/left" is an opacity.
+_NIH_NAMES = {
+    "Pulmonary Atelectasis": ("Atelectasis",),
+    "Cardiomegaly": ("Cardiomegaly",),
+    "Consolidation": ("Consolidation",),
+    "Pulmonary Edema": ("Edema",),
+    "Pleural Effusion": ("Effusion",),
+    "Hydropneumothorax": ("Effusion", "Pneumothorax"),
+    "Hemothorax": ("Effusion",),
+    "Hemopneumothorax": ("Effusion", "Pneumothorax"),
+    "Emphysema": ("Emphysema",),
+    "Pulmonary Emphysema": ("Emphysema",),
+    "Bullous Emphysema": ("Emphysema",),
+    "Pulmonary Fibrosis": ("Fibrosis",),
+    "Fibrosis": ("Fibrosis",),
+    "Hernia, Hiatal": ("Hernia",),
+    "Hernia, Diaphragmatic": ("Hernia",),
+    "Infiltrate": ("Infiltration",),
+    "Airspace Disease": ("Infiltration",),
+    "Mass": ("Mass",),
+    "Nodule": ("Nodule",),
+    "Pneumonia": ("Pneumonia",),
+    "Pneumothorax": ("Pneumothorax",),
+}
+
+
+def nih_names(term: str) -> tuple[str, ...]:
+    """The findings that a MeSH term of the indexers names; none for what ChestX-ray14 does not label."""
+    head, *rest = (part.strip() for part in term.split("/"))
+    if head == "Thickening" and "pleura" in rest:
+        return ("Pleural_Thickening",)
+    if head == "Cardiac Shadow" and "enlarged" in rest:
+        return ("Cardiomegaly",)
+    if head == "Opacity" and "lung" in rest:
+        return ("Infiltration",)
+    return _NIH_NAMES.get(head, ())
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One report."""
+
+    id: str
+    """As ``CXR1``; all that is known of the patient."""
+    findings: str
+    """As written, white space folded; ``XXXX`` is a word that was removed to protect the patient."""
+    impression: str
+    terms: tuple[str, ...]
+    """The indexers' MeSH terms; ``normal`` alone where they found nothing, empty where nobody indexed it."""
+    images: tuple[str, ...]
+    """Stems of its images, as ``CXR1_1_IM-0001-3001``."""
+
+    def text(self, section: Section) -> str:
+        """The sections that are the text, those that are empty left out."""
+        parts = {"both": [self.findings, self.impression], "findings": [self.findings], "impression": [self.impression]}
+        return "\n\n".join(part for part in parts[section] if part)
+
+    def labels(self) -> NDArray[np.float32]:
+        """``[14]`` in ChestX-ray14's order: 1 where a term names it, else 0; all NaN where nobody indexed the report."""
+        named = {name for term in self.terms for name in nih_names(term)}
+        if not self.terms:
+            return np.full(len(FINDINGS), np.nan, np.float32)
+        return np.array([float(name in named) for name in FINDINGS], np.float32)
+
+
+def read_reports(source: Path) -> list[Report]:
+    """Every report of ``NLMCXR_reports.tgz``, or of a folder of XML files, by its number.
+
+    Raises:
+        DataError: it cannot be read, or holds what is no report.
+    """
+    found = [_report(raw, name) for raw, name in _members(source)]
+    if not found:
+        raise DataError(f"{source}: no report (.xml) in it; {_OBTAIN}")
+    return sorted(found, key=lambda report: int(report.id.removeprefix("CXR")))
+
+
+def _members(source: Path) -> Iterator[tuple[bytes, str]]:
+    if source.is_dir():
+        for path in sorted(source.glob("*.xml")):
+            if path.stat().st_size > _LARGEST:
+                raise DataError(f"{path}: {path.stat().st_size} bytes, which is no report; remove it")
+            yield path.read_bytes(), str(path)
+        return
+    try:
+        with tarfile.open(source, "r:gz") as members:
+            for member in members:
+                file = members.extractfile(member) if member.isfile() and member.name.endswith(".xml") else None
+                if file is not None and member.size > _LARGEST:
+                    raise DataError(f"{source}: {member.name} has {member.size} bytes, which is no report; get it anew")
+                if file is not None:
+                    yield file.read(), f"{source}: {member.name}"
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise DataError(f"{source}: cannot be read ({error}); get it anew") from error
+
+
+def _report(raw: bytes, source: str) -> Report:
+    if b"<!ENTITY" in raw:  # no report declares any, and a few lines of them can fill a memory
+        raise DataError(f"{source}: declares entities; it is no Open-i report")
+    try:
+        root = ET.fromstring(raw)
+    except ET.ParseError as error:
+        raise DataError(f"{source}: not XML ({error}); get it anew") from error
+    key = root.find("uId")
+    name = "" if key is None else key.get("id", "")
+    if not name.removeprefix("CXR").isdigit():
+        raise DataError(f"{source}: no uId as CXR1 but '{name}'; it is no Open-i report")
+    sections = {e.get("Label", ""): " ".join("".join(e.itertext()).split()) for e in root.iter("AbstractText")}
+    return Report(
+        name,
+        sections.get("FINDINGS", ""),
+        sections.get("IMPRESSION", ""),
+        _indexed((term.text or "").strip() for term in root.iter("major")),
+        tuple(image.get("id", "") for image in root.iter("parentImage")),
+    )
+
+
+def _indexed(terms: Iterator[str]) -> tuple[str, ...]:
+    return tuple(term for term in terms if term and term != "No Indexing")
+
+
+def _kaggle(reports: Path, projections: Path) -> list[Report]:
+    """The Kaggle copy: one csv of reports, one of images."""
+    images: dict[str, list[str]] = {}
+    for uid, name in scan_table(projections, ["uid", "filename"]):
+        images.setdefault(uid, []).append(f"CXR{uid}_{name.removesuffix('.png').removesuffix('.dcm')}")
+    found = []
+    for uid, terms, findings, impression in scan_table(reports, ["uid", "MeSH", "findings", "impression"]):
+        sections = (" ".join(findings.split()), " ".join(impression.split()))
+        split_terms = _indexed(term.strip() for term in terms.split(";"))
+        found.append(Report(f"CXR{uid}", *sections, split_terms, tuple(images.get(uid, ()))))
+    return found
+
+
+class Openi(Release):
+    """Reports with their one or several images; each image is a sample with its whole report.
+
+    Reads ``ecgen-radiology/*.xml`` (or ``NLMCXR_reports.tgz``) with PNG files of the images' names, or the Kaggle copy:
+    ``indiana_reports.csv``, ``indiana_projections.csv`` and ``images/images_normalized``. Labels are the indexers' terms
+    under ChestX-ray14's names, not mentioned (NaN) where nobody indexed the report.
+
+    Args:
+        root: the folder that holds all this.
+        tokenizer: linked from the text tower by the command line.
+        section: what of a report is the text.
+        views: ``frontal`` or ``lateral`` images alone; needs ``indiana_projections.csv``, which the original lacks.
+        split: ``openi/hash``.
+        percent: share of the training images, 1 % within 10 % within 100 %.
+        strict: refuse a release with missing images or empty reports instead of leaving them out, counted.
+        loading: how samples are loaded.
+    """
+
+    paper: ClassVar[str] = "Demner-Fushman et al., JAMIA 23, 2016"
+    needs: ClassVar[frozenset[str]] = frozenset({"NLMCXR_reports.tgz or indiana_reports.csv", "the PNG images"})
+    holds: ClassVar[frozenset[str]] = frozenset({"image", "text", "labels"})
+    data_set: ClassVar[str] = "openi"
+
+    def __init__(
+        self,
+        root: str,
+        tokenizer: Tokenizer | None = None,
+        *,
+        section: Section = "both",
+        views: Views = "all",
+        split: str = "openi/hash",
+        percent: float = 100.0,
+        strict: bool = False,
+        loading: Loading = Loading(),  # noqa: B008  # frozen, and the command line shows its fields
+    ) -> None:
+        super().__init__(root, tokenizer, split=split, percent=percent, strict=strict, loading=loading)
+        self.section, self.views = section, views
+        self.findings = FINDINGS
+
+    @property
+    def protocol(self) -> str:
+        """The split, and what is the text."""
+        return f"{super().protocol}, section {self.section}, views {self.views}"
+
+    def records(self) -> list[Record]:
+        """Every image of every report."""
+        images = {_stem(stem): path for stem, path in index_images([self.root]).items()}
+        shown = self._projections()
+        records = []
+        for report in self.reports():
+            if not report.images:
+                self.dropped.add("report without an image", report.id)
+            text, labels = report.text(self.section), report.labels()
+            for key in report.images:
+                short = key.removeprefix(f"{report.id}_")
+                if self.views != "all" and shown.get(short) != self.views:
+                    self.dropped.add("another view", key, shown.get(short, "unknown"))
+                    continue
+                path = images.get(key) or images.get(short)
+                records.append(Record(key, path, report.id, text=text, labels=labels))
+        return records
+
+    def reports(self) -> Sequence[Report]:
+        """From whichever copy there is."""
+        for source in (self.root / "ecgen-radiology", self.root / "NLMCXR_reports.tgz"):
+            if source.exists():
+                return read_reports(source)
+        names = ("indiana_reports.csv", "indiana_projections.csv")
+        return _kaggle(*(find_file(self.root, [name], _OBTAIN) for name in names))
+
+    def _projections(self) -> dict[str, str]:
+        """Image to ``frontal`` or ``lateral``; needed only where views are chosen."""
+        if self.views == "all":
+            return {}
+        try:
+            table = find_file(self.root, ["indiana_projections.csv"], "it is part of the Kaggle copy")
+        except DataError as error:
+            raise ConfigError(
+                f"data.views is '{self.views}', and the views are not known: {error}; or use 'all'"
+            ) from error
+        return {_stem(name): view.lower() for name, view in scan_table(table, ["filename", "projection"])}
+
+
+def _stem(name: str) -> str:
+    """An image's name in both copies: the Kaggle one has ``1_IM-0001-4001.dcm.png``."""
+    return name.removesuffix(".png").removesuffix(".dcm")

@@ -1,0 +1,186 @@
+"""What the readers of original releases share: records, protocols, fractions, and the rules by which rows are left out."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych.data import Loading, RadiographDataModule, RadiographDataset, Sample, Split
+from diptych.errors import ConfigError, DataError
+from diptych.radiograph import read_radiograph
+from diptych.splits import nested
+from diptych.tokenizer import Tokenizer
+from diptych_datamodules.protocols import PROTOCOLS, choose, split
+
+__all__ = ["Record", "Release", "ReleaseDataset", "index_images"]
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom"}
+
+
+@dataclass(slots=True)
+class Record:
+    """One image of a release, as its tables describe it."""
+
+    id: str
+    path: Path | None
+    """None where the release's folder lacks it."""
+    patient: str
+    """The image's own id, where no patient is known."""
+    text: str | None = None
+    labels: NDArray[np.float32] | None = None
+    boxes: NDArray[np.float32] | None = None
+    """``[K,5]``, in pixels of a picture :attr:`ReleaseDataset.side` wide."""
+    runs: tuple[str, ...] = ()
+    """Run-length codes of its mask."""
+    given: str = ""
+    """The split that the release names; empty where a protocol decides."""
+
+
+class ReleaseDataset(RadiographDataset):
+    """One split of a release."""
+
+    side: ClassVar[int] = 1024
+    """Width of the released pictures; boxes and masks are scaled where the user's copies are smaller."""
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.records = records
+        self.ids = [record.id for record in records]
+        self.patients = [record.patient for record in records]
+
+    def mask(self, record: Record) -> NDArray[np.bool_] | None:
+        """The mask ``[side,side]``; None where the set has none."""
+        return None
+
+    def read(self, index: int, rng: np.random.Generator) -> Sample:
+        """See :meth:`RadiographDataset.read`; nothing about it is random."""
+        record = self.records[index]
+        assert record.path is not None  # those without were left out
+        image = read_radiograph(record.path)
+        boxes, mask = record.boxes, self.mask(record)
+        if boxes is not None and image.shape != (self.side, self.side):
+            boxes = boxes.copy()
+            boxes[:, :4] *= np.array([image.shape[1], image.shape[0]] * 2, np.float32) / self.side
+        if mask is not None and image.shape != mask.shape:
+            import cv2
+
+            size = (image.shape[1], image.shape[0])
+            mask = np.asarray(cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_AREA)) > 127
+        return Sample(image, text=record.text, labels=record.labels, boxes=boxes, mask=mask)
+
+    def texts(self) -> Iterable[str]:
+        """See :meth:`RadiographDataset.texts`."""
+        return [record.text for record in self.records if record.text is not None]
+
+
+def index_images(folders: Iterable[Path]) -> dict[str, Path]:
+    """File stem to path of every image below folders, walked once.
+
+    Raises:
+        DataError: no folder exists, none holds an image, or one stem stands for two files.
+    """
+    found: dict[str, Path] = {}
+    looked = list(folders)
+    for path in _walk(looked):
+        other = found.setdefault(path.stem, path)
+        if other != path:
+            raise DataError(f"{path} and {other}: two files for one image; keep one of them")
+    if not found:
+        raise DataError(f"{' or '.join(map(str, looked))}: no image in it; unpack the release's images there")
+    return found
+
+
+def _walk(folders: Iterable[Path]) -> Iterator[Path]:
+    for folder in folders:
+        for here, _, names in os.walk(folder):
+            yield from (Path(here, name) for name in names if Path(name).suffix.lower() in _SUFFIXES)
+
+
+class Release(RadiographDataModule):
+    """Base of the readers of original releases; a subclass gives :meth:`records` and :attr:`findings`.
+
+    Args:
+        root: the release's folder.
+        tokenizer: linked from the text tower by the command line.
+        split: a named protocol of the set, in :data:`~diptych_datamodules.protocols.PROTOCOLS`.
+        percent: share of the training images, 1 % within 10 % within 100 %, by whole patients.
+        strict: refuse a release of which something must be left out.
+        loading: how samples are loaded.
+    """
+
+    data_set: ClassVar[str]
+    """The prefix of its protocols."""
+
+    def __init__(
+        self,
+        root: str,
+        tokenizer: Tokenizer | None,
+        *,
+        split: str,
+        percent: float,
+        strict: bool,
+        loading: Loading,
+    ) -> None:
+        super().__init__(tokenizer, loading)
+        if not 0 < percent <= 100:
+            raise ConfigError(f"data.percent is {percent}; give a number above 0 and at most 100")
+        self.root, self.split, self.percent, self.strict = Path(root), split, percent, strict
+        self.leaky = choose(split, self.data_set).leaky
+        self._name = split
+
+    @abstractmethod
+    def records(self) -> list[Record]:
+        """Every image of the release's tables, whether its file is there or not."""
+
+    def assign(self, records: Sequence[Record]) -> tuple[str, list[tuple[Record, str]]]:
+        """The protocol's full name and the split of each record; those whose split is given keep it."""
+        if PROTOCOLS[self.split].rule == "given":
+            assigned = split(self.split, [], [], [record.given for record in records])
+            return assigned.name, [(record, record.given) for record in records]
+        drawn = [record for record in records if not record.given]
+        assigned = split(self.split, [record.id for record in drawn], [record.patient for record in drawn])
+        given = [(record, record.given) for record in records if record.given]
+        return assigned.name, given + list(zip(drawn, assigned.splits, strict=True))
+
+    def data(self, records: Sequence[Record]) -> RadiographDataset:
+        """The data set of one split."""
+        return ReleaseDataset(records)
+
+    @property
+    def protocol(self) -> str:
+        """The split, and the share of it that is trained on."""
+        share = "" if self.percent == 100 else f", {self.percent:g} % of training"
+        return f"{self._name}{share}"
+
+    def build(self) -> dict[Split, RadiographDataset]:
+        """Split the tables, take the share, then leave out what has no file."""
+        self._name, assigned = self.assign(self.records())
+        members: dict[str, list[Record]] = {}
+        for record, name in assigned:
+            members.setdefault(name, []).append(record)
+        if self.percent < 100 and "train" in members:
+            chosen = nested([record.patient for record in members["train"]], self.percent)
+            members["train"] = [members["train"][i] for i in chosen]
+        splits: dict[Split, RadiographDataset] = {}
+        for which in SPLITS:
+            if which in members:
+                splits[which] = self.data([record for record in members[which] if self._usable(record)])
+        if self.strict:
+            self.dropped.refuse(str(self.root))
+        return splits
+
+    def _usable(self, record: Record) -> bool:
+        if record.path is None:
+            self.dropped.add("missing image", record.id)
+        elif record.text == "":
+            self.dropped.add("empty report", record.id)
+        else:
+            return True
+        return False

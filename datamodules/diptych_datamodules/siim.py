@@ -1,0 +1,118 @@
+"""SIIM-ACR Pneumothorax Segmentation (Kaggle 2019): labels, and masks from relative run lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych.data import Loading, RadiographDataset
+from diptych.errors import DataError
+from diptych.tables import find_file, scan_table
+from diptych.tokenizer import Tokenizer
+from diptych_datamodules.protocols import PROTOCOLS, split
+from diptych_datamodules.release import Record, Release, ReleaseDataset, index_images
+
+__all__ = ["Siim", "rle_decode"]
+
+_OBTAIN = "get the SIIM-ACR Pneumothorax Segmentation data (kaggle.com/c/siim-acr-pneumothorax-segmentation)"
+_FOLDERS = ("dicom-images-train", "stage_2_images")
+
+
+def rle_decode(codes: Sequence[str], side: int = 1024, *, source: str = "the mask") -> NDArray[np.bool_]:
+    """The union ``[side,side]`` of run-length codes as this challenge writes them: relative, column by column.
+
+    Each run is two numbers: the pixels between the end of the run before and its start, and its length. ``-1`` is an
+    empty mask. Decoders for absolute starts, which most challenges use, give garbage here.
+
+    Raises:
+        DataError: a code that is no pairs of numbers, or runs beyond the picture.
+    """
+    flat = np.zeros(side * side, dtype=bool)
+    for code in codes:
+        if code in {"", "-1"}:
+            continue
+        try:
+            numbers = np.array(code.split(), dtype=np.int64)
+        except ValueError:
+            numbers = np.zeros(1, np.int64)
+        if len(numbers) % 2 or (numbers < 0).any() or numbers.sum() > flat.size:
+            raise DataError(
+                f"{source}: '{code[:40]}' is no run-length code of a {side}x{side} picture; get the table anew"
+            )
+        ends = np.cumsum(numbers)[1::2]
+        for end, length in zip(ends.tolist(), numbers[1::2].tolist(), strict=True):
+            flat[end - length : end] = True
+    return flat.reshape(side, side).T
+
+
+class _Masked(ReleaseDataset):
+    def mask(self, record: Record) -> NDArray[np.bool_]:
+        return rle_decode(record.runs, self.side, source=record.id)
+
+
+class Siim(Release):
+    """``train-rle.csv`` (or ``stage_2_train.csv``) and a tree of DICOM files named by image.
+
+    Args:
+        root: the folder that holds the table and ``dicom-images-train`` (or ``stage_2_images``); PNG or JPEG copies will do.
+        tokenizer: linked from the text tower by the command line; there are no reports.
+        split: ``siim/image-level``, or ``siim/gloria-rows-leaky`` to compare with figures published on it.
+        percent: share of the training images, 1 % within 10 % within 100 %.
+        strict: refuse a release in which a row lacks its file or a file its row, instead of leaving them out, counted.
+        loading: how samples are loaded.
+    """
+
+    paper: ClassVar[str] = "Filice et al., Journal of Digital Imaging 33, 2020"
+    needs: ClassVar[frozenset[str]] = frozenset({"train-rle.csv or stage_2_train.csv", "dicom-images-train/"})
+    holds: ClassVar[frozenset[str]] = frozenset({"image", "labels", "masks"})
+    overlaps: ClassVar[str] = "its images are from NIH ChestX-ray14: a model pre-trained there may have seen them"
+    data_set: ClassVar[str] = "siim"
+
+    def __init__(
+        self,
+        root: str,
+        tokenizer: Tokenizer | None = None,
+        *,
+        split: str = "siim/image-level",
+        percent: float = 100.0,
+        strict: bool = False,
+        loading: Loading = Loading(),  # noqa: B008  # frozen, and the command line shows its fields
+    ) -> None:
+        super().__init__(root, tokenizer, split=split, percent=percent, strict=strict, loading=loading)
+        self.findings = ("Pneumothorax",)
+        self._rows: list[str] = []
+
+    def records(self) -> list[Record]:
+        """The table's rows, united by image."""
+        table = find_file(self.root, ["train-rle.csv", "stage_2_train.csv"], _OBTAIN)
+        codes: dict[str, list[str]] = {}
+        self._rows = []
+        for key, code in scan_table(table, ["ImageId", "EncodedPixels"]):
+            codes.setdefault(key, []).append(code)
+            self._rows.append(key)
+        images = index_images([self.root / name for name in _FOLDERS])
+        for key in sorted(set(images) - set(codes)):
+            self.dropped.add("image without a row", key, str(images[key]))
+        records = []
+        for key, runs in codes.items():
+            if "-1" in runs and len(runs) > 1:
+                raise DataError(f"{table}: '{key}' has a mask and a row of -1; get the table anew")
+            positive = np.array([float(runs != ["-1"])], np.float32)
+            records.append(Record(key, images.get(key), key, labels=positive, runs=tuple(runs)))
+        return records
+
+    def assign(self, records: Sequence[Record]) -> tuple[str, list[tuple[Record, str]]]:
+        """By image; the leaky protocol by row, so that an image stands in every split that one of its rows is in."""
+        if not PROTOCOLS[self.split].rows:
+            return super().assign(records)
+        assigned = split(self.split, self._rows, self._rows)
+        of_id = {record.id: record for record in records}
+        places = dict.fromkeys(zip(self._rows, assigned.splits, strict=True))
+        return assigned.name, [(of_id[key], name) for key, name in places]
+
+    def data(self, records: Sequence[Record]) -> RadiographDataset:
+        """With masks."""
+        return _Masked(records)
