@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
+import mini
+import numpy as np
 import pytest
 import test_heads
 import torch
@@ -13,18 +16,25 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from diptych import blockwise, functional
+from diptych.data import Sample
 from diptych.errors import ConfigError
+from diptych.figures import Figures
 from diptych.head import Grounds
+from diptych.image import TimmImage
+from diptych.loading import AlignmentModel
+from diptych.module import AlignmentModule
+from diptych.text import ScratchText
 from diptych.types import TokenEmbedding
+from diptych_heads.reclf import Reclf
 
 VARIANTS = [
     {},
     {"mode": "parallel", "matching": "product", "score": "sigmoid", "steps": 1},
-    {"mode": "srm", "attention": "scan", "cosines": False},
+    {"mode": "srm", "attention": "scan", "cosine_scale": 0.0},
     {"mode": "irm", "importance_norm": "none", "global_node": False},
     {"mode": "none", "attention": "scan", "global_node": False},
     {"mode": "srm", "global_node": False, "steps": 1, "residual": False},
-    {"residual": False, "steps": 1, "global_node": False, "cosines": False, "byte_budget": 0},
+    {"residual": False, "steps": 1, "global_node": False, "cosine_scale": 0.0, "byte_budget": 0},
 ]
 NAMES = ["-".join(map(str, options.values())) or "default" for options in VARIANTS]
 every_variant = pytest.mark.parametrize("options", VARIANTS, ids=NAMES)
@@ -173,7 +183,7 @@ def test_scores_and_every_gradient_equal_the_slow_twin(options):
 
 
 def test_mode_none_is_the_mean_of_the_matchings():
-    model, raw = step({"mode": "none", "global_node": False, "cosines": False}), twins.raw_batch(pairs=3)
+    model, raw = step({"mode": "none", "global_node": False, "cosine_scale": 0.0}), twins.raw_batch(pairs=3)
     image, text = model.embed(raw)
     head, (v, t) = model.head, (image.tokens[1], text.tokens[2][text.mask[2]])
     plain = sum(compare(x, w, head.local_matching, "sqdiff") for x, w in zip(contexts(v, t, "gloria"), t, strict=True))
@@ -457,6 +467,7 @@ def test_a_mode_without_importance_says_so(mode):
         ({"region_scale": 50.0}, "region_scale is 50.0.*up to 20"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"steps": 0}, "steps is 0"),
+        ({"cosine_scale": -1.0}, "cosine_scale is -1.0"),
         ({"byte_budget": -1}, "byte_budget is -1"),
     ],
 )
@@ -517,3 +528,22 @@ def test_the_gate_learns_which_words_count():
     telling[torch.arange(8), place] = True
     above = (weights[telling].unsqueeze(1) > weights[~telling]).double().mean()
     assert 2 * above - 1 >= 0.5  # rank-biserial correlation
+
+
+def test_words_are_drawn_with_their_weights():
+    torch.manual_seed(0)
+    text = ScratchText(**mini.TEXT)
+    text.tokenizer.learn(["There is an effusion. No nodule is seen."])
+    heads = {mode: partial(Reclf, width=16, matching_width=8, mode=mode) for mode in ("cascade", "none")}
+    weighing, plain = (
+        AlignmentModel(AlignmentModule(TimmImage(**mini.IMAGE, stage=2), text, head), 32) for head in heads.values()
+    )
+    sample = Sample(np.random.default_rng(0).integers(0, 255, (48, 40)).astype(np.uint8), "There is an effusion.")
+    weights = weighing.importance(sample.image, sample.text)
+    assert weights.shape == (4,)
+    assert 0.5 < weights.sum() < 1  # the global node has the rest
+    figures = Figures(words_per_pair=3)
+    assert figures._attention(weighing, sample, []).width == (1 + 1 + 3) * 40 * 6  # radiograph, weighed, words
+    assert figures._attention(plain, sample, []).width == (1 + 3) * 40 * 6
+    with pytest.raises(ConfigError, match="the head Reclf weighs no words"):
+        plain.importance(sample.image, sample.text)

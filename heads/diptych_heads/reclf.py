@@ -234,9 +234,9 @@ class Reclf(AlignmentHead[TokenEmbedding]):
             that in ``cascade`` there is nothing left to weigh. Inferred.
         importance_norm: ``layer`` standardises the gates over the real nodes of a pair, ``none`` does not; inferred.
         score: ``linear``, ``w . q``, or ``sigmoid``, ``sigmoid(w . q + bias)`` as in SGRAF; inferred.
-        cosines: adds to ``S`` the mean of ``cos(x_w, t_w)``, weighed as the IRM weighs the words (plainly where there is none),
-            times a learned factor that starts at 1. Without it, as in SGRAF, nothing makes a word attend to the regions
-            that are like it. Inferred.
+        cosine_scale: start of the learned factor of a further part of ``S``: the mean of ``cos(x_w, t_w)``, weighed as the IRM
+            weighs the words (plainly where there is none). 5, as the matchings in GLoRIA's loss; 0 leaves it out, as in
+            SGRAF: then nothing makes a word attend to the regions that are like it. Inferred.
         temperature: start of the learned temperature of both terms, above 0.01; 0.07 in CLIP; inferred.
         learn_temperature: False keeps it fixed.
         global_weight: weight of the ``global`` term.
@@ -266,7 +266,7 @@ class Reclf(AlignmentHead[TokenEmbedding]):
         residual: bool = True,
         importance_norm: Literal["layer", "none"] = "layer",
         score: Literal["linear", "sigmoid"] = "linear",
-        cosines: bool = True,
+        cosine_scale: float = 5.0,
         temperature: float = 0.07,
         learn_temperature: bool = True,
         global_weight: float = 1.0,
@@ -284,6 +284,8 @@ class Reclf(AlignmentHead[TokenEmbedding]):
             )
         if steps < 1:
             raise ConfigError(f"head reclf: steps is {steps}; give 1 or more (mode irm or none goes without)")
+        if cosine_scale < 0:
+            raise ConfigError(f"head reclf: cosine_scale is {cosine_scale}; give a number above 0, or 0 for none")
         if byte_budget < 0:
             raise ConfigError(f"head reclf: byte_budget is {byte_budget}; give a number of bytes, 0 or more")
         self.weights = {"global": global_weight, "local": local_weight}
@@ -306,7 +308,7 @@ class Reclf(AlignmentHead[TokenEmbedding]):
         self.semantic = nn.ModuleList([_Step(m, residual) for _ in range(steps if reasons else 0)])
         self.importance_gate = _Importance(m, importance_norm) if weighs else None
         self.score = _linear(m, 1, bias=self.sigmoid)
-        self.cosine_scale = nn.Parameter(torch.ones(())) if cosines else None
+        self.cosine_scale = nn.Parameter(torch.tensor(float(cosine_scale))) if cosine_scale else None
         self.srm_score = _linear(m, 1, bias=self.sigmoid) if mode == "parallel" else None
 
     @property
@@ -398,7 +400,7 @@ class Reclf(AlignmentHead[TokenEmbedding]):
             )
 
     def match(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
-        """``P (x_w - t_w)^2`` ``[I,T,N,m]`` of one block of pairs, and with ``cosines`` the plain sum, ``[I,T,N,m+1]``."""
+        """``P (x_w - t_w)^2`` ``[I,T,N,m]`` of one block of pairs, and with ``cosine_scale`` the plain sum, ``[I,T,N,m+1]``."""
         v, t, mask = image.tokens, text.tokens, text.mask
         s = (v.flatten(0, 1) @ t.flatten(0, 1).T).view(*v.shape[:2], *mask.shape)  # [I,R,T,N]
         # The context's length is 1 in the end, so the attention needs no denominator.

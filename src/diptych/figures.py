@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from diptych.data import RadiographDataModule, Sample, Split
-from diptych.head import Grounds, Observes
+from diptych.head import Grounds, Observes, WeighsWords
 from diptych.loading import AlignmentModel
 from diptych.module import AlignmentModule
 
@@ -133,7 +133,7 @@ class Figures(pl.Callback):
     """Draws chosen validation pairs with the attention of words, and a similarity matrix, as PNG and in TensorBoard.
 
     Attention is drawn for heads with a ``heatmap``, and that of their own queries for heads that have some; the matrix
-    for every head.
+    for every head. Where the head weighs words, each has its weight, and a panel shows all maps as they weigh.
 
     Args:
         pairs: how many pairs to draw; 0 draws nothing at all.
@@ -207,7 +207,16 @@ class Figures(pl.Callback):
         else:
             wanted = {word.lower() for word in self.words}
             chosen = [i for i, word in enumerate(words) if word.lower() in wanted][: self.words_per_pair]
-        return draw_attention(sample, [words[i] for i in chosen], maps[chosen], findings)
+        drawn = maps[chosen]
+        head = model.module.head
+        if isinstance(head, WeighsWords) and head.weighs_words and len(words):
+            weights = model.importance(sample.image, sample.text or "")
+            words = [f"{word} {weight:.0%}" for word, weight in zip(words, weights, strict=True)]
+            whole = np.tensordot(weights, maps, 1)[None]
+            return draw_attention(
+                sample, ["weighed", *(words[i] for i in chosen)], np.concatenate([whole, drawn]), findings
+            )
+        return draw_attention(sample, [words[i] for i in chosen], drawn, findings)
 
     def _queries(self, model: AlignmentModel, sample: Sample, findings: Sequence[str]) -> Image.Image:
         maps = model.observations(sample.image)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diptych.errors import ConfigError
-from diptych.head import Grounds, Observes
+from diptych.head import Grounds, Observes, WeighsWords
 from diptych.radiograph import grey_of, read_radiograph, to_grey
 from diptych.transforms import Letterbox, letterbox
 from diptych.types import Embedding
@@ -202,6 +202,19 @@ class AlignmentModel:
             raise ConfigError(f"the head {type(head).__name__} has no heatmap; train one with word matchings")
         words = self.module.tokenizer.words(text)
         return words, self._maps(picture, lambda image: head.heatmap(image, self.encode_text(text))[0, : len(words)])
+
+    @torch.inference_mode()
+    def importance(self, picture: Any, text: str) -> NDArray[np.float32]:
+        """How much each word of a text counts in its score with the picture: ``[words]``, as the words of :meth:`heatmap`.
+
+        Raises:
+            ConfigError: the head weighs no words.
+        """
+        head = self.module.head
+        if not isinstance(head, WeighsWords) or not head.weighs_words:
+            raise ConfigError(f"the head {type(head).__name__} weighs no words; train one that does, as reclf")
+        weights = head.importance(self.encode_image(picture), self.encode_text(text))[0]
+        return np.asarray(weights[: len(self.module.tokenizer.words(text))].float().cpu())
 
     @torch.inference_mode()
     def observations(self, picture: Any) -> NDArray[np.float32]:
