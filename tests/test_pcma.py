@@ -365,11 +365,15 @@ def test_words_are_seen_through_their_sentence():
     close(heatmap.sum(-1), raw.mask.double())
     for b in range(8):
         real = text.mask[b]
-        maps = twins.weights(text.tokens[b][real] @ image.tokens[b].T, "soft") @ image.attention[b]
+        beyond = torch.stack([(a - image.attention[b].mean(0)).clamp(min=0) for a in image.attention[b]])
+        maps = twins.weights(text.tokens[b][real] @ image.tokens[b].T, "soft") @ beyond
+        maps = maps / maps.sum(1, keepdim=True)
         for n in range(int(raw.mask[b].sum())):
             slot = int(text.slots[b, n])
             close(heatmap[b, n], maps[slot] if slot >= 0 else maps.mean(0))
     assert (text.slots[3, 3:5] == -1).all()  # of a dropped sentence
+    alone = Step({"queries": 1}).double()
+    close(alone.head.heatmap(*alone.embed(raw))[0, 0], torch.full((9,), 1 / 9).double())
 
 
 @pytest.mark.parametrize(

@@ -237,8 +237,9 @@ class Pcma(AlignmentHead[Observations]):
         """Attention ``[B,N_words,N_regions]``: that of the queries which the word's sentence takes, as it takes them.
 
         All words of a sentence share one map: the ``soft`` matching of the sentence with its own image's observations
-        times the queries' attention (whatever the matching in training). A word of a dropped sentence has the mean over
-        the report's sentences; a padded word's is zero.
+        (whatever the matching in training) times what each query attends to beyond the mean of all: where all look
+        alike is no evidence for one. A word of a dropped sentence has the mean over the report's sentences; a padded
+        word's is zero.
         """
         assert image.attention is not None  # embed_image gives it
         assert text.slots is not None  # embed_text gives these two
@@ -246,7 +247,12 @@ class Pcma(AlignmentHead[Observations]):
         with torch.autocast(text.tokens.device.type, enabled=False):
             s = full(text.tokens) @ full(image.tokens).transpose(1, 2)  # [B,M,K]
             taken = match_weights(s, text.mask, self.match._replace(kind="soft"))
-            maps = taken @ image.attention.to(s.dtype)  # [B,M,R]
+            attention = image.attention.to(s.dtype)
+            beyond = (attention - attention.mean(1, keepdim=True)).clamp_min(0)
+            maps = taken @ beyond  # [B,M,R]
+            total = maps.sum(-1, keepdim=True)
+            alike = torch.full_like(maps, 1 / maps.shape[-1])  # a single query has no others to differ from
+            maps = torch.where(total > 0, maps / total.clamp_min(1e-30), alike)
             mean = (maps * text.mask.unsqueeze(-1)).sum(1) / text.mask.sum(1, keepdim=True).clamp_min(1)
             of_word = maps.gather(1, text.slots.clamp_min(0).unsqueeze(-1).expand(-1, -1, maps.shape[-1]))
             of_word = torch.where((text.slots < 0).unsqueeze(-1), mean.unsqueeze(1), of_word)
