@@ -48,6 +48,9 @@ wheel: install  ## build the wheel, install it in an empty environment, count he
 
 bench: install
 	$(BIN)/python benchmarks/local_pooling.py
+	$(BIN)/python benchmarks/reclf.py
+	$(BIN)/python benchmarks/reclf.py --memory
+	$(BIN)/python benchmarks/head_cost.py
 
 clean:
 	rm -rf build dist runs .mypy_cache .ruff_cache .pytest_cache *.egg-info

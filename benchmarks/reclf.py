@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -122,6 +123,20 @@ def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
     return float((a - b).norm() / b.norm())
 
 
+def memory() -> None:
+    """One pass of a large batch with the head's own budget, and the most memory the process had."""
+    head = Reclf(Dims(WIDTH, WIDTH, WIDTH, WIDTH), width=WIDTH, matching_width=MATCHING)
+    generator = torch.Generator().manual_seed(0)
+    v, t = (torch.randn(128, n, WIDTH, generator=generator).requires_grad_() for n in (196, 97))
+    image = TokenEmbedding(unit(v.mean(1)), unit(v), torch.ones(128, 196, dtype=torch.bool))
+    text = TokenEmbedding(unit(t.mean(1)), unit(t), torch.ones(128, 97, dtype=torch.bool))
+    begin = time.perf_counter()
+    info_nce(10.0 * head.local_scores(image, text), torch.arange(128)).backward()  # type: ignore[no-untyped-call]  # as below
+    gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"B=128, W=97, R=196, budget {head.byte_budget / 2**30:.0f} GiB: {gib:.2f} GiB resident at most", end=", ")
+    print(f"{time.perf_counter() - begin:.0f} s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a quarter of the batch, medians of 3")
@@ -129,8 +144,12 @@ def main() -> None:
     parser.add_argument("--residual", action="store_true", help="the head's default; without it, SGRAF's plain steps")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--regions", type=int, nargs="+", default=[49, 196], help="regions an image: 7x7, 14x14")
+    parser.add_argument("--memory", action="store_true", help="only: most memory of 128 pairs, 97 words, 14x14 regions")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.memory:
+        memory()
+        return
     pairs, repeats = (8, 3) if args.quick else (32, 5)
     clock = time.process_time if args.cpu else time.perf_counter
     budgets = {"large": 2**32, "small": pairs**2 * 2**16, "none": 0}  # small: 64 MiB for 32 pairs
