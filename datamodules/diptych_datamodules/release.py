@@ -19,7 +19,7 @@ from diptych.splits import nested
 from diptych.tokenizer import Tokenizer
 from diptych_datamodules.protocols import PROTOCOLS, choose, split
 
-__all__ = ["Record", "Release", "ReleaseDataset", "index_images"]
+__all__ = ["Record", "Release", "ReleaseDataset", "image_file", "index_images"]
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom"}
@@ -78,6 +78,14 @@ class ReleaseDataset(RadiographDataset):
     def texts(self) -> Iterable[str]:
         """See :meth:`RadiographDataset.texts`."""
         return [record.text for record in self.records if record.text is not None]
+
+
+def image_file(stem: str) -> Path | None:
+    """The image of this path without suffix, as released (``.jpg``) or as a PNG or DICOM copy; None if there is none."""
+    for suffix in (".jpg", ".png", ".dcm"):
+        if os.path.isfile(stem + suffix):  # a Path for each try would double the time of large tables
+            return Path(stem + suffix)
+    return None
 
 
 def index_images(folders: Iterable[Path]) -> dict[str, Path]:

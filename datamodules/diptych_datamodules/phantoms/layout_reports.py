@@ -170,7 +170,8 @@ def write_chexpert(n: int, out: Path, options: Options, progress: Callable[[int]
     """Write ``n`` studies as CheXpert-v1.0-small, with the report table of CheXpert Plus beside it.
 
     Training labels are what the reports say, with doubts and gaps; validation labels are what is there. Findings stand
-    in about a quarter of the Plus rows, impressions in all.
+    in about a quarter of the Plus rows, impressions in all but every 27th study's. The first training row stands there
+    twice, and the file of the next is missing.
     """
     studies = draw_cohort(n, options, ("train", "valid"))
     rows: dict[str, list[list[object]]] = {"train": [], "valid": []}
@@ -187,16 +188,20 @@ def write_chexpert(n: int, out: Path, options: Options, progress: Callable[[int]
         if plan.view == "PA" and rng.random() < 0.35:
             views.append(("lateral", render_lateral(plan, options.size)))
         said = release_labels(plan) if split == "train" else _settled(study)
-        written = rng.random() < 0.25
+        written = rng.random() < 0.25 and i % 27 != 26
+        impression = plan.report.impression if written else plan.report.text.replace("\n", " ")
         for k, (view, picture) in enumerate(views, start=1):
             name = f"{folder}/view{k}_{view}.jpg"
-            _jpeg(out / "CheXpert-v1.0-small" / name, picture)
+            if split == "valid" or len(rows[split]) != 2:  # the second image: the first has two rows
+                _jpeg(out / "CheXpert-v1.0-small" / name, picture)
             if view == "frontal":
                 boxes += box_rows(name, phantom)
             direction = plan.view if view == "frontal" else ""
             sex = "Female" if plan.sex == "F" else "Male"
             labels: list[object] = [said.get(label, "") for label in CHEXPERT_LABELS]
             rows[split].append([f"CheXpert-v1.0-small/{name}", sex, plan.age, view.capitalize(), direction, *labels])
+            if split == "train" and len(rows[split]) == 1:
+                rows[split].append(rows[split][0])
             cells: dict[str, object] = {
                 "path_to_image": name,
                 "path_to_dcm": name.replace(".jpg", ".dcm"),
@@ -205,7 +210,7 @@ def write_chexpert(n: int, out: Path, options: Options, progress: Callable[[int]
                 "deid_patient_id": f"patient{patient:05d}",
                 "patient_report_date_order": study.number,
                 "section_findings": plan.report.findings if written else "",
-                "section_impression": plan.report.impression if written else plan.report.text.replace("\n", " "),
+                "section_impression": "" if i % 27 == 26 else impression,
                 "age": plan.age,
                 "sex": sex,
                 "split": split,
