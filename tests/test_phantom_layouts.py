@@ -100,7 +100,9 @@ def test_mimic_tables_have_the_releases_columns(written):
     header, splits = table(out / "mimic-cxr-2.0.0-split.csv.gz")
     assert header == "dicom_id,study_id,subject_id,split"
     assert {r["split"] for r in splits} == {"train", "validate", "test"}
-    assert [r["dicom_id"] for r in splits] == [r["dicom_id"] for r in metadata]
+    twice = [k for k, number in Counter(r["dicom_id"] for r in splits).items() if number == 2]
+    assert len(twice) == 1
+    assert list(dict.fromkeys(r["dicom_id"] for r in splits)) == [r["dicom_id"] for r in metadata]
     for labeller in ("chexpert", "negbio"):
         assert table(out / f"mimic-cxr-2.0.0-{labeller}.csv.gz")[0] == f"subject_id,study_id,{ALPHABETICAL}"
     header, tested = table(out / "mimic-cxr-2.1.0-test-set-labeled.csv")
@@ -116,10 +118,11 @@ def test_mimic_files_lie_where_the_tables_say(written):
     for r in rows:
         subject = r["subject_id"]
         path = out / "files" / f"p{subject[:2]}" / f"p{subject}" / f"s{r['study_id']}" / f"{r['dicom_id']}.jpg"
-        with Image.open(path) as image:
-            assert image.mode == "L"
-            assert image.size == (int(r["Columns"]), int(r["Rows"]))
         paths.add(path)
+        if path.exists():
+            with Image.open(path) as image:
+                assert image.mode == "L"
+                assert image.size == (int(r["Columns"]), int(r["Rows"]))
         assert re.fullmatch(r"([0-9a-f]{8}-){4}[0-9a-f]{8}", r["dicom_id"])
         assert re.fullmatch(r"1\d{7}", subject)
         assert re.fullmatch(r"5\d{7}", r["study_id"])
@@ -128,11 +131,14 @@ def test_mimic_files_lie_where_the_tables_say(written):
         assert hour < 24
         assert minute < 60
         assert second < 60
-    assert set(out.glob("files/**/*.jpg")) == paths
+    there = set(out.glob("files/**/*.jpg"))
+    assert there < paths
+    assert len(there) == len(paths) - 1  # one file is missing
     assert len({r["study_id"] for r in rows}) == N
     assert any(float(r["StudyTime"]) < 100_000 for r in rows)  # needs zero padding
     views = Counter(r["ViewPosition"] for r in rows)
     assert {"PA", "AP", "LATERAL"} <= set(views)
+    assert set(views) & {"LAO", "RAO", "SWIMMERS", "PA LLD", "AP AXIAL"}
     assert len(rows) > N
 
 
@@ -159,7 +165,9 @@ def test_mimic_reports_are_in_the_zip(written):
     out = written("mimic_cxr")
     studies = {(r["subject_id"], r["study_id"]) for r in table(out / "mimic-cxr-2.0.0-metadata.csv.gz")[1]}
     with zipfile.ZipFile(out / "mimic-cxr-reports.zip") as archive:
-        assert set(archive.namelist()) == {f"files/p{p[:2]}/p{p}/s{s}.txt" for p, s in studies}
+        listed = {f"files/p{p[:2]}/p{p}/s{s}.txt" for p, s in studies}
+        assert set(archive.namelist()) < listed
+        assert len(archive.namelist()) == N - N // 37
         texts = [archive.read(name).decode() for name in sorted(archive.namelist())]
     assert all(t.startswith(" " * 33 + "FINAL REPORT\n EXAMINATION: ") for t in texts)
     assert all(line.startswith(" ") for t in texts for line in t.splitlines())

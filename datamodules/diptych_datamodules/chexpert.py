@@ -19,7 +19,7 @@ from diptych.splits import filled, split_hash, uniform
 from diptych.tables import find_file, scan_table
 from diptych.tokenizer import Tokenizer
 from diptych_datamodules.protocols import PROTOCOLS, split
-from diptych_datamodules.release import Record, Release, image_file
+from diptych_datamodules.release import Record, Release, image_file, label_vector
 
 __all__ = ["COMPETITION", "FINDINGS", "SUBSETS", "Chexpert", "exclusive", "settle"]
 
@@ -42,7 +42,6 @@ Section = Literal["impression", "findings", "both", "report"]
 
 _OBTAIN = "get CheXpert-v1.0 or CheXpert-v1.0-small from stanfordaimi.azurewebsites.net"
 _OBTAIN_PLUS = "get df_chexpert_plus_240401.csv of CheXpert Plus from stanfordaimi.azurewebsites.net"
-_VALUES = {"": float("nan"), "1.0": 1.0, "0.0": 0.0, "-1.0": -1.0, "1": 1.0, "0": 0.0, "-1": -1.0}
 _MIXED_ONES = np.array([name in {"Atelectasis", "Edema", "Pleural Effusion"} for name in FINDINGS])
 _SECTIONS = {
     "impression": ("section_impression",),
@@ -164,7 +163,7 @@ class Chexpert(Release):
         """The images of the subset and their classes."""
 
     def _table(self, name: str) -> Path:
-        return self.root / name if (self.root / name).is_file() else Path(name)
+        return Path(name) if Path(name).is_file() and not (self.root / name).is_file() else self.root / name
 
     @property
     def protocol(self) -> str:
@@ -177,18 +176,12 @@ class Chexpert(Release):
         """Every row of the tables; paths and labels are settled for those that are used."""
         folder, texts = self._folder(), self._texts()
         found: dict[str, _Image] = {}
-        vectors: dict[tuple[str, ...], NDArray[np.float32]] = {}  # a few thousand different ones in all
+        vectors: dict[tuple[str, ...], NDArray[np.float32]] = {}
         for name, given in _TABLES.get(self.split, {"train": ""}).items():
             table = find_file(folder, [f"{name}.csv"], _OBTAIN)
             for path, view, *values in scan_table(table, ["Path", "Frontal/Lateral", *FINDINGS]):
                 key = _key(path, table)
-                raw = vectors.get(tuple(values))
-                if raw is None:
-                    try:
-                        raw = vectors[tuple(values)] = np.array([_VALUES[value] for value in values], np.float32)
-                    except KeyError as error:
-                        message = f"'{path}' has the label {error}; a label is 1.0, 0.0, -1.0 or empty"
-                        raise DataError(f"{table}: {message}") from None
+                raw = label_vector(values, vectors, f"{table}: '{path}'")
                 if view not in {"Frontal", "Lateral"}:
                     raise DataError(f"{table}: '{path}' is '{view}'; Frontal/Lateral is one of these two words")
                 if key in found:
