@@ -20,7 +20,14 @@ from diptych_datamodules.phantoms.layouts import write_layout
 
 COLUMNS = Columns(patient="patient", split="split", labels=FINDINGS)
 NAMES = [plugin.name for plugin in plugins(DATAMODULES)]
-RELEASES = {"rsna": {"masks": True}, "siim": {}, "nih": {"boxes": True}, "openi": {}}
+RELEASES = {
+    "rsna": {"masks": True},
+    "siim": {},
+    "nih": {"boxes": True},
+    "openi": {},
+    "chexpert": {"reports": "df_chexpert_plus_240401.csv"},
+    "mimic_cxr": {},
+}
 """Options that make each release give all it holds."""
 MADE = {"phantom", "tabular", "label_matched", *RELEASES}
 
@@ -145,6 +152,8 @@ def test_what_is_missing_is_named_with_where_to_get_it(name, roots, tmp_path):
         "siim": "train-rle.csv",
         "nih": "test_list.txt",
         "openi": "ecgen-radiology",
+        "chexpert": "CheXpert-v1.0-small/train.csv",
+        "mimic_cxr": "mimic-cxr-2.0.0-split.csv.gz",
     }
     copy = shutil.copytree(root, tmp_path / "copy")
     gone = copy / table[name]

@@ -100,7 +100,9 @@ def test_mimic_tables_have_the_releases_columns(written):
     header, splits = table(out / "mimic-cxr-2.0.0-split.csv.gz")
     assert header == "dicom_id,study_id,subject_id,split"
     assert {r["split"] for r in splits} == {"train", "validate", "test"}
-    assert [r["dicom_id"] for r in splits] == [r["dicom_id"] for r in metadata]
+    twice = [k for k, number in Counter(r["dicom_id"] for r in splits).items() if number == 2]
+    assert len(twice) == 1
+    assert list(dict.fromkeys(r["dicom_id"] for r in splits)) == [r["dicom_id"] for r in metadata]
     for labeller in ("chexpert", "negbio"):
         assert table(out / f"mimic-cxr-2.0.0-{labeller}.csv.gz")[0] == f"subject_id,study_id,{ALPHABETICAL}"
     header, tested = table(out / "mimic-cxr-2.1.0-test-set-labeled.csv")
@@ -116,10 +118,11 @@ def test_mimic_files_lie_where_the_tables_say(written):
     for r in rows:
         subject = r["subject_id"]
         path = out / "files" / f"p{subject[:2]}" / f"p{subject}" / f"s{r['study_id']}" / f"{r['dicom_id']}.jpg"
-        with Image.open(path) as image:
-            assert image.mode == "L"
-            assert image.size == (int(r["Columns"]), int(r["Rows"]))
         paths.add(path)
+        if path.exists():
+            with Image.open(path) as image:
+                assert image.mode == "L"
+                assert image.size == (int(r["Columns"]), int(r["Rows"]))
         assert re.fullmatch(r"([0-9a-f]{8}-){4}[0-9a-f]{8}", r["dicom_id"])
         assert re.fullmatch(r"1\d{7}", subject)
         assert re.fullmatch(r"5\d{7}", r["study_id"])
@@ -128,11 +131,14 @@ def test_mimic_files_lie_where_the_tables_say(written):
         assert hour < 24
         assert minute < 60
         assert second < 60
-    assert set(out.glob("files/**/*.jpg")) == paths
+    there = set(out.glob("files/**/*.jpg"))
+    assert there < paths
+    assert len(there) == len(paths) - 1  # one file is missing
     assert len({r["study_id"] for r in rows}) == N
     assert any(float(r["StudyTime"]) < 100_000 for r in rows)  # needs zero padding
     views = Counter(r["ViewPosition"] for r in rows)
     assert {"PA", "AP", "LATERAL"} <= set(views)
+    assert set(views) & {"LAO", "RAO", "SWIMMERS", "PA LLD", "AP AXIAL"}
     assert len(rows) > N
 
 
@@ -159,7 +165,9 @@ def test_mimic_reports_are_in_the_zip(written):
     out = written("mimic_cxr")
     studies = {(r["subject_id"], r["study_id"]) for r in table(out / "mimic-cxr-2.0.0-metadata.csv.gz")[1]}
     with zipfile.ZipFile(out / "mimic-cxr-reports.zip") as archive:
-        assert set(archive.namelist()) == {f"files/p{p[:2]}/p{p}/s{s}.txt" for p, s in studies}
+        listed = {f"files/p{p[:2]}/p{p}/s{s}.txt" for p, s in studies}
+        assert set(archive.namelist()) < listed
+        assert len(archive.namelist()) == N - N // 37
         texts = [archive.read(name).decode() for name in sorted(archive.namelist())]
     assert all(t.startswith(" " * 33 + "FINAL REPORT\n EXAMINATION: ") for t in texts)
     assert all(line.startswith(" ") for t in texts for line in t.splitlines())
@@ -182,8 +190,9 @@ def test_chexpert_tables_have_the_releases_columns(written):
         for r in rows:
             pattern = rf"CheXpert-v1\.0-small/{split}/patient\d{{5}}/study\d+/view\d_(frontal|lateral)\.jpg"
             assert re.fullmatch(pattern, r["Path"])
-            with Image.open(out / r["Path"]) as image:
-                assert image.mode == "L"
+            if (out / r["Path"]).exists():
+                with Image.open(out / r["Path"]) as image:
+                    assert image.mode == "L"
             assert r["Frontal/Lateral"].lower() in r["Path"]
             assert (r["AP/PA"] in ("AP", "PA")) == (r["Frontal/Lateral"] == "Frontal")
         values = {r[name] for r in rows for name in CHEXPERT_LABELS}
@@ -195,11 +204,16 @@ def test_chexpert_files_and_reports_match(written):
     out = written("chexpert")
     rows = [r for split in ("train", "valid") for r in table(out / "CheXpert-v1.0-small" / f"{split}.csv")[1]]
     files = {str(p.relative_to(out)) for p in out.glob("CheXpert-v1.0-small/**/*.jpg")}
-    assert files == {r["Path"] for r in rows}
-    assert len({r["Path"].rsplit("/", 1)[0] for r in rows}) == N
+    assert rows[0] == rows[1]  # a row twice
+    listed = {r["Path"] for r in rows}
+    assert (len(listed), listed - files) == (len(rows) - 1, {rows[2]["Path"]})  # and a file missing
+    assert files < listed
+    assert len({path.rsplit("/", 1)[0] for path in listed}) == N
     plus = table(out / "df_chexpert_plus_240401.csv")[1]
-    assert {f"CheXpert-v1.0-small/{r['path_to_image']}" for r in plus} == files
-    assert all(r["section_impression"] and r["section_impression"] in r["report"] for r in plus)
+    assert {f"CheXpert-v1.0-small/{r['path_to_image']}" for r in plus} == listed
+    silent = {r["path_to_image"].rsplit("/", 1)[0] for r in plus if not r["section_impression"]}
+    assert len(silent) == 2
+    assert all(r["section_impression"] in r["report"] for r in plus)
     share = np.mean([bool(r["section_findings"]) for r in plus])
     assert 0.1 < share < 0.45
     assert all(r["deid_patient_id"] == r["path_to_image"].split("/")[-3] for r in plus)

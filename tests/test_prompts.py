@@ -14,7 +14,7 @@ def prompts(tmp_path):
 
 
 def test_shipped_prompt_sets_load():
-    assert shipped_prompts() == ["chexpert5x200", "nih", "phantom", "rsna", "siim"]
+    assert shipped_prompts() == ["chexpert", "chexpert5x200", "nih", "phantom", "rsna", "siim"]
     sets = {name: load_prompts(name) for name in shipped_prompts()}
     assert all(name == found.name and found.source for name, found in sets.items())
     assert len({found.hash for found in sets.values()}) == len(sets)
@@ -81,7 +81,7 @@ def test_bad_classes_are_refused(prompts, classes, message):
 def test_unknown_prompt_set_lists_the_nearest_first(tmp_path):
     with pytest.raises(ConfigError, match="no prompt set is called 'RSN'; shipped are rsna, "):
         load_prompts("RSN")
-    with pytest.raises(ConfigError, match=r"there is no file 'a/b\.yaml'; shipped sets are chexpert5x200"):
+    with pytest.raises(ConfigError, match=r"there is no file 'a/b\.yaml'; shipped sets are chexpert, chexpert5x200"):
         load_prompts("a/b.yaml")
     (tmp_path / "a.yaml").write_text("name: [")
     with pytest.raises(ConfigError, match="is not YAML"):

@@ -34,7 +34,8 @@ class Protocol:
     """Images (``rows``: rows; ``shares``: parts of the sum) of each split."""
     about: str
     hash: str = ""
-    """:func:`diptych.splits.split_hash` on the whole release; empty where no public copy of the table is at hand."""
+    """:func:`diptych.splits.split_hash` on the whole release (of a subset: of its test alone); empty where no public copy of
+    the table is at hand."""
     rows: bool = False
     """The units are rows of the table, of which an image may have several."""
     leaky: bool = False
@@ -78,6 +79,23 @@ PROTOCOLS: dict[str, Protocol] = {
         "filled", {"train": 186_027, "val": 5_000},
         "Frontal images of train.csv, 5,000 of them from patients of their own for validation; the 202 frontal images of "
         "valid.csv are the test.", "e4428a235e2b22a2",
+    ),
+    "chexpert/official": Protocol(
+        "given", {"train": 223_414, "val": 234},
+        "train.csv trains and valid.csv, read by radiologists, validates; nothing is left for a test.",
+    ),
+    "chexpert/5x200": Protocol(
+        "given", {"val": 5_000, "test": 1_000},
+        "GLoRIA (ICCV 2021): 200 frontal images each that show one of five findings alone, drawn from train.csv by hash; their "
+        "patients are in no other split, and 5,000 images of others validate.", "4e4925ac92bd47c5",
+    ),
+    "chexpert/8x200": Protocol(
+        "given", {"val": 5_000, "test": 1_600},
+        "The same with ConVIRT's (MLHC 2022) eight classes, without its radiologist's choice among them.", "228e3ea30da4f897",
+    ),
+    "mimic_cxr/official": Protocol(
+        "given", {"train": 368_960, "val": 2_991, "test": 5_159},
+        "The split table of MIMIC-CXR-JPG; 'validate' validates.",
     ),
 }  # fmt: skip
 """All protocols by name."""

@@ -19,9 +19,10 @@ from diptych.splits import nested
 from diptych.tokenizer import Tokenizer
 from diptych_datamodules.protocols import PROTOCOLS, choose, split
 
-__all__ = ["Record", "Release", "ReleaseDataset", "index_images"]
+__all__ = ["Record", "Release", "ReleaseDataset", "image_file", "index_images", "label_vector"]
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+_VALUES = {"": float("nan"), "1.0": 1.0, "0.0": 0.0, "-1.0": -1.0, "1": 1.0, "0": 0.0, "-1": -1.0}
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom"}
 
 
@@ -78,6 +79,31 @@ class ReleaseDataset(RadiographDataset):
     def texts(self) -> Iterable[str]:
         """See :meth:`RadiographDataset.texts`."""
         return [record.text for record in self.records if record.text is not None]
+
+
+def label_vector(
+    values: Sequence[str], known: dict[tuple[str, ...], NDArray[np.float32]], where: str
+) -> NDArray[np.float32]:
+    """Labels ``[L]`` as tables write them; equal rows share one vector, kept in ``known``.
+
+    Raises:
+        DataError: a value that is none of 1.0, 0.0, -1.0 and nothing.
+    """
+    key = tuple(values)
+    if key not in known:
+        try:
+            known[key] = np.array([_VALUES[value] for value in key], np.float32)
+        except KeyError as error:
+            raise DataError(f"{where} has the label {error}; a label is 1.0, 0.0, -1.0 or empty") from None
+    return known[key]
+
+
+def image_file(stem: str) -> Path | None:
+    """The image of this path without suffix, as released (``.jpg``) or as a PNG or DICOM copy; None if there is none."""
+    for suffix in (".jpg", ".png", ".dcm"):
+        if os.path.isfile(stem + suffix):  # a Path for each try would double the time of large tables
+            return Path(stem + suffix)
+    return None
 
 
 def index_images(folders: Iterable[Path]) -> dict[str, Path]:

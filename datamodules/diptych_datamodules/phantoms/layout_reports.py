@@ -46,6 +46,7 @@ _PLUS = (
     "section_accession_number", "age", "sex", "race", "ethnicity", "interpreter_needed", "insurance_type", "recent_bmi",
     "deceased", "split",
 )  # fmt: skip
+_RARE_VIEWS = ("LAO", "RAO", "SWIMMERS", "PA LLD", "AP AXIAL")
 _VIEW_MEANING = {"PA": "postero-anterior", "AP": "antero-posterior", "LATERAL": "lateral", "LL": "left lateral", "": ""}
 
 
@@ -59,7 +60,8 @@ def mimic_report(study: Study, sections: str) -> str:
 
     Args:
         study: the study it belongs to.
-        sections: ``both``, ``impression``, ``last_paragraph`` (no headers) or ``none`` (nothing to read).
+        sections: ``both``, ``impression``, ``conclusion`` (both under rarer headers), ``last_paragraph`` (no headers) or
+            ``none`` (nothing to read).
     """
     plan, woman = study.plan, study.plan.sex == "F"
     portable = plan.view == "AP"
@@ -79,6 +81,8 @@ def mimic_report(study: Study, sections: str) -> str:
         parts = [("FINDINGS: ", plan.report.findings), ("IMPRESSION: ", plan.report.impression)]
     elif sections == "impression":
         parts = [("IMPRESSION: ", f"{plan.report.findings} {plan.report.impression}")]
+    elif sections == "conclusion":
+        parts = [("CHEST, TWO VIEWS: ", plan.report.findings), ("CONCLUSION: ", plan.report.impression)]
     elif sections == "last_paragraph":
         lines = lines[:3]
         parts = [("", f"{plan.report.findings} {plan.report.impression}")]
@@ -92,8 +96,9 @@ def write_mimic_cxr(n: int, out: Path, options: Options, progress: Callable[[int
     """Write ``n`` studies as MIMIC-CXR-JPG 2.1.0 with ``mimic-cxr-reports.zip``.
 
     Erect studies have a frontal and, mostly, a lateral picture; portable ones a single frontal. As in the release, some
-    studies lack a label row (every 23rd), some a readable report (every 29th), some an impression header and some frontal
-    pictures a ViewPosition.
+    studies lack a label row (every 23rd), some a readable report (every 29th), some any report (every 37th), some an impression
+    header and some frontal pictures a ViewPosition; the second picture of every 11th study has a rare one. The 7th study's
+    first file is missing, and its row in the split table stands there twice.
     """
     studies = draw_cohort(n, options, ("train", "validate", "test"))
     ids = stream(options, 1)
@@ -115,15 +120,18 @@ def write_mimic_cxr(n: int, out: Path, options: Options, progress: Callable[[int
             clock = int(rng.integers(24)) * 10_000 + int(rng.integers(60)) * 100 + int(rng.integers(60))
             time = clock + int(rng.integers(1000)) / 1000  # a number: 00:07:05 reads 705.0
             frontal = "" if rng.random() < 0.03 else plan.view
-            for position in (frontal, "LATERAL" if rng.random() < 0.8 else "LL")[: 1 + lateral]:
+            second = "LATERAL" if rng.random() < 0.8 else "LL"
+            second = _RARE_VIEWS[i // 11 % 5] if i % 11 == 4 else second
+            for position in (frontal, second)[: 1 + lateral]:
                 dicom = "-".join(rng.bytes(4).hex() for _ in range(5))
-                if position in ("LATERAL", "LL"):
+                if position == second:
                     picture = render_lateral(plan, options.size)
                 else:
                     phantom = render(plan, options.size)
                     picture = phantom.image
                     boxes += box_rows(dicom, phantom)
-                _jpeg(out / folder / f"s{number}" / f"{dicom}.jpg", picture)
+                if i != 6 or position != frontal:
+                    _jpeg(out / folder / f"s{number}" / f"{dicom}.jpg", picture)
                 erect = "Recumbent" if plan.view == "AP" else "Erect"
                 metadata.append(
                     [
@@ -136,19 +144,20 @@ def write_mimic_cxr(n: int, out: Path, options: Options, progress: Callable[[int
                         date,
                         time,
                         title,
-                        _VIEW_MEANING[position],
+                        _VIEW_MEANING.get(position, position.lower()),
                         erect,
                     ]
                 )
-                splits.append([dicom, number, subject, study.split])
+                splits += [[dicom, number, subject, study.split]] * (2 if i == 6 and position == frontal else 1)
             sections = (
                 "none"
                 if i % 29 == 28
-                else ("both", "both", "both", "both", "impression", "last_paragraph")[rng.integers(6)]
+                else ("both", "both", "both", "conclusion", "impression", "last_paragraph")[rng.integers(6)]
             )
             entry = zipfile.ZipInfo(f"{folder}/s{number}.txt", (1980, 1, 1, 0, 0, 0))
             entry.compress_type = zipfile.ZIP_DEFLATED
-            reports.writestr(entry, mimic_report(study, sections))
+            if i % 37 != 36:
+                reports.writestr(entry, mimic_report(study, sections))
             said = release_labels(plan)
             row: list[object] = [said.get(name, "") for name in MIMIC_LABELS]
             if i % 23 != 22:
@@ -170,7 +179,8 @@ def write_chexpert(n: int, out: Path, options: Options, progress: Callable[[int]
     """Write ``n`` studies as CheXpert-v1.0-small, with the report table of CheXpert Plus beside it.
 
     Training labels are what the reports say, with doubts and gaps; validation labels are what is there. Findings stand
-    in about a quarter of the Plus rows, impressions in all.
+    in about a quarter of the Plus rows, impressions in all but every 27th study's. The first training row stands there
+    twice, and the file of the next is missing.
     """
     studies = draw_cohort(n, options, ("train", "valid"))
     rows: dict[str, list[list[object]]] = {"train": [], "valid": []}
@@ -187,16 +197,20 @@ def write_chexpert(n: int, out: Path, options: Options, progress: Callable[[int]
         if plan.view == "PA" and rng.random() < 0.35:
             views.append(("lateral", render_lateral(plan, options.size)))
         said = release_labels(plan) if split == "train" else _settled(study)
-        written = rng.random() < 0.25
+        written = rng.random() < 0.25 and i % 27 != 26
+        impression = plan.report.impression if written else plan.report.text.replace("\n", " ")
         for k, (view, picture) in enumerate(views, start=1):
             name = f"{folder}/view{k}_{view}.jpg"
-            _jpeg(out / "CheXpert-v1.0-small" / name, picture)
+            if split == "valid" or len(rows[split]) != 2:  # the second image: the first has two rows
+                _jpeg(out / "CheXpert-v1.0-small" / name, picture)
             if view == "frontal":
                 boxes += box_rows(name, phantom)
             direction = plan.view if view == "frontal" else ""
             sex = "Female" if plan.sex == "F" else "Male"
             labels: list[object] = [said.get(label, "") for label in CHEXPERT_LABELS]
             rows[split].append([f"CheXpert-v1.0-small/{name}", sex, plan.age, view.capitalize(), direction, *labels])
+            if split == "train" and len(rows[split]) == 1:
+                rows[split].append(rows[split][0])
             cells: dict[str, object] = {
                 "path_to_image": name,
                 "path_to_dcm": name.replace(".jpg", ".dcm"),
@@ -205,7 +219,7 @@ def write_chexpert(n: int, out: Path, options: Options, progress: Callable[[int]
                 "deid_patient_id": f"patient{patient:05d}",
                 "patient_report_date_order": study.number,
                 "section_findings": plan.report.findings if written else "",
-                "section_impression": plan.report.impression if written else plan.report.text.replace("\n", " "),
+                "section_impression": "" if i % 27 == 26 else impression,
                 "age": plan.age,
                 "sex": sex,
                 "split": split,

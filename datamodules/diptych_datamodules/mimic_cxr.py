@@ -1,0 +1,352 @@
+"""MIMIC-CXR: the images and tables of MIMIC-CXR-JPG with the reports of MIMIC-CXR, whose sections are found here."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
+
+from diptych.data import Loading, RadiographDataset, Sample, Split
+from diptych.errors import ConfigError, DataError
+from diptych.reports import sentence_spans
+from diptych.tables import find_file, scan_table
+from diptych.tokenizer import Tokenizer
+from diptych_datamodules.release import Record, Release, ReleaseDataset, image_file, label_vector
+
+__all__ = ["FINDINGS", "MimicCxr", "choose_text", "find_sections"]
+
+FINDINGS = (
+    "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Enlarged Cardiomediastinum", "Fracture", "Lung Lesion",
+    "Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other", "Pneumonia", "Pneumothorax", "Support Devices",
+)  # fmt: skip
+VIEWS = {"frontal": ("PA", "AP"), "lateral": ("LATERAL", "LL")}
+
+Section = Literal["findings", "impression", "both", "none"]
+Fallback = Literal["findings", "impression", "last_paragraph"]
+
+_OBTAIN = "get MIMIC-CXR-JPG from physionet.org/content/mimic-cxr-jpg"
+_OBTAIN_REPORTS = "get mimic-cxr-reports.zip from physionet.org/content/mimic-cxr and name it as data.reports"
+_GIVEN = {"train": "train", "validate": "val", "test": "test"}
+_LARGEST = 2**20  # bytes of one report; the largest has some ten thousand
+
+# -- sections ---------------------------------------------------------------------------------------------------------
+
+_HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
+_PARAGRAPH = "\n \n"
+_MAIN = ("impression", "findings", "history", "comparison", "addendum")
+_VIEW_WORDS = re.compile(
+    r"chest|portable|ribs|bone window|(?:pa|ap) and lat|lateral and (?:pa|ap)|frontal (?:and|view|upright|semi-upright)"
+    r"|(?:pa|ap|one|lateral) view|two views"
+)
+# Names that the rules below would not tell, most of them misspelt, as the official script lists them.
+_SPELLED = {
+    "conclusion": "impression", "findings and impression": "impression", "findings/impression": "impression",
+    "findings/ impression": "impression", "impresson": "impression", "imprression": "impression",
+    "imoression": "impression", "impressoin": "impression", "imprssion": "impression", "impresion": "impression",
+    "imperssion": "impression", "mpression": "impression", "impession": "impression", "ndication": "impression",
+    "finding": "findings", "findins": "findings", "findindgs": "findings", "findgings": "findings",
+    "findngs": "findings", "findnings": "findings", "finidngs": "findings",
+}  # fmt: skip
+
+
+def _name(header: str) -> str:
+    header = header.lower().strip()
+    if header in _SPELLED:
+        return _SPELLED[header]
+    for main in _MAIN:
+        if main in header:
+            return main
+    return "findings" if _VIEW_WORDS.search(header) else header
+
+
+def find_sections(report: str) -> dict[str, str]:
+    """The sections of a report by name, as the official ``section_parser.py`` of MIMIC-CXR finds them.
+
+    A header is capitals after a new line and a space, up to a colon; the line that it stands on holds no other. Of equal
+    names the last one counts, but an empty impression or findings never. Where neither is there, ``last_paragraph`` is what
+    follows the first blank line of the last section. (Some 54 reports that the authors treated by hand are parsed alike.)
+    """
+    parts: list[tuple[str, str]] = []
+    name, begin, header = "preamble", 0, _HEADER.search(report)
+    while header:
+        parts.append((name, report[begin : header.start()]))
+        name, begin = _name(header.group(1)), header.end()
+        line = report.find("\n", begin)
+        header = _HEADER.search(report, begin if line < 0 else line)
+    parts.append((name, report[begin:]))
+    parts = [(name, text) for name, text in parts if text.strip() or name not in {"impression", "findings"}]
+    found = {name: text.strip() for name, text in parts}
+    if not found.keys() & {"impression", "findings"} and _PARAGRAPH in parts[-1][1]:
+        found["last_paragraph"] = parts[-1][1].partition(_PARAGRAPH)[2].strip()
+    return found
+
+
+def choose_text(sections: Mapping[str, str], section: Section, fallback: Sequence[Fallback]) -> str:
+    """The text of a report: what is asked for, or the first fallback that is not empty; lines stripped."""
+    asked = ("findings", "impression") if section == "both" else (section,)
+    parts = [part for part in (sections.get(name, "") for name in asked) if part]
+    parts = parts or [part for part in (sections.get(name, "") for name in fallback) if part][:1]
+    return "\n".join(line.strip() for line in "\n\n".join(parts).splitlines())
+
+
+def _read_reports(source: Path, wanted: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Study and report of those wanted (study to patient), from the zip or from an unpacked tree."""
+    if source.is_dir():
+        for study, patient in wanted.items():
+            for folder in ("files/", ""):
+                path = source / f"{folder}p{patient[:2]}" / f"p{patient}" / f"s{study}.txt"
+                if path.is_file():
+                    yield study, _decoded(path.read_bytes()[: _LARGEST + 1], str(path))
+                    break
+        return
+    try:
+        with zipfile.ZipFile(source) as archive:
+            for member in archive.infolist():
+                study = member.filename.rpartition("/s")[2].removesuffix(".txt")
+                if study in wanted and member.filename.endswith(f"/p{wanted[study]}/s{study}.txt"):
+                    with archive.open(member) as file:
+                        yield study, _decoded(file.read(_LARGEST + 1), f"{source}: {member.filename}")
+    except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+        raise DataError(f"{source}: cannot be read ({error}); get it anew") from error
+
+
+def _decoded(raw: bytes, source: str) -> str:
+    if len(raw) > _LARGEST:
+        raise DataError(f"{source}: more than {_LARGEST} bytes, which is no report; get it anew")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source}: not text ({error.reason} at byte {error.start}); get it anew") from None
+
+
+# -- the release ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Image(Record):
+    study: str = ""
+    view: str = ""
+
+
+class _Sampled(ReleaseDataset):
+    """Some sentences of each report, others in each epoch, in their order."""
+
+    def __init__(self, records: Sequence[Record], sentences: int) -> None:
+        super().__init__(records)
+        self.sentences = sentences
+
+    def read(self, index: int, rng: np.random.Generator) -> Sample:
+        """See :meth:`RadiographDataset.read`."""
+        sample = super().read(index, rng)
+        assert sample.text is not None  # else the datamodule refuses the option
+        spans = sentence_spans(sample.text)
+        if len(spans) <= self.sentences:
+            return sample
+        drawn = sorted(rng.choice(len(spans), self.sentences, replace=False).tolist())
+        return replace(sample, text=" ".join(sample.text[slice(*spans[i])] for i in drawn))
+
+
+class MimicCxr(Release):
+    """The tables ``mimic-cxr-2.0.0-*.csv.gz``, ``files/p10/p10000032/s50414267/*.jpg``, and ``mimic-cxr-reports.zip``.
+
+    Args:
+        root: the folder of MIMIC-CXR-JPG, with the tables and ``files``; PNG or DICOM files at the same places will do.
+        tokenizer: linked from the text tower by the command line.
+        split: ``mimic_cxr/official``.
+        reports: ``mimic-cxr-reports.zip`` or the folder that it was unpacked to; if not given, looked for in the root.
+        sectioned: the official ``mimic_cxr_sectioned.csv``, to be used instead of the reports.
+        section: what of a report is the text; ``none`` reads no report.
+        fallback: sections to take where that is empty, the first first.
+        views: ``frontal`` (PA, AP), ``lateral`` (LATERAL, LL), or ``all``, also those that are not named.
+        per_study: every image of a study with its report, or ``one``: a PA before an AP before another view.
+        sentences: train on so many sentences of a report, drawn anew each epoch; None for whole reports.
+        labels: of which labeller.
+        test_labels: those of the labeller, or of the radiologist that release 2.1.0 adds for the test.
+        percent: share of the training images, 1 % within 10 % within 100 %.
+        strict: refuse a release with missing images or empty reports instead of leaving them out, counted.
+        loading: how samples are loaded.
+    """
+
+    paper: ClassVar[str] = "Johnson et al., MIMIC-CXR, Scientific Data 6, 2019; MIMIC-CXR-JPG, arXiv:1901.07042"
+    needs: ClassVar[frozenset[str]] = frozenset({"mimic-cxr-2.0.0-*.csv.gz", "files/", "mimic-cxr-reports.zip"})
+    holds: ClassVar[frozenset[str]] = frozenset({"image", "text", "labels"})
+    data_set: ClassVar[str] = "mimic_cxr"
+
+    def __init__(
+        self,
+        root: str,
+        tokenizer: Tokenizer | None = None,
+        *,
+        split: str = "mimic_cxr/official",
+        reports: str | None = None,
+        sectioned: str | None = None,
+        section: Section = "both",
+        fallback: Sequence[Fallback] = ("last_paragraph",),
+        views: Literal["frontal", "lateral", "all"] = "frontal",
+        per_study: Literal["all", "one"] = "all",
+        sentences: int | None = None,
+        labels: Literal["chexpert", "negbio"] = "chexpert",
+        test_labels: Literal["labeller", "radiologist"] = "labeller",
+        percent: float = 100.0,
+        strict: bool = False,
+        loading: Loading = Loading(),  # noqa: B008  # frozen, and the command line shows its fields
+    ) -> None:
+        super().__init__(root, tokenizer, split=split, percent=percent, strict=strict, loading=loading)
+        if sentences is not None and (sentences < 1 or section == "none"):
+            raise ConfigError(
+                f"data.sentences is {sentences} with data.section '{section}'; give 1 or more, and a section"
+            )
+        if reports is not None and sectioned is not None:
+            raise ConfigError("data.reports and data.sectioned are both given; the text is from one or the other")
+        self.reports = None if reports is None else Path(reports)
+        self.sectioned = None if sectioned is None else Path(sectioned)
+        self.section, self.fallback = section, tuple(fallback)
+        self.views, self.per_study, self.sentences = views, per_study, sentences
+        self.labels, self.test_labels = labels, test_labels
+        self.findings = FINDINGS
+
+    @property
+    def protocol(self) -> str:
+        """The split, and which images, what text and whose labels were read."""
+        text = f"section {self.section}" + "".join(f", else {name}" for name in self.fallback)
+        if self.sectioned is not None:
+            text += f" of {self.sectioned.name}"
+        if self.sentences is not None:
+            text += f", {self.sentences} sentences a time"
+        if self.section == "none":
+            text = "no text"
+        labels = self.labels if self.test_labels == "labeller" else f"{self.labels}, test by radiologist"
+        images = f"views {self.views}, {self.per_study} of a study"
+        return f"{super().protocol}, {images}, {text}, labels {labels}"
+
+    def records(self) -> list[Record]:
+        """Every image of the split table; texts, labels and files are looked for once the views are chosen."""
+        tables = [self._table(name) for name in ("split", "metadata")]
+        views = {row[0]: row[1].upper() for row in scan_table(tables[1], ["dicom_id", "ViewPosition"])}
+        found: dict[str, Record] = {}
+        for key, study, patient, name in scan_table(tables[0], ["dicom_id", "study_id", "subject_id", "split"]):
+            if name not in _GIVEN:
+                raise DataError(f"{tables[0]}: '{key}' is in '{name}'; a split is train, validate or test")
+            if key not in views:
+                raise DataError(f"{tables[1]}: no row for '{key}' of {tables[0].name}; get both of one release")
+            image = _Image(key, None, patient, given=_GIVEN[name], study=study, view=views[key])
+            if key not in found:
+                found[key] = image
+            elif found[key] == image:
+                self.dropped.add("duplicate row", key)
+            else:
+                raise DataError(f"{tables[0]}: '{key}' stands there twice, and not the same; get it anew")
+        return list(found.values())
+
+    def assign(self, records: Sequence[Record]) -> tuple[str, list[tuple[Record, str]]]:
+        """As the release says; then the images that are wanted, with all that is known of them."""
+        name, assigned = super().assign(records)
+        images = {image.id: image for image in records if isinstance(image, _Image) and self._wanted(image)}
+        if self.per_study == "one":
+            best: dict[str, _Image] = {}
+            for image in images.values():
+                other = best.setdefault(image.study, image)
+                if _rank(image.view) < _rank(other.view):
+                    best[image.study] = image
+            images = {image.id: image for image in best.values()}
+        self._complete(list(images.values()))
+        return name, [(record, which) for record, which in assigned if record.id in images]
+
+    def _wanted(self, image: _Image) -> bool:
+        return self.views == "all" or image.view in VIEWS[self.views]
+
+    def _complete(self, images: list[_Image]) -> None:
+        """Text, labels and file of each image."""
+        files = self.root / "files"
+        if not files.is_dir():
+            raise DataError(f"{files}: no image in it; unpack MIMIC-CXR-JPG's files/ there ({_OBTAIN})")
+        texts = {} if self.section == "none" else self._texts({image.study: image.patient for image in images})
+        labels = self._labels(self.labels)
+        read = self._radiologist() if self.test_labels == "radiologist" else labels
+        unknown, unlabelled = np.full(len(FINDINGS), np.nan, np.float32), set()
+        for image in images:
+            image.text = texts.get(image.study)
+            image.labels = (read if image.given == "test" else labels).get(image.study)
+            if image.labels is None:
+                image.labels = unknown
+                unlabelled.add(image.study)
+            patient = f"p{image.patient}"
+            image.path = image_file(f"{files}/{patient[:3]}/{patient}/s{image.study}/{image.id}")
+        if unlabelled:
+            rank_zero_info(
+                f"{self.data_set}: {len(unlabelled)} studies have no row of labels; none is mentioned in them"
+            )
+
+    def _usable(self, record: Record) -> bool:
+        if self.section != "none" and record.text is None:
+            self.dropped.add("no report", record.id)
+            return False
+        return super()._usable(record)
+
+    def build(self) -> dict[Split, RadiographDataset]:
+        """As the base does; training may see some sentences alone."""
+        splits = super().build()
+        train = splits.get("train")
+        if self.sentences is not None and isinstance(train, ReleaseDataset):
+            splits["train"] = _Sampled(train.records, self.sentences)
+        return splits
+
+    def _table(self, name: str) -> Path:
+        return find_file(self.root, [f"mimic-cxr-{version}-{name}.csv" for version in ("2.0.0", "2.1.0")], _OBTAIN)
+
+    def _labels(self, labeller: str) -> dict[str, NDArray[np.float32]]:
+        """The labels of each study."""
+        table = self._table(labeller)
+        vectors: dict[tuple[str, ...], NDArray[np.float32]] = {}
+        rows = scan_table(table, ["study_id", *FINDINGS])
+        return {study: label_vector(values, vectors, f"{table}: study {study}") for study, *values in rows}
+
+    def _radiologist(self) -> dict[str, NDArray[np.float32]]:
+        """The same for the test, where Lung Opacity is called Airspace Opacity."""
+        table = find_file(self.root, ["mimic-cxr-2.1.0-test-set-labeled.csv"], "get MIMIC-CXR-JPG 2.1.0, which adds it")
+        at = FINDINGS.index("Lung Opacity")
+        others = [name for name in FINDINGS if name != "Lung Opacity"]
+        vectors: dict[tuple[str, ...], NDArray[np.float32]] = {}
+        found = {}
+        for study, *values, opacity in scan_table(table, ["study_id", *others, "Airspace Opacity"]):
+            values.insert(at, opacity)
+            found[study] = label_vector(values, vectors, f"{table}: study {study}")
+        return found
+
+    def _texts(self, wanted: Mapping[str, str]) -> dict[str, str]:
+        """The text of each study that has a report."""
+        if self.sectioned is not None:
+            return self._sectioned(self.sectioned, wanted)
+        source = self.reports or self.root / "mimic-cxr-reports.zip"
+        if not source.exists():
+            source = self.reports or self.root
+        found = {
+            study: choose_text(find_sections(report), self.section, self.fallback)
+            for study, report in (_read_reports(source, wanted) if source.exists() else ())
+        }
+        if not found:
+            raise DataError(f"{source}: no report of any study in it; {_OBTAIN_REPORTS}")
+        return found
+
+    def _sectioned(self, path: Path, wanted: Container[str]) -> dict[str, str]:
+        table, found = find_file(path.parent, [path.name], "make it with create_section_files.py of MIMIC-CXR"), {}
+        for study, *texts in scan_table(table, ["study", "findings", "impression"], ["last_paragraph"]):
+            key = study.removeprefix("s")
+            if key in wanted:
+                sections = dict(zip(("findings", "impression", "last_paragraph"), texts, strict=True))
+                found[key] = choose_text(sections, self.section, self.fallback)
+        if not found:
+            raise DataError(f"{table}: none of the studies is in it; it must be mimic_cxr_sectioned.csv")
+        return found
+
+
+def _rank(view: str) -> int:
+    return VIEWS["frontal"].index(view) if view in VIEWS["frontal"] else len(VIEWS["frontal"])
