@@ -37,10 +37,7 @@ _OBTAIN_REPORTS = "get mimic-cxr-reports.zip from physionet.org/content/mimic-cx
 _GIVEN = {"train": "train", "validate": "val", "test": "test"}
 _LARGEST = 2**20  # bytes of one report; the largest has some ten thousand
 
-# -- sections ---------------------------------------------------------------------------------------------------------
-
 _HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
-_PARAGRAPH = "\n \n"
 _MAIN = ("impression", "findings", "history", "comparison", "addendum")
 _VIEW_WORDS = re.compile(
     r"chest|portable|ribs|bone window|(?:pa|ap) and lat|lateral and (?:pa|ap)|frontal (?:and|view|upright|semi-upright)"
@@ -84,8 +81,8 @@ def find_sections(report: str) -> dict[str, str]:
     parts.append((name, report[begin:]))
     parts = [(name, text) for name, text in parts if text.strip() or name not in {"impression", "findings"}]
     found = {name: text.strip() for name, text in parts}
-    if not found.keys() & {"impression", "findings"} and _PARAGRAPH in parts[-1][1]:
-        found["last_paragraph"] = parts[-1][1].partition(_PARAGRAPH)[2].strip()
+    if not found.keys() & {"impression", "findings"} and "\n \n" in parts[-1][1]:
+        found["last_paragraph"] = parts[-1][1].partition("\n \n")[2].strip()
     return found
 
 
@@ -125,9 +122,6 @@ def _decoded(raw: bytes, source: str) -> str:
         return raw.decode()
     except UnicodeDecodeError as error:
         raise DataError(f"{source}: not text ({error.reason} at byte {error.start}); get it anew") from None
-
-
-# -- the release ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
