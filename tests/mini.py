@@ -42,6 +42,16 @@ def write_pairs(folder: Path, n: int = 24, size: int = 32, seed: int = 0) -> Pat
     return folder / "table.csv"
 
 
+TRAINER = {
+    "accelerator": "cpu",
+    "devices": 1,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 1,
+}
+
+
 def config(table: Path, *, head: str = "global", epochs: int = 2, **loading: object) -> str:
     """A YAML that trains the smallest model on such a table."""
     import yaml
@@ -51,15 +61,7 @@ def config(table: Path, *, head: str = "global", epochs: int = 2, **loading: obj
     return yaml.safe_dump(
         {
             "seed_everything": 1,
-            "trainer": {
-                "max_epochs": epochs,
-                "accelerator": "cpu",
-                "devices": 1,
-                "enable_progress_bar": False,
-                "enable_model_summary": False,
-                "num_sanity_val_steps": 0,
-                "log_every_n_steps": 1,
-            },
+            "trainer": {"max_epochs": epochs, **TRAINER},
             "model": {
                 "image": {"class_path": "TimmImage", "init_args": IMAGE},
                 "text": {"class_path": "ScratchText", "init_args": TEXT},

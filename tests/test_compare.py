@@ -13,7 +13,7 @@ import inprocess
 import numpy as np
 import pytest
 import yaml
-from mini import IMAGE, ROOT, TEXT
+from mini import IMAGE, ROOT, TEXT, TRAINER
 from PIL import Image
 from scipy import stats
 
@@ -23,15 +23,7 @@ from diptych_datamodules.compare_plot import span, ticks
 from diptych_datamodules.compare_report import Comparison, Outcome, separated, summarise
 
 RECIPE = {
-    "trainer": {
-        "max_epochs": 1,
-        "accelerator": "cpu",
-        "devices": 1,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "log_every_n_steps": 1,
-    },
+    "trainer": {"max_epochs": 1, **TRAINER},
     "model": {
         "image": {"class_path": "TimmImage", "init_args": IMAGE},
         "text": {"class_path": "ScratchText", "init_args": TEXT},

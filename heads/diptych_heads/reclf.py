@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from diptych import distributed
 from diptych import functional as F
 from diptych.blockwise import blockwise
 from diptych.errors import ConfigError
 from diptych.head import AlignmentHead
+from diptych.relations import compare, pool, reason, unit_nodes
 from diptych.types import Dims, Features, Pairs, TokenEmbedding
 
 __all__ = ["Reclf", "attention_logits"]
@@ -43,97 +43,6 @@ def attention_logits(s: Tensor, mask: Tensor, form: Attention, region_scale: flo
     return region_scale * nn.functional.normalize(s, dim=-1)
 
 
-class _Compare(torch.autograd.Function):
-    """``(x - t)^2`` or ``x * t`` with the context ``x = unit(sum_r u_r v_r)``, in few passes over its width.
-
-    ``u`` ``[I,R,T*N]``, regions ``[I,R,E]`` and words ``[T*N,E]`` give ``[I,T*N,E]``. One such value is kept, beside ``u``.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, regions: Tensor, words: Tensor, product: bool) -> Tensor:
-        x = u.transpose(1, 2) @ regions
-        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-8).reciprocal()
-        x = x.mul_(inverse)
-        held = x if product else x.sub_(words)
-        ctx.save_for_backward(u, regions, words, held, inverse)
-        ctx.product = product
-        return held * words if product else held * held
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        u, regions, words, held, inverse = ctx.saved_tensors
-        if ctx.product:
-            x, grad_words = held, (held * grad).sum(0)
-            grad_x = grad * words
-        else:
-            x, grad_x = held + words, grad * held
-            grad_words = -2 * grad_x.sum(0)
-            inverse = 2 * inverse
-        along = torch.linalg.vecdot(x, grad_x).unsqueeze(-1)  # what would change the length of x, which is fixed
-        grad_x = grad_x.addcmul_(x, along, value=-1).mul_(inverse)
-        return regions @ grad_x.transpose(1, 2), u @ grad_x, grad_words, None
-
-
-class _Reason(torch.autograd.Function):
-    """``relu(soft-max(q M q' + c q') (q G + b))`` over the nodes of each pair; see :class:`_Step`.
-
-    Nodes ``[P,n,m]``, ``M`` and ``G`` ``[m,m]``, ``c`` and ``b`` ``[m]``, and what is added to the soft-max's argument for
-    each node that is looked at, ``[P,1,n]``.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, fused: Tensor, c: Tensor, graph: Tensor, b: Tensor, shut: Tensor) -> Tensor:
-        flat = q.flatten(0, 1)
-        asked = torch.addmm(c, flat, fused).view_as(q)
-        message = torch.addmm(b, flat, graph).view_as(q)  # b before the edges, whose rows sum to 1
-        edges = torch.baddbmm(shut, asked, q.transpose(1, 2)).softmax(-1)
-        out = torch.bmm(edges, message).relu_()
-        ctx.save_for_backward(q, fused, graph, asked, message, edges, out)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, fused, graph, asked, message, edges, out = ctx.saved_tensors
-        flat = q.flatten(0, 1)
-        grad = torch.ops.aten.threshold_backward(grad, out, 0)
-        grad_edges = torch.bmm(grad, message.transpose(1, 2))
-        grad_logits = torch.ops.aten._softmax_backward_data(grad_edges, edges, -1, edges.dtype)
-        grad_message = torch.bmm(edges.transpose(1, 2), grad).flatten(0, 1)
-        grad_asked = torch.bmm(grad_logits, q).flatten(0, 1)
-        grad_q = torch.bmm(grad_logits.transpose(1, 2), asked).flatten(0, 1)
-        grad_q = grad_q.addmm_(grad_message, graph.T).addmm_(grad_asked, fused.T).view_as(q)
-        return grad_q, flat.T @ grad_asked, grad_asked.sum(0), flat.T @ grad_message, grad_message.sum(0), None
-
-
-class _Unit(torch.autograd.Function):
-    """L2-normalise over the last axis; a third of the passes of ``torch.nn.functional.normalize``."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        inverse: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12).reciprocal()
-        y = x * inverse
-        ctx.save_for_backward(y, inverse)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        y, inverse = ctx.saved_tensors
-        along: Tensor = torch.linalg.vecdot(y, grad).unsqueeze(-1)
-        return torch.addcmul(grad, y, along, value=-1).mul_(inverse)
-
-
-def _unit(x: Tensor) -> Tensor:
-    return cast(Tensor, _Unit.apply(x))
-
-
-def _pool(weights: Tensor, q: Tensor) -> Tensor:
-    """``[P,n]`` weights and nodes ``[P,n,m]`` to the pair's vector ``[P,m]`` of length 1, or 0 where no weight is."""
-    return _unit((weights.unsqueeze(1) @ q).squeeze(1))
-
-
 # Modules -------------------------------------------------------------------------------------------------------------
 
 
@@ -147,7 +56,7 @@ def _linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
 
 
 class _Fused(NamedTuple):
-    """The weights of one step as :class:`_Reason` takes them."""
+    """The weights of one step as :func:`~diptych.relations.reason` takes them."""
 
     fused: Tensor
     c: Tensor
@@ -174,7 +83,7 @@ class _Step(nn.Module):
         return _Fused(self.query.weight.T @ key, self.query.bias @ key, self.graph.weight.T, self.graph.bias)
 
     def forward(self, q: Tensor, weights: _Fused, shut: Tensor) -> Tensor:
-        out = cast(Tensor, _Reason.apply(q, *weights, shut))
+        out = reason(q, *weights, shut)
         return out if self.norm is None else cast(Tensor, self.norm(q + out))
 
 
@@ -405,7 +314,7 @@ class Reclf(AlignmentHead[TokenEmbedding]):
         s = (v.flatten(0, 1) @ t.flatten(0, 1).T).view(*v.shape[:2], *mask.shape)  # [I,R,T,N]
         # The context's length is 1 in the end, so the attention needs no denominator.
         u = attention_logits(s, mask, self.attention, self.region_scale).exp().flatten(2)
-        compared = _Compare.apply(u, v, t.flatten(0, 1), self.matching == "product")
+        compared = compare(u, v, t.flatten(0, 1), self.matching == "product")
         weight: Tensor = self.local_matching.weight
         bias: Tensor = self.local_matching.bias
         if self.cosine_scale is not None:  # one row more adds up: of (x - t)^2 that is 2 - 2 x.t, of x * t it is x.t
@@ -418,14 +327,14 @@ class Reclf(AlignmentHead[TokenEmbedding]):
         weights = real.to(q.dtype) / real.sum(-1, keepdim=True).clamp_min(1)
         related = self._reason(q, real, fused)
         if self.mode in ("srm", "parallel"):
-            first = related[:, 0] if self.global_matching is not None else _pool(weights, related)
+            first = related[:, 0] if self.global_matching is not None else pool(weights, related)
             read = self.srm_score if self.srm_score is not None else self.score
-            s = self._read(read, _unit(first))
+            s = self._read(read, unit_nodes(first))
         if self.mode != "srm":
             nodes = related if self.mode == "cascade" else q
             if self.importance_gate is not None:
                 weights = self.importance_gate(nodes, real)
-            pooled = self._read(self.score, _pool(weights, nodes))
+            pooled = self._read(self.score, pool(weights, nodes))
             s = s + pooled if self.mode == "parallel" else pooled
         if self.cosine_scale is not None:
             s = s + self.cosine_scale * self._cosine(matched, weights[:, -matched.shape[2] :])
@@ -439,12 +348,12 @@ class Reclf(AlignmentHead[TokenEmbedding]):
 
     def _nodes(self, image: TokenEmbedding, text: TokenEmbedding, matched: Tensor) -> tuple[Tensor, Tensor]:
         """The nodes of each pair ``[I*T,n,m]``, the global one first, and which are real ``[I*T,n]``."""
-        q = _unit(matched[..., : self.local_matching.out_features])
+        q = unit_nodes(matched[..., : self.local_matching.out_features])
         real = text.mask.unsqueeze(0).expand(len(q), -1, -1)
         if self.global_matching is not None:
             vg, tg = image.pooled.unsqueeze(1), text.pooled
             compared = vg * tg if self.matching == "product" else (vg - tg).square()
-            q = torch.cat([_unit(self.global_matching(compared)).unsqueeze(2), q], 2)
+            q = torch.cat([unit_nodes(self.global_matching(compared)).unsqueeze(2), q], 2)
             real = nn.functional.pad(real, (1, 0), value=True)
         return q.flatten(0, 1), real.flatten(0, 1)
 
