@@ -129,3 +129,47 @@ def test_the_matchings_are_probed_by_themselves(monkeypatch):
     reader = Reader(nothing, monkeypatch)
     reader.module.head.local_scores = partial(reader.similarity, view=words)
     assert probes.choose(reader, probes.pairs_of_sides(6, SEEN, 7), "impression") == {"": 0, "matchings/": 1}
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_attention_is_judged_by_boxes_and_weights_by_what_words_do(knows, monkeypatch):
+    drawn = {}
+
+    def draw(plan, size):
+        phantom = render(plan, size)
+        drawn[phantom.image.tobytes()] = phantom
+        return phantom
+
+    def spans(text):
+        return [match.span() for match in re.finditer(r"[\w-]+", text)]
+
+    def links(picture, text):
+        phantom = drawn[picture.tobytes()]
+        start = len(phantom.report.findings) + 1
+        assert phantom.report.text[start:] == text
+        for a, b in spans(text):
+            yield next((k for k in phantom.report.links if k.start <= start + a and start + b <= k.end), None)
+
+    def heatmap(picture, text):
+        maps = np.zeros((len(spans(text)), SIZE, SIZE), np.float32)
+        for heat, link in zip(maps, links(picture, text), strict=True):
+            x, y = 0, 0
+            if knows and link is not None and link.role == "finding":
+                x0, y0, x1, y1 = drawn[picture.tobytes()].findings[link.finding].box
+                x, y = int(x0 + x1) // 2, int(y0 + y1) // 2
+            heat[y, x] = 1
+        return [], maps
+
+    def importance(picture, text):
+        return np.array([float(knows and link is not None and link.role == "finding") for link in links(picture, text)])
+
+    monkeypatch.setattr(probes, "render", draw)
+    head = SimpleNamespace(heatmap=heatmap, importance=importance, weighs_words=True)
+    module = SimpleNamespace(head=head, tokenizer=SimpleNamespace(word_spans=spans))
+    model = SimpleNamespace(image_size=SIZE, module=module, heatmap=heatmap, importance=importance)
+    found = probes.look(model, 12, MIX, "impression", 5)
+    assert found["grounding/pointing"] == knows
+    assert found["importance/rank_biserial"] == knows
+    assert 0.02 < found["grounding/chance"] < 0.4
+    if knows:
+        assert found["grounding/over_chance"] == pytest.approx(1 / found["grounding/chance"])

@@ -43,8 +43,8 @@ def patch_views(vectors: Tensor, centre: Literal["image", "patch"] = "image") ->
     ``image`` takes off the mean patch of each image, without which all cosines are near 1; ``patch`` takes off each
     patch's own mean, which makes them correlations of texture, blind to brightness.
     """
-    full = vectors if vectors.dtype == torch.float64 else vectors.float()
-    return F.unit(full - full.mean(1 if centre == "image" else 2, keepdim=True))
+    vectors = F.full(vectors)
+    return F.unit(vectors - vectors.mean(1 if centre == "image" else 2, keepdim=True))
 
 
 def draw_patches(rows: Tensor, patches: int, share: float, step: int) -> Tensor:

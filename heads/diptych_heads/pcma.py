@@ -14,7 +14,7 @@ from diptych import functional as F
 from diptych.errors import ConfigError
 from diptych.head import AlignmentHead
 from diptych.layers import Extractor
-from diptych.matching import Match, Matching, full, intra_loss, match_weights, pair_scores, sentence_slots
+from diptych.matching import Match, Matching, intra_loss, match_weights, pair_scores, sentence_slots
 from diptych.types import Dims, Features, Pairs
 from diptych_heads.cce import Cce, Explored, Source
 
@@ -184,7 +184,7 @@ class Pcma(AlignmentHead[Observations]):
             assert self.sentence_projection is not None  # one of the two
             slots, taken, hashes = sentence_slots(text, self.least_words)
             with torch.autocast(slots.device.type, enabled=False):
-                words = full(text.tokens)
+                words = F.full(text.tokens)
                 members = (slots.unsqueeze(1) == torch.arange(taken.shape[1], device=slots.device)[:, None]).to(words)
                 means = members @ words / members.sum(2, keepdim=True).clamp_min(1)  # [T,M,D]
             tokens = self.sentence_projection(means)
@@ -245,7 +245,7 @@ class Pcma(AlignmentHead[Observations]):
         assert text.slots is not None  # embed_text gives these two
         assert text.real_words is not None
         with torch.autocast(text.tokens.device.type, enabled=False):
-            s = full(text.tokens) @ full(image.tokens).transpose(1, 2)  # [B,M,K]
+            s = F.full(text.tokens) @ F.full(image.tokens).transpose(1, 2)  # [B,M,K]
             taken = match_weights(s, text.mask, self.match._replace(kind="soft"))
             attention = image.attention.to(s.dtype)
             beyond = (attention - attention.mean(1, keepdim=True)).clamp_min(0)
@@ -266,6 +266,6 @@ class Pcma(AlignmentHead[Observations]):
     def _intra(self, image: Observations, text: Observations, scale: Tensor) -> Tensor:
         assert text.sentence_hash is not None
         with torch.autocast(text.tokens.device.type, enabled=False):
-            v, t = full(image.tokens), full(text.tokens)
+            v, t = F.full(image.tokens), F.full(text.tokens)
             w = match_weights(t @ v.transpose(1, 2), text.mask, self.match)
             return intra_loss(t, F.unit(w @ v), text.mask, text.sentence_hash, scale)

@@ -20,6 +20,7 @@ __all__ = [
     "LogitScale",
     "Pooling",
     "dot_products",
+    "full",
     "info_nce",
     "local_scores",
     "region_attention",
@@ -31,7 +32,8 @@ Pooling = Literal["logsumexp", "mean", "max"]
 """How the matchings of a pair become one score; see :func:`local_scores`."""
 
 
-def _full(x: Tensor) -> Tensor:
+def full(x: Tensor) -> Tensor:
+    """The tensor, at least in float32."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -41,14 +43,14 @@ def _no_autocast(x: Tensor) -> torch.autocast:
 
 def unit(x: Tensor, mask: Tensor | None = None) -> Tensor:
     """L2-normalise ``[...,E]`` over its last axis, at least in float32; vectors outside ``mask`` ``[...]`` become zero."""
-    y = F.normalize(_full(x), dim=-1)
+    y = F.normalize(full(x), dim=-1)
     return y if mask is None else y.masked_fill(~mask.unsqueeze(-1), 0.0)
 
 
 def dot_products(image: Tensor, text: Tensor) -> Tensor:
     """``[I,T]`` dot products of ``[I,E]`` and ``[T,E]``, at least in float32."""
     with _no_autocast(image):
-        return _full(image) @ _full(text).T
+        return full(image) @ full(text).T
 
 
 class LogitScale(nn.Module):
@@ -89,7 +91,7 @@ def info_nce(logits: Tensor, hash: Tensor, image_weight: float = 0.5) -> Tensor:
     """
     own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     excluded = (hash.unsqueeze(1) == hash) & ~own
-    logits = _full(logits).masked_fill(excluded, -math.inf)
+    logits = full(logits).masked_fill(excluded, -math.inf)
     targets = torch.arange(len(logits), device=logits.device)
     return image_weight * F.cross_entropy(logits, targets) + (1 - image_weight) * F.cross_entropy(logits.T, targets)
 
@@ -107,7 +109,7 @@ def sigmoid_loss(logits: Tensor, targets: Tensor, hash: Tensor) -> Tensor:
     """
     own = targets.unsqueeze(1) == torch.arange(logits.shape[1], device=logits.device)
     same = hash[targets].unsqueeze(1) == hash
-    logits = _full(logits)
+    logits = full(logits)
     terms = F.logsigmoid(torch.where(own, logits, -logits))
     return -terms.masked_fill(same & ~own, 0.0).sum() / len(logits)
 
@@ -128,7 +130,7 @@ def region_attention(regions: Tensor, words: Tensor, mask: Tensor, region_scale:
         ``[B,N,R]``: each real word's row sums to 1, a padded word's is zero.
     """
     with _no_autocast(regions):
-        s = _full(words) @ _full(regions).transpose(1, 2)  # [B,N,R]
+        s = full(words) @ full(regions).transpose(1, 2)  # [B,N,R]
         p = (s.exp() * mask.unsqueeze(-1)) / (s.exp() * mask.unsqueeze(-1)).sum(1, keepdim=True).clamp_min(1e-30)
         return (region_scale * p).softmax(-1).masked_fill(~mask.unsqueeze(-1), 0.0)
 
@@ -182,7 +184,7 @@ def local_scores(
         return _pool(m, mask, word_scale if pooling == "logsumexp" else None)
 
     with _no_autocast(regions):
-        regions, words = _full(regions), _full(words)
+        regions, words = full(regions), full(words)
         if torch.is_grad_enabled():
             return scores(regions, words, mask)
         tiles = list(zip(torch.split(words, 256), torch.split(mask, 256), strict=True))

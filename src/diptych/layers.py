@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.errors import ConfigError
+from diptych.functional import full
 
 __all__ = ["Attention", "DecoderLayer", "Extractor"]
 
@@ -46,14 +47,13 @@ class Attention(nn.Module):
         """
         q, k, v = self._split(self.query(x)), self._split(self.key(memory)), self._split(self.value(memory))
         with torch.autocast(x.device.type, enabled=False):
-            full = q.dtype if q.dtype == torch.float64 else torch.float32
-            logits = q.to(full) @ k.to(full).transpose(2, 3) / math.sqrt(q.shape[-1])  # [B,heads,n,N]
+            logits = full(q) @ full(k).transpose(2, 3) / math.sqrt(q.shape[-1])  # [B,heads,n,N]
             if mask is None:
                 share = logits.softmax(-1)
             else:
                 unread = ~mask[:, None, None, :]
-                share = logits.masked_fill(unread, torch.finfo(full).min).softmax(-1).masked_fill(unread, 0.0)
-            mixed = share @ v.to(full)
+                share = logits.masked_fill(unread, torch.finfo(logits.dtype).min).softmax(-1).masked_fill(unread, 0.0)
+            mixed = share @ full(v)
         return self.output(mixed.transpose(1, 2).flatten(2).to(x.dtype)), share.mean(1)
 
     def _split(self, x: Tensor) -> Tensor:

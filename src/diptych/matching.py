@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from diptych.blockwise import block_bytes
+from diptych.functional import full
 from diptych.types import Features
 
-__all__ = ["Match", "Matching", "block_scores", "full", "intra_loss", "match_weights", "pair_scores", "sentence_slots"]
+__all__ = ["Match", "Matching", "block_scores", "intra_loss", "match_weights", "pair_scores", "sentence_slots"]
 
 Matching = Literal["soft", "hungarian", "sinkhorn", "max"]
 """How a sentence finds its observations; see :func:`match_weights`."""
@@ -215,8 +216,3 @@ def intra_loss(sentences: Tensor, contexts: Tensor, mask: Tensor, hash: Tensor, 
     logits = logits.masked_fill((same | ~mask.unsqueeze(1)) & ~own, -math.inf)
     loss = logits.logsumexp(2) - logits.diagonal(dim1=1, dim2=2)
     return ((loss * mask).sum(1) / mask.sum(1).clamp_min(1)).mean()
-
-
-def full(x: Tensor) -> Tensor:
-    """The tensor, at least in float32."""
-    return x if x.dtype == torch.float64 else x.float()

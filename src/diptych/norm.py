@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych import distributed
+from diptych.functional import full
 
 __all__ = ["GlobalBatchNorm"]
 
@@ -44,7 +45,7 @@ class GlobalBatchNorm(nn.Module):
             x: rows.
             mask: ``[...]``, True at real rows; the others enter no statistics, and what they become means nothing.
         """
-        x = x if x.dtype == torch.float64 else x.float()
+        x = full(x)
         if self.training:
             x, variance = self._centre(x, mask)
         else:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.errors import ConfigError
+from diptych.functional import full
 
 __all__ = ["Tower", "class_attention"]
 
@@ -25,7 +26,7 @@ def class_attention(query: Tensor, key: Tensor, scale: float, mask: Tensor | Non
         mask: ``[B,1,Q,P]`` as the layer has it: bool, True where attended, or to be added; its first row counts.
     """
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
-        query, key = (x if x.dtype == torch.float64 else x.float() for x in (query[:, :, :1], key))
+        query, key = full(query[:, :, :1]), full(key)
         scores = scale * query @ key.transpose(2, 3)  # [B,heads,1,P]
         if mask is not None:
             row = mask[:, :, :1]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from diptych.head import Grounds, ScoresMatchings, WeighsWords
+from diptych.scoring import ranks
 from diptych_datamodules.phantoms.findings import KINDS, FindingSpec
 from diptych_datamodules.phantoms.phantom import PhantomPlan, plan_phantom, render, with_findings
 from diptych_datamodules.phantoms.wording import FILLER as WORDING
@@ -149,19 +150,17 @@ def distract(model: AlignmentModel, n: int, mix: Mapping[str, float], share: flo
 
 
 def _recall(scores: Tensor, column: Tensor) -> float:
-    own = scores.gather(1, column.unsqueeze(1))
-    of_image = ((scores >= own).sum(1) <= 5).double().mean()
-    best = torch.full((scores.shape[1],), -torch.inf).scatter_reduce_(0, column, own.squeeze(1), "amax")
-    others = (scores >= best) & (column.unsqueeze(1) != torch.arange(scores.shape[1]))
-    return float((of_image + (others.sum(0) < 5).double().mean()) / 2)
+    block = [(column, scores)]
+    both = ranks(block, block, scores.shape[1], scores.device)
+    return float(np.mean([(of_side <= 5).double().mean().item() for of_side in both]))
 
 
-def _words(model: AlignmentModel, plan: PhantomPlan, text: str) -> tuple[list[int | None], list[str]]:
-    """Of each word of a text: the finding that it names, if any, and its role in the report (empty for none)."""
-    start = plan.report.text.index(text)
+def _words(model: AlignmentModel, plan: PhantomPlan, section: Section) -> tuple[list[int | None], list[str]]:
+    """Of each word of a section: the finding that it names, if any, and its role in the report (empty for none)."""
+    start = len(plan.report.findings) + 1 if section == "impression" else 0
     named: list[int | None] = []
     roles = []
-    for a, b in model.module.tokenizer.word_spans(text):
+    for a, b in model.module.tokenizer.word_spans(_text(plan, section)):
         link = next((k for k in plan.report.links if k.start <= start + a and start + b <= k.end), None)
         named.append(link.finding if link is not None and link.role == "finding" else None)
         roles.append("" if link is None else link.role)
@@ -171,31 +170,23 @@ def _words(model: AlignmentModel, plan: PhantomPlan, text: str) -> tuple[list[in
 @torch.inference_mode()
 def look(model: AlignmentModel, n: int, mix: dict[str, float], section: Section, seed: int) -> dict[str, float]:
     """Pointing game of the words that name findings with boxes, its chance by area, and the weights of words."""
-    from diptych.loading import heat_at_native
-    from diptych.transforms import Letterbox
-
     head, size = model.module.head, model.image_size
     hits, areas, effects = [], [], []
     plans = [plan_phantom(i, seed=seed, mix=mix, normal=0.0, max_findings=2, filler=0.4) for i in range(n)]
     for plan in plans:
         phantom, text = render(plan, size), _text(plan, section)
-        features = model.module.encoder.encode_image(torch.from_numpy(phantom.image)[None, None])
-        image, read = head.embed_image(features), model.encode_text(text)
-        named, roles = _words(model, plan, text)
-        if isinstance(head, Grounds) and features.grid is not None:
-            heat = head.heatmap(image, read)[0]
+        named, roles = _words(model, plan, section)
+        if isinstance(head, Grounds):
+            _, maps = model.heatmap(phantom.image, text)
             for k, finding in enumerate(phantom.findings):
                 words = [i for i, finding_named in enumerate(named) if finding_named == k]
                 if words:
-                    place = Letterbox(1.0, 0, 0, size, size)
-                    native = heat_at_native(heat[words].mean(0), features.grid, place, (size, size), size)
-                    y, x = np.unravel_index(int(native.argmax()), native.shape)
+                    y, x = np.unravel_index(int(maps[words].mean(0).argmax()), (size, size))
                     x0, y0, x1, y1 = finding.box
                     hits.append(x0 <= x < x1 and y0 <= y < y1)
                     areas.append((x1 - x0) * (y1 - y0) / size**2)
         if isinstance(head, WeighsWords) and head.weighs_words:
-            weights = head.importance(image, read)[0].double().numpy()[: len(roles)]
-            kind = np.array(roles)
+            weights, kind = model.importance(phantom.image, text), np.array(roles)
             telling, filler = weights[kind == "finding"], weights[kind == "filler"]
             if len(telling) and len(filler):
                 above = (telling[:, None] > filler).mean() - (telling[:, None] < filler).mean()
