@@ -18,6 +18,7 @@ from diptych.errors import ConfigError, DataError
 from diptych.splits import filled, split_hash, uniform
 from diptych.tables import find_file, scan_table
 from diptych.tokenizer import Tokenizer
+from diptych_datamodules.facts import OBTAIN
 from diptych_datamodules.protocols import PROTOCOLS, split
 from diptych_datamodules.release import Record, Release, image_file, label_vector
 
@@ -40,8 +41,7 @@ PER_CLASS = 200
 Uncertain = Literal["ignore", "zeros", "ones", "mixed", "self"]
 Section = Literal["impression", "findings", "both", "report"]
 
-_OBTAIN = "get CheXpert-v1.0 or CheXpert-v1.0-small from stanfordaimi.azurewebsites.net"
-_OBTAIN_PLUS = "get df_chexpert_plus_240401.csv of CheXpert Plus from stanfordaimi.azurewebsites.net"
+_OBTAIN, _OBTAIN_PLUS = OBTAIN["chexpert"], OBTAIN["chexpert/plus"]
 _MIXED_ONES = np.array([name in {"Atelectasis", "Edema", "Pleural Effusion"} for name in FINDINGS])
 _SECTIONS = {
     "impression": ("section_impression",),
@@ -193,6 +193,7 @@ class Chexpert(Release):
                 found[key] = _Image(
                     key, None, key.split("/")[0], text=text, given=given, frontal=view == "Frontal", raw=raw
                 )
+        self.counted = sum(image.given in {"", "train"} for image in found.values())
         return list(found.values())
 
     def assign(self, records: Sequence[Record]) -> tuple[str, list[tuple[Record, str]]]:

@@ -19,6 +19,7 @@ from diptych.errors import ConfigError, DataError
 from diptych.reports import sentence_spans
 from diptych.tables import find_file, scan_table
 from diptych.tokenizer import Tokenizer
+from diptych_datamodules.facts import OBTAIN
 from diptych_datamodules.release import Record, Release, ReleaseDataset, image_file, label_vector
 
 __all__ = ["FINDINGS", "MimicCxr", "choose_text", "find_sections"]
@@ -32,8 +33,7 @@ VIEWS = {"frontal": ("PA", "AP"), "lateral": ("LATERAL", "LL")}
 Section = Literal["findings", "impression", "both", "none"]
 Fallback = Literal["findings", "impression", "last_paragraph"]
 
-_OBTAIN = "get MIMIC-CXR-JPG from physionet.org/content/mimic-cxr-jpg"
-_OBTAIN_REPORTS = "get mimic-cxr-reports.zip from physionet.org/content/mimic-cxr and name it as data.reports"
+_OBTAIN, _OBTAIN_REPORTS = OBTAIN["mimic_cxr"], OBTAIN["mimic_cxr/reports"]
 _GIVEN = {"train": "train", "validate": "val", "test": "test"}
 _LARGEST = 2**20  # bytes of one report; the largest has some ten thousand
 
@@ -238,6 +238,7 @@ class MimicCxr(Release):
                 self.dropped.add("duplicate row", key)
             else:
                 raise DataError(f"{tables[0]}: '{key}' stands there twice, and not the same; get it anew")
+        self.counted = len(found)
         return list(found.values())
 
     def assign(self, records: Sequence[Record]) -> tuple[str, list[tuple[Record, str]]]:
@@ -305,7 +306,7 @@ class MimicCxr(Release):
 
     def _radiologist(self) -> dict[str, NDArray[np.float32]]:
         """The same for the test, where Lung Opacity is called Airspace Opacity."""
-        table = find_file(self.root, ["mimic-cxr-2.1.0-test-set-labeled.csv"], "get MIMIC-CXR-JPG 2.1.0, which adds it")
+        table = find_file(self.root, ["mimic-cxr-2.1.0-test-set-labeled.csv"], OBTAIN["mimic_cxr/2.1.0"])
         at = FINDINGS.index("Lung Opacity")
         others = [name for name in FINDINGS if name != "Lung Opacity"]
         vectors: dict[tuple[str, ...], NDArray[np.float32]] = {}

@@ -13,12 +13,13 @@ from diptych.data import Loading, RadiographDataset
 from diptych.errors import ConfigError, DataError
 from diptych.tables import find_file, scan_table
 from diptych.tokenizer import Tokenizer
+from diptych_datamodules.facts import OBTAIN
 from diptych_datamodules.release import Record, Release, ReleaseDataset, index_images
 
 __all__ = ["CLASSES", "Rsna", "box_mask"]
 
 CLASSES = ("Normal", "No Lung Opacity / Not Normal", "Lung Opacity")
-_OBTAIN = "get stage 2 of the RSNA Pneumonia Detection Challenge (kaggle.com/c/rsna-pneumonia-detection-challenge)"
+_OBTAIN = OBTAIN["rsna"]
 
 
 def box_mask(boxes: NDArray[np.float32], side: int) -> NDArray[np.bool_]:
@@ -104,6 +105,7 @@ class Rsna(Release):
                     raise DataError(f"{table}: the box of '{key}' is '{','.join(corner)}'; give four numbers") from None
                 found.append([x, y, x + width, y + height, of_finding])
         classes = self._classes() if self.labels == "classes" else {}
+        self.counted = len(boxes)
         images = index_images([self.root / "stage_2_train_images"])
         records = []
         for key in sorted(boxes):
@@ -131,7 +133,7 @@ class Rsna(Release):
         if self.test_list is None:
             return []
         if not self.test_list.is_file():
-            raise DataError(f"{self.test_list}: no such list; get RSNA_Pneumonia/test_list.txt of RL4M/MRM-pytorch")
+            raise DataError(f"{self.test_list}: no such list; {OBTAIN['rsna/mrm']}")
         images = index_images([self.root / "stage_2_test_images"])
         records = []
         for number, line in enumerate(self.test_list.read_text().splitlines(), start=1):

@@ -12,12 +12,13 @@ from diptych.data import Loading, RadiographDataset
 from diptych.errors import DataError
 from diptych.tables import find_file, scan_table
 from diptych.tokenizer import Tokenizer
+from diptych_datamodules.facts import OBTAIN
 from diptych_datamodules.protocols import PROTOCOLS, split
 from diptych_datamodules.release import Record, Release, ReleaseDataset, index_images
 
 __all__ = ["Siim", "rle_decode"]
 
-_OBTAIN = "get the SIIM-ACR Pneumothorax Segmentation data (kaggle.com/c/siim-acr-pneumothorax-segmentation)"
+_OBTAIN = OBTAIN["siim"]
 _FOLDERS = ("dicom-images-train", "stage_2_images")
 
 
@@ -93,6 +94,7 @@ class Siim(Release):
         for key, code in scan_table(table, ["ImageId", "EncodedPixels"]):
             codes.setdefault(key, []).append(code)
             self._rows.append(key)
+        self.counted = len(codes)
         images = index_images([self.root / name for name in _FOLDERS])
         for key in sorted(set(images) - set(codes)):
             self.dropped.add("image without a row", key, str(images[key]))
