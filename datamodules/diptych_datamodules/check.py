@@ -34,7 +34,7 @@ __all__ = ["main", "spread"]
 TILES = 24
 _LABELS = (("present", 1), ("absent", 0), ("uncertain", -1))
 _NAMED = 5  # examples printed of what is missing or unreadable; the files that are written have all
-_LISTED = "dropped.csv"
+_LISTED, _SHEET = "dropped.csv", "sheet.png"
 
 Report = dict[str, Any]
 
@@ -182,7 +182,7 @@ def _read(
     sizes = {split: len(dataset) for split, dataset in datasets.items()}
     chosen = spread(sizes, sum(sizes.values()) if sample is None else sample, seed)
     parts = {split: Kept(datasets[split], set(range(sizes[split])) - set(chosen[split])) for split in sizes}
-    bad = unusable_images({k: part for k, part in parts.items() if len(part)}, workers, "spawn", None)
+    bad = unusable_images({k: part for k, part in parts.items() if len(part)}, workers, "fork", None)  # as fit
     rules = {(split, parts[split].kept[index]): rule for split, index, rule, _ in bad}
     by_rule: dict[str, list[Report]] = {}
     for split, index, rule, message in bad:
@@ -213,7 +213,7 @@ def _check(name: str, args: argparse.Namespace, report: Report) -> None:
         from diptych_datamodules.check_sheet import contact_sheet
 
         at = np.linspace(0, len(read) - 1, min(TILES, len(read))).astype(int)
-        contact_sheet(datasets, [read[i] for i in at], module.findings).save(args.out / "sheet.png")
+        contact_sheet(datasets, [read[i] for i in at], module.findings).save(args.out / _SHEET)
 
 
 def _faults(report: Report, part: bool) -> list[str]:
@@ -230,9 +230,9 @@ def _faults(report: Report, part: bool) -> list[str]:
     if not report["images"]["there"]:
         found.append("no image is there")
     if report["images"]["missing"]:
-        found.append(f"{report['images']['missing']:,} images have no file")
+        found.append(f"{report['images']['missing']:,} image(s) have no file")
     if report["left_out"].get("no report"):
-        found.append(f"{report['left_out']['no report']:,} images have no report")
+        found.append(f"{report['left_out']['no report']:,} image(s) have no report")
     found += [f"{len(rows):,} of {report['read']['images']:,} images read: {rule}"
               for rule, rows in report["read"]["unusable"].items()]  # fmt: skip
     return found
@@ -261,10 +261,10 @@ def _text(report: Report, out: Path) -> Iterator[str]:
 
 
 def _counts(report: Report, out: Path) -> Iterator[str]:
-    table, images, read = report.get("table"), report["images"], report["read"]
-    if table is not None:
-        share = "the whole release" if table["counted"] == table["total"] else "not the whole release"
-        yield f"tables: {table['counted']:,} of {table['total']:,} {table['unit']}: {share}"
+    images, read = report["images"], report["read"]
+    if total := report.get("table"):
+        share = "the whole release" if total["counted"] == total["total"] else "not the whole release"
+        yield f"tables: {total['counted']:,} of {total['total']:,} {total['unit']}, {share}"
     first = f": {', '.join(images['first'])}{', ...' if images['missing'] > _NAMED else ''}" if images["first"] else ""
     yield f"images: {images['there']:,} of {images['listed']:,} are there, {images['missing']:,} missing{first}"
     if report["left_out"]:
@@ -280,12 +280,15 @@ def _counts(report: Report, out: Path) -> Iterator[str]:
         yield f"{split}: {rows['images']:,} images of {rows['patients']:,} patients, {rows['reports']:,} with a report"
     labelled = [split for split in splits if "labels" in splits[split]]
     if labelled:
-        yield f"{'labels 1 / 0 / -1 / not mentioned':34}" + "".join(f"{split:>34}" for split in labelled)
+        table = [["labels: 1 / 0 / -1 / not mentioned", *labelled]]
         for finding in splits[labelled[0]]["labels"]:
-            cells = [" / ".join(f"{n:,}" for n in splits[split]["labels"][finding].values()) for split in labelled]
-            yield f"  {finding:32}" + "".join(f"{cell:>34}" for cell in cells)
+            counted = [splits[split]["labels"][finding].values() for split in labelled]
+            table.append([f"  {finding}", *(" / ".join(f"{n:,}" for n in numbers) for numbers in counted)])
+        wide = [max(map(len, column)) for column in zip(*table, strict=True)]
+        for line in table:
+            yield line[0].ljust(wide[0]) + "".join(f"  {cell:>{w}}" for cell, w in zip(line[1:], wide[1:], strict=True))
     if read["images"]:
-        yield f"contact sheet: {out / 'sheet.png'}"
+        yield f"contact sheet: {out / _SHEET}"
 
 
 def _own() -> argparse.ArgumentParser:
@@ -350,6 +353,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     report["files"] = [] if facts is None or root is None else _files(facts, root, options)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
+        for old in (_LISTED, _SHEET):
+            (args.out / old).unlink(missing_ok=True)
         if all(row["found"] for row in report["files"] if row["needed"]):
             _check(name, args, report)
         report["faults"] = _faults(report, args.part)

@@ -114,13 +114,11 @@ RELEASES: dict[str, Facts] = {
         (
             Part(("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"), "labels and patients", "nih"),
             Part(("images/*", "images_[0-9]*/*"), "images", "nih"),
-            *(
-                Part((name,), "the official split", "nih", instead=("lists",), splits=("nih/official",))
-                for name in ("train_val_list.txt", "test_list.txt")
-            ),
+            Part(("test_list.txt",), "the test split", "nih", instead=("lists",)),
+            Part(("train_val_list.txt",), "the official split", "nih", instead=("lists",), splits=("nih/official",)),
             *(
                 Part((name,), "the other split", "nih/chexnet", instead=("lists",), splits=("nih/chexnet",))
-                for name in ("train_list.txt", "val_list.txt", "test_list.txt")
+                for name in ("train_list.txt", "val_list.txt")
             ),
             Part(("BBox_List_2017.csv",), "boxes", "nih", option="boxes=true"),
         ),
