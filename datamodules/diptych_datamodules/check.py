@@ -282,11 +282,11 @@ def _counts(report: Report, out: Path) -> Iterator[str]:
     if labelled:
         table = [["labels: 1 / 0 / -1 / not mentioned", *labelled]]
         for finding in splits[labelled[0]]["labels"]:
-            counted = [splits[split]["labels"][finding].values() for split in labelled]
-            table.append([f"  {finding}", *(" / ".join(f"{n:,}" for n in numbers) for numbers in counted)])
+            columns = [splits[split]["labels"][finding].values() for split in labelled]
+            table.append([f"  {finding}", *(" / ".join(f"{n:,}" for n in numbers) for numbers in columns)])
         wide = [max(map(len, column)) for column in zip(*table, strict=True)]
-        for line in table:
-            yield line[0].ljust(wide[0]) + "".join(f"  {cell:>{w}}" for cell, w in zip(line[1:], wide[1:], strict=True))
+        for head, *cells in table:
+            yield head.ljust(wide[0]) + "".join(f"  {cell:>{w}}" for cell, w in zip(cells, wide[1:], strict=True))
     if read["images"]:
         yield f"contact sheet: {out / _SHEET}"
 
