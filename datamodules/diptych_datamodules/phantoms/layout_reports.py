@@ -99,7 +99,7 @@ def write_mimic_cxr(n: int, out: Path, options: Options, progress: Callable[[int
     Erect studies have a frontal and, mostly, a lateral picture; portable ones a single frontal. As in the release, some
     studies lack a label row (every 23rd), some a readable report (every 29th), some any report (every 37th), some an impression
     header and some frontal pictures a ViewPosition; the second picture of every 11th study has a rare one. The 7th study's
-    first file is missing, and its row in the split table stands there twice.
+    first file is missing, and its row in the split table stands there twice. One table was unpacked, as users do.
     """
     studies = draw_cohort(n, options, ("train", "validate", "test"))
     ids = stream(options, 1)
@@ -169,8 +169,8 @@ def write_mimic_cxr(n: int, out: Path, options: Options, progress: Callable[[int
     labels.sort(key=lambda row: (row[0], row[1]))
     write_csv(out / "mimic-cxr-2.0.0-metadata.csv.gz", _METADATA, metadata)
     write_csv(out / "mimic-cxr-2.0.0-split.csv.gz", ("dicom_id", "study_id", "subject_id", "split"), splits)
-    for labeller in ("chexpert", "negbio"):
-        write_csv(out / f"mimic-cxr-2.0.0-{labeller}.csv.gz", ("subject_id", "study_id", *MIMIC_LABELS), labels)
+    for labeller in ("chexpert.csv.gz", "negbio.csv"):
+        write_csv(out / f"mimic-cxr-2.0.0-{labeller}", ("subject_id", "study_id", *MIMIC_LABELS), labels)
     renamed = ["Airspace Opacity" if name == "Lung Opacity" else name for name in MIMIC_LABELS]
     write_csv(out / "mimic-cxr-2.1.0-test-set-labeled.csv", ("study_id", *renamed), tested)
     write_csv(out / "phantom_boxes.csv", BOX_COLUMNS, boxes)
@@ -181,8 +181,9 @@ def write_chexpert(n: int, out: Path, options: Options, progress: Callable[[int]
 
     Training labels are what the reports say, with doubts and gaps; validation labels are what is there. Findings stand
     in about a quarter of the Plus rows, impressions in all but every 27th study's. The first training row stands there
-    twice, and the file of the next is missing. The test set lies beside, as CheXlocalize has it: ``CheXpert/test`` and
-    ``CheXpert/test_labels.csv``, which has neither views nor ages, and its labels by study, ``groundtruth.csv``.
+    twice, and the file of the next is missing. The paths of ``valid.csv`` begin with another release's name. The test set
+    lies beside, as CheXlocalize has it: ``CheXpert/test`` and ``CheXpert/test_labels.csv``, which has neither views nor
+    ages; and its labels by study, ``groundtruth.csv``.
     """
     studies = draw_cohort(n, options, ("train", "valid"))
     rows: dict[str, list[list[object]]] = {"train": [], "valid": []}
@@ -210,7 +211,8 @@ def write_chexpert(n: int, out: Path, options: Options, progress: Callable[[int]
             direction = plan.view if view == "frontal" else ""
             sex = "Female" if plan.sex == "F" else "Male"
             labels: list[object] = [said.get(label, "") for label in CHEXPERT_LABELS]
-            rows[split].append([f"CheXpert-v1.0-small/{name}", sex, plan.age, view.capitalize(), direction, *labels])
+            release = "CheXpert-v1.0-small" if split == "train" else "CheXpert-v1.0"
+            rows[split].append([f"{release}/{name}", sex, plan.age, view.capitalize(), direction, *labels])
             if split == "train" and len(rows[split]) == 1:
                 rows[split].append(rows[split][0])
             cells: dict[str, object] = {
