@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 from inprocess import diptych
-from mini import write_pairs
+from mini import ROOT, write_pairs
 from PIL import Image
 
 from diptych_datamodules.check import spread
@@ -191,6 +192,23 @@ def test_options_of_the_set_are_those_of_fit(roots, tmp_path):
     assert report["left_out"] == {"duplicate row": 1}
 
 
+@pytest.mark.parametrize(("name", "split"), [("chexpert", "chexpert/test500"), ("mimic_cxr", "mimic_cxr/5x200")])
+def test_other_splits_than_the_whole(name, split, roots, tmp_path):
+    done, report = check(name, roots(name), tmp_path / "out", "--part", "--split", split)
+    assert done.returncode == 0, done.stdout
+    assert report["protocol"].startswith(split)
+    assert report["splits"]["test"]["images"] > 1
+    if name == "chexpert":
+        copy = shutil.copytree(roots(name), tmp_path / "copy")
+        shutil.rmtree(copy / "CheXpert")
+        (copy / "groundtruth.csv").unlink()
+        done, report = check(name, copy, tmp_path / "out", "--part", "--split", split)
+        assert done.returncode == 1
+        missing = [line for line in done.stdout.splitlines() if "MISSING" in line]
+        assert len(missing) == 2
+        assert all("CheXlocalize" in line for line in missing)
+
+
 def test_boxes_and_masks_are_drawn(roots, tmp_path):
     for name, colour in (("rsna", (64, 200, 255)), ("siim", (255, 96, 64))):
         check(name, roots(name), tmp_path, "--all-images")
@@ -262,3 +280,15 @@ def test_every_release_has_its_facts():
 
     releases = {p.name for p in plugins(DATAMODULES) if isinstance(p.load(), type) and issubclass(p.load(), Release)}
     assert releases == set(RELEASES) == set(SHAPE)
+
+
+@pytest.mark.parametrize("name", sorted(SHAPE))
+def test_every_release_has_a_page_with_one_command_and_a_recipe(name):
+    page = (ROOT / "docs/datasets" / f"{name}.md").read_text()
+    assert re.findall(r"```sh\n(.*?)```", page, flags=re.S) == [f"diptych check-data {name} --root DIR\n"]
+    for word in ("**Get it**", "**Gives**", "**Traps.**", f"{RELEASES[name].total:,}"):
+        assert word in page
+    named = {ROOT / path for path in re.findall(r"experiments/\w+/\w+\.yaml", page)}
+    own = {p for p in (ROOT / "experiments").glob("*/*.yaml") if f"class_path: {name}\n" in p.read_text()}
+    assert named == own
+    assert len(own) > 0
