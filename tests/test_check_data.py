@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -207,6 +208,17 @@ def test_other_splits_than_the_whole(name, split, roots, tmp_path):
         missing = [line for line in done.stdout.splitlines() if "MISSING" in line]
         assert len(missing) == 2
         assert all("CheXlocalize" in line for line in missing)
+
+
+def test_a_table_beside_the_counted_one_may_be_a_part(roots, tmp_path, monkeypatch):
+    held = check("chexpert", roots("chexpert"), tmp_path, "--part")[1]["table"]["counted"]
+    monkeypatch.setitem(RELEASES, "chexpert", replace(RELEASES["chexpert"], total=held))
+    done, report = check("chexpert", roots("chexpert"), tmp_path)
+    assert done.returncode == 1
+    assert report["faults"] == [
+        f"another table is not the release's: {report['protocol']} (--part where that is meant)"
+    ]
+    assert f"tables: {held} of {held} rows of train.csv, the whole release" in done.stdout
 
 
 def test_boxes_and_masks_are_drawn(roots, tmp_path):

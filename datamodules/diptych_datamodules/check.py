@@ -227,6 +227,8 @@ def _faults(report: Report, part: bool) -> list[str]:
             f"the tables hold {table['counted']:,} {table['unit']}, the release {table['total']:,}"
             " (--part where that is meant)"
         )
+    elif "(a part" in report["protocol"] and not part:
+        found.append(f"another table is not the release's: {report['protocol']} (--part where that is meant)")
     if not report["images"]["there"]:
         found.append("no image is there")
     if report["images"]["missing"]:
@@ -277,7 +279,8 @@ def _counts(report: Report, out: Path) -> Iterator[str]:
         yield from (f"    {row['split']}: {row['message']}" for row in rows[:_NAMED])
     splits = report["splits"]
     for split, rows in splits.items():
-        yield f"{split}: {rows['images']:,} images of {rows['patients']:,} patients, {rows['reports']:,} with a report"
+        reports = f", {rows['reports']:,} with a report" if rows["reports"] else ""
+        yield f"{split}: {rows['images']:,} images of {rows['patients']:,} patients{reports}"
     labelled = [split for split in splits if "labels" in splits[split]]
     if labelled:
         table = [["labels: 1 / 0 / -1 / not mentioned", *labelled]]
