@@ -13,7 +13,6 @@ __all__ = ["OBTAIN", "RELEASES", "Facts", "Part"]
 
 OBTAIN = {
     "rsna": "get stage 2 of the RSNA Pneumonia Detection Challenge (kaggle.com/c/rsna-pneumonia-detection-challenge)",
-    "rsna/mrm": "get RSNA_Pneumonia/test_list.txt of RL4M/MRM-pytorch",
     "siim": "get the SIIM-ACR Pneumothorax Segmentation data (kaggle.com/c/siim-acr-pneumothorax-segmentation)",
     "nih": "get it from nihcc.app.box.com/v/ChestXray-NIHCC",
     "nih/chexnet": "get it from ChestX-ray14/labels of the arnoweng/CheXNet repository",

@@ -105,7 +105,6 @@ class Rsna(Release):
                     raise DataError(f"{table}: the box of '{key}' is '{','.join(corner)}'; give four numbers") from None
                 found.append([x, y, x + width, y + height, of_finding])
         classes = self._classes() if self.labels == "classes" else {}
-        self.counted = len(boxes)
         images = index_images([self.root / "stage_2_train_images"])
         records = []
         for key in sorted(boxes):
@@ -116,6 +115,7 @@ class Rsna(Release):
             present = [classes[key] == name for name in CLASSES] if classes else [bool(boxes[key])]
             corners = np.array(boxes[key], np.float32).reshape(-1, 5)
             records.append(Record(key, images.get(key), key, labels=np.array(present, np.float32), boxes=corners))
+        self.counted = len(records)
         return records + self._tested()
 
     def _classes(self) -> dict[str, str]:
@@ -133,7 +133,7 @@ class Rsna(Release):
         if self.test_list is None:
             return []
         if not self.test_list.is_file():
-            raise DataError(f"{self.test_list}: no such list; {OBTAIN['rsna/mrm']}")
+            raise DataError(f"{self.test_list}: no such list; get RSNA_Pneumonia/test_list.txt of RL4M/MRM-pytorch")
         images = index_images([self.root / "stage_2_test_images"])
         records = []
         for number, line in enumerate(self.test_list.read_text().splitlines(), start=1):

@@ -94,7 +94,6 @@ class Siim(Release):
         for key, code in scan_table(table, ["ImageId", "EncodedPixels"]):
             codes.setdefault(key, []).append(code)
             self._rows.append(key)
-        self.counted = len(codes)
         images = index_images([self.root / name for name in _FOLDERS])
         for key in sorted(set(images) - set(codes)):
             self.dropped.add("image without a row", key, str(images[key]))
@@ -104,6 +103,7 @@ class Siim(Release):
                 raise DataError(f"{table}: '{key}' has a mask and a row of -1; get the table anew")
             positive = np.array([float(runs != ["-1"])], np.float32)
             records.append(Record(key, images.get(key), key, labels=positive, runs=tuple(runs)))
+        self.counted = len(records)
         return records
 
     def assign(self, records: Sequence[Record]) -> tuple[str, list[tuple[Record, str]]]:
