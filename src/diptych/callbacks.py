@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from diptych.data import RadiographDataModule
 from diptych.module import AlignmentModule
 from diptych.results import print_table, sha256, write_results
+from diptych.task import Task
 
 __all__ = ["Bar", "Recovery", "Results", "Throughput"]
 
@@ -143,7 +144,7 @@ class Results(pl.Callback):
     @staticmethod
     def _write(trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> None:
         datamodule = getattr(trainer, "datamodule", None)
-        if not isinstance(pl_module, AlignmentModule) or not isinstance(datamodule, RadiographDataModule):
+        if not isinstance(pl_module, AlignmentModule | Task) or not isinstance(datamodule, RadiographDataModule):
             return
         checkpoint = str(trainer.ckpt_path) if trainer.ckpt_path else None
         protocol: dict[str, Any] = {"data": datamodule.protocol}
@@ -154,12 +155,12 @@ class Results(pl.Callback):
         write_results(
             Path(trainer.default_root_dir) / name,
             metrics=pl_module.results,
-            protocol=protocol | {e.name: e.protocol for e in pl_module.evaluators},
+            protocol=protocol | pl_module.protocol,
             split_hash=datamodule.split_hash,
             seed=datamodule.loading.seed,
             checkpoint=checkpoint,
             checkpoint_sha256=None if checkpoint is None else sha256(checkpoint),
-            head=type(pl_module.head).__name__,
+            head=pl_module.title,
             data=type(datamodule).__name__,
         )
         print_table(pl_module.results)

@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,16 +21,23 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO, TorchCheckpointIO
 
-from diptych.building import register_names
+from diptych.building import import_object, register_names
 from diptych.callbacks import Bar, Recovery, Results, Throughput
 from diptych.data import RadiographDataModule
 from diptych.errors import ConfigError, DiptychError
 from diptych.figures import Figures
+from diptych.finetune import FineTune
 from diptych.loading import read_checkpoint
 from diptych.module import AlignmentModule
 from diptych.plugins import nearest
+from diptych.probe import Probe
+from diptych.task import Task
+from diptych.trained import TrainedImage
 
-__all__ = ["AtomicCheckpointIO", "DiptychCLI", "run"]
+__all__ = ["AtomicCheckpointIO", "DiptychCLI", "TaskCLI", "run"]
+
+# What a configuration names without its module has to be imported.
+_NAMED = (FineTune, Probe, TrainedImage)
 
 # Lightning's adverts, and warnings about choices that are made on purpose here.
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -165,8 +173,15 @@ class _EndTogether(Callback):
 class DiptychCLI(LightningCLI):
     """One run: a module, a datamodule, a trainer, and a folder where everything of the run lies."""
 
+    monitor = "val/retrieval/r@5"
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run folder, the callbacks every run has, and the one link: the tower's tokenizer reads the reports."""
+        self._add_to_every(parser)
+        parser.add_lightning_class_args(Figures, "figures")
+        parser.link_arguments("model.tokenizer", "data.init_args.tokenizer", apply_on="instantiate")
+
+    def _add_to_every(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--run", type=str, default="runs/default", help="folder of logs, checkpoints, pictures, results"
         )
@@ -174,7 +189,7 @@ class DiptychCLI(LightningCLI):
         parser.set_defaults(
             {
                 "checkpoint.filename": "best",
-                "checkpoint.monitor": "val/retrieval/r@5",
+                "checkpoint.monitor": self.monitor,
                 "checkpoint.mode": "max",
                 "checkpoint.save_top_k": 1,
                 "checkpoint.enable_version_counter": False,
@@ -182,11 +197,9 @@ class DiptychCLI(LightningCLI):
         )
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.set_defaults(
-            {"early_stopping.monitor": "val/retrieval/r@5", "early_stopping.mode": "max", "early_stopping.patience": 10}
+            {"early_stopping.monitor": self.monitor, "early_stopping.mode": "max", "early_stopping.patience": 10}
         )
         parser.add_lightning_class_args(Recovery, "recovery")
-        parser.add_lightning_class_args(Figures, "figures")
-        parser.link_arguments("model.tokenizer", "data.init_args.tokenizer", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
         """Lay everything out below ``--run``."""
@@ -203,7 +216,7 @@ class DiptychCLI(LightningCLI):
         config.recovery.dirpath = config.recovery.dirpath or str(run / "checkpoints")
         if self.subcommand != "fit":
             config.verbose = False  # Lightning's own table; ours has intervals
-            if config.get("ckpt_path") is None:
+            if config.get("ckpt_path") is None and self._trained():
                 raise ConfigError(
                     f"{self.subcommand}: no --ckpt_path; give best, last or a file (or none, to see what the untrained "
                     "model does)"
@@ -212,6 +225,10 @@ class DiptychCLI(LightningCLI):
             config.ckpt_path = None
         if config.get("ckpt_path") in {"best", "last"}:
             config.ckpt_path = self._checkpoint(Path(config.checkpoint.dirpath), config.ckpt_path)
+
+    def _trained(self) -> bool:
+        """Whether what is evaluated has to be fitted before."""
+        return True
 
     @staticmethod
     def _checkpoint(folder: Path, which: str) -> str:
@@ -263,6 +280,44 @@ class DiptychCLI(LightningCLI):
         return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
 
 
+class TaskCLI(DiptychCLI):
+    """A run of a downstream task: its class is part of the configuration, and reads no reports unless it says so."""
+
+    monitor = Task.monitor
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """As in every run."""
+        self._add_to_every(parser)
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse to fit what ``test`` trains by itself."""
+        if self.subcommand == "fit" and not self._trained():
+            name = self.config.fit.model.class_path.rpartition(".")[2]
+            raise ConfigError(f"{name} has nothing to fit: `diptych test` trains and tests it")
+        super().before_instantiate_classes()
+
+    def _trained(self) -> bool:
+        task = import_object(self.config[self.subcommand].model.class_path)
+        return bool(task.trains)
+
+
+def _names_a_task(arguments: Sequence[str]) -> bool:
+    """Whether ``model`` is given by class, on the command line or in a recipe (which may be a run's own copy)."""
+    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        option, _, value = word.partition("=")
+        if option in {"--model", "--model.class_path"}:
+            return True
+        if option in {"-c", "--config"}:
+            try:
+                content = yaml.safe_load(Path(value or after).read_text(encoding="utf-8"))
+            except (OSError, ValueError, yaml.YAMLError):
+                continue  # the parser says it better
+            model = content.get("model") if isinstance(content, dict) else None
+            if isinstance(model, str) or (isinstance(model, dict) and "class_path" in model):
+                return True
+    return False
+
+
 def run(command: str) -> None:
     """Run ``fit``, ``validate`` or ``test`` with the options on the command line.
 
@@ -271,10 +326,13 @@ def run(command: str) -> None:
     """
     register_names()
     _Parser._command = command
+    of_task = _names_a_task(sys.argv[2:])
+    kind: type[DiptychCLI] = TaskCLI if of_task else DiptychCLI
     try:
-        DiptychCLI(
-            AlignmentModule,
+        kind(
+            Task if of_task else AlignmentModule,
             RadiographDataModule,
+            subclass_mode_model=of_task,
             subclass_mode_data=True,
             seed_everything_default=0,
             trainer_class=Trainer,

@@ -295,7 +295,8 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
         loaded = _Loaded(dataset, self.loading, self.loading.augment)
         return ResumableLoader(loaded, batch_sampler=sampler, **self._options(training=True))
 
-    def _evaluation(self, split: Split) -> DataLoader[Any]:
+    def evaluation_loader(self, split: Split) -> DataLoader[Any]:
+        """Every sample of a split once over all processes, in order, not augmented."""
         rank, processes = self._processes()
         dataset = self._split(split)
         sampler = EvaluationSampler(len(dataset), self.loading.eval_batch_size, rank=rank, processes=processes)
@@ -304,11 +305,11 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Every validation sample once, in order, not augmented."""
-        return self._evaluation("val")
+        return self.evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Every test sample once, in order, not augmented."""
-        return self._evaluation("test")
+        return self.evaluation_loader("test")
 
     def native(self, split: Split, index: int) -> Sample:
         """One sample as :class:`RadiographDataset` gives it, at its own resolution; for pictures."""

@@ -77,7 +77,9 @@ def check_fit(checkpoint: dict[str, Any], module: nn.Module, *, source: str) -> 
     ]
     if missing or unexpected or shapes:
         stored = checkpoint.get("diptych") or {}
-        trained = f"trained with the head {stored['head']}" if "head" in stored else "not written by diptych"
+        trained = "not written by diptych"
+        if of := stored.get("task") or stored.get("head"):
+            trained = f"trained {'for the task' if 'task' in stored else 'with the head'} {of}"
         raise ConfigError(
             f"{source} does not fit this model; it was {trained}; missing: {_some(missing)}; unexpected: "
             f"{_some(unexpected)}; other shape: {_some(shapes)}; use the configuration it was trained with"
@@ -100,6 +102,11 @@ def _module_of(checkpoint: dict[str, Any], path: str) -> AlignmentModule:
     if not stored:
         names = sorted(checkpoint["state_dict"])
         raise ConfigError(f"{path}: not written by diptych; its {len(names)} weights are {_some(names)}")
+    if "task" in stored:
+        raise ConfigError(
+            f"{path}: of the downstream task {stored['task']}; test it with its own configuration, or give the "
+            "checkpoint of a pre-training run"
+        )
     if stored["config"] is None:
         raise ConfigError(
             f"{path}: trained from Python, so it holds no configuration; build the same AlignmentModule and call "

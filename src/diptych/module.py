@@ -17,7 +17,7 @@ from diptych.evaluation import Evaluator, Retrieval
 from diptych.head import AlignmentHead, HeadFactory, gather_pairs, tell_step
 from diptych.image import ImageTower
 from diptych.metrics import Metric
-from diptych.optim import parameter_groups, warmup_cosine
+from diptych.optim import parameter_groups, total_steps, warmup_cosine
 from diptych.sampling import mix
 from diptych.scoring import stack
 from diptych.text import TextTower
@@ -205,15 +205,7 @@ class AlignmentModule(pl.LightningModule):
         trainer, datamodule = self.trainer, self._datamodule()
         if datamodule is None:
             return int(trainer.estimated_stepping_batches)
-        batches, limit = datamodule.steps_per_epoch(), trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        steps = -(-batches // trainer.accumulate_grad_batches)
-        bounds = [trainer.max_steps] if trainer.max_steps != -1 else []
-        if trainer.max_epochs not in (None, -1):
-            bounds.append(steps * trainer.max_epochs)
-        if not bounds:
-            raise ConfigError("the schedule needs an end: set trainer.max_epochs or trainer.max_steps")
-        return min(bounds)
+        return total_steps(trainer, datamodule.steps_per_epoch())
 
     # -- evaluation -------------------------------------------------------------------------------------------------
 
@@ -274,6 +266,16 @@ class AlignmentModule(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Compute over the whole set."""
         self._finish("test")
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """How the figures were made, by evaluator."""
+        return {evaluator.name: evaluator.protocol for evaluator in self.evaluators}
+
+    @property
+    def title(self) -> str:
+        """What was evaluated, for ``results.json``."""
+        return type(self.head).__name__
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 

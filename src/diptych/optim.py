@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from lightning.pytorch import Trainer
 from torch import nn
 
 from diptych.errors import ConfigError
 from diptych.image import ImageTower
 from diptych.text import TextTower
 
-__all__ = ["parameter_groups", "warmup_cosine"]
+__all__ = ["parameter_groups", "total_steps", "warmup_cosine"]
 
 # Learned vectors and embeddings: decay pulls them to the origin, which regularises nothing.
 _NO_DECAY_NAMES = (
@@ -72,3 +73,20 @@ def warmup_cosine(warmup: int, total: int, floor: float) -> Callable[[int], floa
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor
+
+
+def total_steps(trainer: Trainer, batches: int) -> int:
+    """Optimiser steps of a run whose epochs have so many batches.
+
+    Raises:
+        ConfigError: the run has no end.
+    """
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    steps = -(-batches // trainer.accumulate_grad_batches)
+    bounds = [trainer.max_steps] if trainer.max_steps != -1 else []
+    if trainer.max_epochs not in (None, -1):
+        bounds.append(steps * trainer.max_epochs)
+    if not bounds:
+        raise ConfigError("the schedule needs an end: set trainer.max_epochs or trainer.max_steps")
+    return min(bounds)

@@ -1,0 +1,138 @@
+"""Fine-tuning: the tower and a linear layer on it, trained on labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diptych import metrics
+from diptych.classification import binary_values
+from diptych.errors import ConfigError
+from diptych.image import ImageTower
+from diptych.optim import parameter_groups, total_steps, warmup_cosine
+from diptych.probe import masked_bce
+from diptych.sampling import mix
+from diptych.task import Rows, Task
+from diptych.types import Batch
+
+__all__ = ["FineTune"]
+
+
+class FineTune(Task):
+    """Multi-label classification with the tower trained along, with layer-wise learning rates where the tower has a decay.
+
+    The loss is the binary cross-entropy of the known labels. ``data.percent`` takes a share of the training images.
+    Metrics: ``auroc/<finding>|macro``, on the whole set; a finding with one class only is listed.
+
+    Args:
+        image: the tower; its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
+        lr: peak of the linear layer and of the tower's top layer.
+        weight_decay: of AdamW, on weight matrices.
+        warmup: steps of linear warm-up, or its share of all steps where below 1.
+        lr_floor: share of ``lr`` at the end of the cosine.
+        dropout: before the linear layer.
+        resamples: of the bootstrap on the test; 0 for no intervals.
+
+    Raises:
+        ConfigError: an argument out of its range.
+    """
+
+    def __init__(
+        self,
+        image: ImageTower,
+        *,
+        lr: float = 5e-5,
+        weight_decay: float = 0.05,
+        warmup: float = 0.05,
+        lr_floor: float = 0.01,
+        dropout: float = 0.0,
+        resamples: int = 1000,
+    ) -> None:
+        super().__init__(image)
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"FineTune: dropout is {dropout}; give 0 or more and less than 1")
+        self.lr, self.weight_decay, self.warmup, self.lr_floor = lr, weight_decay, warmup, lr_floor
+        self.dropout, self.resamples = nn.Dropout(dropout), resamples
+        self.linear: nn.Linear | None = None
+
+    def configure_model(self) -> None:
+        """The linear layer, once the data say how many findings there are."""
+        if self.linear is None:
+            self.linear = nn.Linear(self.image.width, len(self.labelled()))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits ``[B,L]`` of radiographs ``[B,1,H,V]``."""
+        assert self.linear is not None  # configure_model comes first
+        logits: Tensor = self.linear(self.dropout(self.image(image).pooled))
+        return logits.float()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed dropout by position, so that a resumed run draws what the uninterrupted one drew."""
+        torch.manual_seed(mix(self.data.loading.seed, self.current_epoch, batch_idx, self.global_rank))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss."""
+        assert batch.labels is not None  # labelled() has looked
+        loss = masked_bce(self(batch.image), batch.labels)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and warm-up with cosine, by optimiser steps."""
+        groups = parameter_groups(self, lr=self.lr, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr)
+        total = total_steps(self.trainer, self.data.steps_per_epoch())
+        warmup = int(self.warmup if self.warmup >= 1 else self.warmup * total)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(warmup, total, self.lr_floor))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _begin(self) -> None:
+        number = len(self.labelled())
+        self._rows = Rows(self.device, number, number)
+
+    def _collect(self, batch: Batch) -> None:
+        assert batch.labels is not None  # as above
+        self._rows.add(batch, self(batch.image), batch.labels)
+
+    def _finish(self, stage: str, resamples: int) -> None:
+        patients, (scores, labels) = self._rows.gather()
+        weights = metrics.bootstrap_weights(patients.numpy(), resamples)
+        weights = np.concatenate([np.ones((1, len(patients)), np.uint16), weights])
+        found = binary_values(self.labelled(), scores.numpy(), labels.numpy(), weights)
+        aurocs = {name: value for name, value in found.metrics().items() if name.startswith("auroc/")}
+        self.results = {f"{stage}/{name}": value for name, value in aurocs.items()}
+        interval = f"95 % percentile bootstrap over patients, {resamples} resamples"
+        self.protocol["classification"] = {
+            "interval": interval,
+            "samples": len(patients),
+            "absent": found.facts["absent"],
+            "excluded": found.facts["excluded"],
+        }
+        self.log_dict({name: value.value for name, value in self.results.items()}, rank_zero_only=False)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin a pass."""
+        self._begin()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect."""
+        self._collect(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute over the whole set."""
+        self._finish("val", 0 if self.trainer.state.fn == "fit" else self.resamples)
+
+    def on_test_epoch_start(self) -> None:
+        """Begin a pass."""
+        self._begin()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect."""
+        self._collect(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Compute over the whole set."""
+        self._finish("test", self.resamples)

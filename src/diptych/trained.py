@@ -1,0 +1,52 @@
+"""The image tower of a trained run, for downstream tasks."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from diptych.image import ImageTower
+from diptych.loading import load_module, read_checkpoint
+from diptych.results import sha256
+from diptych.types import Features
+
+__all__ = ["TrainedImage"]
+
+
+class TrainedImage(ImageTower):
+    """The image tower of a checkpoint that ``diptych fit`` wrote, architecture and weights.
+
+    Its head and text tower are left behind.
+
+    Args:
+        checkpoint: a ``.ckpt`` of a pre-training run.
+        frozen: no parameter is trained, and batch statistics do not move.
+        freeze_layers: how many of the lowest layers (the stem counts as one) are not trained.
+        layer_decay: factor of the learning rate from each layer to the one below, above 0 to 1.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read or is of no pre-training run, or the tower has fewer layers.
+    """
+
+    def __init__(
+        self, checkpoint: str, *, frozen: bool = False, freeze_layers: int = 0, layer_decay: float = 1.0
+    ) -> None:
+        super().__init__()
+        tower = load_module(checkpoint).encoder.image
+        stored = read_checkpoint(checkpoint)["diptych"]
+        for parameter in tower.parameters():  # what was frozen there need not be here
+            parameter.requires_grad_(True)
+        self.tower = tower
+        self.width, self.token_width, self.num_layers = tower.width, tower.token_width, tower.num_layers
+        self.gives_attention = tower.gives_attention
+        self.source = {"checkpoint": str(checkpoint), "sha256": sha256(checkpoint), "head": stored["head"]}
+        self.image_size: int | None = stored["image_size"]
+        self._set_up_training(frozen=frozen, freeze_layers=freeze_layers, layer_decay=layer_decay)
+
+    def layer_of(self, name: str) -> int:
+        """As the tower within counts."""
+        return self.tower.layer_of(name.removeprefix("tower."))
+
+    def forward(self, image: Tensor) -> Features:
+        """As the tower within."""
+        features: Features = self.tower(image)
+        return features
