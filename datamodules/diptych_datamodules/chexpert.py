@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-import os
+import fnmatch
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from diptych.data import Loading
 from diptych.errors import ConfigError, DataError
+from diptych.packed import Files, open_images
 from diptych.splits import filled, split_hash, uniform
 from diptych.tables import find_file, scan_table
 from diptych.tokenizer import Tokenizer
@@ -222,7 +224,7 @@ class Chexpert(Release):
                 labels = np.nan_to_num(labels, nan=0.0)
             image.labels = labels[self._columns]
             if image.patient in folders:
-                image.path = image_file(f"{folders[image.patient]}/{image.id.removesuffix('.jpg')}")
+                image.path = image_file(f"{folders[image.patient]}/{image.id.removesuffix('.jpg')}", self._images)
 
     def _around(self, images: list[_Image]) -> tuple[str, list[tuple[Record, str]]]:
         """A subset tests; its patients are left out of training, of whose images 5,000 validate."""
@@ -297,15 +299,22 @@ class Chexpert(Release):
             )
         return here[0] if here else self.root  # whose train.csv is then missed by name
 
+    @cached_property
+    def _images(self) -> Files:
+        if self.images is None or self.images.is_relative_to(self.root):
+            return self.files
+        return open_images(self.images, self.loading.image_size)  # packed apart
+
     def _patients(self) -> dict[str, Path]:
         """Patient to the folder that holds the patient's, each folder of patients listed once."""
         if self.images is not None:
             above = [self.images]
         else:
-            above = [self._folder(), *sorted(self.root.glob("CheXpert*batch*"))]
-        below = [base for folder in above for base in (folder / "train", folder / "valid") if base.is_dir()]
+            batches = fnmatch.filter(self.files.folders(self.root), "CheXpert*batch*")
+            above = [self._folder(), *(self.root / name for name in batches)]
+        below = [base for folder in above for base in (folder / "train", folder / "valid")]
         below += [folder for folder in above if "(train" in folder.name]  # a numbered batch holds patients directly
-        found = {entry.name: base for base in reversed(below) for entry in os.scandir(base) if entry.is_dir()}
+        found = {name: base for base in reversed(below) for name in self._images.folders(base)}
         if not found:
             raise DataError(
                 f"{' or '.join(map(str, above))}: no image in it; unpack the release's train/ and valid/ there"

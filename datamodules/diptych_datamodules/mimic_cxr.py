@@ -260,7 +260,7 @@ class MimicCxr(Release):
     def _complete(self, images: list[_Image]) -> None:
         """Text, labels and file of each image."""
         files = self.root / "files"
-        if not files.is_dir():
+        if not self.files.folders(files):
             raise DataError(f"{files}: no image in it; unpack MIMIC-CXR-JPG's files/ there ({_OBTAIN})")
         texts = {} if self.section == "none" else self._texts({image.study: image.patient for image in images})
         labels = self._labels(self.labels)
@@ -273,7 +273,7 @@ class MimicCxr(Release):
                 image.labels = unknown
                 unlabelled.add(image.study)
             patient = f"p{image.patient}"
-            image.path = image_file(f"{files}/{patient[:3]}/{patient}/s{image.study}/{image.id}")
+            image.path = image_file(f"{files}/{patient[:3]}/{patient}/s{image.study}/{image.id}", self.files)
         if unlabelled:
             rank_zero_info(
                 f"{self.data_set}: {len(unlabelled)} studies have no row of labels; none is mentioned in them"
