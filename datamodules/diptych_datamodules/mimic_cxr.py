@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from diptych.data import Loading, RadiographDataset, Sample, Split
 from diptych.errors import ConfigError, DataError
 from diptych.reports import sentence_spans
-from diptych.tables import find_file, scan_table
+from diptych.tables import find_file, scan_table, scan_zip
 from diptych.tokenizer import Tokenizer
 from diptych_datamodules.release import Record, Release, ReleaseDataset, image_file, label_vector
 
@@ -104,15 +104,20 @@ def _read_reports(source: Path, wanted: Mapping[str, str]) -> Iterator[tuple[str
                     yield study, _decoded(path.read_bytes()[: _LARGEST + 1], str(path))
                     break
         return
+
+    def ours(name: str) -> bool:
+        study = _study(name)
+        return study in wanted and name.endswith(f"/p{wanted[study]}/s{study}.txt")
+
     try:
-        with zipfile.ZipFile(source) as archive:
-            for member in archive.infolist():
-                study = member.filename.rpartition("/s")[2].removesuffix(".txt")
-                if study in wanted and member.filename.endswith(f"/p{wanted[study]}/s{study}.txt"):
-                    with archive.open(member) as file:
-                        yield study, _decoded(file.read(_LARGEST + 1), f"{source}: {member.filename}")
+        for name, raw in scan_zip(source, ours, _LARGEST + 1):
+            yield _study(name), _decoded(raw, f"{source}: {name}")
     except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{source}: cannot be read ({error}); get it anew") from error
+
+
+def _study(name: str) -> str:
+    return name.rpartition("/s")[2].removesuffix(".txt")
 
 
 def _decoded(raw: bytes, source: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from diptych.splits import nested
 from diptych.tokenizer import Tokenizer
 from diptych.transforms import scaled
 from diptych_datamodules.protocols import PROTOCOLS, choose, split
+from diptych_datamodules.records import Records
 
 __all__ = ["Record", "Release", "ReleaseDataset", "image_file", "index_images", "label_vector"]
 
@@ -52,9 +54,9 @@ class ReleaseDataset(RadiographDataset):
     """Width of the released pictures; boxes and masks are scaled where the user's copies are smaller."""
 
     def __init__(self, records: Sequence[Record]) -> None:
-        self.records = records
-        self.ids = [record.id for record in records]
-        self.patients = [record.patient for record in records]
+        self.records = records if isinstance(records, Records) else Records(records)
+        self.ids: Sequence[str] = self.records.column("id")
+        self.patients: Sequence[str] = self.records.column("patient")
 
     def mask(self, record: Record) -> NDArray[np.bool_] | None:
         """The mask ``[side,side]``; None where the set has none."""
@@ -85,7 +87,7 @@ class ReleaseDataset(RadiographDataset):
 
     def texts(self) -> Iterable[str]:
         """See :meth:`RadiographDataset.texts`."""
-        return [record.text for record in self.records if record.text is not None]
+        return [text for text in self.records.column("text") if text is not None]
 
 
 def label_vector(
@@ -194,6 +196,15 @@ class Release(RadiographDataModule):
 
     def build(self) -> dict[Split, RadiographDataset]:
         """Split the tables, take the share, then leave out what has no file."""
+        collects = gc.isenabled()
+        gc.disable()  # the collector would look at millions of new objects again and again
+        try:
+            return self._build_splits()
+        finally:
+            if collects:
+                gc.enable()
+
+    def _build_splits(self) -> dict[Split, RadiographDataset]:
         self._name, assigned = self.assign(self.records())
         members: dict[str, list[Record]] = {}
         for record, name in assigned:

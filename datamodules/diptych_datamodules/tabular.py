@@ -15,6 +15,7 @@ from diptych.errors import DataError
 from diptych.packed import Packed, open_images, read_image
 from diptych.tables import Columns, Fractions, label_vector, read_table
 from diptych.tokenizer import Tokenizer
+from diptych_datamodules.records import Records
 
 __all__ = ["ImageRow", "Tabular", "image_rows"]
 
@@ -86,16 +87,15 @@ def image_rows(
 
 class _Rows(RadiographDataset):
     def __init__(self, rows: list[ImageRow]) -> None:
-        self.rows = rows
-        self.ids = [row.id for row in rows]
-        self.patients = [row.patient for row in rows]
+        self.rows = Records(rows)
+        self.ids, self.patients = self.rows.column("id"), self.rows.column("patient")
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         row = self.rows[index]
         return Sample(read_image(row.path)[0], text=row.text, labels=row.labels)
 
     def texts(self) -> Iterable[str]:
-        return [row.text for row in self.rows if row.text is not None]
+        return [text for text in self.rows.column("text") if text is not None]
 
 
 class Tabular(RadiographDataModule):

@@ -161,7 +161,7 @@ class Packed(NamedTuple):
     at: int
 
     def __str__(self) -> str:
-        return self.store.name(self.at)
+        return str(self.store.root / self.store.name(self.at))
 
     @property
     def unusable(self) -> tuple[str, str] | None:
