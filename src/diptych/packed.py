@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import zlib
 from abc import ABC, abstractmethod
 from bisect import bisect_left
@@ -80,8 +81,8 @@ class Manifest:
 
     def command(self, out: Path) -> str:
         """What makes the store, or what is missing of it."""
-        options = f"--size {self.size} --per-shard {self.per_shard}"
-        return f"diptych prepare {self.data_set} --root {self.root} --out {out} {options}"
+        options = ["--size", str(self.size), "--per-shard", str(self.per_shard)]
+        return shlex.join(["diptych", "prepare", self.data_set, "--root", self.root, "--out", str(out), *options])
 
     def write(self, path: Path) -> None:
         """As JSON."""
