@@ -78,17 +78,12 @@ class Column(_Sequence[T]):
         self._path = isinstance(some, Path)
         plain: Sequence[Any] = [None if value is None else str(value) for value in values] if self._path else values
         text = isinstance(some, str) or self._path
-        codes: dict[Any, int] = {}
-        kept: list[Any] = []
-        self._codes = np.full(len(values), -1, np.int32)
-        for i, value in enumerate(plain):
-            if value is None:
-                continue
-            code = codes.setdefault(value if text else id(value), len(kept))
-            if code == len(kept):
-                kept.append(value)
-            self._codes[i] = code
-        self._kept: Sequence[Any] = Strings(kept) if text else kept
+        keys: list[Any] = list(plain) if text else list(map(id, plain))
+        unique = dict(zip(keys, plain, strict=True))
+        unique.pop(None if text else id(None), None)
+        number = {None if text else id(None): -1} | {key: i for i, key in enumerate(unique)}
+        self._codes = np.fromiter(map(number.__getitem__, keys), np.int32, len(keys))
+        self._kept: Sequence[Any] = Strings(unique.values()) if text else list(unique.values())
 
     def __len__(self) -> int:
         return len(self._codes)
