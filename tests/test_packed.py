@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +24,10 @@ from diptych.data import Loading
 from diptych.errors import ConfigError, DataError
 from diptych.packed import Packed, Store
 from diptych.plugins import DATAMODULES, find
-from diptych.tables import Columns, scan_zip
+from diptych.tables import Columns
 from diptych.text import ScratchText
 from diptych_datamodules.phantoms.layouts import write_layout
 from diptych_datamodules.prepare import main, prepare, scan
-from diptych_datamodules.records import Column, Records, Strings
 from diptych_datamodules.tabular import Tabular
 
 OPTIONS = [
@@ -181,9 +179,11 @@ JOB = """
 import sys, time
 import diptych_datamodules.prepare as command
 command._check = lambda *_: None  # it imports torch, which takes longer than all the rest
-shown = command.prepare
-if {pause}:
-    command.prepare = lambda *a, say, **k: shown(*a, say=lambda line: (say(line), time.sleep({pause})), **k)
+made = command.write_shard
+def slow(*arguments):
+    time.sleep({pause})
+    return made(*arguments)
+command.write_shard = slow
 if __name__ == "__main__":
     command.main(sys.argv[1:])
 """
@@ -242,8 +242,8 @@ def test_an_interrupted_run_goes_on_without_rework(number, workers, tmp_path, st
     for i in range(16):
         Image.fromarray(picture + np.uint8(i)).save(root / f"{i:02d}.png", compress_level=1)
     given = ["tabular", "--root", root, "--out", out, "--size", "32", "--per-shard", "2", "--workers", str(workers)]
-    job = start(*given, pause=0.2)
-    for _ in range(3000):
+    job = start(*given, pause=0.4)
+    for _ in range(12000):
         if list(out.glob("packed/*/*.index")):
             break
         time.sleep(0.005)
@@ -484,53 +484,3 @@ def test_bad_options_are_named(arguments, said, tmp_path, monkeypatch):
         main(arguments)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "o").exists()
-
-
-# --- columns and zips
-
-
-@dataclass(frozen=True)
-class _Row:
-    id: str
-    path: Path | None
-    values: object = None
-
-
-def test_columns_are_the_list_they_were_made_of():
-    vector = np.arange(3.0)
-    rows = [
-        _Row("ä", Path("a/b"), vector),
-        _Row("", None, vector),
-        _Row("ä", Path("c"), None),
-        _Row("\udcff", Path("a/b")),
-    ]
-    records = Records(rows)
-    assert [records[i] for i in range(-4, 4)] == rows + rows
-    assert list(records) == records[:] == rows
-    assert records[2:0:-1] == rows[2:0:-1]
-    with pytest.raises(IndexError):
-        records[4]
-    assert list(pickle.loads(pickle.dumps(records)).column("id")) == ["ä", "", "ä", "\udcff"]
-    assert records.column("path")[:] == list(records.column("path")) == [Path("a/b"), None, Path("c"), Path("a/b")]
-    assert records[0].values is records[1].values
-    assert list(Records([])) == list(Strings([])) == list(Column([])) == []
-    words = ["", "one", "é", "one"]
-    assert list(Strings(words)) == words == [Strings(words)[i] for i in range(4)]
-
-
-def test_zip_members_are_those_of_zipfile(tmp_path):
-    path, rng = tmp_path / "a.zip", np.random.default_rng(0)
-    contents = {f"f/{i}.txt": rng.integers(0, 255 if i % 2 else 3, i * 37, np.uint8).tobytes() for i in range(12)}
-    with zipfile.ZipFile(path, "w") as archive:
-        for i, (name, raw) in enumerate(contents.items()):
-            kind = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)[i % 3]
-            archive.writestr(zipfile.ZipInfo(name), raw, kind)
-    assert dict(scan_zip(path, lambda name: True, 1000)) == contents
-    assert dict(scan_zip(path, lambda name: name == "f/4.txt", 1000)) == {"f/4.txt": contents["f/4.txt"]}
-    assert dict(scan_zip(path, lambda name: True, 50)) == {name: raw[:50] for name, raw in contents.items()}
-    at = path.read_bytes().index(contents["f/9.txt"])
-    spoilt = bytearray(path.read_bytes())
-    spoilt[at] ^= 1
-    path.write_bytes(spoilt)
-    with pytest.raises(zipfile.BadZipFile, match=r"CRC-32 of f/9.txt"):
-        dict(scan_zip(path, lambda name: True, 1000))
