@@ -141,7 +141,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a quarter of the batch, medians of 3")
     parser.add_argument("--cpu", action="store_true", help="seconds of the process, summed over threads")
-    parser.add_argument("--residual", action="store_true", help="the head's default; without it, SGRAF's plain steps")
+    parser.add_argument(
+        "--plain", action="store_true", help="SGRAF's plain steps; without it, the head's default, residual"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--regions", type=int, nargs="+", default=[49, 196], help="regions an image: 7x7, 14x14")
     parser.add_argument("--memory", action="store_true", help="only: most memory of 128 pairs, 97 words, 14x14 regions")
@@ -154,14 +156,14 @@ def main() -> None:
     clock = time.process_time if args.cpu else time.perf_counter
     budgets = {"large": 2**32, "small": pairs**2 * 2**16, "none": 0}  # small: 64 MiB for 32 pairs
 
-    print(f"B={pairs}, W={WORDS}, D={WIDTH}, m={MATCHING}, 3 steps, residual {args.residual}, float32,", end=" ")
+    print(f"B={pairs}, W={WORDS}, D={WIDTH}, m={MATCHING}, 3 steps, residual {not args.plain}, float32,", end=" ")
     print(f"{args.threads} threads, forward + backward, medians of {repeats} in turn,", end=" ")
     print(f"seconds of the {'process' if args.cpu else 'clock'}")
     print(f"{'regions':>8} {'words':>7} {'budget':>7} {'loop s':>8} {'ours s':>8} {'faster':>7}", end=" ")
     print(f"{'loop MiB':>9} {'ours MiB':>9} {'share':>6} {'loss':>8} {'gradient':>9}")
     for regions, ragged in itertools.product(args.regions, (False, True)):
         torch.manual_seed(0)
-        head = Reclf(Dims(WIDTH, WIDTH, WIDTH, WIDTH), width=WIDTH, matching_width=MATCHING, residual=args.residual)
+        head = Reclf(Dims(WIDTH, WIDTH, WIDTH, WIDTH), width=WIDTH, matching_width=MATCHING, residual=not args.plain)
         setting = Setting(head, pairs, regions, ragged)
         contenders = {"loop": caption_loop(head), **{name: ours(head, budget) for name, budget in budgets.items()}}
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -175,7 +177,8 @@ def main() -> None:
         for name in budgets:
             our_loss, our_gradients = found[name]
             off, loss_off = difference(our_gradients, gradients), abs(float((our_loss - loss) / loss))
-            assert off < 1e-3, f"gradients differ by {off}"
+            # Rounding: of random inputs' scores, which are all nearly equal. In float64 it is 1e-14 (tests/test_reclf.py).
+            assert off < 1e-2, f"gradients differ by {off}"
             assert loss_off < 1e-5, f"losses differ by {loss_off}"
             print(
                 f"{regions:>8} {'10-60' if ragged else '60':>7} {name:>7} {median['loop']:>8.3f} {median[name]:>8.3f} "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pcma_twins as twins
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 
 from diptych.building import build_module
 from diptych.errors import ConfigError
-from diptych.head import Grounds, Observes, tell_step
+from diptych.head import Grounds, Observes, ScoresMatchings, WeighsWords, tell_step
 from diptych.image import TimmImage
 from diptych.module import AlignmentModule
 from diptych.text import ScratchText
@@ -24,6 +25,7 @@ from diptych_heads.global_ import Global
 from diptych_heads.local_pooling import LocalPooling
 from diptych_heads.mgca import MGCA
 from diptych_heads.pcma import Pcma
+from diptych_heads.reclf import Reclf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -247,6 +249,23 @@ def test_a_composite_is_the_weighted_sum_of_its_members():
     close(head.similarity(image.select(torch.tensor([2, 0])), text), (sum(scores) / 3.5)[[2, 0]])
     close(head.heatmap(image, text).sum(-1), raw.mask.double())
     close(head.temperature, head.members["global"].temperature)
+
+
+def test_a_composite_is_asked_as_its_first_member_that_can_answer():
+    plain = partial(Reclf, width=8, matching_width=4, mode="none")  # weighs no words
+    head = Composite(DIMS, heads=[Global, plain, partial(Reclf, width=16, matching_width=4)]).double()
+    assert isinstance(head, ScoresMatchings)
+    assert isinstance(head, WeighsWords)
+    assert head.weighs_words
+    step, raw = Step({}, "composite").double(), raw_batch()
+    image, text = step.features(raw)
+    asked = [head.embed_image(image), head.embed_text(text)]
+    for member, method in (("reclf", "local_scores"), ("reclf", "heatmap"), ("reclf2", "importance")):
+        own = head.members[member]
+        close(getattr(head, method)(*asked), getattr(own, method)(own.embed_image(image), own.embed_text(text)))
+    assert not isinstance(Composite(DIMS, heads=[Global, plain]), WeighsWords)
+    assert not Composite(DIMS, heads=[Global, plain]).weighs_words
+    assert not isinstance(Composite(DIMS, heads=[Global]), ScoresMatchings)
 
 
 def test_a_composite_wants_what_its_members_want():

@@ -48,8 +48,8 @@ def test_a_trained_model_is_evaluated_on_every_release(tmp_path):
     best = tmp_path / "mine" / "checkpoints" / "best.ckpt"
     for file in EVALUATIONS:
         said = file.read_text().split("#   diptych ", 1)[1].splitlines()[0]
-        layout = "chexpert" if file.stem == "chexpert5x200" else file.stem
-        root = write_layout(layout, 80 if layout == "chexpert" else 40, tmp_path / file.stem, seed=4, size=48)
+        layout = {"mimic5x200": "mimic_cxr"}.get(file.stem, file.stem if "chexpert" not in file.stem else "chexpert")
+        root = write_layout(layout, 80 if "5x200" in file.stem else 40, tmp_path / file.stem, seed=4, size=48)
         root = root / "kaggle" if file.stem == "openi" else root
         known = {"runs/mine/config.yaml": tmp_path / "mine" / "config.yaml", "DIR": root, "FILE": best}
         known |= {f"experiments/evaluate/{file.name}": file, f"runs/mine-{file.stem}": tmp_path / "out" / file.stem}

@@ -36,6 +36,7 @@ OPTIONS = [
     ("siim", {"percent": 40}),
     ("openi", {"section": "impression"}),
     ("chexpert", {"split": "chexpert/official", "frontal": False, "images": "CheXpert-v1.0-small"}),
+    ("chexpert", {"split": "chexpert/test500"}),
     ("mimic_cxr", {"views": "all", "per_study": "one", "sentences": 1}),
     ("mimic_cxr", {"section": "none", "views": "lateral", "labels": "negbio"}),
 ]

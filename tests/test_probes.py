@@ -96,6 +96,23 @@ def test_a_pair_differs_in_places_alone(make):
     assert {s.name for a, _ in pairs for s in a.specs} <= {n for n in SEEN if KINDS[n].sided}
 
 
+@pytest.mark.parametrize("make", [probes.pairs_of_sides, probes.pairs_of_zones])
+def test_mild_pairs_are_the_same_pairs_with_less_to_see(make):
+    for pair, mild in zip(pairs := make(12, SEEN, 7), probes.mildest(pairs), strict=True):
+        for plan, less in zip(pair, mild, strict=True):
+            assert (plan.index, plan.specs[0].side, plan.specs[0].zone) == (
+                less.index,
+                less.specs[0].side,
+                less.specs[0].zone,
+            )
+            assert less.specs[0].grade == 0 < plan.specs[0].grade
+        # The two of a pair differ by less.
+        gap, mild_gap = (
+            np.abs(np.subtract(*(render(p, 64).image.astype(float) for p in two))).sum() for two in (pair, mild)
+        )
+        assert 0 < mild_gap < gap
+
+
 def test_a_reader_of_words_tells_pairs_apart_and_swaps_not(monkeypatch):
     reader = Reader(words, monkeypatch)
     assert probes.choose(reader, probes.pairs_of_sides(12, SEEN, 7), "impression") == {"": 1}

@@ -353,6 +353,22 @@ def test_siim_rows_are_united_and_strays_are_counted(roots):
         assert mask.sum() > max(part.sum() for part in single)
 
 
+def test_siim_stage_2_has_other_names_and_no_spaces(roots, tmp_path):
+    first = Siim(str(roots("siim")), loading=LOADING)
+    first.setup("test")
+    copy = shutil.copytree(roots("siim"), tmp_path / "copy")
+    text = (copy / "train-rle.csv").read_text()
+    (copy / "train-rle.csv").unlink()
+    (copy / "stage_2_train.csv").write_text(text.replace(", ", ","))
+    (copy / "dicom-images-train").rename(copy / "stage_2_images")
+    second = Siim(str(copy), loading=LOADING)
+    second.setup("test")
+    assert second.split_hash == first.split_hash
+    assert np.array_equal(labels_of(first, "train"), labels_of(second, "train"))
+    positive = int(labels_of(first, "train").argmax())
+    assert np.array_equal(first.native("train", positive).mask, second.native("train", positive).mask)
+
+
 def test_run_lengths_against_a_pixel_loop():
     rng = np.random.default_rng(0)
     for _ in range(5):

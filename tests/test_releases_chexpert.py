@@ -13,9 +13,10 @@ from diptych.errors import ConfigError, DataError
 from diptych.plugins import DATAMODULES, find
 from diptych.splits import split_hash
 from diptych.text import ScratchText
-from diptych_datamodules.chexpert import COMPETITION, FINDINGS, SUBSETS, Chexpert, exclusive, settle
+from diptych_datamodules.chexpert import FINDINGS, Chexpert, settle
 from diptych_datamodules.phantoms.layouts import write_layout
 from diptych_datamodules.protocols import PROTOCOLS
+from diptych_datamodules.subsets import COMPETITION, SUBSETS, Subset, exclusive
 
 LOADING = Loading(image_size=32, batch_size=4, eval_batch_size=4, workers=0)
 PLUS = "df_chexpert_plus_240401.csv"
@@ -59,11 +60,11 @@ def test_the_real_table_its_pools_and_its_subsets(tmp_path):
     raw = np.stack([record.raw for record in records])
     for name, column in zip(FINDINGS, raw.T, strict=True):
         assert tuple(int((column == value).sum()) for value in (1, 0, -1)) == COUNTED[name], name
-    pools = Counter(exclusive(record.raw, FINDINGS) for record in frontal)
+    pools = Counter(exclusive(record.raw, FINDINGS, FINDINGS) for record in frontal)
     assert [pools[name] for name in COMPETITION] == [1_087, 1_034, 537, 2_257, 2_425]
     assert min(pools[name] for name in SUBSETS["chexpert/8x200"]) == 296
     for split, training in (("chexpert/5x200", 179_863), ("chexpert/8x200", 177_716)):
-        module.split = split
+        module.split, module.subset = split, Subset(split, FINDINGS, "train.csv")
         name, assigned = module.assign(records)
         assert name == split
         assert Counter(module.chosen.values()) == dict.fromkeys(SUBSETS[split], 200)
@@ -99,15 +100,15 @@ def test_uncertain_labels_against_a_loop():
 
 
 def test_what_shows_one_finding_alone():
-    assert exclusive(vector(Edema=1), COMPETITION) == "Edema"
-    assert exclusive(vector(Edema=1, No_Finding=1, Fracture=0), COMPETITION) == "Edema"
+    assert exclusive(vector(Edema=1), FINDINGS, COMPETITION) == "Edema"
+    assert exclusive(vector(Edema=1, No_Finding=1, Fracture=0), FINDINGS, COMPETITION) == "Edema"
     for other in ("Support_Devices", "Fracture", "Atelectasis"):
         for value in (1, -1):
-            assert exclusive(vector(Edema=1, **{other: value}), COMPETITION) == ""
-    assert exclusive(vector(Edema=-1), COMPETITION) == ""
-    assert exclusive(vector(Fracture=1), COMPETITION) == ""
-    assert exclusive(vector(No_Finding=1), SUBSETS["chexpert/8x200"]) == "No Finding"
-    assert exclusive(vector(), FINDINGS) == ""
+            assert exclusive(vector(Edema=1, **{other: value}), FINDINGS, COMPETITION) == ""
+    assert exclusive(vector(Edema=-1), FINDINGS, COMPETITION) == ""
+    assert exclusive(vector(Fracture=1), FINDINGS, COMPETITION) == ""
+    assert exclusive(vector(No_Finding=1), FINDINGS, SUBSETS["chexpert/8x200"]) == "No Finding"
+    assert exclusive(vector(), FINDINGS, FINDINGS) == ""
 
 
 # -- the miniature ----------------------------------------------------------------------------------------------------
@@ -219,6 +220,75 @@ def test_all_views_are_of_the_official_split(root):
         Chexpert(str(root), frontal=False)
 
 
+@pytest.mark.parametrize("by", ["image", "study"])
+def test_the_500_studies_are_read_in_either_layout(root, tmp_path, by):
+    copy = shutil.copytree(root, tmp_path / "copy")
+    listed = list(csv.DictReader((root / "CheXpert/test_labels.csv").open()))
+    assert all("AP/PA" not in row and row["Path"].startswith("test/patient647") for row in listed)
+    studies = {row["Study"].partition("test/")[2]: row for row in csv.DictReader((root / "groundtruth.csv").open())}
+    (copy / ("groundtruth.csv" if by == "image" else "CheXpert/test_labels.csv")).unlink()
+    module = made(copy, split="chexpert/test500", frontal=False)
+    official = made(root, split="chexpert/official", frontal=False)
+    tested = module.datasets["test"].records
+    assert sorted(f"test/{record.id}" for record in tested) == sorted(row["Path"] for row in listed)
+    for record in tested:
+        row = studies["/".join(record.id.split("/")[:2])]
+        assert record.path.parts[-4:-1] == ("test", *record.id.split("/")[:2])
+        assert record.labels.tolist() == [float(row[name]) for name in FINDINGS]
+    assert {record.labels[0] for record in tested} == {0, 1}
+    assert [module.datasets[which].ids for which in ("train", "val")] == [
+        official.datasets[which].ids for which in ("train", "val")
+    ]
+    frontal = made(copy, split="chexpert/test500")
+    assert {record.id.split("_")[1] for record in tested} == {"frontal.jpg", "lateral.jpg"}
+    assert list(frontal.datasets["test"].ids) == [record.id for record in tested if "frontal" in record.id]
+    assert len(module.datasets["test"]) > len(frontal.datasets["test"]) == len(studies)
+    shutil.rmtree(copy / "CheXpert/test/patient64741")
+    assert made(copy, split="chexpert/test500").dropped.counts()["missing image"] == 2
+    assert "(a part: " in module.protocol
+
+
+def test_a_test_table_that_is_none_is_named(root, tmp_path):
+    copy = shutil.copytree(root, tmp_path / "copy")
+    table = copy / "CheXpert/test_labels.csv"
+    whole = table.read_text()
+    for old, new, message in (
+        ("Edema", "Oedema", "no column 'Edema'"),
+        (",1.0", ",", "lacks a label; the radiologists gave all"),
+        ("/study1/", "/", "no path of the release"),
+        (",1.0", ",2.0", "has the label '2.0'"),
+    ):
+        table.write_text(whole.replace(old, new))
+        with pytest.raises(DataError, match=message) as caught:
+            made(copy, split="chexpert/test500")
+        assert str(table) in str(caught.value)
+    table.write_text(whole.replace("Lung Opacity", "Airspace Opacity"))  # as CheXlocalize calls it elsewhere
+    assert len(made(copy, split="chexpert/test500").datasets["test"])
+    table.unlink()
+    by_study = copy / "groundtruth.csv"
+    by_study.write_text(by_study.read_text().replace("/study1", ""))
+    with pytest.raises(DataError, match="is no study of the release"):
+        made(copy, split="chexpert/test500")
+    by_study.unlink()
+    with pytest.raises(DataError, match=r"no test_labels.csv or groundtruth.csv.*CheXlocalize"):
+        made(copy, split="chexpert/test500")
+
+
+def test_200_of_each_class_are_drawn_by_hash():
+    labels = {f"{name}{i:03d}": vector(**{name.replace(" ", "_"): 1}) for name in COMPETITION for i in range(250)}
+    labels |= {f"both{i}": vector(Edema=1, Atelectasis=-1) for i in range(50)}
+    chosen = Subset("chexpert/5x200", FINDINGS, "x").choose(labels, [], lambda name, table: name)
+    assert Counter(chosen.values()) == dict.fromkeys(COMPETITION, 200)
+    assert all(image.startswith(name) for image, name in chosen.items())
+    turned = dict(reversed(labels.items()))
+    assert Subset("mimic_cxr/5x200", FINDINGS, "x").choose(turned, [], lambda name, table: name) == chosen
+    other = Subset("chexpert/5x200", FINDINGS, "x", seed=1)
+    assert 500 < len(other.choose(labels, [], lambda name, table: name).keys() & chosen.keys()) < 900
+    assert other.name("chexpert/5x200", chosen, whole=True) == "chexpert/5x200, subset seed 1"
+    with pytest.raises(DataError, match="the release's size, but other labels"):
+        Subset("chexpert/5x200", FINDINGS, "x").name("chexpert/5x200", chosen, whole=True)
+
+
 def test_subsets_are_drawn_written_and_read_again(root, tmp_path):
     from lightning.pytorch import Trainer
 
@@ -228,7 +298,7 @@ def test_subsets_are_drawn_written_and_read_again(root, tmp_path):
     tested = module.datasets["test"]
     assert set(tested.ids) <= set(module.chosen)
     for record in tested.records:
-        assert exclusive(record.raw, COMPETITION) == module.chosen[record.id]
+        assert exclusive(record.raw, FINDINGS, COMPETITION) == module.chosen[record.id]
     assert "chexpert/5x200 (" in module.protocol
     assert "0 Edema" in module.protocol  # phantoms have none
     patients = {which: set(dataset.patients) for which, dataset in module.datasets.items()}

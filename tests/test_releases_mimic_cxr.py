@@ -18,9 +18,10 @@ from diptych.reports import sentence_spans
 from diptych.text import ScratchText
 from diptych_datamodules.mimic_cxr import FINDINGS, MimicCxr, choose_text, find_sections
 from diptych_datamodules.phantoms.layouts import write_layout
+from diptych_datamodules.subsets import COMPETITION
 
 LOADING = Loading(image_size=32, batch_size=4, eval_batch_size=4, workers=0)
-TABLES = ("split", "metadata", "chexpert", "negbio")
+TABLES = ("split", "metadata", "chexpert")
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +46,10 @@ def rows(root, name):
 
 
 def rewrite(root, name, change):
-    path = root / f"mimic-cxr-2.0.0-{name}.csv.gz"
-    path.write_bytes(gzip.compress(change(gzip.decompress(path.read_bytes()).decode()).encode()))
+    (path,) = root.glob(f"mimic-cxr-2.0.0-{name}.csv*")
+    raw, packed = path.read_bytes(), path.suffix == ".gz"
+    changed = change((gzip.decompress(raw) if packed else raw).decode()).encode()
+    path.write_bytes(gzip.compress(changed) if packed else changed)
 
 
 # -- sections ---------------------------------------------------------------------------------------------------------
@@ -202,11 +205,57 @@ def test_labels_of_either_labeller_and_of_the_radiologist(root, tmp_path):
 
 def test_tables_may_be_unpacked_or_named_by_the_newer_release(root, tmp_path):
     copy = shutil.copytree(root, tmp_path / "copy")
-    for name, version in zip(TABLES, ("2.0.0", "2.1.0", "2.0.0", "2.1.0"), strict=True):
+    assert (copy / "mimic-cxr-2.0.0-negbio.csv").is_file()  # unpacked in the miniature
+    for name, version in zip(TABLES, ("2.0.0", "2.1.0", "2.0.0"), strict=True):
         path = copy / f"mimic-cxr-2.0.0-{name}.csv.gz"
         (copy / f"mimic-cxr-{version}-{name}.csv").write_bytes(gzip.decompress(path.read_bytes()))
         path.unlink()
     assert made(copy).split_hash == made(root).split_hash
+
+
+def test_5x200_is_of_training_images_that_show_one_finding_alone(root, tmp_path):
+    from lightning.pytorch import Trainer
+
+    official = made(root)
+    module = MimicCxr(str(root), split="mimic_cxr/5x200", section="none", loading=LOADING)
+    module.trainer = Trainer(default_root_dir=tmp_path / "run", accelerator="cpu", logger=False)
+    module.setup("test")
+    given = {row["dicom_id"]: row for row in rows(root, "mimic-cxr-2.0.0-split.csv.gz")}
+    views = {row["dicom_id"]: row["ViewPosition"] for row in rows(root, "mimic-cxr-2.0.0-metadata.csv.gz")}
+    table = {row["study_id"]: row for row in rows(root, "mimic-cxr-2.0.0-chexpert.csv.gz")}
+    expected = {}
+    for key, row in given.items():
+        labels = table.get(row["study_id"], {})
+        shown = [name for name in FINDINGS if labels.get(name) in {"1.0", "-1.0"} and name != "No Finding"]
+        alone = len(shown) == 1 and shown[0] in COMPETITION and labels[shown[0]] == "1.0"
+        if alone and row["split"] == "train" and views[key] in {"PA", "AP"}:
+            expected[key] = shown[0]
+    assert module.chosen == expected
+    assert len(expected) >= 3
+    studies = [given[key]["study_id"] for key in module.chosen]
+    assert len(set(studies)) == len(studies)
+    tested = {given[key]["subject_id"] for key in expected}
+    assert set(module.datasets["test"].ids) <= set(expected)
+    assert len(module.datasets["test"]) >= len(expected) - 1  # one file is missing
+    left = {record.patient for record in module.datasets["train"].records}
+    assert left == {r.patient for r in made(root, section="none").datasets["train"].records} - tested
+    assert set(official.datasets["val"].ids) <= set(module.datasets["val"].ids)
+    assert {given[key]["split"] for key in module.datasets["val"].ids} == {"validate"}
+    assert module.protocol.startswith("mimic_cxr/5x200 (")
+    assert "0 Edema" in module.protocol  # phantoms have none
+    written = tmp_path / "run" / "mimic_cxr_5x200.csv"
+    again = made(root, split="mimic_cxr/5x200", section="none", subset=str(written))
+    assert again.split_hash == module.split_hash
+    assert "listed by mimic_cxr_5x200.csv" in again.protocol
+    written.write_text(written.read_text() + f"{official.datasets['test'].ids[0]},Edema\n")
+    with pytest.raises(DataError, match=r"no frontal image of .*the training images"):
+        made(root, split="mimic_cxr/5x200", subset=str(written))
+    with pytest.raises(ConfigError, match=r"data.subset lists the test of mimic_cxr/5x200, not of mimic_cxr/official"):
+        MimicCxr("x", subset="a.csv")
+    with pytest.raises(
+        ConfigError, match=r"5x200 is of frontal images with the labeller's labels, not data.views 'all'"
+    ):
+        MimicCxr("x", split="mimic_cxr/5x200", views="all")
 
 
 def test_sentences_are_drawn_anew_each_epoch_and_from_the_given_numbers_alone(root):

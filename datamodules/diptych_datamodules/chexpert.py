@@ -1,11 +1,9 @@
-"""CheXpert v1.0 (or -small), with the reports of CheXpert Plus where the user has them, and its 5x200 and 8x200 subsets."""
+"""CheXpert v1.0 (or -small) with its test set, the reports of CheXpert Plus where the user has them, and two subsets."""
 
 from __future__ import annotations
 
-import csv
 import fnmatch
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,33 +15,25 @@ from numpy.typing import NDArray
 from diptych.data import Loading
 from diptych.errors import ConfigError, DataError
 from diptych.packed import Files, open_images
-from diptych.splits import filled, split_hash, uniform
+from diptych.splits import filled
 from diptych.tables import find_file, scan_table
 from diptych.tokenizer import Tokenizer
+from diptych_datamodules.facts import OBTAIN
 from diptych_datamodules.protocols import PROTOCOLS, split
 from diptych_datamodules.release import Record, Release, image_file, label_vector
+from diptych_datamodules.subsets import COMPETITION, SUBSETS, Subset
 
-__all__ = ["COMPETITION", "FINDINGS", "SUBSETS", "Chexpert", "exclusive", "settle"]
+__all__ = ["FINDINGS", "Chexpert", "settle"]
 
 FINDINGS = (
     "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
     "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
 )  # fmt: skip
-COMPETITION = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
-SUBSETS = {
-    "chexpert/5x200": COMPETITION,
-    "chexpert/8x200": (
-        "Atelectasis", "Cardiomegaly", "Edema", "Fracture", "Pleural Effusion", "Pneumonia", "Pneumothorax", "No Finding",
-    ),
-}  # fmt: skip
-"""The classes of each subset."""
-PER_CLASS = 200
 
 Uncertain = Literal["ignore", "zeros", "ones", "mixed", "self"]
 Section = Literal["impression", "findings", "both", "report"]
 
-_OBTAIN = "get CheXpert-v1.0 or CheXpert-v1.0-small from stanfordaimi.azurewebsites.net"
-_OBTAIN_PLUS = "get df_chexpert_plus_240401.csv of CheXpert Plus from stanfordaimi.azurewebsites.net"
+_OBTAIN, _OBTAIN_PLUS = OBTAIN["chexpert"], OBTAIN["chexpert/plus"]
 _MIXED_ONES = np.array([name in {"Atelectasis", "Edema", "Pleural Effusion"} for name in FINDINGS])
 _SECTIONS = {
     "impression": ("section_impression",),
@@ -51,10 +41,12 @@ _SECTIONS = {
     "both": ("section_findings", "section_impression"),
     "report": ("report",),
 }
+_ALL_VIEWS = ("chexpert/official", "chexpert/test500")
 # What each table is for; those of the subsets need train.csv alone.
 _TABLES = {
     "chexpert/linear": {"train": "", "valid": "test"},
     "chexpert/official": {"train": "train", "valid": "val"},
+    "chexpert/test500": {"train": "train", "valid": "val"},
 }
 
 
@@ -77,22 +69,6 @@ def settle(labels: NDArray[np.float32], uncertain: Uncertain) -> NDArray[np.floa
     return np.where(labels == -1, ones, labels).astype(np.float32)
 
 
-def exclusive(labels: NDArray[np.float32], classes: Sequence[str]) -> str:
-    """The one class that is present while every other finding is absent or not mentioned; empty where there is none.
-
-    ``No Finding`` says nothing against another class, so it is not looked at unless it is the class.
-    """
-    present = [name for name, value in zip(FINDINGS, labels.tolist(), strict=True) if value in (1.0, -1.0)]
-    findings = [name for name in present if name != "No Finding"]
-    if len(findings) == 1:
-        name = findings[0]
-    elif findings or not present:
-        return ""
-    else:
-        name = "No Finding"
-    return name if name in classes and labels[FINDINGS.index(name)] == 1 else ""
-
-
 class Chexpert(Release):
     """``train.csv``, ``valid.csv`` and the JPEG tree; optionally the report table of CheXpert Plus.
 
@@ -102,9 +78,10 @@ class Chexpert(Release):
     Args:
         root: the folder that holds ``train.csv`` or ``CheXpert-v1.0-small/train.csv``.
         tokenizer: linked from the text tower by the command line.
-        split: ``chexpert/linear``, ``chexpert/official``, ``chexpert/5x200`` or ``chexpert/8x200``.
+        split: ``chexpert/linear``, ``chexpert/official``, ``chexpert/test500``, ``chexpert/5x200`` or ``chexpert/8x200``.
         images: the folder of ``train/patient00001/...`` where it is not beside the tables, as the PNG copies of CheXpert Plus.
-        frontal: frontal images alone; false for ``chexpert/official`` only, the others being defined on frontal images.
+        frontal: frontal images alone; false for ``chexpert/official`` and ``chexpert/test500``, the others being defined on
+            frontal images.
         labels: all 14 findings, or the five of the competition.
         uncertain: what becomes of -1, see :func:`settle`; ``self`` takes a model's word, from ``predictions``.
         predictions: a csv with ``Path`` and a probability for each finding; from 0.5 on, an uncertain one is present.
@@ -144,12 +121,9 @@ class Chexpert(Release):
         loading: Loading = Loading(),  # noqa: B008  # frozen, and the command line shows its fields
     ) -> None:
         super().__init__(root, tokenizer, split=split, percent=percent, strict=strict, loading=loading)
-        if not frontal and split != "chexpert/official":
+        if not frontal and split not in _ALL_VIEWS:
             raise ConfigError(f"data.frontal is false, and {split} is defined on frontal images; use chexpert/official")
-        if subset is not None and split not in SUBSETS:
-            raise ConfigError(
-                f"data.subset lists the test of {' or '.join(SUBSETS)}, not of {split}; choose one of them"
-            )
+        Subset.check(split, subset)
         if (uncertain == "self") != (predictions is not None):
             raise ConfigError(
                 "data.predictions belongs to data.uncertain 'self' and to nothing else; give both or neither"
@@ -158,7 +132,8 @@ class Chexpert(Release):
         self.frontal, self.uncertain, self.missing, self.section = frontal, uncertain, missing, section
         self.predictions = None if predictions is None else Path(predictions)
         self.reports = None if reports is None else self._table(reports)
-        self.subset, self.subset_seed = None if subset is None else self._table(subset), subset_seed
+        listed = None if subset is None else self._table(subset)
+        self.subset = Subset(split, FINDINGS, f"{root}: train.csv", listed, subset_seed)
         self.findings = FINDINGS if labels == "all" else COMPETITION
         self._columns = [FINDINGS.index(name) for name in self.findings]
         self.chosen: dict[str, str] = {}
@@ -195,12 +170,40 @@ class Chexpert(Release):
                 found[key] = _Image(
                     key, None, key.split("/")[0], text=text, given=given, frontal=view == "Frontal", raw=raw
                 )
-        return list(found.values())
+        self.counted = sum(image.given in {"", "train"} for image in found.values())
+        return [*found.values(), *(self._tested(folder, texts) if self.split == "chexpert/test500" else ())]
+
+    def _tested(self, folder: Path, texts: dict[str, str]) -> Iterator[_Image]:
+        """The 500 test studies: by image as CheXlocalize lists them, or by study, whose images are then looked for."""
+        table = self._test_table(folder)
+        others = [name for name in FINDINGS if name != "Lung Opacity"]
+        vectors: dict[tuple[str, ...], NDArray[np.float32]] = {}
+        folders = self._patients()
+        opacity = ("Lung Opacity", "Airspace Opacity")  # CheXlocalize has both names
+        for *values, path, study, first, second in scan_table(table, others, ["Path", "Study", *opacity]):
+            values.insert(FINDINGS.index("Lung Opacity"), first or second)
+            raw = label_vector(values, vectors, f"{table}: '{path or study}'")
+            if "" in values:
+                raise DataError(
+                    f"{table}: '{path or study}' lacks a label; the radiologists gave all, get the table anew"
+                )
+            keys = [_key(path, table)] if path else _views(study, folders, self._images, table)
+            for key in keys:
+                text = None if self.reports is None else texts.get(key, "")
+                frontal = "lateral" not in key.rpartition("/")[2]
+                yield _Image(key, None, key.split("/")[0], text=text, given="test", frontal=frontal, raw=raw)
+
+    def _test_table(self, folder: Path) -> Path:
+        for name in ("test_labels.csv", "groundtruth.csv"):
+            for place in (folder, self.root, *sorted(self.root.glob("CheXpert*/"))):
+                if (place / name).is_file():
+                    return place / name
+        return find_file(folder, ["test_labels.csv", "groundtruth.csv"], OBTAIN["chexpert/test"])
 
     def assign(self, records: Sequence[Record]) -> tuple[str, list[tuple[Record, str]]]:
-        """By the protocol, of which all but ``chexpert/official`` know frontal images alone."""
+        """By the protocol, of which most know frontal images alone."""
         images = [record for record in records if isinstance(record, _Image)]
-        if self.split == "chexpert/official":
+        if self.split in _ALL_VIEWS:
             name, assigned = super().assign(images)
         else:
             images = [image for image in images if image.frontal]
@@ -228,8 +231,8 @@ class Chexpert(Release):
 
     def _around(self, images: list[_Image]) -> tuple[str, list[tuple[Record, str]]]:
         """A subset tests; its patients are left out of training, of whose images 5,000 validate."""
-        classes, protocol = SUBSETS[self.split], PROTOCOLS[self.split]
-        self.chosen = self._drawn(images, classes) if self.subset is None else self._listed(images, classes)
+        labels = {image.id: image.raw for image in images}
+        self.chosen = self.subset.choose(labels, ["Path", "path_to_image", "imgpath"], _key)
         tested = [image for image in images if image.id in self.chosen]
         patients = {image.patient for image in tested}
         rest = [image for image in images if image.patient not in patients]
@@ -237,57 +240,15 @@ class Chexpert(Release):
         val = min(whole["val"], round(whole["val"] * len(images) / sum(whole.values())) or 1)
         where = filled([image.patient for image in rest], {"val": val}, "train", seed=0)
         assigned = split(self.split, [], [], ["test"] * len(tested) + where)
-        name, counted = assigned.name, Counter(self.chosen.values())
-        if self.subset is not None or min(counted[k] for k in classes) < PER_CLASS:
-            name = f"{self.split} ({', '.join(f'{counted[k]} {k}' for k in classes)})"
-        if self.subset is not None:
-            name += f", listed by {self.subset.name}"
-        elif self.subset_seed:
-            name += f", subset seed {self.subset_seed}"
-        elif len(images) == sum(whole.values()) and split_hash({"test": sorted(self.chosen)}) != protocol.hash:
-            raise DataError(f"{self.root}: train.csv has the release's size, but other labels; get the table anew")
+        name = self.subset.name(assigned.name, self.chosen, len(images) == sum(whole.values()))
         return name, [*zip([*tested, *rest], assigned.splits, strict=True)]
-
-    def _drawn(self, images: Iterable[_Image], classes: Sequence[str]) -> dict[str, str]:
-        """200 images of each class that show nothing else, drawn by hash; all there are, on a part of the release."""
-        pools: dict[str, list[str]] = {name: [] for name in classes}
-        for image in images:
-            if name := exclusive(image.raw, classes):
-                pools[name].append(image.id)
-        if sum(map(bool, pools.values())) < 2:
-            raise DataError(
-                f"{self.root}: fewer than two of {', '.join(classes)} ever stand alone; get the whole train.csv"
-            )
-        for pool in pools.values():
-            pool.sort(key=lambda key: (uniform(key, self.subset_seed), key))
-        return {key: name for name, pool in pools.items() for key in pool[:PER_CLASS]}
-
-    def _listed(self, images: Iterable[_Image], classes: Sequence[str]) -> dict[str, str]:
-        """The images of the user's table."""
-        assert self.subset is not None
-        of_id, found = {image.id: image for image in images}, {}
-        for row in scan_table(self.subset, [], ["Path", "path_to_image", "imgpath"]):
-            if not any(row):
-                raise DataError(f"{self.subset}: no column Path with an image; give one")
-            key = _key(next(filter(None, row)), self.subset)
-            if key not in of_id:
-                raise DataError(f"{self.subset}: '{key}' is no frontal image of train.csv; list such images alone")
-            found[key] = exclusive(of_id[key].raw, classes)
-            if not found[key]:
-                message = f"not one of {', '.join(classes)} alone, as {self.split} needs; remove it"
-                raise DataError(f"{self.subset}: '{key}' shows {message}")
-        return found
 
     def setup(self, stage: str) -> None:
         """As the base does; what was drawn is written to the run's folder, where ``subset`` can read it again."""
         super().setup(stage)
         if self.chosen and self.trainer is not None and self.trainer.is_global_zero:
-            path = Path(self.trainer.default_root_dir) / f"{self.split.replace('/', '_')}.csv"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("w", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                writer.writerow(["Path", "class"])
-                writer.writerows((f"train/{key}", name) for key, name in sorted(self.chosen.items()))
+            rows = [(f"train/{key}", name) for key, name in self.chosen.items()]
+            self.subset.write(Path(self.trainer.default_root_dir), "Path", rows)
 
     def _folder(self) -> Path:
         """The folder that holds the tables."""
@@ -312,7 +273,8 @@ class Chexpert(Release):
         else:
             batches = fnmatch.filter(self.files.folders(self.root), "CheXpert*batch*")
             above = [self._folder(), *(self.root / name for name in batches)]
-        below = [base for folder in above for base in (folder / "train", folder / "valid")]
+            above += [place for place in (self.root, self.root / "CheXpert") if self.split == "chexpert/test500"]
+        below = [place / name for place in above for name in ("train", "valid", "test")]
         below += [folder for folder in above if "(train" in folder.name]  # a numbered batch holds patients directly
         found = {name: base for base in reversed(below) for name in self._images.folders(base)}
         if not found:
@@ -343,6 +305,17 @@ class Chexpert(Release):
                 raise DataError(f"{table}: '{path}' has what is no probability; write numbers from 0 to 1")
             found[_key(path, table)] = (probability >= 0.5).astype(np.float32)
         return found
+
+
+def _views(study: str, folders: Mapping[str, Path], files: Files, where: Path) -> list[str]:
+    """The images of a study that are there; its first, which is then missing, where there are none."""
+    patient, _, name = study.replace("\\", "/").rpartition("/")
+    patient = patient.rpartition("/")[2]
+    if not (patient.startswith("patient") and name.startswith("study")):
+        raise DataError(f"{where}: '{study}' is no study of the release; it ends in patient64741/study1")
+    there = files.below(folders[patient] / patient / name) if patient in folders else ()
+    images = sorted(image.rpartition(".")[0] for image, _ in there if image.startswith("view"))
+    return [f"{patient}/{name}/{image}.jpg" for image in images] or [f"{patient}/{name}/view1_frontal.jpg"]
 
 
 def _key(path: str, where: Path) -> str:

@@ -19,7 +19,10 @@ from diptych.errors import ConfigError, DataError
 from diptych.reports import sentence_spans
 from diptych.tables import find_file, scan_table, scan_zip
 from diptych.tokenizer import Tokenizer
+from diptych_datamodules.facts import OBTAIN
+from diptych_datamodules.protocols import split as assign_splits
 from diptych_datamodules.release import Record, Release, ReleaseDataset, image_file, label_vector
+from diptych_datamodules.subsets import SUBSETS, Subset
 
 __all__ = ["FINDINGS", "MimicCxr", "choose_text", "find_sections"]
 
@@ -32,8 +35,7 @@ VIEWS = {"frontal": ("PA", "AP"), "lateral": ("LATERAL", "LL")}
 Section = Literal["findings", "impression", "both", "none"]
 Fallback = Literal["findings", "impression", "last_paragraph"]
 
-_OBTAIN = "get MIMIC-CXR-JPG from physionet.org/content/mimic-cxr-jpg"
-_OBTAIN_REPORTS = "get mimic-cxr-reports.zip from physionet.org/content/mimic-cxr and name it as data.reports"
+_OBTAIN, _OBTAIN_REPORTS = OBTAIN["mimic_cxr"], OBTAIN["mimic_cxr/reports"]
 _GIVEN = {"train": "train", "validate": "val", "test": "test"}
 _LARGEST = 2**20  # bytes of one report; the largest has some ten thousand
 
@@ -159,7 +161,7 @@ class MimicCxr(Release):
     Args:
         root: the folder of MIMIC-CXR-JPG, with the tables and ``files``; PNG or DICOM files at the same places will do.
         tokenizer: linked from the text tower by the command line.
-        split: ``mimic_cxr/official``.
+        split: ``mimic_cxr/official`` or ``mimic_cxr/5x200``.
         reports: ``mimic-cxr-reports.zip`` or the folder that it was unpacked to; if not given, looked for in the root.
         sectioned: the official ``mimic_cxr_sectioned.csv``, to be used instead of the reports.
         section: what of a report is the text; ``none`` reads no report.
@@ -169,6 +171,8 @@ class MimicCxr(Release):
         sentences: train on so many sentences of a report, drawn anew each epoch; None for whole reports.
         labels: of which labeller.
         test_labels: those of the labeller, or of the radiologist that release 2.1.0 adds for the test.
+        subset: for 5x200: a csv with a column ``dicom_id`` that lists the test images instead of drawing them.
+        subset_seed: of the drawing.
         percent: share of the training images, 1 % within 10 % within 100 %.
         strict: refuse a release with missing images or empty reports instead of leaving them out, counted.
         loading: how samples are loaded.
@@ -194,6 +198,8 @@ class MimicCxr(Release):
         sentences: int | None = None,
         labels: Literal["chexpert", "negbio"] = "chexpert",
         test_labels: Literal["labeller", "radiologist"] = "labeller",
+        subset: str | None = None,
+        subset_seed: int = 0,
         percent: float = 100.0,
         strict: bool = False,
         loading: Loading = Loading(),  # noqa: B008  # frozen, and the command line shows its fields
@@ -205,6 +211,16 @@ class MimicCxr(Release):
             )
         if reports is not None and sectioned is not None:
             raise ConfigError("data.reports and data.sectioned are both given; the text is from one or the other")
+        Subset.check(split, subset)
+        if split in SUBSETS and (views != "frontal" or test_labels == "radiologist"):
+            raise ConfigError(
+                f"{split} is of frontal images with the labeller's labels, not data.views '{views}' with data.test_labels "
+                f"'{test_labels}'; leave both at their defaults"
+            )
+        listed = None if subset is None else Path(subset)
+        self.subset = Subset(split, FINDINGS, f"{root}: the training images", listed, subset_seed)
+        self.chosen: dict[str, str] = {}
+        """The images of the subset and their classes."""
         self.reports = None if reports is None else Path(reports)
         self.sectioned = None if sectioned is None else Path(sectioned)
         self.section, self.fallback = section, tuple(fallback)
@@ -243,11 +259,16 @@ class MimicCxr(Release):
                 self.dropped.add("duplicate row", key)
             else:
                 raise DataError(f"{tables[0]}: '{key}' stands there twice, and not the same; get it anew")
+        self.counted = len(found)
         return list(found.values())
 
     def assign(self, records: Sequence[Record]) -> tuple[str, list[tuple[Record, str]]]:
         """As the release says; then the images that are wanted, with all that is known of them."""
-        name, assigned = super().assign(records)
+        labels = self._labels(self.labels)
+        if self.split in SUBSETS:
+            name, assigned = self._around([image for image in records if isinstance(image, _Image)], labels)
+        else:
+            name, assigned = super().assign(records)
         images = {image.id: image for image in records if isinstance(image, _Image) and self._wanted(image)}
         if self.per_study == "one":
             best: dict[str, _Image] = {}
@@ -256,19 +277,44 @@ class MimicCxr(Release):
                 if _rank(image.view) < _rank(other.view):
                     best[image.study] = image
             images = {image.id: image for image in best.values()}
-        self._complete(list(images.values()))
+        self._complete(list(images.values()), labels)
         return name, [(record, which) for record, which in assigned if record.id in images]
+
+    def _around(
+        self, images: list[_Image], labels: Mapping[str, NDArray[np.float32]]
+    ) -> tuple[str, list[tuple[Record, str]]]:
+        """A subset of the training images tests; its patients leave training, and the official test is not used."""
+        pool = labels if self.labels == "chexpert" else self._labels("chexpert")
+        ranked = sorted((image for image in images if self._wanted(image)), key=lambda i: (_rank(i.view), i.id))
+        first = {image.study: image.id for image in reversed(ranked) if image.given == "train"}
+        vectors = {image: pool[study] for study, image in first.items() if study in pool}
+        self.chosen = self.subset.choose(vectors, ["dicom_id"], lambda name, table: Path(name).stem)
+        patients = {image.patient for image in images if image.id in self.chosen}
+        given = []
+        for image in images:
+            if image.id in self.chosen:
+                image.given = "test"
+            elif image.given == "test" or image.patient in patients:
+                image.given = ""
+            given.append(image.given)
+        assigned = assign_splits(self.split, [], [], given)
+        return self.subset.name(assigned.name, self.chosen, False), [*zip(images, assigned.splits, strict=True)]
+
+    def setup(self, stage: str) -> None:
+        """As the base does; what was drawn is written to the run's folder, where ``subset`` can read it again."""
+        super().setup(stage)
+        if self.chosen and self.trainer is not None and self.trainer.is_global_zero:
+            self.subset.write(Path(self.trainer.default_root_dir), "dicom_id", self.chosen.items())
 
     def _wanted(self, image: _Image) -> bool:
         return self.views == "all" or image.view in VIEWS[self.views]
 
-    def _complete(self, images: list[_Image]) -> None:
+    def _complete(self, images: list[_Image], labels: Mapping[str, NDArray[np.float32]]) -> None:
         """Text, labels and file of each image."""
         files = self.root / "files"
         if not self.files.folders(files):
             raise DataError(f"{files}: no image in it; unpack MIMIC-CXR-JPG's files/ there ({_OBTAIN})")
         texts = {} if self.section == "none" else self._texts({image.study: image.patient for image in images})
-        labels = self._labels(self.labels)
         read = self._radiologist() if self.test_labels == "radiologist" else labels
         unknown, unlabelled = np.full(len(FINDINGS), np.nan, np.float32), set()
         for image in images:
@@ -310,7 +356,7 @@ class MimicCxr(Release):
 
     def _radiologist(self) -> dict[str, NDArray[np.float32]]:
         """The same for the test, where Lung Opacity is called Airspace Opacity."""
-        table = find_file(self.root, ["mimic-cxr-2.1.0-test-set-labeled.csv"], "get MIMIC-CXR-JPG 2.1.0, which adds it")
+        table = find_file(self.root, ["mimic-cxr-2.1.0-test-set-labeled.csv"], OBTAIN["mimic_cxr/2.1.0"])
         at = FINDINGS.index("Lung Opacity")
         others = [name for name in FINDINGS if name != "Lung Opacity"]
         vectors: dict[tuple[str, ...], NDArray[np.float32]] = {}

@@ -14,6 +14,7 @@ from diptych.errors import DataError
 from diptych.splits import assign
 from diptych.tables import find_file, scan_table
 from diptych.tokenizer import Tokenizer
+from diptych_datamodules.facts import OBTAIN
 from diptych_datamodules.release import Record, Release, index_images
 
 __all__ = ["FINDINGS", "Nih"]
@@ -23,16 +24,13 @@ FINDINGS = (
     "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax",
 )  # fmt: skip
 _BOX_NAMES = {"Infiltrate": "Infiltration"}  # the table of boxes has a name of its own
-_OBTAIN = "get it from nihcc.app.box.com/v/ChestXray-NIHCC"
+_OBTAIN = OBTAIN["nih"]
 # Which list holds which split. Both protocols call a list test_list.txt, and they are not the same.
 _LISTS = {
     "nih/official": {"train_val_list.txt": "train", "test_list.txt": "test"},
     "nih/chexnet": {"train_list.txt": "train", "val_list.txt": "val", "test_list.txt": "test"},
 }
-_ORIGIN = {
-    "nih/official": _OBTAIN,
-    "nih/chexnet": "get it from ChestX-ray14/labels of the arnoweng/CheXNet repository",
-}
+_ORIGIN = {"nih/official": _OBTAIN, "nih/chexnet": OBTAIN["nih/chexnet"]}
 _VALIDATION = {"train": 0.9, "val": 0.1}
 
 
@@ -90,6 +88,7 @@ class Nih(Release):
         """The table, with the split of every image."""
         table = find_file(self.root, ["Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"], _OBTAIN)
         rows = list(scan_table(table, ["Image Index", "Finding Labels", "Patient ID"]))
+        self.counted = len(rows)
         given = self._given({name: patient for name, _, patient in rows})
         boxes = self._boxes() if self.boxes else {}
         numbered = fnmatch.filter(self.files.folders(self.root), "images_[0-9]*")

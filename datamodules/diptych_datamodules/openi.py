@@ -16,6 +16,7 @@ from diptych.data import Loading
 from diptych.errors import ConfigError, DataError
 from diptych.tables import find_file, scan_table
 from diptych.tokenizer import Tokenizer
+from diptych_datamodules.facts import OBTAIN
 from diptych_datamodules.nih import FINDINGS
 from diptych_datamodules.release import Record, Release, index_images
 
@@ -24,10 +25,7 @@ __all__ = ["Openi", "Report", "nih_names", "read_reports"]
 Section = Literal["both", "findings", "impression"]
 Views = Literal["all", "frontal", "lateral"]
 
-_OBTAIN = (
-    "get NLMCXR_reports.tgz and NLMCXR_png.tgz from openi.nlm.nih.gov/faq, or the Kaggle copy "
-    "(raddar/chest-xrays-indiana-university)"
-)
+_OBTAIN = OBTAIN["openi"]
 _LARGEST = 2**20  # bytes of one report; the largest has 20 thousand
 # The first part of a term; "Opacity/lung/base/left" is an opacity.
 _NIH_NAMES = {
@@ -212,7 +210,9 @@ class Openi(Release):
         images = {_stem(stem): path for stem, path in index_images([self.root], self.files).items()}
         shown = self._projections()
         records = []
-        for report in self.reports():
+        reports = self.reports()
+        self.counted = len(reports)
+        for report in reports:
             if not report.images:
                 self.dropped.add("report without an image", report.id)
             text, labels = report.text(self.section), report.labels()

@@ -84,6 +84,11 @@ PROTOCOLS: dict[str, Protocol] = {
         "given", {"train": 223_414, "val": 234},
         "train.csv trains and valid.csv, read by radiologists, validates; nothing is left for a test.",
     ),
+    "chexpert/test500": Protocol(
+        "given", {"train": 223_414, "val": 234, "test": 668},
+        "As chexpert/official, and the test set of 500 studies (518 frontal images) that radiologists read, published with "
+        "CheXlocalize (2022).",
+    ),
     "chexpert/5x200": Protocol(
         "given", {"val": 5_000, "test": 1_000},
         "GLoRIA (ICCV 2021): 200 frontal images each that show one of five findings alone, drawn from train.csv by hash; their "
@@ -96,6 +101,11 @@ PROTOCOLS: dict[str, Protocol] = {
     "mimic_cxr/official": Protocol(
         "given", {"train": 368_960, "val": 2_991, "test": 5_159},
         "The split table of MIMIC-CXR-JPG; 'validate' validates.",
+    ),
+    "mimic_cxr/5x200": Protocol(
+        "given", {"val": 2_991, "test": 1_000},
+        "200 frontal images each, of as many studies, that show one of five findings alone by CheXpert's labeller, drawn by "
+        "hash from the official training images; their patients leave training, and the official test is not used.",
     ),
 }  # fmt: skip
 """All protocols by name."""

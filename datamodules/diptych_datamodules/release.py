@@ -164,6 +164,8 @@ class Release(RadiographDataModule):
         self.root, self.split, self.percent, self.strict = Path(root), split, percent, strict
         self.leaky = choose(split, self.data_set).leaky
         self._name = split
+        self.counted = 0
+        """What the release is counted by (images, reports), as :meth:`records` found it in the tables."""
 
     @cached_property
     def files(self) -> Files:

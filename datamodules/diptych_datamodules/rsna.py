@@ -13,12 +13,13 @@ from diptych.data import Loading, RadiographDataset
 from diptych.errors import ConfigError, DataError
 from diptych.tables import find_file, scan_table
 from diptych.tokenizer import Tokenizer
+from diptych_datamodules.facts import OBTAIN
 from diptych_datamodules.release import Record, Release, ReleaseDataset, index_images
 
 __all__ = ["CLASSES", "Rsna", "box_mask"]
 
 CLASSES = ("Normal", "No Lung Opacity / Not Normal", "Lung Opacity")
-_OBTAIN = "get stage 2 of the RSNA Pneumonia Detection Challenge (kaggle.com/c/rsna-pneumonia-detection-challenge)"
+_OBTAIN = OBTAIN["rsna"]
 
 
 def box_mask(boxes: NDArray[np.float32], side: int) -> NDArray[np.bool_]:
@@ -114,6 +115,7 @@ class Rsna(Release):
             present = [classes[key] == name for name in CLASSES] if classes else [bool(boxes[key])]
             corners = np.array(boxes[key], np.float32).reshape(-1, 5)
             records.append(Record(key, images.get(key), key, labels=np.array(present, np.float32), boxes=corners))
+        self.counted = len(records)
         return records + self._tested()
 
     def _classes(self) -> dict[str, str]:

@@ -12,12 +12,13 @@ from diptych.data import Loading, RadiographDataset
 from diptych.errors import DataError
 from diptych.tables import find_file, scan_table
 from diptych.tokenizer import Tokenizer
+from diptych_datamodules.facts import OBTAIN
 from diptych_datamodules.protocols import PROTOCOLS, split
 from diptych_datamodules.release import Record, Release, ReleaseDataset, index_images
 
 __all__ = ["Siim", "rle_decode"]
 
-_OBTAIN = "get the SIIM-ACR Pneumothorax Segmentation data (kaggle.com/c/siim-acr-pneumothorax-segmentation)"
+_OBTAIN = OBTAIN["siim"]
 _FOLDERS = ("dicom-images-train", "stage_2_images")
 
 
@@ -102,6 +103,7 @@ class Siim(Release):
                 raise DataError(f"{table}: '{key}' has a mask and a row of -1; get the table anew")
             positive = np.array([float(runs != ["-1"])], np.float32)
             records.append(Record(key, images.get(key), key, labels=positive, runs=tuple(runs)))
+        self.counted = len(records)
         return records
 
     def assign(self, records: Sequence[Record]) -> tuple[str, list[tuple[Record, str]]]:

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field, fields, make_dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from diptych.errors import ConfigError
-from diptych.head import AlignmentHead, Grounds, HeadFactory, Observes
+from diptych.head import AlignmentHead, Grounds, HeadFactory, Observes, ScoresMatchings, WeighsWords
 from diptych.types import Dims, Embedding, Features, Pairs
 
 __all__ = ["Composite"]
+
+_ABILITIES: dict[str, Callable[[object], bool]] = {
+    "heatmap": lambda head: isinstance(head, Grounds),
+    "observations": lambda head: isinstance(head, Observes),
+    "local_scores": lambda head: isinstance(head, ScoresMatchings),
+    "importance": lambda head: isinstance(head, WeighsWords) and head.weighs_words,
+}
+"""What a head may be able to do besides ranking, by the method that does it."""
 
 
 class Composite(AlignmentHead[Embedding]):
     """Heads side by side: the loss is the weighted sum of theirs, the score the weighted mean of theirs.
 
     Each keeps its own projections and temperature. A head that ranks nothing, as ``cce``, takes part in the loss only.
-    Terms are named ``<head>.<term>``; words are seen where the first head that can say so sees them.
+    Terms are named ``<head>.<term>``. Words are seen, weighed and matched by the first head that can.
 
     Args:
         dims: widths of the towers.
@@ -64,13 +72,12 @@ class Composite(AlignmentHead[Embedding]):
             for name, head in self._heads.items()
             for panel, part in (declared.split(".") for declared in head.gathers)
         )
-        # Where no member can draw, this head cannot either.
-        self.grounding = next((name for name, head in self._heads.items() if isinstance(head, Grounds)), None)
-        if self.grounding is not None:
-            self.heatmap = self._heatmap
-        self.observing = next((name for name, head in self._heads.items() if isinstance(head, Observes)), None)
-        if self.observing is not None:
-            self.observations = self._observations
+        # What no member can do, this head cannot either.
+        self.weighs_words = False
+        for method, can in _ABILITIES.items():
+            if (able := next((name for name, head in self._heads.items() if can(head)), None)) is not None:
+                setattr(self, method, partial(self._ask, able, method))
+                self.weighs_words |= method == "importance"
         self._weigh()
 
     @property
@@ -107,15 +114,9 @@ class Composite(AlignmentHead[Embedding]):
                 terms[f"{name}.{term}"] = value
         return terms
 
-    def _heatmap(self, image: Embedding, text: Embedding) -> Tensor:
-        assert self.grounding is not None  # or this would not be called
-        head = cast("Grounds[Embedding]", self._heads[self.grounding])
-        return head.heatmap(_part(image, self.grounding), _part(text, self.grounding))
-
-    def _observations(self, image: Embedding) -> Tensor:
-        assert self.observing is not None  # as above
-        head = cast("Observes[Embedding]", self._heads[self.observing])
-        return head.observations(_part(image, self.observing))
+    def _ask(self, name: str, method: str, *panels: Embedding) -> Tensor:
+        answer: Tensor = getattr(self._heads[name], method)(*(_part(panel, name) for panel in panels))
+        return answer
 
     def _weigh(self) -> None:
         self.weights = {

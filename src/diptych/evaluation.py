@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diptych import distributed, metrics, scoring
+from diptych.classification import binary_values, with_macro
 from diptych.errors import ConfigError, DataError
 from diptych.head import AlignmentHead
 from diptych.metrics import Metric
@@ -307,30 +308,9 @@ class ZeroShot(Evaluator):
         return self._binary(names, scores, labels, weights)
 
     def _binary(self, names: list[str], scores: Array, labels: Array, weights: Array) -> dict[str, Metric]:
-        values: dict[str, dict[str, Array]] = {"auroc": {}, "accuracy": {}, "f1": {}}
-        counts, thresholds, absent, excluded = {}, {}, {}, {}
-        for name, score, label in zip(names, scores.T, labels.T, strict=True):
-            known = (label == 0) | (label == 1)
-            excluded[name] = {"uncertain": int((label == -1).sum()), "missing": int(np.isnan(label).sum())}
-            score, real, drawn = score[known], label[known] == 1, weights if known.all() else weights[:, known]
-            if real.all() or not real.any():
-                absent[name] = {"positive": int(real.sum()), "negative": int((~real).sum())}
-                continue
-            counts[name] = len(score)
-            if self._threshold == "zero":
-                thresholds[name], predicted = 0.0, score > 0
-            else:
-                thresholds[name] = metrics.best_f1_threshold(score, real)
-                predicted = score >= thresholds[name]
-            broken = np.where(np.isnan(score).any(), np.nan, 0.0)  # a diverged model has no accuracy either
-            values["auroc"][name] = metrics.auroc(score, real, drawn)
-            values["accuracy"][name] = metrics.accuracy(predicted, real, drawn) + broken
-            values["f1"][name] = metrics.f1(predicted, real, drawn) + broken
-        rule = "score > 0" if self._threshold == "zero" else "best F1 on the evaluated split itself"
-        self._facts |= {"threshold": rule, "thresholds": thresholds, "absent": absent, "excluded": excluded}
-        counted = [i for i, name in enumerate(names) if name in counts]
-        known_at_all = int(((labels[:, counted] == 0) | (labels[:, counted] == 1)).any(axis=1).sum())
-        return _with_macro(values, counts, known_at_all)
+        found = binary_values(names, scores, labels, weights, self._threshold)
+        self._facts |= found.facts
+        return found.metrics()
 
     def _multiclass(self, names: list[str], scores: Array, labels: Array, weights: Array) -> dict[str, Metric]:
         single = (labels == 1).sum(axis=1) == 1
@@ -350,23 +330,7 @@ class ZeroShot(Evaluator):
             "excluded": {"none of the classes or several": int((~single).sum())},
         }
         accuracy = {"accuracy": Metric.of(metrics.accuracy(predicted, real, drawn), n)}
-        return accuracy | _with_macro(values, dict.fromkeys(names, n), n)
-
-
-def _with_macro(values: dict[str, dict[str, Array]], counts: dict[str, int], n: int) -> dict[str, Metric]:
-    """``values[measure][finding]`` ``[1+R]`` as metrics, with the mean over the findings as ``measure/macro``."""
-    found = {}
-    for measure, by_finding in values.items():
-        if not by_finding:
-            found[f"{measure}/macro"] = Metric(float("nan"), float("nan"), float("nan"), 0)
-            continue
-        table = np.stack(list(by_finding.values()))
-        defined = ~np.isnan(table) if not np.isnan(table[:, 0]).any() else np.zeros_like(table, dtype=bool)
-        total, present = np.where(defined, table, 0).sum(axis=0), defined.sum(axis=0)
-        macro = np.divide(total, present, out=np.full(table.shape[1], np.nan), where=present > 0)
-        found[f"{measure}/macro"] = Metric.of(macro, n)
-        found |= {f"{measure}/{name}": Metric.of(row, counts[name]) for name, row in by_finding.items()}
-    return found
+        return accuracy | with_macro(values, dict.fromkeys(names, n), n)
 
 
 def _any(labels: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from diptych_datamodules.phantoms.phantom import Phantom, PhantomPlan, render
 __all__ = ["rle_encode", "write_dicom", "write_rsna", "write_siim"]
 
 _SIDE = 1024  # both releases store 1024x1024
+_INVERTED = 9
 _CAPTURE = UID("1.2.840.10008.5.1.4.1.1.7")
 _ROOT = "1.2.276.0.7230010.3.1"
 _RSNA_MIX = {
@@ -54,11 +55,16 @@ def _uids(rng: np.random.Generator) -> tuple[str, str, str]:
 
 
 def write_dicom(
-    path: Path, image: NDArray[np.uint8], plan: PhantomPlan, patient: str, uids: tuple[str, str, str]
+    path: Path,
+    image: NDArray[np.uint8],
+    plan: PhantomPlan,
+    patient: str,
+    uids: tuple[str, str, str],
+    inverted: bool = False,
 ) -> None:
-    """Write an 8-bit radiograph as the releases do: baseline JPEG inside DICOM, MONOCHROME2."""
+    """Write an 8-bit radiograph as the releases do: baseline JPEG inside DICOM, MONOCHROME2 (``inverted``: MONOCHROME1)."""
     stored = io.BytesIO()
-    Image.fromarray(image).save(stored, "JPEG", quality=92)
+    Image.fromarray(255 - image if inverted else image).save(stored, "JPEG", quality=92)
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = _CAPTURE
     meta.MediaStorageSOPInstanceUID = UID(uids[2])
@@ -79,7 +85,7 @@ def write_dicom(
         "1",
         "",
     )
-    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, f"MONOCHROME{1 if inverted else 2}"
     ds.Rows, ds.Columns = image.shape
     ds.PixelSpacing = [0.168, 0.168]
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 8, 8, 7, 0
@@ -98,7 +104,7 @@ def write_rsna(n: int, out: Path, options: Options, progress: Callable[[int], No
     """Write ``n`` images, one a patient, as stage 2 of the RSNA pneumonia challenge.
 
     Boxes are those of opacities and consolidations, in pixels of the 1024x1024 image; the class table repeats an image
-    for each of its boxes, as the release does.
+    for each of its boxes, as the release does. One image in nine is stored as MONOCHROME1.
     """
     rows: list[list[object]] = []
     classes: list[list[object]] = []
@@ -108,7 +114,12 @@ def write_rsna(n: int, out: Path, options: Options, progress: Callable[[int], No
         phantom = render(options.plan(i, mix=_RSNA_MIX), options.size)
         patient = str(uuid.UUID(bytes=rng.bytes(16), version=4))
         write_dicom(
-            out / "stage_2_train_images" / f"{patient}.dcm", _native(phantom), phantom.plan, patient, _uids(rng)
+            out / "stage_2_train_images" / f"{patient}.dcm",
+            _native(phantom),
+            phantom.plan,
+            patient,
+            _uids(rng),
+            inverted=i % _INVERTED == 4,
         )
         scale = _SIDE / options.size
         found = [f.box for f in phantom.findings if f.name in ("Lung Opacity", "Consolidation")]
@@ -129,7 +140,7 @@ def write_siim(n: int, out: Path, options: Options, progress: Callable[[int], No
     """Write ``n`` images as the SIIM-ACR pneumothorax set.
 
     As in the release, about a quarter of the positive images spread their mask over several rows, which must be united;
-    one more file has no row, and one more row has no file.
+    one more file has no row, and one more row has no file. One image in nine is stored as MONOCHROME1.
     """
     rows: list[tuple[str, str]] = []
     boxes: list[list[object]] = []
@@ -144,6 +155,7 @@ def write_siim(n: int, out: Path, options: Options, progress: Callable[[int], No
             phantom.plan,
             str(uuid.UUID(bytes=rng.bytes(16), version=4)),
             uids,
+            inverted=i % _INVERTED == 4,
         )
         if i == n:
             break  # the file without a row

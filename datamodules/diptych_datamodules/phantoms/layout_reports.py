@@ -22,7 +22,7 @@ from diptych_datamodules.phantoms.cohort import (
     write_csv,
 )
 from diptych_datamodules.phantoms.lateral import render_lateral
-from diptych_datamodules.phantoms.phantom import render
+from diptych_datamodules.phantoms.phantom import PhantomPlan, render
 
 __all__ = ["CHEXPERT_LABELS", "MIMIC_LABELS", "mimic_report", "write_chexpert", "write_mimic_cxr"]
 
@@ -46,6 +46,7 @@ _PLUS = (
     "section_accession_number", "age", "sex", "race", "ethnicity", "interpreter_needed", "insurance_type", "recent_bmi",
     "deceased", "split",
 )  # fmt: skip
+_TESTED = 64_741  # the first patient of CheXpert's test set
 _RARE_VIEWS = ("LAO", "RAO", "SWIMMERS", "PA LLD", "AP AXIAL")
 _VIEW_MEANING = {"PA": "postero-anterior", "AP": "antero-posterior", "LATERAL": "lateral", "LL": "left lateral", "": ""}
 
@@ -98,7 +99,7 @@ def write_mimic_cxr(n: int, out: Path, options: Options, progress: Callable[[int
     Erect studies have a frontal and, mostly, a lateral picture; portable ones a single frontal. As in the release, some
     studies lack a label row (every 23rd), some a readable report (every 29th), some any report (every 37th), some an impression
     header and some frontal pictures a ViewPosition; the second picture of every 11th study has a rare one. The 7th study's
-    first file is missing, and its row in the split table stands there twice.
+    first file is missing, and its row in the split table stands there twice. One table was unpacked, as users do.
     """
     studies = draw_cohort(n, options, ("train", "validate", "test"))
     ids = stream(options, 1)
@@ -168,8 +169,8 @@ def write_mimic_cxr(n: int, out: Path, options: Options, progress: Callable[[int
     labels.sort(key=lambda row: (row[0], row[1]))
     write_csv(out / "mimic-cxr-2.0.0-metadata.csv.gz", _METADATA, metadata)
     write_csv(out / "mimic-cxr-2.0.0-split.csv.gz", ("dicom_id", "study_id", "subject_id", "split"), splits)
-    for labeller in ("chexpert", "negbio"):
-        write_csv(out / f"mimic-cxr-2.0.0-{labeller}.csv.gz", ("subject_id", "study_id", *MIMIC_LABELS), labels)
+    for labeller in ("chexpert.csv.gz", "negbio.csv"):
+        write_csv(out / f"mimic-cxr-2.0.0-{labeller}", ("subject_id", "study_id", *MIMIC_LABELS), labels)
     renamed = ["Airspace Opacity" if name == "Lung Opacity" else name for name in MIMIC_LABELS]
     write_csv(out / "mimic-cxr-2.1.0-test-set-labeled.csv", ("study_id", *renamed), tested)
     write_csv(out / "phantom_boxes.csv", BOX_COLUMNS, boxes)
@@ -180,7 +181,9 @@ def write_chexpert(n: int, out: Path, options: Options, progress: Callable[[int]
 
     Training labels are what the reports say, with doubts and gaps; validation labels are what is there. Findings stand
     in about a quarter of the Plus rows, impressions in all but every 27th study's. The first training row stands there
-    twice, and the file of the next is missing.
+    twice, and the file of the next is missing. The paths of ``valid.csv`` begin with another release's name. The test set
+    lies beside, as CheXlocalize has it: ``CheXpert/test`` and ``CheXpert/test_labels.csv``, which has neither views nor
+    ages; and its labels by study, ``groundtruth.csv``.
     """
     studies = draw_cohort(n, options, ("train", "valid"))
     rows: dict[str, list[list[object]]] = {"train": [], "valid": []}
@@ -196,7 +199,7 @@ def write_chexpert(n: int, out: Path, options: Options, progress: Callable[[int]
         views = [("frontal", phantom.image)]
         if plan.view == "PA" and rng.random() < 0.35:
             views.append(("lateral", render_lateral(plan, options.size)))
-        said = release_labels(plan) if split == "train" else _settled(study)
+        said = release_labels(plan) if split == "train" else _settled(study.plan)
         written = rng.random() < 0.25 and i % 27 != 26
         impression = plan.report.impression if written else plan.report.text.replace("\n", " ")
         for k, (view, picture) in enumerate(views, start=1):
@@ -208,7 +211,8 @@ def write_chexpert(n: int, out: Path, options: Options, progress: Callable[[int]
             direction = plan.view if view == "frontal" else ""
             sex = "Female" if plan.sex == "F" else "Male"
             labels: list[object] = [said.get(label, "") for label in CHEXPERT_LABELS]
-            rows[split].append([f"CheXpert-v1.0-small/{name}", sex, plan.age, view.capitalize(), direction, *labels])
+            release = "CheXpert-v1.0-small" if split == "train" else "CheXpert-v1.0"
+            rows[split].append([f"{release}/{name}", sex, plan.age, view.capitalize(), direction, *labels])
             if split == "train" and len(rows[split]) == 1:
                 rows[split].append(rows[split][0])
             cells: dict[str, object] = {
@@ -234,12 +238,32 @@ def write_chexpert(n: int, out: Path, options: Options, progress: Callable[[int]
     for split, table in rows.items():
         write_csv(out / "CheXpert-v1.0-small" / f"{split}.csv", columns, table)
     write_csv(out / "df_chexpert_plus_240401.csv", _PLUS, plus)
+    _write_test(n, out, options)
     write_csv(out / "phantom_boxes.csv", BOX_COLUMNS, boxes)
 
 
-def _settled(study: Study) -> dict[str, float]:
-    """Labels without doubts and gaps, as radiologists gave them for the validation images."""
-    present = {"Lung Lesion" if spec.name == "Nodule" else spec.name for spec in study.plan.specs}
+def _write_test(n: int, out: Path, options: Options) -> None:
+    """A study of each of some more patients, read by radiologists."""
+    images: list[list[object]] = []
+    studies: list[list[object]] = []
+    for i in range(max(2, n // 8)):
+        plan = options.plan(n + i)
+        labels = [int(value) for value in _settled(plan).values()]
+        study = f"test/patient{_TESTED + i}/study1"
+        pictures = {"view1_frontal": render(plan, options.size).image}
+        if i % 3 == 1:
+            pictures["view2_lateral"] = render_lateral(plan, options.size)
+        for name, picture in pictures.items():
+            _jpeg(out / "CheXpert" / study / f"{name}.jpg", picture)
+            images.append([f"{study}/{name}.jpg", *map(float, labels)])
+        studies.append([f"CheXpert-v1.0/{study}", *labels])
+    write_csv(out / "CheXpert" / "test_labels.csv", ("Path", *CHEXPERT_LABELS), images)
+    write_csv(out / "groundtruth.csv", ("Study", *CHEXPERT_LABELS), studies)
+
+
+def _settled(plan: PhantomPlan) -> dict[str, float]:
+    """Labels without doubts and gaps, as radiologists gave them for the validation and test images."""
+    present = {"Lung Lesion" if spec.name == "Nodule" else spec.name for spec in plan.specs}
     labels = {label: float(label in present) for label in CHEXPERT_LABELS}
     labels["No Finding"] = float(present <= {"Support Devices"})
     return labels

@@ -137,8 +137,9 @@ def _take(out: Path, settings: Mapping[str, object]) -> None:
 _TOPS = (
     "images", "table.csv", "boxes.csv", "phantom_boxes.csv", "files", "mimic-cxr-reports.zip",
     "mimic-cxr-2.0.0-metadata.csv.gz",
-    "mimic-cxr-2.0.0-split.csv.gz", "mimic-cxr-2.0.0-chexpert.csv.gz", "mimic-cxr-2.0.0-negbio.csv.gz",
-    "mimic-cxr-2.1.0-test-set-labeled.csv", "CheXpert-v1.0-small", "df_chexpert_plus_240401.csv", "stage_2_train_labels.csv",
+    "mimic-cxr-2.0.0-split.csv.gz", "mimic-cxr-2.0.0-chexpert.csv.gz", "mimic-cxr-2.0.0-negbio.csv",
+    "mimic-cxr-2.1.0-test-set-labeled.csv", "CheXpert-v1.0-small", "CheXpert", "groundtruth.csv",
+    "df_chexpert_plus_240401.csv", "stage_2_train_labels.csv",
     "stage_2_detailed_class_info.csv", "stage_2_train_images", "train-rle.csv", "dicom-images-train",
     "Data_Entry_2017_v2020.csv", "BBox_List_2017.csv", "train_val_list.txt", "test_list.txt", "chexnet", "images_001",
     "images_002", "ecgen-radiology", "NLMCXR_png", "kaggle",

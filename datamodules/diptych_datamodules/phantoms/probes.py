@@ -1,6 +1,7 @@
 """Probes of a trained model on phantoms, each built so that one ability alone decides it.
 
 *pair*: two radiographs of one patient differ in nothing but the side, or the zone, of one finding; whose report is whose?
+``pair/mild`` asks it of findings in their mildest degree, which are hard to see.
 *swap*: two findings, one on each side, change places; the two reports hold the same words. *distractor*: retrieval among
 reports of which up to 80 % of the sentences are filler. *grounding*: does the attention of the words that name a finding
 peak inside its box? *importance*: do the words of findings weigh more than those of filler?
@@ -30,7 +31,8 @@ __all__ = ["CHANCE", "FILLER", "pairs_of_sides", "pairs_of_zones", "run_probes",
 Section = Literal["both", "findings", "impression"]
 Pair = tuple[PhantomPlan, PhantomPlan]
 
-CHANCE = {f"{part}{probe}": 0.5 for part in ("", "matchings/") for probe in ("pair", "pair/side", "pair/zone", "swap")}
+_CHOICES = ("pair", "pair/side", "pair/zone", "pair/mild", "pair/mild/side", "pair/mild/zone", "swap")
+CHANCE = {f"{part}{probe}": 0.5 for part in ("", "matchings/") for probe in _CHOICES}
 CHANCE["importance/rank_biserial"] = 0.0
 """What a model that knows nothing gets."""
 FILLER = (0.0, 0.4, 0.8)
@@ -94,6 +96,15 @@ def swaps(n: int, findings: Sequence[str], seed: int) -> list[Pair]:
         if len(pairs) == n:
             break
     return pairs
+
+
+def mildest(pairs: Sequence[Pair]) -> list[Pair]:
+    """The same pairs with each finding in its mildest degree."""
+
+    def mild(plan: PhantomPlan) -> PhantomPlan:
+        return with_findings(plan, [replace(spec, severity=KINDS[spec.name].severities[0]) for spec in plan.specs])
+
+    return [(mild(one), mild(other)) for one, other in pairs]
 
 
 def _text(plan: PhantomPlan, section: Section) -> str:
@@ -218,7 +229,8 @@ def run_probes(
         pairs: pairs of each kind; and as many radiographs in the other probes.
 
     Returns:
-        ``pair``, its parts ``pair/side`` and ``pair/zone``, ``swap``: shares of right choices, chance 0.5.
+        ``pair``, its parts ``pair/side`` and ``pair/zone``, all three also as ``pair/mild``, and ``swap``: shares of right
+        choices, chance 0.5.
         ``distractor/0.8`` and the like: R@5 at a share of filler; ``distractor`` is that at 0.8. The same for the score of
         the head's matchings alone, as ``matchings/pair``, where it has one. Where the head can: ``grounding/pointing``,
         ``grounding/chance`` (mean share of the picture that a box takes) and their ratio ``grounding/over_chance``;
@@ -226,15 +238,19 @@ def run_probes(
     """
     weights = dict(mix) if mix is not None else {name: kind.share for name, kind in KINDS.items()}
     seen = [name for name, weight in weights.items() if weight > 0]
+    sides, zones = pairs_of_sides(pairs, seen, seed), pairs_of_zones(pairs, seen, seed)
     chosen = {
-        "pair/side": choose(model, pairs_of_sides(pairs, seen, seed), section),
-        "pair/zone": choose(model, pairs_of_zones(pairs, seen, seed), section),
+        "pair/side": choose(model, sides, section),
+        "pair/zone": choose(model, zones, section),
+        "pair/mild/side": choose(model, mildest(sides), section),
+        "pair/mild/zone": choose(model, mildest(zones), section),
         "swap": choose(model, swaps(pairs, seen, seed), section),
     }
     chosen |= {f"distractor/{share}": distract(model, pairs, weights, share, seed + 1) for share in FILLER}
     found: dict[str, float] = {}
     for part in chosen["swap"]:
-        found[f"{part}pair"] = (chosen["pair/side"][part] + chosen["pair/zone"][part]) / 2
+        for pair in ("pair", "pair/mild"):
+            found[f"{part}{pair}"] = (chosen[f"{pair}/side"][part] + chosen[f"{pair}/zone"][part]) / 2
         found |= {f"{part}{probe}": values[part] for probe, values in chosen.items()}
         found[f"{part}distractor"] = found[f"{part}distractor/{FILLER[-1]}"]
     return found | look(model, pairs, weights, section, seed + 2)
