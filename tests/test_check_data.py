@@ -15,7 +15,8 @@ from inprocess import diptych
 from mini import ROOT, write_pairs
 from PIL import Image
 
-from diptych_datamodules.check import spread
+from diptych.errors import ConfigError
+from diptych_datamodules.check import main, spread
 from diptych_datamodules.check_sheet import TILE
 from diptych_datamodules.facts import RELEASES
 from diptych_datamodules.phantoms.layouts import write_layout
@@ -304,3 +305,11 @@ def test_every_release_has_a_page_with_one_command_and_a_recipe(name):
     own = {p for p in (ROOT / "experiments").glob("*/*.yaml") if f"class_path: {name}\n" in p.read_text()}
     assert named == own
     assert len(own) > 0
+
+
+def test_a_packed_folder_is_sent_to_where_it_is_verified(tmp_path):
+    (tmp_path / "packed.json").write_text("{}")
+    with pytest.raises(
+        ConfigError, match=r"packed; check what it was made of, or run `diptych prepare siim .*--verify`"
+    ):
+        main(["siim", "--root", str(tmp_path)])

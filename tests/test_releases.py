@@ -45,7 +45,7 @@ def roots(tmp_path_factory):
 def stub(tmp_path, monkeypatch):
     """A folder into which a real table is put; every image is taken to be there."""
     for module in ("rsna", "siim", "nih"):
-        monkeypatch.setattr(f"diptych_datamodules.{module}.index_images", lambda folders: _All())
+        monkeypatch.setattr(f"diptych_datamodules.{module}.index_images", lambda folders, files: _All())
 
     def put(package_file, name):
         (tmp_path / name).symlink_to(installed("torchxrayvision", f"data/{package_file}"))

@@ -349,6 +349,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(f"check-data {name}: --root is missing; give the folder of the release")
     if root is not None and not root.is_dir():
         raise DataError(f"{root}: no such folder; give that of the release as --root")
+    if root is not None and (root / "packed.json").is_file():
+        raise ConfigError(
+            f"{root}: packed; check what it was made of, or run `diptych prepare {name} --out {root} --verify`"
+        )
     args.out = args.out or Path("runs") / f"check-{name}"
     args.options = [*_asked(facts, root, rest), *([] if root is None else ["--root", str(root)])]
     options = _pairs(args.options)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from diptych.data import Loading
 from diptych.errors import ConfigError, DataError
+from diptych.packed import Files, open_images
 from diptych.splits import filled
 from diptych.tables import find_file, scan_table
 from diptych.tokenizer import Tokenizer
@@ -185,7 +187,7 @@ class Chexpert(Release):
                 raise DataError(
                     f"{table}: '{path or study}' lacks a label; the radiologists gave all, get the table anew"
                 )
-            keys = [_key(path, table)] if path else _views(study, folders, table)
+            keys = [_key(path, table)] if path else _views(study, folders, self._images, table)
             for key in keys:
                 text = None if self.reports is None else texts.get(key, "")
                 frontal = "lateral" not in key.rpartition("/")[2]
@@ -225,7 +227,7 @@ class Chexpert(Release):
                 labels = np.nan_to_num(labels, nan=0.0)
             image.labels = labels[self._columns]
             if image.patient in folders:
-                image.path = image_file(f"{folders[image.patient]}/{image.id.removesuffix('.jpg')}")
+                image.path = image_file(f"{folders[image.patient]}/{image.id.removesuffix('.jpg')}", self._images)
 
     def _around(self, images: list[_Image]) -> tuple[str, list[tuple[Record, str]]]:
         """A subset tests; its patients are left out of training, of whose images 5,000 validate."""
@@ -258,16 +260,23 @@ class Chexpert(Release):
             )
         return here[0] if here else self.root  # whose train.csv is then missed by name
 
+    @cached_property
+    def _images(self) -> Files:
+        if self.images is None or self.images.is_relative_to(self.root):
+            return self.files
+        return open_images(self.images, self.loading.image_size)  # packed apart
+
     def _patients(self) -> dict[str, Path]:
         """Patient to the folder that holds the patient's, each folder of patients listed once."""
         if self.images is not None:
             above = [self.images]
         else:
-            above = [self._folder(), *sorted(self.root.glob("CheXpert*batch*"))]
+            batches = fnmatch.filter(self.files.folders(self.root), "CheXpert*batch*")
+            above = [self._folder(), *(self.root / name for name in batches)]
             above += [place for place in (self.root, self.root / "CheXpert") if self.split == "chexpert/test500"]
-        below = [place / name for place in above for name in ("train", "valid", "test") if (place / name).is_dir()]
+        below = [place / name for place in above for name in ("train", "valid", "test")]
         below += [folder for folder in above if "(train" in folder.name]  # a numbered batch holds patients directly
-        found = {entry.name: base for base in reversed(below) for entry in os.scandir(base) if entry.is_dir()}
+        found = {name: base for base in reversed(below) for name in self._images.folders(base)}
         if not found:
             raise DataError(
                 f"{' or '.join(map(str, above))}: no image in it; unpack the release's train/ and valid/ there"
@@ -298,14 +307,15 @@ class Chexpert(Release):
         return found
 
 
-def _views(study: str, folders: Mapping[str, Path], where: Path) -> list[str]:
-    """The images of a study on the disk; its first, which is then missing, where there are none."""
+def _views(study: str, folders: Mapping[str, Path], files: Files, where: Path) -> list[str]:
+    """The images of a study that are there; its first, which is then missing, where there are none."""
     patient, _, name = study.replace("\\", "/").rpartition("/")
     patient = patient.rpartition("/")[2]
     if not (patient.startswith("patient") and name.startswith("study")):
         raise DataError(f"{where}: '{study}' is no study of the release; it ends in patient64741/study1")
-    images = sorted((folders[patient] / patient / name).glob("view*")) if patient in folders else []
-    return [f"{patient}/{name}/{image.stem}.jpg" for image in images] or [f"{patient}/{name}/view1_frontal.jpg"]
+    there = files.below(folders[patient] / patient / name) if patient in folders else ()
+    images = sorted(image.rpartition(".")[0] for image, _ in there if image.startswith("view"))
+    return [f"{patient}/{name}/{image}.jpg" for image in images] or [f"{patient}/{name}/view1_frontal.jpg"]
 
 
 def _key(path: str, where: Path) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from diptych.data import Loading, RadiographDataModule, RadiographDataset, Sample, Split
 from diptych.errors import DataError
-from diptych.radiograph import read_radiograph
+from diptych.packed import read_image
 from diptych.tables import Columns, Fractions, label_vector, read_table
 from diptych.tokenizer import Tokenizer
 from diptych_datamodules.tabular import ImageRow, image_rows
@@ -47,7 +47,7 @@ class _Matched(RadiographDataset):
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         row, near = self.rows[index], self.candidates[index]
-        return Sample(read_radiograph(row.path), text=self.reports[near[rng.integers(len(near))]], labels=row.labels)
+        return Sample(read_image(row.path)[0], text=self.reports[near[rng.integers(len(near))]], labels=row.labels)
 
     def texts(self) -> Iterable[str]:
         return self.reports
@@ -133,6 +133,7 @@ class LabelMatched(RadiographDataModule):
             seed=self.split_seed,
             with_text=False,
             dropped=self.dropped,
+            image_size=self.loading.image_size,
         )
         if self.strict:
             self.dropped.refuse(f"{self.images}, {self.reports}")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from diptych.data import Loading, RadiographDataset, Sample, Split
 from diptych.errors import ConfigError, DataError
 from diptych.reports import sentence_spans
-from diptych.tables import find_file, scan_table
+from diptych.tables import find_file, scan_table, scan_zip
 from diptych.tokenizer import Tokenizer
 from diptych_datamodules.facts import OBTAIN
 from diptych_datamodules.protocols import split as assign_splits
@@ -106,15 +106,20 @@ def _read_reports(source: Path, wanted: Mapping[str, str]) -> Iterator[tuple[str
                     yield study, _decoded(path.read_bytes()[: _LARGEST + 1], str(path))
                     break
         return
+
+    def ours(name: str) -> bool:
+        study = _study(name)
+        return study in wanted and name.endswith(f"/p{wanted[study]}/s{study}.txt")
+
     try:
-        with zipfile.ZipFile(source) as archive:
-            for member in archive.infolist():
-                study = member.filename.rpartition("/s")[2].removesuffix(".txt")
-                if study in wanted and member.filename.endswith(f"/p{wanted[study]}/s{study}.txt"):
-                    with archive.open(member) as file:
-                        yield study, _decoded(file.read(_LARGEST + 1), f"{source}: {member.filename}")
+        for name, raw in scan_zip(source, ours, _LARGEST + 1):
+            yield _study(name), _decoded(raw, f"{source}: {name}")
     except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{source}: cannot be read ({error}); get it anew") from error
+
+
+def _study(name: str) -> str:
+    return name.rpartition("/s")[2].removesuffix(".txt")
 
 
 def _decoded(raw: bytes, source: str) -> str:
@@ -307,7 +312,7 @@ class MimicCxr(Release):
     def _complete(self, images: list[_Image], labels: Mapping[str, NDArray[np.float32]]) -> None:
         """Text, labels and file of each image."""
         files = self.root / "files"
-        if not files.is_dir():
+        if not self.files.folders(files):
             raise DataError(f"{files}: no image in it; unpack MIMIC-CXR-JPG's files/ there ({_OBTAIN})")
         texts = {} if self.section == "none" else self._texts({image.study: image.patient for image in images})
         read = self._radiologist() if self.test_labels == "radiologist" else labels
@@ -319,7 +324,7 @@ class MimicCxr(Release):
                 image.labels = unknown
                 unlabelled.add(image.study)
             patient = f"p{image.patient}"
-            image.path = image_file(f"{files}/{patient[:3]}/{patient}/s{image.study}/{image.id}")
+            image.path = image_file(f"{files}/{patient[:3]}/{patient}/s{image.study}/{image.id}", self.files)
         if unlabelled:
             rank_zero_info(
                 f"{self.data_set}: {len(unlabelled)} studies have no row of labels; none is mentioned in them"

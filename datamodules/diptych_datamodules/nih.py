@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 from pathlib import Path
 from typing import ClassVar
@@ -90,7 +91,8 @@ class Nih(Release):
         self.counted = len(rows)
         given = self._given({name: patient for name, _, patient in rows})
         boxes = self._boxes() if self.boxes else {}
-        images = index_images([self.root / "images", *sorted(self.root.glob("images_[0-9]*"))])
+        numbered = fnmatch.filter(self.files.folders(self.root), "images_[0-9]*")
+        images = index_images([self.root / name for name in ("images", *numbered)], self.files)
         left_out = _excluded(self.exclude) if self.exclude is not None else set()
         none = np.zeros((0, 5), np.float32)
         records = []

@@ -207,7 +207,7 @@ class Openi(Release):
 
     def records(self) -> list[Record]:
         """Every image of every report."""
-        images = {_stem(stem): path for stem, path in index_images([self.root]).items()}
+        images = {_stem(stem): path for stem, path in index_images([self.root], self.files).items()}
         shown = self._projections()
         records = []
         reports = self.reports()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import gc
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,16 +15,17 @@ from numpy.typing import NDArray
 
 from diptych.data import Loading, RadiographDataModule, RadiographDataset, Sample, Split
 from diptych.errors import ConfigError, DataError
-from diptych.radiograph import read_radiograph
+from diptych.packed import Files, Packed, open_images, read_image
 from diptych.splits import nested
 from diptych.tokenizer import Tokenizer
+from diptych.transforms import scaled
 from diptych_datamodules.protocols import PROTOCOLS, choose, split
+from diptych_datamodules.records import Records
 
 __all__ = ["Record", "Release", "ReleaseDataset", "image_file", "index_images", "label_vector"]
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _VALUES = {"": float("nan"), "1.0": 1.0, "0.0": 0.0, "-1.0": -1.0, "1": 1.0, "0": 0.0, "-1": -1.0}
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".dcm", ".dicom"}
 
 
 @dataclass(slots=True)
@@ -31,7 +33,7 @@ class Record:
     """One image of a release, as its tables describe it."""
 
     id: str
-    path: Path | None
+    path: Path | Packed | None
     """None where the release's folder lacks it."""
     patient: str
     """The image's own id, where no patient is known."""
@@ -52,9 +54,9 @@ class ReleaseDataset(RadiographDataset):
     """Width of the released pictures; boxes and masks are scaled where the user's copies are smaller."""
 
     def __init__(self, records: Sequence[Record]) -> None:
-        self.records = records
-        self.ids = [record.id for record in records]
-        self.patients = [record.patient for record in records]
+        self.records = records if isinstance(records, Records) else Records(records)
+        self.ids: Sequence[str] = self.records.column("id")
+        self.patients: Sequence[str] = self.records.column("patient")
 
     def mask(self, record: Record) -> NDArray[np.bool_] | None:
         """The mask ``[side,side]``; None where the set has none."""
@@ -64,21 +66,28 @@ class ReleaseDataset(RadiographDataset):
         """See :meth:`RadiographDataset.read`; nothing about it is random."""
         record = self.records[index]
         assert record.path is not None  # those without were left out
-        image = read_radiograph(record.path)
+        image, native = read_image(record.path)
         boxes, mask = record.boxes, self.mask(record)
-        if boxes is not None and image.shape != (self.side, self.side):
+        if boxes is not None and native != (self.side, self.side):
             boxes = boxes.copy()
-            boxes[:, :4] *= np.array([image.shape[1], image.shape[0]] * 2, np.float32) / self.side
-        if mask is not None and image.shape != mask.shape:
+            boxes[:, :4] *= np.array([native[1], native[0]] * 2, np.float32) / self.side
+        if mask is not None and native != mask.shape:
             import cv2
 
-            size = (image.shape[1], image.shape[0])
+            size = (native[1], native[0])
             mask = np.asarray(cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_AREA)) > 127
+        if native != image.shape:  # packed: what is drawn on the picture shrinks as the picture did
+            longer = max(image.shape)
+            if boxes is not None:
+                boxes = boxes.copy()
+                boxes[:, :4] *= longer / max(native)
+            if mask is not None:
+                mask = scaled(mask.astype(np.uint8) * np.uint8(255), longer) > 127
         return Sample(image, text=record.text, labels=record.labels, boxes=boxes, mask=mask)
 
     def texts(self) -> Iterable[str]:
         """See :meth:`RadiographDataset.texts`."""
-        return [record.text for record in self.records if record.text is not None]
+        return [text for text in self.records.column("text") if text is not None]
 
 
 def label_vector(
@@ -98,35 +107,30 @@ def label_vector(
     return known[key]
 
 
-def image_file(stem: str) -> Path | None:
+def image_file(stem: str, files: Files) -> Path | Packed | None:
     """The image of this path without suffix, as released (``.jpg``) or as a PNG or DICOM copy; None if there is none."""
     for suffix in (".jpg", ".png", ".dcm"):
-        if os.path.isfile(stem + suffix):  # a Path for each try would double the time of large tables
-            return Path(stem + suffix)
+        if found := files.find(stem + suffix):
+            return found
     return None
 
 
-def index_images(folders: Iterable[Path]) -> dict[str, Path]:
-    """File stem to path of every image below folders, walked once.
+def index_images(folders: Iterable[Path], files: Files) -> dict[str, Path | Packed]:
+    """File stem to image of all below folders, walked once.
 
     Raises:
         DataError: no folder exists, none holds an image, or one stem stands for two files.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, Path | Packed] = {}
     looked = list(folders)
-    for path in _walk(looked):
-        other = found.setdefault(path.stem, path)
-        if other != path:
-            raise DataError(f"{path} and {other}: two files for one image; keep one of them")
+    for folder in looked:
+        for name, image in files.below(folder):
+            other = found.setdefault(Path(name).stem, image)
+            if other != image:
+                raise DataError(f"{image} and {other}: two files for one image; keep one of them")
     if not found:
         raise DataError(f"{' or '.join(map(str, looked))}: no image in it; unpack the release's images there")
     return found
-
-
-def _walk(folders: Iterable[Path]) -> Iterator[Path]:
-    for folder in folders:
-        for here, _, names in os.walk(folder):
-            yield from (Path(here, name) for name in names if Path(name).suffix.lower() in _SUFFIXES)
 
 
 class Release(RadiographDataModule):
@@ -163,6 +167,11 @@ class Release(RadiographDataModule):
         self.counted = 0
         """What the release is counted by (images, reports), as :meth:`records` found it in the tables."""
 
+    @cached_property
+    def files(self) -> Files:
+        """Where its images are: below the root, or packed there."""
+        return open_images(self.root, self.loading.image_size)
+
     @abstractmethod
     def records(self) -> list[Record]:
         """Every image of the release's tables, whether its file is there or not."""
@@ -189,6 +198,15 @@ class Release(RadiographDataModule):
 
     def build(self) -> dict[Split, RadiographDataset]:
         """Split the tables, take the share, then leave out what has no file."""
+        collects = gc.isenabled()
+        gc.disable()  # the collector would look at millions of new objects again and again
+        try:
+            return self._build_splits()
+        finally:
+            if collects:
+                gc.enable()
+
+    def _build_splits(self) -> dict[Split, RadiographDataset]:
         self._name, assigned = self.assign(self.records())
         members: dict[str, list[Record]] = {}
         for record, name in assigned:
@@ -209,6 +227,9 @@ class Release(RadiographDataModule):
             self.dropped.add("missing image", record.id)
         elif record.text == "":
             self.dropped.add("empty report", record.id)
+        elif isinstance(record.path, Packed) and record.path.unusable:
+            rule, why = record.path.unusable
+            self.dropped.add(rule, record.id, why)
         else:
             return True
         return False

@@ -105,7 +105,7 @@ class Rsna(Release):
                     raise DataError(f"{table}: the box of '{key}' is '{','.join(corner)}'; give four numbers") from None
                 found.append([x, y, x + width, y + height, of_finding])
         classes = self._classes() if self.labels == "classes" else {}
-        images = index_images([self.root / "stage_2_train_images"])
+        images = index_images([self.root / "stage_2_train_images"], self.files)
         records = []
         for key in sorted(boxes):
             if self.labels == "classes" and key not in classes:
@@ -134,7 +134,7 @@ class Rsna(Release):
             return []
         if not self.test_list.is_file():
             raise DataError(f"{self.test_list}: no such list; get RSNA_Pneumonia/test_list.txt of RL4M/MRM-pytorch")
-        images = index_images([self.root / "stage_2_test_images"])
+        images = index_images([self.root / "stage_2_test_images"], self.files)
         records = []
         for number, line in enumerate(self.test_list.read_text().splitlines(), start=1):
             name, _, label = line.strip().partition(" ")

@@ -94,7 +94,7 @@ class Siim(Release):
         for key, code in scan_table(table, ["ImageId", "EncodedPixels"]):
             codes.setdefault(key, []).append(code)
             self._rows.append(key)
-        images = index_images([self.root / name for name in _FOLDERS])
+        images = index_images([self.root / name for name in _FOLDERS], self.files)
         for key in sorted(set(images) - set(codes)):
             self.dropped.add("image without a row", key, str(images[key]))
         records = []

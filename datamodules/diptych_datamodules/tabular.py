@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from diptych.data import Dropped, Loading, RadiographDataModule, RadiographDataset, Sample, Split
 from diptych.errors import DataError
-from diptych.radiograph import read_radiograph
+from diptych.packed import Packed, open_images, read_image
 from diptych.tables import Columns, Fractions, label_vector, read_table
 from diptych.tokenizer import Tokenizer
+from diptych_datamodules.records import Records
 
 __all__ = ["ImageRow", "Tabular", "image_rows"]
 
@@ -24,7 +25,7 @@ class ImageRow:
     """One usable row of an image table."""
 
     id: str
-    path: Path
+    path: Path | Packed
     patient: str
     split: str
     text: str | None
@@ -41,6 +42,7 @@ def image_rows(
     seed: int,
     with_text: bool,
     dropped: Dropped,
+    image_size: int,
 ) -> list[ImageRow]:
     """The usable rows of an image table; others go to ``dropped`` by the rules *missing image* and *empty report*.
 
@@ -52,6 +54,7 @@ def image_rows(
     single = [columns.image, columns.label_list, columns.patient, columns.split, columns.id]
     table.require([*(name for name in single if name is not None), *text_columns, *(columns.labels or [])])
     folder = Path(path).parent if root is None else Path(root)
+    files = open_images(folder, image_size)
     rows: list[ImageRow] = []
     seen: dict[str, int] = {}
     for row in table.rows():
@@ -64,11 +67,13 @@ def image_rows(
             )
         seen[key] = row.line
         text = row.text(text_columns) if with_text else None
-        image = folder / name
+        image = files.find(folder / name) if name else None
         if text == "":
             dropped.add("empty report", key, f"line {row.line}")
-        elif not name or not image.is_file():
-            dropped.add("missing image", key, str(image))
+        elif image is None:
+            dropped.add("missing image", key, str(folder / name))
+        elif isinstance(image, Packed) and image.unusable:
+            dropped.add(image.unusable[0], key, image.unusable[1])
         else:
             patient = (row.get(columns.patient) if columns.patient else "") or key
             split = row.split(columns.split) if columns.split else fractions.split(patient, seed)
@@ -82,16 +87,15 @@ def image_rows(
 
 class _Rows(RadiographDataset):
     def __init__(self, rows: list[ImageRow]) -> None:
-        self.rows = rows
-        self.ids = [row.id for row in rows]
-        self.patients = [row.patient for row in rows]
+        self.rows = Records(rows)
+        self.ids, self.patients = self.rows.column("id"), self.rows.column("patient")
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         row = self.rows[index]
-        return Sample(read_radiograph(row.path), text=row.text, labels=row.labels)
+        return Sample(read_image(row.path)[0], text=row.text, labels=row.labels)
 
     def texts(self) -> Iterable[str]:
-        return [row.text for row in self.rows if row.text is not None]
+        return [text for text in self.rows.column("text") if text is not None]
 
 
 class Tabular(RadiographDataModule):
@@ -151,6 +155,7 @@ class Tabular(RadiographDataModule):
             seed=self.split_seed,
             with_text=bool(self.columns.text),
             dropped=self.dropped,
+            image_size=self.loading.image_size,
         )
         if self.strict:
             self.dropped.refuse(self.table)

@@ -6,9 +6,10 @@ import csv
 import gzip
 import io
 import json
+import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from diptych.errors import ConfigError, DataError
 from diptych.plugins import nearest
 from diptych.splits import assign
 
-__all__ = ["Columns", "Fractions", "Row", "Table", "find_file", "read_table", "scan_table"]
+__all__ = ["Columns", "Fractions", "Row", "Table", "find_file", "read_table", "scan_table", "scan_zip"]
 
 _EMPTY = {"", "nan", "none", "null", "<na>"}
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val"}
@@ -244,7 +245,41 @@ def scan_table(path: Path | str, columns: Sequence[str], optional: Sequence[str]
     Table(path, tuple(header), []).require(columns)
     at = [header.index(name) if name in header else -1 for name in (*columns, *optional)]
     for _, values in lines:
-        yield tuple(values[i].strip() if i >= 0 else "" for i in at)
+        values.append("")
+        yield tuple([values[i].strip() for i in at])
+
+
+def scan_zip(path: Path, chosen: Callable[[str], bool], largest: int) -> Iterator[tuple[str, bytes]]:
+    """Stream name and content of the chosen members of a zip; of many small ones, twice as fast as ``ZipFile.open``.
+
+    Args:
+        path: of the archive.
+        chosen: tells by a member's name whether it is wanted.
+        largest: bytes after which a member is cut off.
+
+    Raises:
+        zipfile.BadZipFile: or what else :mod:`zipfile` raises of a damaged or encrypted archive.
+    """
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        for member in archive.infolist():
+            if not chosen(member.filename):
+                continue
+            if member.flag_bits & 1 or member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+                with archive.open(member) as slow:
+                    yield member.filename, slow.read(largest)
+                continue
+            file.seek(member.header_offset)
+            header = file.read(30)
+            if len(header) < 30 or header[:4] != b"PK\3\4":
+                raise zipfile.BadZipFile(f"no header of {member.filename}")
+            file.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"), os.SEEK_CUR)
+            raw = file.read(min(member.compress_size, 2 * largest + 64))  # what cannot be compressed grows a little
+            if member.compress_type == zipfile.ZIP_DEFLATED:
+                raw = zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, largest)
+            raw = raw[:largest]
+            if (len(raw) < largest or member.file_size == largest) and zlib.crc32(raw) != member.CRC:
+                raise zipfile.BadZipFile(f"bad CRC-32 of {member.filename}")
+            yield member.filename, raw
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from diptych.reports import mirror
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a registry for a newer version at import otherwise
 
-__all__ = ["Augment", "Augmented", "Augmenter", "Letterbox", "letterbox"]
+__all__ = ["Augment", "Augmented", "Augmenter", "Letterbox", "letterbox", "scaled"]
 
 Boxes = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -48,14 +48,22 @@ class Letterbox(NamedTuple):
         return grey > 127
 
 
-def letterbox(image: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], Letterbox]:
-    """Scale ``[h,v]`` to fit a black square ``[size,size]``, centred, keeping its proportions."""
+def scaled(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """``[h,v]`` with its longer side ``size``, its proportions kept."""
     height, width = image.shape
     scale = size / max(height, width)
     new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
-    if (new_height, new_width) != image.shape:
-        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        image = np.asarray(cv2.resize(image, (new_width, new_height), interpolation=method), dtype=np.uint8)
+    if (new_height, new_width) == image.shape:
+        return image
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (new_width, new_height), interpolation=method), dtype=np.uint8)
+
+
+def letterbox(image: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], Letterbox]:
+    """Scale ``[h,v]`` to fit a black square ``[size,size]``, centred, keeping its proportions."""
+    scale = size / max(image.shape)
+    image = scaled(image, size)
+    new_height, new_width = image.shape
     place = Letterbox(scale, (size - new_height) // 2, (size - new_width) // 2, new_height, new_width)
     canvas = np.zeros((size, size), np.uint8)
     canvas[place.top : place.top + new_height, place.left : place.left + new_width] = image

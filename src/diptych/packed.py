@@ -1,0 +1,421 @@
+"""The images of a data set: files below a folder, or packed small by ``diptych prepare``.
+
+A packed folder has everything but the images where the original has it, and ``packed.json``, which names the store in use:
+``packed/KEY`` with ``NNNNN.bin``, the pixels of one shard (uint8, one picture after the other), and ``NNNNN.index``, what is
+in it. The key is a hash of everything that decides the bytes, so other options make another store. An index is
+written after its pixels, and both are moved to their names when they are whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import zlib
+from abc import ABC, abstractmethod
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych.errors import ConfigError, DataError
+from diptych.radiograph import ImageError, read_radiograph
+from diptych.transforms import scaled
+
+__all__ = [
+    "IMAGES",
+    "Files",
+    "Folder",
+    "Manifest",
+    "Packed",
+    "Store",
+    "open_images",
+    "read_image",
+    "replace_text",
+    "write_shard",
+]
+
+FORMAT = 1
+"""Of the files described above."""
+PICTURES = 1
+"""To be raised when :mod:`diptych.radiograph` or :func:`diptych.transforms.scaled` gives other pixels than before."""
+IMAGES = frozenset({".png", ".jpg", ".jpeg", ".dcm", ".dicom"})
+"""Suffixes of images, in lower case."""
+_OPEN = 64  # shards that a process keeps open
+
+
+Row = tuple[str, int, int, int, int, int, int]
+"""Path below the root, offset, height, width, native height, native width, CRC-32; all zero of an unusable file."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What decides a store's bytes, but for the files themselves."""
+
+    data_set: str
+    root: str
+    """The original folder, for the command that makes the store."""
+    size: int
+    """Longest side of a stored picture."""
+    per_shard: int
+    """Files of each shard but the last."""
+    files: int
+    key: str
+    format: int = FORMAT
+    pictures: int = PICTURES
+
+    @property
+    def shards(self) -> int:
+        """How many there are."""
+        return -(-self.files // self.per_shard)
+
+    def folder(self, out: Path) -> Path:
+        """Where the shards are."""
+        return out / "packed" / self.key
+
+    def command(self, out: Path) -> str:
+        """What makes the store, or what is missing of it."""
+        options = ["--size", str(self.size), "--per-shard", str(self.per_shard)]
+        return shlex.join(["diptych", "prepare", self.data_set, "--root", self.root, "--out", str(out), *options])
+
+    def write(self, path: Path) -> None:
+        """As JSON."""
+        replace_text(path, json.dumps(asdict(self), indent=1) + "\n")
+
+    def damaged(self, out: Path, number: int, why: str) -> DataError:
+        """The error that names a shard and its remedy."""
+        return DataError(
+            f"{self.folder(out)}: the shard {number:05d} is damaged ({why}); run `{self.command(out)} --verify`, which "
+            "makes damaged shards anew"
+        )
+
+    def index(self, out: Path, number: int) -> tuple[str, list[Row], dict[int, tuple[str, str]]]:
+        """What a shard says of itself: hash of its pixels, a row for each file, rule and message of the unusable ones.
+
+        Raises:
+            DataError: it is damaged, as far as its index and the size of its pixels tell.
+        """
+        path = self.folder(out) / f"{number:05d}.index"
+        wanted = min(self.per_shard, self.files - number * self.per_shard)
+        try:
+            line, _, body = path.read_bytes().partition(b"\n")
+            header = json.loads(line)
+            if header["crc32"] != zlib.crc32(body):
+                raise ValueError("wrong checksum")
+            if (header["key"], header["shard"], header["files"]) != (self.key, number, wanted):
+                raise ValueError("of another store")
+            size = path.with_suffix(".bin").stat().st_size
+            if size != header["bytes"]:
+                raise ValueError(f"{size} bytes of pixels, not {header['bytes']}")
+            known = json.loads(body)
+            unusable = {int(at): (rule, why) for at, (rule, why) in known["unusable"].items()}
+            return header["sha256"], known["rows"], unusable
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self.damaged(out, number, f"index: {error}") from error
+
+    def verify(self, out: Path, number: int) -> str:
+        """What is wrong with a shard, its pixels hashed; empty if it is whole."""
+        try:
+            said = self.index(out, number)[0]
+            with (self.folder(out) / f"{number:05d}.bin").open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except (DataError, OSError) as error:
+            return str(error)
+        return "" if found == said else str(self.damaged(out, number, "its pixels have another hash"))
+
+    def missing(self, out: Path) -> list[int]:
+        """Shards that are not there."""
+        folder = self.folder(out)
+        there = set(os.listdir(folder)) if folder.is_dir() else set()
+        return [n for n in range(self.shards) if not {f"{n:05d}.index", f"{n:05d}.bin"} <= there]
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """From JSON.
+
+        Raises:
+            DataError: it is damaged, or of another version.
+        """
+        try:
+            known = json.loads(path.read_text())
+            versions = (known["format"], known["pictures"])
+            if versions == (FORMAT, PICTURES):
+                return cls(**known)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: damaged ({type(error).__name__}); run `diptych prepare` again") from error
+        raise DataError(
+            f"{path}: packed in format {versions[0]} with pictures of version {versions[1]}, and this diptych reads "
+            f"{FORMAT} and {PICTURES}; run `diptych prepare` again"
+        )
+
+
+class Packed(NamedTuple):
+    """A packed image."""
+
+    store: Store
+    at: int
+
+    def __str__(self) -> str:
+        return str(self.store.root / self.store.name(self.at))
+
+    @property
+    def unusable(self) -> tuple[str, str] | None:
+        """Rule and message of a file that could not be used."""
+        return self.store.unusable.get(self.at)
+
+
+class Files(ABC):
+    """Where a data set's images are looked for."""
+
+    @abstractmethod
+    def find(self, name: Path | str) -> Path | Packed | None:
+        """The image of this path."""
+
+    @abstractmethod
+    def below(self, folder: Path) -> Iterator[tuple[str, Path | Packed]]:
+        """Name and image of all below a folder, in the order of their paths."""
+
+    @abstractmethod
+    def folders(self, folder: Path) -> list[str]:
+        """Names of the folders directly in a folder, sorted."""
+
+
+class Folder(Files):
+    """Files as they are."""
+
+    def find(self, name: Path | str) -> Path | None:
+        """See :meth:`Files.find`."""
+        return Path(name) if os.path.isfile(name) else None  # a Path first would double the time of large tables
+
+    def below(self, folder: Path) -> Iterator[tuple[str, Path]]:
+        """See :meth:`Files.below`."""
+        for here, _, names in os.walk(folder):
+            yield from ((name, Path(here, name)) for name in names if os.path.splitext(name)[1].lower() in IMAGES)
+
+    def folders(self, folder: Path) -> list[str]:
+        """See :meth:`Files.folders`."""
+        return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()) if folder.is_dir() else []
+
+
+class Store(Files):
+    """A packed store; a copy in another process holds offsets alone, no names.
+
+    Raises:
+        DataError: it is damaged, of another version, or shards are missing; the message has the command that makes them.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.manifest = manifest = Manifest.read(root / "packed.json")
+        self.folder = manifest.folder(root)
+        if missing := manifest.missing(root):
+            some = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+            raise DataError(
+                f"{root}: {len(missing)} of {manifest.shards} shards are missing ({some}); run "
+                f"`{manifest.command(root)}`, which makes those alone"
+            )
+        tables = []
+        self.unusable: dict[int, tuple[str, str]] = {}
+        self._names: list[str] | None = []
+        for number in range(manifest.shards):
+            _, files, unusable = manifest.index(root, number)
+            first = len(self._names)
+            self._names += [row[0] for row in files]
+            tables.append(np.array([row[1:] for row in files], np.int64).reshape(-1, 6))
+            self.unusable |= {first + at: reason for at, reason in unusable.items()}
+        self.table = np.concatenate(tables)  # offset, height, width, native height, native width, CRC-32
+        self._open: dict[int, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_names": None, "_open": {}}
+
+    def __del__(self) -> None:
+        for file in self.__dict__.get("_open", {}).values():
+            os.close(file)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Store) and self.folder == other.folder
+
+    __hash__ = None  # type: ignore[assignment]  # nothing needs one
+
+    def _damaged(self, number: int, why: str) -> DataError:
+        return self.manifest.damaged(self.root, number, why)
+
+    def name(self, index: int) -> str:
+        """The path of an image in the original folder, below its root."""
+        if self._names is not None:
+            return self._names[index]
+        number, row = divmod(index, self.manifest.per_shard)
+        return self.manifest.index(self.root, number)[1][row][0]
+
+    @property
+    def names(self) -> list[str]:
+        """All of them, in the order of their paths; of the store that was opened, not of a copy in a worker."""
+        assert self._names is not None
+        return self._names
+
+    def _relative(self, path: Path | str) -> str:
+        """A path as the names are; empty for the root itself."""
+        if path == self.root:
+            return ""
+        text, prefix = str(path), f"{self.root}/"
+        inside = text[len(prefix) :] if text.startswith(prefix) else os.path.relpath(text, self.root)
+        return os.path.normpath(inside) if ".." in inside else inside
+
+    def find(self, name: Path | str) -> Packed | None:
+        """See :meth:`Files.find`."""
+        inside = self._relative(name)
+        at = bisect_left(self.names, inside)
+        return Packed(self, at) if at < len(self.names) and self.names[at] == inside else None
+
+    def below(self, folder: Path) -> Iterator[tuple[str, Packed]]:
+        """See :meth:`Files.below`."""
+        inside = self._relative(folder)
+        prefix = f"{inside}/" if inside else ""
+        at = bisect_left(self.names, prefix)
+        while at < len(self.names) and self.names[at].startswith(prefix):
+            yield self.names[at].rpartition("/")[2], Packed(self, at)
+            at += 1
+
+    def folders(self, folder: Path) -> list[str]:
+        """See :meth:`Files.folders`."""
+        inside = self._relative(folder)
+        prefix, found = f"{inside}/" if inside else "", []
+        at = bisect_left(self.names, prefix)
+        while at < len(self.names) and self.names[at].startswith(prefix):
+            head, slash, _ = self.names[at][len(prefix) :].partition("/")
+            if slash:
+                found.append(head)
+            at = bisect_left(self.names, f"{prefix}{head}0", at) if slash else at + 1  # '0' follows '/'
+        return found
+
+    def read(self, index: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        """Picture ``[h,v]`` and its native size.
+
+        Raises:
+            DataError: the shard is damaged or gone.
+        """
+        offset, height, width, native_height, native_width, crc = self.table[index].tolist()
+        number, raw = index // self.manifest.per_shard, bytearray(height * width)
+        try:
+            file = self._file(number)
+            read = os.preadv(file, [raw], offset)
+        except OSError as error:
+            raise self._damaged(number, f"its .bin cannot be read: {error.strerror}") from error
+        if read != len(raw) or zlib.crc32(raw) != crc:
+            raise self._damaged(number, f"the checksum of '{self.name(index)}' is not that of its pixels")
+        return np.frombuffer(raw, np.uint8).reshape(height, width), (native_height, native_width)
+
+    def _file(self, number: int) -> int:
+        # Read, not mapped: pages of a mapping count as the process's own, and a mapped shard holds its file open.
+        if number not in self._open:
+            if len(self._open) >= _OPEN:
+                os.close(self._open.pop(next(iter(self._open))))
+            self._open[number] = os.open(self.folder / f"{number:05d}.bin", os.O_RDONLY)
+        return self._open[number]
+
+
+def read_image(image: Path | Packed) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """A picture ``[h,v]`` and its native size, of which a packed one is a smaller copy.
+
+    Raises:
+        ImageError: a file cannot be used.
+        DataError: a shard is damaged.
+    """
+    if isinstance(image, Packed):
+        return image.store.read(image.at)
+    picture = read_radiograph(image)
+    return picture, (picture.shape[0], picture.shape[1])
+
+
+def open_images(root: Path, image_size: int) -> Files:
+    """The images of a folder, which may be packed.
+
+    Raises:
+        ConfigError: they are packed smaller than the input that is wanted.
+        DataError: see :class:`Store`.
+    """
+    if not (root / "packed.json").is_file():
+        return Folder()
+    store = Store(root)
+    if store.manifest.size < image_size:
+        raise ConfigError(
+            f"data.loading.image_size is {image_size}, and {root} is packed at {store.manifest.size} pixels; give no more, "
+            f"or run `diptych prepare` with --size {image_size}"
+        )
+    return store
+
+
+def _part(path: Path) -> Path:
+    """Where a file is written before it is moved to its name."""
+    return path.with_name(f"{path.name}.{uuid4().hex}.part")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file beside its name and move it there."""
+    _replace(path, [text.encode()])
+
+
+def _replace(path: Path, pieces: Iterable[bytes]) -> None:
+    part = _part(path)
+    try:
+        with part.open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and path.is_file():
+            return  # another job has made it, and cleaned up
+        part.unlink(missing_ok=True)
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror}); make room, and run the command again"
+        ) from error
+
+
+def write_shard(manifest: Manifest, out: Path, number: int, names: Sequence[str]) -> int:
+    """Read, scale and write the images of one shard; returns how many are unusable.
+
+    Raises:
+        DataError: a file vanished or cannot be got at, which says nothing of the picture; or nothing can be written.
+    """
+    rows: list[Row] = []
+    unusable: dict[int, tuple[str, str]] = {}
+    digest, offset = hashlib.sha256(), 0
+
+    def pictures() -> Iterator[bytes]:
+        nonlocal offset
+        for at, name in enumerate(names):
+            path = Path(manifest.root, name)
+            try:
+                image = read_radiograph(path)
+            except ImageError as error:
+                if error.rule == "missing image" or getattr(error.__cause__, "errno", None):
+                    raise DataError(f"{path}: cannot be got at ({error}); run the command again when it can") from error
+                unusable[at] = (error.rule, str(error))
+                rows.append((name, 0, 0, 0, 0, 0, 0))
+                continue
+            small = scaled(image, manifest.size) if max(image.shape) > manifest.size else image
+            raw = small.tobytes()
+            rows.append((name, offset, *small.shape, *image.shape, zlib.crc32(raw)))
+            offset += len(raw)
+            digest.update(raw)
+            yield raw
+
+    path = manifest.folder(out) / f"{number:05d}.bin"
+    _replace(path, pictures())
+    body = json.dumps({"unusable": unusable, "rows": rows}, separators=(",", ":")).encode()
+    header = {"key": manifest.key, "shard": number, "files": len(rows), "bytes": offset}
+    header |= {"sha256": digest.hexdigest(), "crc32": zlib.crc32(body)}
+    _replace(path.with_suffix(".index"), [json.dumps(header).encode(), b"\n", body])
+    return len(unusable)
