@@ -21,7 +21,7 @@ from diptych import distributed, metrics, scoring
 from diptych.errors import ConfigError, DataError
 from diptych.head import AlignmentHead
 from diptych.metrics import Metric
-from diptych.prompts import Entry, PromptSet, load_prompts
+from diptych.prompts import Entry, PromptSet, labelled, load_prompts
 from diptych.types import Batch, Embedding
 
 __all__ = ["EmbedText", "Evaluator", "Retrieval", "ZeroShot"]
@@ -252,17 +252,8 @@ class ZeroShot(Evaluator):
         self._facts = {"prompts": f"{self.prompts.name} {self.prompts.version}", "prompts_hash": self.prompts.hash}
         if not findings:
             return
-        for entry in self.prompts.entries:
-            names = [entry.name] if entry.name in findings else [name for name in entry.any_of if name in findings]
-            if names:
-                self._columns[entry] = [list(findings).index(name) for name in names]
+        self._columns = labelled(self.prompts, findings, self.name)
         missing = [entry.name for entry in self.prompts.entries if entry not in self._columns]
-        if not self._columns or (missing and self.prompts.kind == "multiclass"):
-            asked = ", ".join(entry.name for entry in self.prompts.entries)
-            raise ConfigError(
-                f"{self.name}: prompt set '{self.prompts.name}' asks for {asked}; the data set labels "
-                f"{', '.join(findings)}; choose another prompt set, or rename its entries to the data set's findings"
-            )
         derived = {e.name: [findings[i] for i in c] for e, c in self._columns.items() if e.name not in findings}
         self._facts |= {"not_labelled": missing, "any_of": derived}
         texts = [text for entry in self._columns for text in (*entry.positive, *entry.negative)]
