@@ -104,8 +104,16 @@ def load_prompts(prompts: str) -> PromptSet:
     return _parse(data, where)
 
 
-def labelled(prompts: PromptSet, findings: Sequence[str], evaluator: str) -> dict[Entry, list[int]]:
+def labelled(
+    prompts: PromptSet, findings: Sequence[str], evaluator: str, partly: bool = False
+) -> dict[Entry, list[int]]:
     """The columns among a data set's findings that label each entry; entries that none labels are left out.
+
+    Args:
+        prompts: the set.
+        findings: of the data set.
+        evaluator: its name, for messages.
+        partly: some of the classes of a multi-class set are enough.
 
     Raises:
         ConfigError: none of the findings (or not each of the classes) is labelled.
@@ -115,7 +123,7 @@ def labelled(prompts: PromptSet, findings: Sequence[str], evaluator: str) -> dic
         names = [entry.name] if entry.name in findings else [name for name in entry.any_of if name in findings]
         if names:
             columns[entry] = [list(findings).index(name) for name in names]
-    if not columns or (prompts.kind == "multiclass" and len(columns) < len(prompts.entries)):
+    if not columns or (prompts.kind == "multiclass" and not partly and len(columns) < len(prompts.entries)):
         asked = ", ".join(entry.name for entry in prompts.entries)
         raise ConfigError(
             f"{evaluator}: prompt set '{prompts.name}' asks for {asked}; the data set labels "
