@@ -268,9 +268,7 @@ class ZeroShot(Evaluator):
             return
         if batch.labels is None:
             raise DataError(f"{self.name}: the data set names findings but its batches hold no labels")
-        labels, chosen = batch.labels[rows].cpu(), image.select(rows)
-        blocks = scoring.blocks(head, chosen, self._prompts, self._device)
-        scores = torch.cat([block for _, block in blocks]).double()
+        labels, scores = batch.labels[rows].cpu(), self._with_prompts(batch, rows, image, head)
         columns, at = [], 0
         for entry in self._columns:
             positive, negative = len(entry.positive), len(entry.negative)
@@ -281,6 +279,11 @@ class ZeroShot(Evaluator):
             at += positive + negative
         self._scores.append(torch.stack(columns, dim=1))
         self._labels.append(torch.stack([_any(labels[:, c]) for c in self._columns.values()], dim=1))
+
+    def _with_prompts(self, batch: Batch, rows: Tensor, image: Embedding, head: Head) -> Tensor:
+        """Scores ``[n,P]`` of the batch's ``rows`` with every prompt, float64."""
+        blocks = scoring.blocks(head, image.select(rows), self._prompts, self._device)
+        return torch.cat([block for _, block in blocks]).double()
 
     def compute(self, head: Head) -> dict[str, Metric]:
         """See :meth:`Evaluator.compute`."""
