@@ -44,6 +44,8 @@ class Evaluator(ABC):
 
     name: str
     """First part of the metrics' names."""
+    embed_image: Callable[[Tensor], Embedding] | None = None
+    """Embeds uint8 images ``[B,1,H,V]`` with the model as it is now; the module gives it before each pass."""
     count: int
     """Samples counted over all processes; known after ``compute``."""
 

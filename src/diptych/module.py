@@ -17,7 +17,6 @@ from diptych.evaluation import Evaluator, Retrieval
 from diptych.head import AlignmentHead, HeadFactory, gather_pairs, tell_step
 from diptych.image import ImageTower
 from diptych.metrics import Metric
-from diptych.multi_resolution import MultiResolution
 from diptych.optim import parameter_groups, warmup_cosine
 from diptych.sampling import mix
 from diptych.scoring import stack
@@ -222,8 +221,7 @@ class AlignmentModule(pl.LightningModule):
         datamodule = self._datamodule()
         findings = () if datamodule is None else datamodule.findings
         for evaluator in self.evaluators:
-            if isinstance(evaluator, MultiResolution):
-                evaluator.embed_image = self.embed_image
+            evaluator.embed_image = self.embed_image
             evaluator.start(self.embed_prompts, findings, intervals=self.trainer.state.fn != "fit")
 
     def _evaluate(self, batch: Batch) -> tuple[Embedding, Embedding | None]:

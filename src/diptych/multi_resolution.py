@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -67,9 +67,6 @@ class MultiResolution(ZeroShot):
         resamples: bootstrap resamples for the intervals; 0 for none.
         seed: of the bootstrap.
     """
-
-    embed_image: Callable[[Tensor], Embedding] | None = None
-    """Embeds uint8 images ``[B,1,H,V]`` with the model as it is now; the module gives it before each pass."""
 
     def __init__(
         self,
