@@ -91,8 +91,11 @@ def test_another_protocol_never_shares_a_column_and_is_named(tmp_path, capsys, c
 
 
 def test_what_comes_out_of_a_run_is_no_protocol(tmp_path, capsys):
-    text = printed(capsys, results(tmp_path / "a", 0.8), results(tmp_path / "b", 0.6))
-    assert "of 2)" not in text
+    for folder, value in (("a", 0.8), ("b", 0.6)):
+        results(tmp_path / folder, value, fractions={"1%": {"images": 9, "auroc of each seed": [value]}}, seeds=[value])
+    assert "of 2)" not in printed(capsys, tmp_path / "a", tmp_path / "b")
+    results(tmp_path / "b", 0.6, fractions={"1%": {"images": 8}}, seeds=[0.6])
+    assert "of 2)" in printed(capsys, tmp_path / "a", tmp_path / "b")
 
 
 def test_seeds_are_summarised_as_student_does(tmp_path, capsys):

@@ -28,6 +28,8 @@ __all__ = ["Run", "Table", "latex", "main", "page", "read_run", "tables"]
 
 _OUTCOMES = {"thresholds", "seed", "seeds", "skipped"}
 """Facts of a protocol that come out of a run, or belong to its seed, and so may differ within a column."""
+_OF_SEEDS = " of each seed"
+"""Names of facts that end so are outcomes too, however deep they stand."""
 _SEED = re.compile(r"[/_.-]?seed[_-]?\d+$")
 _LONGEST = 60
 
@@ -50,8 +52,16 @@ class Run:
         of_evaluator = self.protocol.get(name.partition("/")[2])
         facts: dict[str, Any] = {"data": self.protocol.get("data"), "split_hash": self.split_hash}
         if isinstance(of_evaluator, Mapping):
-            facts |= {key: value for key, value in of_evaluator.items() if key not in _OUTCOMES}
+            facts |= _given(of_evaluator)
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+
+
+def _given(facts: Any) -> Any:
+    """What of a protocol was settled before the run."""
+    if not isinstance(facts, Mapping):
+        return facts
+    keys = [key for key in facts if key not in _OUTCOMES and not str(key).endswith(_OF_SEEDS)]
+    return {key: _given(facts[key]) for key in keys}
 
 
 @dataclass
