@@ -8,6 +8,7 @@ import yaml
 from torch.nn.functional import normalize
 
 from diptych import distributed, scoring
+from diptych.class_retrieval import ClassRetrieval
 from diptych.evaluation import Retrieval, ZeroShot
 from diptych.head import AlignmentHead
 from diptych.types import Batch, TextBatch, TokenEmbedding
@@ -177,6 +178,18 @@ def task_evaluate(path, classes, shares, sizes):
             ZeroShot(classes, resamples=20),
         ]
         for evaluator in evaluators:
+            found = evaluate(evaluator, data, head, rows=shares[rank], size=sizes[rank], fill=rank)
+            answers.append((found, evaluator.count, evaluator.protocol))
+    return answers
+
+
+def task_class_retrieval(classes, shares, sizes):
+    """As :func:`task_evaluate`, of class-level retrieval."""
+    data, rank = Radiographs(), distributed.rank()
+    answers = []
+    for head in (Cosine(), Words(), Constant()):
+        for texts in ("reports", "prompts"):
+            evaluator = ClassRetrieval(classes, texts, resamples=20)
             found = evaluate(evaluator, data, head, rows=shares[rank], size=sizes[rank], fill=rank)
             answers.append((found, evaluator.count, evaluator.protocol))
     return answers

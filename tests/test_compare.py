@@ -17,9 +17,9 @@ from mini import IMAGE, ROOT, TEXT, TRAINER
 from PIL import Image
 from scipy import stats
 
+from diptych.dotplot import _BAR, _CHANCE, _DOT, _MEAN, draw, span, ticks
 from diptych.errors import ConfigError
 from diptych_datamodules import compare
-from diptych_datamodules.compare_plot import span, ticks
 from diptych_datamodules.compare_report import Comparison, Outcome, separated, summarise
 
 RECIPE = {
@@ -316,14 +316,12 @@ def test_the_page_has_every_run_and_says_what_is_unequal():
 
 
 def test_the_picture_shows_seeds_intervals_and_chance(tmp_path):
-    from diptych_datamodules.compare_plot import _BAR, _CHANCE, _DOT, _MEAN, draw
-
-    draw(Comparison("t", {"a": "", "b": ""}, outcomes()), tmp_path / "a.png")
+    draw(Comparison("t", {"a": "", "b": ""}, outcomes()).panels(), ["a", "b"], tmp_path / "a.png")
     pixels = np.asarray(Image.open(tmp_path / "a.png"))[60:]  # below the key
     for colour in (_BAR, _CHANCE, _DOT, _MEAN):
         assert (pixels == colour).all(axis=2).sum() > 50
     only = [Outcome("a", 0, {"pair": 0.7}, {}), Outcome("b", 0, {"pair": math.nan}, {})]
-    draw(Comparison("t", {"a": "", "b": ""}, only), tmp_path / "b.png")
+    draw(Comparison("t", {"a": "", "b": ""}, only).panels(), ["a", "b"], tmp_path / "b.png")
     pixels = np.asarray(Image.open(tmp_path / "b.png"))[60:]
     assert (pixels == _DOT).all(axis=2).any()
     assert not (pixels == _CHANCE).all(axis=2).any()

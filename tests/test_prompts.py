@@ -14,7 +14,7 @@ def prompts(tmp_path):
 
 
 def test_shipped_prompt_sets_load():
-    assert shipped_prompts() == ["chexpert", "chexpert5x200", "nih", "phantom", "rsna", "siim"]
+    assert shipped_prompts() == ["chexpert", "chexpert5x200", "grounding", "nih", "phantom", "rsna", "siim"]
     sets = {name: load_prompts(name) for name in shipped_prompts()}
     assert all(name == found.name and found.source for name, found in sets.items())
     assert len({found.hash for found in sets.values()}) == len(sets)

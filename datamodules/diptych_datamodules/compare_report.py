@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from diptych.dotplot import Panel, draw
+from diptych.summaries import Summary, markdown, separated, show, summarise
 
 __all__ = ["LABELS", "Comparison", "Outcome", "Summary", "plain", "separated", "show", "summarise"]
 
@@ -35,44 +38,6 @@ class Outcome:
     """What a model that knows nothing gets, where that is known."""
 
 
-@dataclass(frozen=True)
-class Summary:
-    """A metric over the seeds of a variant."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    """Seeds."""
-    undefined: int = 0
-    """Seeds without a value; with any, mean and interval are NaN."""
-
-
-def summarise(values: Sequence[float]) -> Summary:
-    """Mean and 95 % interval of Student's t over seeds; the interval of a single seed is NaN."""
-    from scipy.special import stdtrit
-
-    array = np.asarray(values, np.float64)
-    n, undefined = len(array), int(np.isnan(array).sum())
-    mean = float(array.mean())
-    half = math.nan if n < 2 else float(stdtrit(n - 1, 0.975) * array.std(ddof=1) / math.sqrt(n))
-    return Summary(mean, mean - half, mean + half, n, undefined)
-
-
-def separated(summaries: dict[str, Summary]) -> list[tuple[str, str]]:
-    """Pairs (above, below) of variants whose intervals do not overlap."""
-    return [(a, b) for a, one in summaries.items() for b, other in summaries.items() if one.low > other.high]
-
-
-def show(value: float, digits: int | None = None) -> str:
-    """A figure of three digits after the point below 10, one below 1,000."""
-    if math.isnan(value):
-        return "undefined"
-    if digits is None:
-        digits = 3 if abs(value) < 10 else 1 if abs(value) < 1000 else 0
-    return f"{value:,.{digits}f}"
-
-
 def _fact(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) else show(value)
 
@@ -85,15 +50,6 @@ def _cell(summary: Summary | None) -> str:
     if math.isnan(summary.low):
         return show(summary.mean)
     return f"{show(summary.mean)} ± {show(summary.high - summary.mean)}"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Markdown whose columns stand under each other as text too."""
-    cells = [list(header), *map(list, rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in cells]
-    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    return "\n".join(lines)
 
 
 class Comparison:
@@ -154,7 +110,7 @@ class Comparison:
         if not parts and any(self.notes[name] for name in self.of):
             header.append("note")
             rows = [[*row, self.notes.get(row[0], "")] for row in rows]
-        return _table(header, rows)
+        return markdown(header, rows)
 
     def every_run(self) -> str:
         """Markdown: a row a run, a column a metric and fact."""
@@ -164,7 +120,7 @@ class Comparison:
                 cells = [show(o.metrics[name]) if name in o.metrics else "-" for name in self.metrics]
                 cells += [_fact(o.facts[name]) if name in o.facts else "-" for name in self.facts]
                 rows.append([o.variant, str(o.seed), *cells])
-        return _table(["variant", "seed", *(LABELS.get(name, name) for name in [*self.metrics, *self.facts])], rows)
+        return markdown(["variant", "seed", *(LABELS.get(name, name) for name in [*self.metrics, *self.facts])], rows)
 
     def page(self) -> str:
         """The whole page in Markdown."""
@@ -190,10 +146,20 @@ class Comparison:
             parts.append(f"Not there, or made otherwise than they would be now: {', '.join(self.missing)}.")
         return "\n\n".join(parts) + "\n"
 
+    def panels(self) -> list[Panel]:
+        """The picture: a panel a metric, a dot a seed."""
+        return [
+            Panel(
+                LABELS.get(metric, metric),
+                self.summary[metric],
+                {name: [o.metrics.get(metric, math.nan) for o in runs] for name, runs in self.of.items()},
+                self.chance.get(metric),
+            )
+            for metric in self.metrics
+        ]
+
     def write(self, folder: Path) -> None:
         """Write ``compare.md``, ``.csv``, ``.json`` and ``.png``, and print the tables of means."""
-        from diptych_datamodules.compare_plot import draw
-
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "compare.md").write_text(self.page(), encoding="utf-8")
         with (folder / "compare.csv").open("w", newline="", encoding="utf-8") as file:
@@ -211,7 +177,7 @@ class Comparison:
             "missing": self.missing,
         }
         (folder / "compare.json").write_text(json.dumps(plain(content), indent=2, allow_nan=False) + "\n", "utf-8")
-        draw(self, folder / "compare.png")
+        draw(self.panels(), list(self.of), folder / "compare.png")
         print(f"\n{self.means()}\n")
         if any(map(self._is_part, self.metrics)):
             print(f"{self.means(parts=True)}\n")

@@ -57,6 +57,9 @@ def register_names() -> None:
     jsonargparse has no public place for this: its name resolution is wrapped where all its uses find it, and a test
     holds it.
     """
+    # Bare names are looked for among the classes that are imported.
+    from diptych import class_retrieval, grounding, multi_resolution  # noqa: F401  # as said
+
     _typehints.resolve_class_path_by_name = _resolve_with_catalogue
 
 

@@ -22,7 +22,7 @@ from diptych.classification import binary_values, with_macro
 from diptych.errors import ConfigError, DataError
 from diptych.head import AlignmentHead
 from diptych.metrics import Metric
-from diptych.prompts import Entry, PromptSet, load_prompts
+from diptych.prompts import Entry, PromptSet, labelled, load_prompts
 from diptych.types import Batch, Embedding
 
 __all__ = ["EmbedText", "Evaluator", "Retrieval", "ZeroShot"]
@@ -45,6 +45,8 @@ class Evaluator(ABC):
 
     name: str
     """First part of the metrics' names."""
+    embed_image: Callable[[Tensor], Embedding] | None = None
+    """Embeds uint8 images ``[B,1,H,V]`` with the model as it is now; the module gives it before each pass."""
     count: int
     """Samples counted over all processes; known after ``compute``."""
 
@@ -253,17 +255,8 @@ class ZeroShot(Evaluator):
         self._facts = {"prompts": f"{self.prompts.name} {self.prompts.version}", "prompts_hash": self.prompts.hash}
         if not findings:
             return
-        for entry in self.prompts.entries:
-            names = [entry.name] if entry.name in findings else [name for name in entry.any_of if name in findings]
-            if names:
-                self._columns[entry] = [list(findings).index(name) for name in names]
+        self._columns = labelled(self.prompts, findings, self.name)
         missing = [entry.name for entry in self.prompts.entries if entry not in self._columns]
-        if not self._columns or (missing and self.prompts.kind == "multiclass"):
-            asked = ", ".join(entry.name for entry in self.prompts.entries)
-            raise ConfigError(
-                f"{self.name}: prompt set '{self.prompts.name}' asks for {asked}; the data set labels "
-                f"{', '.join(findings)}; choose another prompt set, or rename its entries to the data set's findings"
-            )
         derived = {e.name: [findings[i] for i in c] for e, c in self._columns.items() if e.name not in findings}
         self._facts |= {"not_labelled": missing, "any_of": derived}
         texts = [text for entry in self._columns for text in (*entry.positive, *entry.negative)]
@@ -278,9 +271,7 @@ class ZeroShot(Evaluator):
             return
         if batch.labels is None:
             raise DataError(f"{self.name}: the data set names findings but its batches hold no labels")
-        labels, chosen = batch.labels[rows].cpu(), image.select(rows)
-        blocks = scoring.blocks(head, chosen, self._prompts, self._device)
-        scores = torch.cat([block for _, block in blocks]).double()
+        labels, scores = batch.labels[rows].cpu(), self._with_prompts(batch, rows, image, head)
         columns, at = [], 0
         for entry in self._columns:
             positive, negative = len(entry.positive), len(entry.negative)
@@ -291,6 +282,11 @@ class ZeroShot(Evaluator):
             at += positive + negative
         self._scores.append(torch.stack(columns, dim=1))
         self._labels.append(torch.stack([_any(labels[:, c]) for c in self._columns.values()], dim=1))
+
+    def _with_prompts(self, batch: Batch, rows: Tensor, image: Embedding, head: Head) -> Tensor:
+        """Scores ``[n,P]`` of the batch's ``rows`` with every prompt, float64."""
+        blocks = scoring.blocks(head, image.select(rows), self._prompts, self._device)
+        return torch.cat([block for _, block in blocks]).double()
 
     def compute(self, head: Head) -> dict[str, Metric]:
         """See :meth:`Evaluator.compute`."""

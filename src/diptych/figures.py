@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from diptych.data import RadiographDataModule, Sample, Split
+from diptych.grounding import Grounding
 from diptych.head import Grounds, Observes, WeighsWords
 from diptych.loading import AlignmentModel
 from diptych.module import AlignmentModule
@@ -62,7 +63,7 @@ def draw_attention(
     whole factor, so that words can be read.
 
     Args:
-        sample: the pair; its boxes, where it has any, are outlined in every panel.
+        sample: the pair; its boxes, or without any its mask, are outlined in every panel.
         words: one a map.
         maps: ``[words,h,v]``.
         findings: names of the boxes' findings.
@@ -80,6 +81,11 @@ def draw_attention(
     for i, (title, panel) in enumerate(zip(["radiograph", *titles], panels, strict=True)):
         sheet.paste(Image.fromarray(panel).resize(size, Image.Resampling.BICUBIC), (i * size[0], bar))
         pen.text((i * size[0] + 4, bar // 8), title, fill=_INK, font=_font(unit))
+        if sample.boxes is None and sample.mask is not None:
+            large = cv2.resize(sample.mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+            for outline in cv2.findContours(large, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)[0]:
+                points = [(int(x) + i * size[0], int(y) + bar) for x, y in outline[:, 0]]
+                pen.line([*points, points[0]], fill=(64, 200, 255), width=max(1, size[0] // 256))
         for box in sample.boxes if sample.boxes is not None else ():
             x0, y0, x1, y1 = (float(v) * factor for v in box[:4])
             corners = (i * size[0] + x0, bar + y0, i * size[0] + x1, bar + y1)
@@ -167,8 +173,18 @@ class Figures(pl.Callback):
             self._draw(trainer, pl_module, "val", f"epoch{trainer.current_epoch:03d}")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw pairs of the test split."""
+        """Draw pairs of the test split, and what was grounded in it."""
         self._draw(trainer, pl_module, "test", "test")
+        if not (trainer.is_global_zero and self.pairs and isinstance(pl_module, AlignmentModule)):
+            return
+        for evaluator in pl_module.evaluators:
+            if not isinstance(evaluator, Grounding):
+                continue
+            for drawn in evaluator.pictures:
+                picture = draw_attention(drawn.sample, [drawn.title], drawn.heat[None], evaluator.findings)
+                self._save(
+                    trainer, picture, f"test-{evaluator.name}-{drawn.name}", f"test/{evaluator.name}/{drawn.name}"
+                )
 
     def _draw(self, trainer: pl.Trainer, module: pl.LightningModule, split: Split, stem: str) -> None:
         data = getattr(trainer, "datamodule", None)

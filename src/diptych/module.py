@@ -213,6 +213,7 @@ class AlignmentModule(pl.LightningModule):
         datamodule = self._datamodule()
         findings = () if datamodule is None else datamodule.findings
         for evaluator in self.evaluators:
+            evaluator.embed_image = self.embed_image
             evaluator.start(self.embed_prompts, findings, intervals=self.trainer.state.fn != "fit")
 
     def _evaluate(self, batch: Batch) -> tuple[Embedding, Embedding | None]:

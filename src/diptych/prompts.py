@@ -22,7 +22,7 @@ import difflib
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -32,7 +32,7 @@ import yaml
 
 from diptych.errors import ConfigError
 
-__all__ = ["Entry", "PromptSet", "load_prompts", "shipped_prompts"]
+__all__ = ["Entry", "PromptSet", "labelled", "load_prompts", "shipped_prompts"]
 
 _SET_KEYS = ("name", "version", "source", "findings", "classes")
 _ENTRY_KEYS = {"findings": ("positive", "negative", "any_of"), "classes": ("prompts", "combine", "any_of")}
@@ -102,6 +102,34 @@ def load_prompts(prompts: str) -> PromptSet:
     except yaml.YAMLError as error:
         raise ConfigError(f"prompts: '{where}' is not YAML: {' '.join(str(error).split())}") from None
     return _parse(data, where)
+
+
+def labelled(
+    prompts: PromptSet, findings: Sequence[str], evaluator: str, partly: bool = False
+) -> dict[Entry, list[int]]:
+    """The columns among a data set's findings that label each entry; entries that none labels are left out.
+
+    Args:
+        prompts: the set.
+        findings: of the data set.
+        evaluator: its name, for messages.
+        partly: some of the classes of a multi-class set are enough.
+
+    Raises:
+        ConfigError: none of the findings (or not each of the classes) is labelled.
+    """
+    columns = {}
+    for entry in prompts.entries:
+        names = [entry.name] if entry.name in findings else [name for name in entry.any_of if name in findings]
+        if names:
+            columns[entry] = [list(findings).index(name) for name in names]
+    if not columns or (prompts.kind == "multiclass" and not partly and len(columns) < len(prompts.entries)):
+        asked = ", ".join(entry.name for entry in prompts.entries)
+        raise ConfigError(
+            f"{evaluator}: prompt set '{prompts.name}' asks for {asked}; the data set labels "
+            f"{', '.join(findings)}; choose another prompt set, or rename its entries to the data set's findings"
+        )
+    return columns
 
 
 def _parse(data: object, where: str) -> PromptSet:

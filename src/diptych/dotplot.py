@@ -1,21 +1,41 @@
-"""The picture of a comparison: one panel a metric, a row a variant; seeds as dots, means with their intervals, chance."""
+"""A picture of figures: one panel a metric, a row a model; single values as dots, means with their intervals, chance."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from diptych_datamodules.compare_report import LABELS, Comparison, Summary
+from diptych.summaries import Summary
 
-__all__ = ["draw"]
+__all__ = ["SEEDS", "Panel", "draw", "span", "ticks"]
 
 _INK, _FAINT, _BAND, _PAPER = (40, 40, 40), (150, 150, 150), (244, 246, 249), (255, 255, 255)
 _BAR, _MEAN, _DOT, _CHANCE = (166, 196, 228), (23, 78, 140), (226, 120, 30), (190, 30, 45)
 _ROW, _WIDTH, _GAP, _TOP, _BOTTOM = 44, 520, 56, 56, 64
 _COLUMNS = 3
+
+
+SEEDS = {"dot": "one seed", "mean": "mean", "bar": "95 % interval over seeds", "chance": "chance"}
+"""What the marks stand for in a picture of figures over seeds."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One metric."""
+
+    title: str
+    summaries: Mapping[str, Summary]
+    """Of each row that has the metric."""
+    dots: Mapping[str, Sequence[float]]
+    """Single values of each row, NaN where there is none."""
+    chance: float | None = None
+    whole: bool = False
+    """Every interval fits the axis, however wide; else those far wider than the values are cut, with an arrow."""
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -36,11 +56,14 @@ def span(values: list[float], intervals: list[Summary]) -> tuple[float, float]:
     return low - 0.06 * (high - low or room), high + 0.06 * (high - low or room)
 
 
-def _panel(pen: Any, left: int, top: int, metric: str, of: Comparison, font: Any, bold: Any) -> None:
-    names, chance, found = list(of.of), of.chance.get(metric), of.summary[metric]
-    dots = {name: [o.metrics.get(metric, math.nan) for o in of.of[name]] for name in names}
-    values = [v for row in dots.values() for v in row if not math.isnan(v)] + ([] if chance is None else [chance])
-    pen.text((left, top - _TOP + 8), LABELS.get(metric, metric), fill=_INK, font=bold)
+def _panel(pen: Any, left: int, top: int, of: Panel, names: Sequence[str], font: Any, bold: Any) -> None:
+    chance, found = of.chance, of.summaries
+    dots = {name: of.dots.get(name, ()) for name in names}
+    values = [v for row in [*dots.values(), [s.mean for s in found.values()]] for v in row if not math.isnan(v)]
+    values += [] if chance is None else [chance]
+    values += [end for s in found.values() for end in (s.low, s.high) if of.whole and not math.isnan(end)]
+    fitting = min(28.0, 28 * (_WIDTH + _GAP - 12) / max(1.0, bold.getlength(of.title)))  # a long title in smaller type
+    pen.text((left, top - 14), of.title, fill=_INK, font=ImageFont.load_default(fitting), anchor="ls")
     bottom = top + _ROW * len(names)
     for i in range(0, len(names), 2):
         pen.rectangle((left, top + _ROW * i, left + _WIDTH, top + _ROW * (i + 1)), fill=_BAND)
@@ -63,7 +86,7 @@ def _panel(pen: Any, left: int, top: int, metric: str, of: Comparison, font: Any
         y = top + _ROW * i + _ROW / 2
         mean = found.get(name)
         if mean is None or mean.undefined:
-            text = "not given by this head" if mean is None else f"undefined in {mean.undefined} of {mean.n} seeds"
+            text = "not given" if mean is None else f"undefined in {mean.undefined} of {mean.n} seeds"
             there = [at(value) for value in dots[name] if not math.isnan(value)]
             right = not there or sum(there) / len(there) < left + _WIDTH / 2  # the side without dots
             place, anchor = (left + _WIDTH - 8, "rm") if right else (left + 8, "lm")
@@ -83,27 +106,40 @@ def _panel(pen: Any, left: int, top: int, metric: str, of: Comparison, font: Any
             pen.line((at(chance), y0, at(chance), min(y0 + 8, bottom)), fill=_CHANCE, width=3)
 
 
-def draw(of: Comparison, path: Path) -> None:
-    """Write the picture as PNG, all or nothing."""
+def draw(
+    panels: Sequence[Panel],
+    names: Sequence[str],
+    path: Path,
+    key: Mapping[str, str] = SEEDS,
+) -> None:
+    """Write the picture as PNG, all or nothing.
+
+    Args:
+        panels: one a metric.
+        names: the rows, in order.
+        path: the file.
+        key: what ``dot``, ``mean``, ``bar`` and ``chance`` stand for; those that are not there are left out of the key.
+    """
     font, bold = ImageFont.load_default(22), ImageFont.load_default(28)
-    names = max((int(font.getlength(name)) for name in of.of), default=0) + 24
-    columns = max(1, min(_COLUMNS, len(of.metrics)))
-    tall = _TOP + _ROW * len(of.of) + _BOTTOM
-    rows = -(-len(of.metrics) // columns)
-    sheet = Image.new("RGB", (names + columns * (_WIDTH + _GAP), 60 + rows * tall), _PAPER)
+    wide = max((int(font.getlength(name)) for name in names), default=0) + 24
+    columns = max(1, min(_COLUMNS, len(panels)))
+    tall = _TOP + _ROW * len(names) + _BOTTOM
+    rows = -(-len(panels) // columns)
+    sheet = Image.new("RGB", (wide + columns * (_WIDTH + _GAP), 60 + rows * tall), _PAPER)
     pen = ImageDraw.Draw(sheet)
     x = 16
-    for colour, text in ((_DOT, "one seed"), (_MEAN, "mean"), (_BAR, "95 % interval over seeds"), (_CHANCE, "chance")):
-        pen.rectangle((x, 20, x + 22, 42), fill=colour)
-        pen.text((x + 32, 31), text, fill=_INK, font=font, anchor="lm")
-        x += int(font.getlength(text)) + 72
-    for k, metric in enumerate(of.metrics):
+    for mark, colour in (("dot", _DOT), ("mean", _MEAN), ("bar", _BAR), ("chance", _CHANCE)):
+        if mark in key:
+            pen.rectangle((x, 20, x + 22, 42), fill=colour)
+            pen.text((x + 32, 31), key[mark], fill=_INK, font=font, anchor="lm")
+            x += int(font.getlength(key[mark])) + 72
+    for k, panel in enumerate(panels):
         row, column = divmod(k, columns)
         top = 60 + row * tall + _TOP
         if column == 0:
-            for i, name in enumerate(of.of):
-                pen.text((names - 12, top + _ROW * i + _ROW / 2), name, fill=_INK, font=font, anchor="rm")
-        _panel(pen, names + column * (_WIDTH + _GAP), top, metric, of, font, bold)
+            for i, name in enumerate(names):
+                pen.text((wide - 12, top + _ROW * i + _ROW / 2), name, fill=_INK, font=font, anchor="rm")
+        _panel(pen, wide + column * (_WIDTH + _GAP), top, panel, names, font, bold)
     part = path.with_name(f"{path.name}.part")
     sheet.save(part, format="PNG")
     part.replace(path)
