@@ -204,9 +204,10 @@ class Probe(Task):
                 "auroc of each seed": [value.metrics()["auroc/macro"].value for value in of_seeds],
                 "epochs of each seed": epochs[chosen].int().tolist(),
             }
+        self.protocol["tower"]["features"] = features["test"].shape[1]
         self.protocol["probe"] = {
             **self.options,
-            "features": f"{self.features}, {features['test'].shape[1]} wide, tower frozen and in evaluation mode",
+            "features": f"{self.features}, tower frozen and in evaluation mode",
             "stopped by": "loss on val",
             "interval": f"95 % percentile bootstrap over the test's patients of the mean over {self.seeds} seeds, "
             f"{self.resamples} resamples",
