@@ -22,6 +22,7 @@ __all__ = [
     "bootstrap_weights",
     "f1",
     "interval",
+    "mean",
     "median_rank",
     "recall_at",
     "top_class",
@@ -109,7 +110,7 @@ def auroc(scores: Array, labels: Array, weights: Array | None = None) -> Floats:
 
 def accuracy(predicted: Array, labels: Array, weights: Array | None = None) -> Floats:
     """Share of the samples ``[n]`` whose prediction equals the label, ``[R]``."""
-    return _mean(predicted == labels, weights)
+    return mean(predicted == labels, weights)
 
 
 def f1(predicted: Array, labels: Array, weights: Array | None = None) -> Floats:
@@ -141,7 +142,7 @@ def top_class(scores: Array) -> NDArray[np.int64]:
 
 def recall_at(ranks: Array, k: int, weights: Array | None = None) -> Floats:
     """R@k: share of ``ranks`` ``[n]`` (1 is best) that are at most ``k``, ``[R]``."""
-    return _mean(ranks <= k, weights)
+    return mean(ranks <= k, weights)
 
 
 def median_rank(ranks: Array, weights: Array | None = None) -> Floats:
@@ -158,6 +159,12 @@ def median_rank(ranks: Array, weights: Array | None = None) -> Floats:
     return np.concatenate(values)
 
 
+def mean(hits: Array, weights: Array | None = None) -> Floats:
+    """Mean of a value ``[n]`` of each sample, ``[R]``; NaN where none has weight."""
+    sums = [(block @ hits.astype(np.float64), block.sum(axis=1)) for block in _blocks(weights, len(hits))]
+    return _ratio(np.concatenate([hit for hit, _ in sums]), np.concatenate([total for _, total in sums]))
+
+
 def _rows(weights: Array | None) -> int:
     return 1 if weights is None else len(weights)
 
@@ -169,11 +176,6 @@ def _blocks(weights: Array | None, n: int) -> Iterator[Floats]:
     step = max(1, _BLOCK // max(1, n))
     for start in range(0, len(weights), step):
         yield weights[start : start + step].astype(np.float64)
-
-
-def _mean(hits: Array, weights: Array | None) -> Floats:
-    sums = [(block @ hits.astype(np.float64), block.sum(axis=1)) for block in _blocks(weights, len(hits))]
-    return _ratio(np.concatenate([hit for hit, _ in sums]), np.concatenate([total for _, total in sums]))
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:
