@@ -11,7 +11,7 @@ import timm
 import torch
 import yaml
 from inprocess import diptych
-from mini import IMAGE, TRAINER
+from mini import IMAGE, ROOT, TRAINER
 from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score
 
@@ -362,3 +362,42 @@ def test_phantoms_give_masks_drawn_or_cached(masks, tmp_path, monkeypatch):
             np.testing.assert_array_equal(data.native("train", i).mask, expected[masks])
             assert data.native("train", i).mask.any()
     assert masks in drawn.protocol
+
+
+def figures(recipe, run, *options):
+    """Metrics of a shipped recipe, fitted and tested."""
+    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+    done = diptych("fit", "-c", str(ROOT / "experiments" / recipe), "--run", str(run), *quiet, *options)
+    assert done.returncode == 0, done.stderr
+    done = diptych("test", "-c", str(run / "config.yaml"), "--run", str(run), "--ckpt_path", "best")
+    assert done.returncode == 0, done.stderr
+    return json.loads((run / "results.json").read_text())["metrics"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("masks", "size", "phantoms", "epochs", "least"), [("lungs", 64, 256, 6, 0.95), ("findings", 96, 500, 12, 0.6)]
+)
+def test_phantoms_are_segmented(masks, size, phantoms, epochs, least, tmp_path):
+    """docs/downstream.md has the figures of the whole recipe."""
+    options = ["--data.masks", masks, "--data.size", size, "--data.loading.image_size", size, "--data.train", phantoms]
+    options += ["--data.cache", tmp_path / "cache", "--trainer.max_epochs", epochs]
+    found = figures("phantom/segmentation.yaml", tmp_path / "run", *map(str, options))
+    assert found["test/dice/positive"]["value"] >= least
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_lungs_of_other_patients_are_segmented(shared_data, tmp_path):
+    """About a minute of one processor."""
+    with (shared_data / "seg" / "masks.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["mask_class"] == "lungs" and row["view"] != "L"]
+    with (tmp_path / "lungs.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    options = ["--data.table", str(tmp_path / "lungs.csv"), "--data.root", str(shared_data / "seg")]
+    found = figures("real/lungs.yaml", tmp_path / "run", *options)
+    assert found["test/dice/all"]["n"] == found["test/dice/positive"]["n"] > 15
+    assert found["test/dice/all"]["value"] >= 0.90
