@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from mini import IMAGE, ROOT, TRAINER
 from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score
 
+from diptych.data import Loading
 from diptych.errors import ConfigError, DataError
 from diptych.image import STRIDES, ImageTower, TimmImage, pyramid_indices
 from diptych.loading import read_checkpoint
@@ -173,6 +175,18 @@ def test_a_frozen_tower_stays_as_it_is():
     assert all(parameter.grad is not None for parameter in task.unet.parameters())
 
 
+def test_only_what_the_pyramid_uses_is_trained(monkeypatch):
+    args = {**VIT, "depth": 4, "class_token": False, "global_pool": "avg"}
+    task = Segment(tower("vit_tiny_patch16_224", args), widths=[16, 8, 8, 8])
+    monkeypatch.setattr(Segment, "data", SimpleNamespace(loading=Loading(image_size=32)))
+    task.train().configure_model()
+    assert task.image.training
+    task(radiographs(32, 32)).sum().backward()
+    for name, parameter in task.named_parameters():
+        assert parameter.requires_grad == ("fc_norm" not in name), name
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
 def test_what_segment_cannot_take_it_says():
     with pytest.raises(ConfigError, match=r"widths is \[8, 8\]; give 4 positive numbers"):
         Segment(tower(), widths=[8, 8])
@@ -326,6 +340,11 @@ def test_masks_of_other_sizes_and_kinds(tmp_path):
     mask = np.zeros((20, 30), np.uint8)
     mask[5:10, 6:21] = 1
     Image.fromarray(picture).save(tmp_path / "a.png")
+    palette = Image.new("P", (30, 20), 3)  # where 3 is black and 0 is not
+    palette.putpalette([200, 0, 0, *[0] * 9])
+    palette.paste(0, (6, 5, 21, 10))
+    palette.save(tmp_path / "palette.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "palette.png"), mask > 0)
     for name, kind in (("grey", mask), ("rgb", np.stack([mask * 0, mask * 9, mask * 0], 2)), ("bit", mask > 0)):
         Image.fromarray(kind).save(tmp_path / f"{name}.png")
         np.testing.assert_array_equal(read_mask(tmp_path / f"{name}.png"), mask > 0)

@@ -182,10 +182,10 @@ class TimmImage(ImageTower):
     def forward(self, image: Tensor) -> Features:
         """Features of radiographs ``[B,1,H,V]``, uint8 or float in [0,1]."""
         pixels = self._normalised(image)
+        backbone: Any = self.backbone
         rows: list[Tensor] = []
         with self._refusing(image), self._recording(rows) if self.attention else nullcontext():
-            final, maps = self.backbone.forward_intermediates(pixels, indices=[self.stage], norm=True)  # type: ignore[operator]  # timm's
-        backbone: Any = self.backbone
+            final, maps = backbone.forward_intermediates(pixels, indices=[self.stage], norm=True)
         regions: Tensor = maps[0]  # [B,D,h,w]
         pooled: Tensor = backbone.forward_head(final, pre_logits=True)
         if pooled.shape[1:] != (self.width,) or regions.shape[1] != self.token_width:

@@ -147,7 +147,7 @@ def read_radiograph_float(path: Path | str) -> NDArray[np.float32]:
 
 
 def read_mask(path: Path | str) -> NDArray[np.bool_]:
-    """Read a mask from a PNG file as bool ``[H,V]``: true where a pixel is not 0, in any channel but transparency.
+    """Read a mask from a PNG file as bool ``[H,V]``: true where a pixel is not black, whatever its transparency.
 
     Raises:
         ImageError: the file is missing, no PNG (JPEG would blur its edge), truncated or too large.
@@ -162,7 +162,7 @@ def read_mask(path: Path | str) -> NDArray[np.bool_]:
         raise refuse(
             "unsupported mask", f"{path}: a mask is a PNG file, and this is {image.format}; convert the original"
         )
-    if image.mode in {"RGBA", "LA", "PA"}:
+    if image.mode in {"RGBA", "LA", "P", "PA"}:
         image = image.convert("RGB")
     values = np.asarray(image)
     return np.asarray(values.any(axis=2) if values.ndim == 3 else values != 0)

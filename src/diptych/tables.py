@@ -42,7 +42,7 @@ class Columns:
         patient: patient's id; without it every image counts as a patient of its own.
         split: ``train``, ``val`` (or ``validate``, ``valid``) and ``test``; without it patients are assigned by hash.
         id: a name for each row; the image path, if not given.
-        mask: path of a mask's picture (PNG), below ``root`` too, true where it is not 0; all black where nothing is there.
+        mask: path of a mask's picture (PNG), below ``root`` too, true where it is not black; all black where nothing is there.
     """
 
     image: str = "image"
