@@ -22,6 +22,7 @@ from diptych.image import STRIDES, ImageTower, TimmImage, pyramid_indices
 from diptych.loading import read_checkpoint
 from diptych.radiograph import read_mask
 from diptych.segment import Segment, dice_loss, focal_loss, overlaps
+from diptych_datamodules.label_matched import LabelMatched
 from diptych_datamodules.phantom import Phantom
 from diptych_datamodules.phantoms import render
 from diptych_datamodules.tabular import Columns, Tabular
@@ -192,6 +193,8 @@ def test_what_segment_cannot_take_it_says():
         Segment(tower(), widths=[8, 8])
     with pytest.raises(ConfigError, match="pictures is -1; give 0 or more"):
         Segment(tower(), pictures=-1)
+    with pytest.raises(ConfigError, match=r"image_columns.mask is 'm': label_matched reads no masks; use tabular"):
+        LabelMatched("a", "b", [], image_columns=Columns(mask="m"))
 
 
 def write_masks(folder, n=42, size=32):

@@ -77,21 +77,20 @@ def image_rows(
         seen[key] = row.line
         text = row.text(text_columns) if with_text else None
         image = files.find(folder / name) if name else None
+        mask = row.get(columns.mask) if columns.mask else None
         if text == "":
             dropped.add("empty report", key, f"line {row.line}")
         elif image is None:
             dropped.add("missing image", key, str(folder / name))
         elif isinstance(image, Packed) and image.unusable:
             dropped.add(image.unusable[0], key, image.unusable[1])
-        elif columns.mask and not (row.get(columns.mask) and (folder / row.get(columns.mask)).is_file()):
-            dropped.add(
-                "missing mask", key, str(folder / row.get(columns.mask)) if row.get(columns.mask) else "no path"
-            )
+        elif mask is not None and not (mask and (folder / mask).is_file()):
+            dropped.add("missing mask", key, str(folder / mask) if mask else f"line {row.line}")
         else:
             patient = (row.get(columns.patient) if columns.patient else "") or key
             split = row.split(columns.split) if columns.split else fractions.split(patient, seed)
-            mask = str(folder / row.get(columns.mask)) if columns.mask else None
-            rows.append(ImageRow(key, image, patient, split, text, label_vector(row, columns, findings), mask))
+            labels = label_vector(row, columns, findings)
+            rows.append(ImageRow(key, image, patient, split, text, labels, str(folder / mask) if mask else None))
     if with_text and table.records and dropped.counts().get("empty report", 0) == len(table.records):
         raise DataError(
             f"{path}: column(s) {', '.join(text_columns)}: all {len(table.records)} reports are empty or NaN"

@@ -64,10 +64,8 @@ def pyramid_indices(reductions: Sequence[int]) -> list[int]:
     number = len(reductions)
     if len(set(reductions)) == 1:
         return [max(0, number * (level + 1) // len(STRIDES) - 1) for level in range(len(STRIDES))]
-    return [
-        min(reversed(range(number)), key=lambda i, stride=stride: abs(math.log2(reductions[i] / stride)))  # type: ignore[misc]  # mypy knows no default in a lambda
-        for stride in STRIDES
-    ]
+    away = [[abs(math.log2(reduction / stride)) for reduction in reductions] for stride in STRIDES]
+    return [max(index for index in range(number) if of[index] == min(of)) for of in away]
 
 
 class TimmImage(ImageTower):
