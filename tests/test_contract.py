@@ -3,6 +3,7 @@
 import csv
 import gzip
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +54,10 @@ def make(name, root, **loading):
     options = {"image_size": 32, "batch_size": 4, "eval_batch_size": 3, "workers": 0, **loading}
     target, loading = find(DATAMODULES, name).load(), Loading(**options)
     if name == "phantom":
-        return target(tokenizer, train=13, val=4, test=5, size=32, loading=loading)
+        return target(tokenizer, train=13, val=4, test=5, size=32, masks="lungs", loading=loading)
     if name == "tabular":
-        return target(str(root), tokenizer, columns=COLUMNS, loading=loading)
+        # A picture will do as a mask: what is not 0 is true.
+        return target(str(root), tokenizer, columns=replace(COLUMNS, mask="image"), loading=loading)
     if name == "label_matched":
         columns = {"image_columns": COLUMNS, "report_columns": COLUMNS}
         return target(str(root), str(root), FINDINGS, tokenizer, **columns, loading=loading)

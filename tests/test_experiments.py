@@ -11,7 +11,7 @@ import yaml
 from mini import ROOT, TEXT, config, diptych, write_pairs
 
 RECIPES = sorted(
-    p for folder in ("pretrain", "real", "compare") for p in (ROOT / "experiments" / folder).glob("*.yaml")
+    p for folder in ("pretrain", "real", "compare", "phantom") for p in (ROOT / "experiments" / folder).glob("*.yaml")
 )
 RECIPES = [p for p in RECIPES if "model" in yaml.safe_load(p.read_text())]
 EVALUATIONS = sorted((ROOT / "experiments" / "evaluate").glob("*.yaml"))
@@ -35,7 +35,9 @@ def test_recipes_fit_the_signatures(recipe, monkeypatch, capsys):
         printed = capsys.readouterr()
         assert done.value.code in (0, None), printed.err
         parsed = yaml.safe_load(printed.out)
-        assert parsed["model"]["head"]["class_path"].startswith("diptych_heads.")
+        model = parsed["model"]
+        named = model["class_path"] if "class_path" in model else model["head"]["class_path"]
+        assert named.startswith(("diptych_heads.", "diptych.segment."))
 
 
 @pytest.mark.slow
@@ -66,7 +68,9 @@ def test_a_trained_model_is_evaluated_on_every_release(tmp_path):
         result = json.loads((run / "results.json").read_text())
         assert result["protocol"]["data"].startswith(f"{layout}/")
         if task:
-            assert any("auroc/" in name for name in result["metrics"])
+            assert any(
+                ("/dice/positive" if "Segment" in file.read_text() else "auroc/") in name for name in result["metrics"]
+            )
             assert result["protocol"]["tower"]["head"] == "diptych_heads.global_.Global"
             continue
         assert ("NIH" in str(result["protocol"].get("overlaps"))) == (layout in {"rsna", "siim"})

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.data import Loading, RadiographDataModule, RadiographDataset, Sample, Split
-from diptych.errors import DataError
+from diptych.errors import ConfigError, DataError
 from diptych.packed import read_image
 from diptych.tables import Columns, Fractions, label_vector, read_table
 from diptych.tokenizer import Tokenizer
@@ -92,6 +92,9 @@ class LabelMatched(RadiographDataModule):
         loading: Loading = Loading(),  # noqa: B008  # frozen
     ) -> None:
         super().__init__(tokenizer, loading)
+        for name, columns in (("image_columns", image_columns), ("report_columns", report_columns)):
+            if columns.mask:
+                raise ConfigError(f"data.{name}.mask is '{columns.mask}': label_matched reads no masks; use tabular")
         self.images, self.reports, self.root = images, reports, root
         self.image_columns, self.report_columns = image_columns, report_columns
         self.pairing, self.fractions, self.split_seed, self.strict = pairing, fractions, split_seed, strict

@@ -25,24 +25,40 @@ from diptych_datamodules.phantoms import FINDINGS, PhantomPlan, plan_phantom, re
 __all__ = ["Phantom", "PhantomDataset"]
 
 Section = Literal["both", "findings", "impression", "sampled"]
-Drawn = tuple[NDArray[np.uint8], NDArray[np.float32]]
+Masks = Literal["lungs", "heart", "findings"]
+Drawn = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.bool_] | None]
 
 
-def draw(plan: PhantomPlan, size: int) -> Drawn:
-    """The picture ``[size,size]`` of a plan and its boxes ``[K,5]`` (x0, y0, x1, y1, finding)."""
+def draw(plan: PhantomPlan, size: int, masks: Masks | None = None) -> Drawn:
+    """The picture ``[size,size]`` of a plan, its boxes ``[K,5]`` (x0, y0, x1, y1, finding) and the mask that is asked for."""
     phantom = render(plan, size)
     boxes = [[*finding.box, FINDINGS.index(finding.name)] for finding in phantom.findings]
-    return phantom.image, np.array(boxes, np.float32).reshape(-1, 5)
+    mask: NDArray[np.bool_] | None = None
+    if masks == "lungs":
+        mask = phantom.lungs["left"] | phantom.lungs["right"]
+    elif masks == "heart":
+        mask = phantom.heart
+    elif masks == "findings":
+        mask = np.asarray(phantom.masks.any(axis=0))
+    return phantom.image, np.array(boxes, np.float32).reshape(-1, 5), mask
 
 
 class PhantomDataset(RadiographDataset):
     """Phantoms of given plans, drawn when they are read or taken from a cache that :class:`Phantom` has written."""
 
-    def __init__(self, plans: Sequence[PhantomPlan], size: int, section: Section, cache: Path | None) -> None:
-        self.plans, self.size, self.section, self.cache = plans, size, section, cache
+    def __init__(
+        self,
+        plans: Sequence[PhantomPlan],
+        size: int,
+        section: Section,
+        cache: Path | None,
+        masks: Masks | None = None,
+    ) -> None:
+        self.plans, self.size, self.section, self.cache, self.masks = plans, size, section, cache, masks
         self.ids = [f"phantom{plan.seed}-{plan.index:06d}" for plan in plans]
         self.patients = [f"{plan.seed}-{plan.patient}" for plan in plans]
         self._images: NDArray[np.uint8] | None = None
+        self._masks: NDArray[np.bool_] | None = None
         self._boxes: list[list[list[float]]] = []
 
     def _texts(self, plan: PhantomPlan) -> list[str]:
@@ -53,26 +69,30 @@ class PhantomDataset(RadiographDataset):
 
     def _drawn(self, index: int) -> Drawn:
         if self.cache is None:
-            return draw(self.plans[index], self.size)
+            return draw(self.plans[index], self.size, self.masks)
         if self._images is None:  # opened in the worker that reads it
             self._images = np.load(self.cache / "images.npy", mmap_mode="r")
+            self._masks = np.load(self.cache / "masks.npy", mmap_mode="r") if self.masks else None
             self._boxes = json.loads((self.cache / "boxes.json").read_text())
-        return np.array(self._images[index]), np.array(self._boxes[index], np.float32).reshape(-1, 5)
+        boxes = np.array(self._boxes[index], np.float32).reshape(-1, 5)
+        return np.array(self._images[index]), boxes, None if self._masks is None else np.array(self._masks[index])
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         """One phantom; only which of its texts is read can be random."""
-        image, boxes = self._drawn(index)
+        image, boxes, mask = self._drawn(index)
         plan = self.plans[index]
         texts = self._texts(plan)
-        return Sample(image, text=texts[rng.integers(len(texts))], labels=plan.truth, boxes=boxes)
+        return Sample(image, text=texts[rng.integers(len(texts))], labels=plan.truth, boxes=boxes, mask=mask)
 
     def texts(self) -> Iterable[str]:
         """The reports, without drawing."""
         return [text for plan in self.plans for text in self._texts(plan)]
 
 
-def write_cache(plans: Sequence[PhantomPlan], size: int, folder: Path, workers: int) -> None:
-    """Draw all plans once to ``images.npy`` and ``boxes.json``; the folder appears only when it is complete.
+def write_cache(
+    plans: Sequence[PhantomPlan], size: int, folder: Path, workers: int, masks: Masks | None = None
+) -> None:
+    """Draw all plans once to ``images.npy``, ``boxes.json`` and, if asked for, ``masks.npy``; the folder appears when complete.
 
     Raises:
         DataError: the folder cannot be written.
@@ -83,12 +103,21 @@ def write_cache(plans: Sequence[PhantomPlan], size: int, folder: Path, workers: 
         images = np.lib.format.open_memmap(
             part / "images.npy", mode="w+", dtype=np.uint8, shape=(len(plans), size, size)
         )
+        drawn = None
+        if masks:
+            shape = (len(plans), size, size)
+            drawn = np.lib.format.open_memmap(part / "masks.npy", mode="w+", dtype=np.bool_, shape=shape)
         boxes = []
         with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
-            for i, (image, found) in enumerate(pool.map(partial(draw, size=size), plans, chunksize=16)):
+            make = partial(draw, size=size, masks=masks)
+            for i, (image, found, mask) in enumerate(pool.map(make, plans, chunksize=16)):
                 images[i] = image
+                if drawn is not None:
+                    drawn[i] = mask
                 boxes.append(found.tolist())
         images.flush()
+        if drawn is not None:
+            drawn.flush()
         (part / "boxes.json").write_text(json.dumps(boxes))
         part.rename(folder)
     except OSError as error:
@@ -113,12 +142,13 @@ class Phantom(RadiographDataModule):
         filler: share of filler sentences in the reports, 0 to 0.8.
         section: which part of the report is the text; ``sampled`` draws the findings, the impression or both anew at each
             reading in training, and reads both elsewhere.
+        masks: what a mask shows: both ``lungs``, the ``heart``, or all ``findings`` together; no masks, if not given.
         cache: folder to draw all pictures into once; they are drawn anew at every read, if not given.
         loading: how samples are loaded; ``loading.image_size`` is the network's input.
     """
 
     paper: ClassVar[str] = "diptych's own; no patient is in it"
-    holds: ClassVar[frozenset[str]] = frozenset({"image", "text", "labels", "boxes"})
+    holds: ClassVar[frozenset[str]] = frozenset({"image", "text", "labels", "boxes", "masks"})
     findings = FINDINGS
 
     def __init__(
@@ -135,6 +165,7 @@ class Phantom(RadiographDataModule):
         max_findings: int = 3,
         filler: float = 0.3,
         section: Section = "both",
+        masks: Masks | None = None,
         cache: str | None = None,
         loading: Loading = Loading(),  # noqa: B008  # frozen, and the command line shows its fields
     ) -> None:
@@ -143,7 +174,7 @@ class Phantom(RadiographDataModule):
             if number < 1:
                 raise ConfigError(f"data.{name} is {number}; give at least 1 phantom")
         self.sizes: dict[Split, int] = {"train": train, "val": val, "test": test}
-        self.size, self.section = size, section
+        self.size, self.section, self.masks = size, section, masks
         self.options: dict[str, Any] = {
             "seed": seed,
             "mix": mix,
@@ -156,7 +187,8 @@ class Phantom(RadiographDataModule):
     @property
     def protocol(self) -> str:
         """The collection and the text."""
-        return f"phantom seed {self.options['seed']}, {self.size} px, section {self.section}"
+        shown = f", masks of {self.masks}" if self.masks else ""
+        return f"phantom seed {self.options['seed']}, {self.size} px, section {self.section}{shown}"
 
     def _plans(self, split: Split) -> list[PhantomPlan]:
         first = 0
@@ -170,7 +202,8 @@ class Phantom(RadiographDataModule):
         """Where a split is cached: another option, size or version is another folder."""
         if self.cache is None:
             return None
-        described = json.dumps([__version__, self.options, self.size, list(self.sizes.items()), split])
+        options = {**self.options, "masks": self.masks} if self.masks else self.options
+        described = json.dumps([__version__, options, self.size, list(self.sizes.items()), split])
         return self.cache / f"phantom-{split}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
 
     def prepare_data(self) -> None:
@@ -179,7 +212,7 @@ class Phantom(RadiographDataModule):
             folder = self._folder(split)
             if folder is not None and not folder.is_dir():
                 rank_zero_info(f"drawing {number} phantoms to {folder}")
-                write_cache(self._plans(split), self.size, folder, workers=os.cpu_count() or 1)
+                write_cache(self._plans(split), self.size, folder, os.cpu_count() or 1, self.masks)
         super().prepare_data()
 
     def build(self) -> dict[Split, RadiographDataset]:
@@ -187,7 +220,11 @@ class Phantom(RadiographDataModule):
         held_out: Section = "both" if self.section == "sampled" else self.section
         return {
             split: PhantomDataset(
-                self._plans(split), self.size, self.section if split == "train" else held_out, self._folder(split)
+                self._plans(split),
+                self.size,
+                self.section if split == "train" else held_out,
+                self._folder(split),
+                self.masks,
             )
             for split in self.sizes
         }

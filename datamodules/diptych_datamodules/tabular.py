@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from diptych.data import Dropped, Loading, RadiographDataModule, RadiographDataset, Sample, Split
-from diptych.errors import DataError
-from diptych.packed import Packed, open_images, read_image
+from diptych.errors import ConfigError, DataError
+from diptych.packed import Packed, Store, open_images, read_image
+from diptych.radiograph import read_mask
 from diptych.tables import Columns, Fractions, label_vector, read_table
 from diptych.tokenizer import Tokenizer
 from diptych_datamodules.records import Records
@@ -30,6 +32,8 @@ class ImageRow:
     split: str
     text: str | None
     labels: NDArray[np.float32] | None
+    mask: str | None = None
+    """Path of its mask."""
 
 
 def image_rows(
@@ -44,17 +48,22 @@ def image_rows(
     dropped: Dropped,
     image_size: int,
 ) -> list[ImageRow]:
-    """The usable rows of an image table; others go to ``dropped`` by the rules *missing image* and *empty report*.
+    """The usable rows of an image table; others go to ``dropped`` as *missing image*, *missing mask* or *empty report*.
 
     Raises:
+        ConfigError: masks are asked for, and the folder is packed.
         DataError: a column is missing, a label or split cannot be read, an id stands twice, or no row has a report.
     """
     table = read_table(path)
     text_columns = columns.text if with_text else []
-    single = [columns.image, columns.label_list, columns.patient, columns.split, columns.id]
+    single = [columns.image, columns.label_list, columns.patient, columns.split, columns.id, columns.mask]
     table.require([*(name for name in single if name is not None), *text_columns, *(columns.labels or [])])
     folder = Path(path).parent if root is None else Path(root)
     files = open_images(folder, image_size)
+    if columns.mask and isinstance(files, Store):
+        raise ConfigError(
+            f"columns.mask is '{columns.mask}', and {folder} is packed, without masks; give the original root"
+        )
     rows: list[ImageRow] = []
     seen: dict[str, int] = {}
     for row in table.rows():
@@ -68,16 +77,20 @@ def image_rows(
         seen[key] = row.line
         text = row.text(text_columns) if with_text else None
         image = files.find(folder / name) if name else None
+        mask = row.get(columns.mask) if columns.mask else None
         if text == "":
             dropped.add("empty report", key, f"line {row.line}")
         elif image is None:
             dropped.add("missing image", key, str(folder / name))
         elif isinstance(image, Packed) and image.unusable:
             dropped.add(image.unusable[0], key, image.unusable[1])
+        elif mask is not None and not (mask and (folder / mask).is_file()):
+            dropped.add("missing mask", key, str(folder / mask) if mask else f"line {row.line}")
         else:
             patient = (row.get(columns.patient) if columns.patient else "") or key
             split = row.split(columns.split) if columns.split else fractions.split(patient, seed)
-            rows.append(ImageRow(key, image, patient, split, text, label_vector(row, columns, findings)))
+            labels = label_vector(row, columns, findings)
+            rows.append(ImageRow(key, image, patient, split, text, labels, str(folder / mask) if mask else None))
     if with_text and table.records and dropped.counts().get("empty report", 0) == len(table.records):
         raise DataError(
             f"{path}: column(s) {', '.join(text_columns)}: all {len(table.records)} reports are empty or NaN"
@@ -92,14 +105,24 @@ class _Rows(RadiographDataset):
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         row = self.rows[index]
-        return Sample(read_image(row.path)[0], text=row.text, labels=row.labels)
+        image = read_image(row.path)[0]
+        mask = None if row.mask is None else read_mask(row.mask)
+        if mask is not None and mask.shape != image.shape:
+            if abs(mask.shape[0] * image.shape[1] / (mask.shape[1] * image.shape[0]) - 1) > 0.02:
+                raise DataError(
+                    f"{row.mask} is {mask.shape[0]}x{mask.shape[1]}, of other proportions than its image's "
+                    f"{image.shape[0]}x{image.shape[1]}; give the mask of this image"
+                )
+            grey = cv2.resize(mask.astype(np.uint8) * 255, image.shape[::-1], interpolation=cv2.INTER_AREA)
+            mask = np.asarray(grey) > 127
+        return Sample(image, text=row.text, labels=row.labels, mask=mask)
 
     def texts(self) -> Iterable[str]:
         return [text for text in self.rows.column("text") if text is not None]
 
 
 class Tabular(RadiographDataModule):
-    """Images with reports, and labels where there are some, from one table.
+    """Images with reports, and labels and masks where there are some, from one table.
 
     Args:
         table: path of the table: ``.csv``, ``.csv.gz``, ``.tsv``, ``.jsonl`` or ``.parquet``.
@@ -109,13 +132,13 @@ class Tabular(RadiographDataModule):
         findings: findings to read, in this order; all the table labels, if not given.
         fractions: shares of the patients where no column names the split.
         split_seed: another seed assigns patients otherwise.
-        strict: refuse a table with missing images or empty reports instead of leaving those rows out, counted.
+        strict: refuse a table with missing images or masks, or empty reports, instead of leaving those rows out, counted.
         loading: how samples are loaded.
     """
 
     paper: ClassVar[str] = "your own table"
     needs: ClassVar[frozenset[str]] = frozenset({"a table (csv, jsonl, parquet)", "the images it names"})
-    holds: ClassVar[frozenset[str]] = frozenset({"image", "text", "labels"})
+    holds: ClassVar[frozenset[str]] = frozenset({"image", "text", "labels", "masks"})
 
     def __init__(
         self,

@@ -31,13 +31,14 @@ from diptych.loading import read_checkpoint
 from diptych.module import AlignmentModule
 from diptych.plugins import nearest
 from diptych.probe import Probe
+from diptych.segment import Segment
 from diptych.task import Task
 from diptych.trained import TrainedImage
 
 __all__ = ["AtomicCheckpointIO", "DiptychCLI", "TaskCLI", "run"]
 
 # What a configuration names without its module has to be imported.
-_NAMED = (FineTune, Probe, TrainedImage)
+_NAMED = (FineTune, Probe, Segment, TrainedImage)
 
 # Lightning's adverts, and warnings about choices that are made on purpose here.
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -294,6 +295,10 @@ class TaskCLI(DiptychCLI):
         if self.subcommand == "fit" and not self._trained():
             name = self.config.fit.model.class_path.rpartition(".")[2]
             raise ConfigError(f"{name} has nothing to fit: `diptych test` trains and tests it")
+        config = self.config[self.subcommand]
+        for callback in (config.checkpoint, config.early_stopping):
+            if callback.monitor == Task.monitor:  # nothing else was said
+                callback.monitor = import_object(config.model.class_path).monitor
         super().before_instantiate_classes()
 
     def _trained(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from diptych.head import Grounds, Observes, WeighsWords
 from diptych.loading import AlignmentModel
 from diptych.module import AlignmentModule
 
-__all__ = ["Figures", "draw_attention", "draw_similarity", "overlay", "sharpest"]
+__all__ = ["Figures", "draw_attention", "draw_masks", "draw_similarity", "overlay", "sharpest"]
 
 RGB = NDArray[np.uint8]
 _INK, _PAPER = (32, 32, 32), (255, 255, 255)
+_TINTS = ((60, 200, 90), (240, 90, 60))
 
 
 def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> RGB:
@@ -99,6 +100,30 @@ def draw_attention(
                 )
     for i, line in enumerate(lines):
         pen.text((4, bar + size[1] + unit // 3 + int(unit * 1.3) * i), line, fill=_INK, font=_font(unit))
+    return sheet
+
+
+def draw_masks(image: NDArray[np.uint8], masks: Mapping[str, NDArray[np.bool_]]) -> Image.Image:
+    """A radiograph ``[h,v]``, then the same with each mask ``[h,v]`` tinted and outlined over it, under its name.
+
+    Pictures under 256 pixels are enlarged by a whole factor.
+    """
+    factor = max(1, -(-256 // max(image.shape)))
+    size = (image.shape[1] * factor, image.shape[0] * factor)
+    bar = 24
+    sheet = Image.new("RGB", (size[0] * (1 + len(masks)), bar + size[1]), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    grey = np.repeat(np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))[..., None], 3, axis=2)
+    for place, (name, mask) in enumerate([("radiograph", None), *masks.items()]):
+        panel = grey.copy()
+        if mask is not None:
+            large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+            colour = np.array(_TINTS[(place - 1) % len(_TINTS)], np.float32)
+            panel[large > 0] = (0.65 * panel[large > 0] + 0.35 * colour).astype(np.uint8)
+            lines, _ = cv2.findContours(large, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(panel, lines, -1, _TINTS[(place - 1) % len(_TINTS)], 1)
+        sheet.paste(Image.fromarray(panel), (place * size[0], bar))
+        pen.text((place * size[0] + 4, 3), name, fill=_INK, font=_font(14))
     return sheet
 
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from diptych import metrics
 from diptych.classification import binary_values
 from diptych.errors import ConfigError
 from diptych.image import ImageTower
-from diptych.optim import parameter_groups, total_steps, warmup_cosine
 from diptych.probe import masked_bce
-from diptych.sampling import mix
-from diptych.task import Rows, Task
+from diptych.task import Rows, Tuned
 from diptych.types import Batch
 
 __all__ = ["FineTune"]
 
 
-class FineTune(Task):
+class FineTune(Tuned):
     """Multi-label classification with the tower trained along, with layer-wise learning rates where the tower has a decay.
 
     The loss is the binary cross-entropy of the known labels. ``data.percent`` takes a share of the training images.
@@ -51,11 +46,10 @@ class FineTune(Task):
         dropout: float = 0.0,
         resamples: int = 1000,
     ) -> None:
-        super().__init__(image)
+        super().__init__(image, lr=lr, weight_decay=weight_decay, warmup=warmup, lr_floor=lr_floor, resamples=resamples)
         if not 0 <= dropout < 1:
             raise ConfigError(f"FineTune: dropout is {dropout}; give 0 or more and less than 1")
-        self.lr, self.weight_decay, self.warmup, self.lr_floor = lr, weight_decay, warmup, lr_floor
-        self.dropout, self.resamples = nn.Dropout(dropout), resamples
+        self.dropout = nn.Dropout(dropout)
         self.linear: nn.Linear | None = None
 
     def configure_model(self) -> None:
@@ -69,10 +63,6 @@ class FineTune(Task):
         logits: Tensor = self.linear(self.dropout(self.image(image).pooled))
         return logits.float()
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed dropout by position, so that a resumed run draws what the uninterrupted one drew."""
-        torch.manual_seed(mix(self.data.loading.seed, self.current_epoch, batch_idx, self.global_rank))
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss."""
         assert batch.labels is not None  # labelled() has looked
@@ -80,24 +70,18 @@ class FineTune(Task):
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
 
-    def configure_optimizers(self) -> Any:
-        """AdamW and warm-up with cosine, by optimiser steps."""
-        groups = parameter_groups(self, lr=self.lr, weight_decay=self.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=self.lr)
-        total = total_steps(self.trainer, self.data.steps_per_epoch())
-        warmup = int(self.warmup if self.warmup >= 1 else self.warmup * total)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(warmup, total, self.lr_floor))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """See :meth:`Tuned.begin`."""
         number = len(self.labelled())
         self._rows = Rows(self.device, number, number)
 
-    def _collect(self, batch: Batch) -> None:
+    def collect(self, batch: Batch) -> None:
+        """See :meth:`Tuned.collect`."""
         assert batch.labels is not None  # as above
         self._rows.add(batch, self(batch.image), batch.labels)
 
-    def _finish(self, stage: str, resamples: int) -> None:
+    def finish(self, stage: str, resamples: int) -> None:
+        """See :meth:`Tuned.finish`."""
         patients, (scores, labels) = self._rows.gather()
         weights = metrics.bootstrap_weights(patients.numpy(), resamples)
         weights = np.concatenate([np.ones((1, len(patients)), np.uint16), weights])
@@ -112,27 +96,3 @@ class FineTune(Task):
             "excluded": found.facts["excluded"],
         }
         self.log_dict({name: value.value for name, value in self.results.items()}, rank_zero_only=False)
-
-    def on_validation_epoch_start(self) -> None:
-        """Begin a pass."""
-        self._begin()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect."""
-        self._collect(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Compute over the whole set."""
-        self._finish("val", 0 if self.trainer.state.fn == "fit" else self.resamples)
-
-    def on_test_epoch_start(self) -> None:
-        """Begin a pass."""
-        self._begin()
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect."""
-        self._collect(batch)
-
-    def on_test_epoch_end(self) -> None:
-        """Compute over the whole set."""
-        self._finish("test", self.resamples)

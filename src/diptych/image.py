@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,16 +16,23 @@ import torch
 from timm.models import group_parameters, load_model_config_from_hf
 from timm.models.vision_transformer import Attention  # type: ignore[attr-defined]  # the place in every version
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from diptych.errors import ConfigError
 from diptych.tower import Tower, class_attention
 from diptych.types import Features
 
-__all__ = ["ImageTower", "TimmImage"]
+__all__ = ["STRIDES", "ImageTower", "TimmImage"]
+
+STRIDES = (4, 8, 16, 32)
+"""Input pixels for each pixel of the levels of a feature pyramid."""
 
 
 class ImageTower(Tower):
     """Base of every image tower."""
+
+    pyramid_widths: tuple[int, ...] = ()
+    """Widths of the feature pyramid's levels; empty where the tower has none."""
 
     @abstractmethod
     def forward(self, image: Tensor) -> Features:
@@ -32,6 +40,32 @@ class ImageTower(Tower):
 
         ``pooled`` ``[B,D]``, ``tokens`` ``[B,N,D]`` in row-major order, ``mask`` all True, ``grid``, ``pixels``.
         """
+
+    def pyramid(self, image: Tensor) -> list[Tensor]:
+        """Feature maps of radiographs ``[B,1,H,V]``, finest first, for decoders of masks and boxes.
+
+        The level of stride ``s``, of :data:`STRIDES`, is ``[B,pyramid_widths[k],ceil(H/s),ceil(V/s)]``.
+
+        Raises:
+            ConfigError: the tower has none, or does not take this size.
+        """
+        raise ConfigError(f"{type(self).__name__} has no feature pyramid; choose another image tower, as TimmImage")
+
+
+def pyramid_indices(reductions: Sequence[int]) -> list[int]:
+    """Which of a backbone's feature maps make the levels of a pyramid.
+
+    For each stride the deepest map of it, or of the nearest there is; where all maps have one stride (plain ViTs), four of
+    equal distance in depth, as DPT takes them (arXiv 2103.13413).
+
+    Args:
+        reductions: stride of each feature map, from the lowest on.
+    """
+    number = len(reductions)
+    if len(set(reductions)) == 1:
+        return [max(0, number * (level + 1) // len(STRIDES) - 1) for level in range(len(STRIDES))]
+    away = [[abs(math.log2(reduction / stride)) for reduction in reductions] for stride in STRIDES]
+    return [max(index for index in range(number) if of[index] == min(of)) for of in away]
 
 
 class TimmImage(ImageTower):
@@ -95,7 +129,8 @@ class TimmImage(ImageTower):
                 f"image tower '{name}' gives no feature maps; choose another, as resnet50 or vit_base_patch16_224"
             )
         info = backbone.feature_info
-        widths = [entry["num_chs"] for entry in getattr(info, "info", info)]
+        entries = list(getattr(info, "info", info))
+        widths = [entry["num_chs"] for entry in entries]
         if not -len(widths) <= stage < len(widths):
             raise ConfigError(
                 f"stage={stage}: image tower '{name}' has {len(widths)} feature maps; give 0 to {len(widths) - 1}"
@@ -103,6 +138,8 @@ class TimmImage(ImageTower):
         self.name = name
         self.stage = stage % len(widths)
         self.token_width = int(widths[self.stage])
+        self._levels = pyramid_indices([entry["reduction"] for entry in entries])
+        self.pyramid_widths = tuple(int(widths[index]) for index in self._levels)
         self.width = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)
         preset = backbone.pretrained_cfg
         self.register_buffer("mean", torch.tensor(preset["mean"]).mean())
@@ -142,18 +179,11 @@ class TimmImage(ImageTower):
 
     def forward(self, image: Tensor) -> Features:
         """Features of radiographs ``[B,1,H,V]``, uint8 or float in [0,1]."""
-        scale = 1.0 if image.is_floating_point() else 255.0
-        pixels = (image.to(self.mean.dtype) - scale * self.mean) / (scale * self.std)
+        pixels = self._normalised(image)
         backbone: Any = self.backbone
         rows: list[Tensor] = []
-        try:
-            with self._recording(rows) if self.attention else nullcontext():
-                final, maps = backbone.forward_intermediates(pixels, indices=[self.stage], norm=True)
-        except (AssertionError, ValueError) as error:  # timm's checks of the image size; batch norm of a single value
-            size = f"{image.shape[-2]}x{image.shape[-1]}, {len(image)} at a time"
-            raise ConfigError(
-                f"image tower '{self.name}' cannot take images of {size}: {error}; change loading.image_size or batch_size"
-            ) from error
+        with self._refusing(image), self._recording(rows) if self.attention else nullcontext():
+            final, maps = backbone.forward_intermediates(pixels, indices=[self.stage], norm=True)
         regions: Tensor = maps[0]  # [B,D,h,w]
         pooled: Tensor = backbone.forward_head(final, pre_logits=True)
         if pooled.shape[1:] != (self.width,) or regions.shape[1] != self.token_width:
@@ -170,6 +200,39 @@ class TimmImage(ImageTower):
             pixels=pixels,
             attention=rows[0][:, backbone.num_prefix_tokens :] if rows else None,
         )
+
+    def pyramid(self, image: Tensor) -> list[Tensor]:
+        """See :meth:`ImageTower.pyramid`; maps of another size than a level's are resampled.
+
+        The final norm is applied as to the regions: to all of a plain ViT's maps, to the last of others.
+        """
+        backbone: Any = self.backbone
+        chosen = sorted(set(self._levels))
+        with self._refusing(image):
+            found = backbone.forward_intermediates(
+                self._normalised(image), indices=chosen, norm=True, intermediates_only=True
+            )
+        maps = dict(zip(chosen, found, strict=True))
+        sizes = [tuple(-(-side // stride) for side in image.shape[-2:]) for stride in STRIDES]
+        return [
+            maps[index] if maps[index].shape[-2:] == size else interpolate(maps[index], size, mode="bilinear")
+            for index, size in zip(self._levels, sizes, strict=True)
+        ]
+
+    def _normalised(self, image: Tensor) -> Tensor:
+        scale = 1.0 if image.is_floating_point() else 255.0
+        return (image.to(self.mean.dtype) - scale * self.mean) / (scale * self.std)
+
+    @contextmanager
+    def _refusing(self, image: Tensor) -> Iterator[None]:
+        """Within it, timm's checks of the image size, and batch norm of a single value, speak of our options."""
+        try:
+            yield
+        except (AssertionError, ValueError) as error:
+            size = f"{image.shape[-2]}x{image.shape[-1]}, {len(image)} at a time"
+            raise ConfigError(
+                f"image tower '{self.name}' cannot take images of {size}: {error}; change loading.image_size or batch_size"
+            ) from error
 
     @contextmanager
     def _recording(self, rows: list[Tensor]) -> Iterator[None]:

@@ -159,6 +159,12 @@ def median_rank(ranks: Array, weights: Array | None = None) -> Floats:
     return np.concatenate(values)
 
 
+def mean(hits: Array, weights: Array | None = None) -> Floats:
+    """Mean of a value ``[n]`` of each sample, ``[R]``; NaN where none has weight."""
+    sums = [(block @ hits.astype(np.float64), block.sum(axis=1)) for block in _blocks(weights, len(hits))]
+    return _ratio(np.concatenate([hit for hit, _ in sums]), np.concatenate([total for _, total in sums]))
+
+
 def _rows(weights: Array | None) -> int:
     return 1 if weights is None else len(weights)
 
@@ -170,12 +176,6 @@ def _blocks(weights: Array | None, n: int) -> Iterator[Floats]:
     step = max(1, _BLOCK // max(1, n))
     for start in range(0, len(weights), step):
         yield weights[start : start + step].astype(np.float64)
-
-
-def mean(values: Array, weights: Array | None = None) -> Floats:
-    """Mean of ``values`` ``[n]``, as ``[R]``; NaN where nothing has weight."""
-    sums = [(block @ values.astype(np.float64), block.sum(axis=1)) for block in _blocks(weights, len(values))]
-    return _ratio(np.concatenate([hit for hit, _ in sums]), np.concatenate([total for _, total in sums]))
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:

@@ -24,6 +24,7 @@ __all__ = [
     "ImageError",
     "grey_of",
     "look_up",
+    "read_mask",
     "read_radiograph",
     "read_radiograph_float",
     "refuse",
@@ -143,6 +144,28 @@ def read_radiograph_float(path: Path | str) -> NDArray[np.float32]:
     """As :func:`read_radiograph`, but float32 from 0 to 1 at the file's own depth."""
     stored, table = _read(Path(path))
     return _apply(stored, np.arange(256, dtype=np.float32) / 255 if table is None else table)
+
+
+def read_mask(path: Path | str) -> NDArray[np.bool_]:
+    """Read a mask from a PNG file as bool ``[H,V]``: true where a pixel is not black, whatever its transparency.
+
+    Raises:
+        ImageError: the file is missing, no PNG (JPEG would blur its edge), truncated or too large.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise refuse("missing mask", f"{path}: no such mask file; check the folder and the table's mask column")
+    if path.stat().st_size > MAX_BYTES:
+        raise refuse("oversized mask", f"{path}: over the limit of {MAX_BYTES} bytes; leave it out")
+    image = _open(path.read_bytes(), source=str(path))
+    if image.format != "PNG":
+        raise refuse(
+            "unsupported mask", f"{path}: a mask is a PNG file, and this is {image.format}; convert the original"
+        )
+    if image.mode in {"RGBA", "LA", "P", "PA"}:
+        image = image.convert("RGB")
+    values = np.asarray(image)
+    return np.asarray(values.any(axis=2) if values.ndim == 3 else values != 0)
 
 
 def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.float32] | None]:

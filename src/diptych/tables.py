@@ -42,6 +42,7 @@ class Columns:
         patient: patient's id; without it every image counts as a patient of its own.
         split: ``train``, ``val`` (or ``validate``, ``valid``) and ``test``; without it patients are assigned by hash.
         id: a name for each row; the image path, if not given.
+        mask: path of a mask's picture (PNG), below ``root`` too, true where it is not black; all black where nothing is there.
     """
 
     image: str = "image"
@@ -52,6 +53,7 @@ class Columns:
     patient: str | None = None
     split: str | None = None
     id: str | None = None
+    mask: str | None = None
 
     def __post_init__(self) -> None:
         if self.labels and self.label_list:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,9 +16,11 @@ from diptych.errors import ConfigError, DataError
 from diptych.image import ImageTower
 from diptych.loading import check_fit
 from diptych.metrics import Metric
+from diptych.optim import parameter_groups, total_steps, warmup_cosine
+from diptych.sampling import mix
 from diptych.types import Batch
 
-__all__ = ["Rows", "Task"]
+__all__ = ["Rows", "Task", "Tuned"]
 
 
 class Rows:
@@ -133,3 +136,72 @@ class Task(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that does not fit, saying what is missing and what is unexpected."""
         check_fit(checkpoint, self, source="the checkpoint")
+
+
+class Tuned(Task):
+    """Base of the tasks that ``diptych fit`` trains by gradient, and that are evaluated over whole sets.
+
+    Args:
+        image: the tower; its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
+        lr: peak of what is on the tower, and of the tower's top layer.
+        weight_decay: of AdamW, on weight matrices.
+        warmup: steps of linear warm-up, or its share of all steps where below 1.
+        lr_floor: share of ``lr`` at the end of the cosine.
+        resamples: of the bootstrap on the test; 0 for no intervals.
+    """
+
+    def __init__(
+        self, image: ImageTower, *, lr: float, weight_decay: float, warmup: float, lr_floor: float, resamples: int
+    ) -> None:
+        super().__init__(image)
+        self.lr, self.weight_decay, self.warmup, self.lr_floor = lr, weight_decay, warmup, lr_floor
+        self.resamples = resamples
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Begin a pass over a validation or test set."""
+
+    @abstractmethod
+    def collect(self, batch: Batch) -> None:
+        """Take a batch of it."""
+
+    @abstractmethod
+    def finish(self, stage: str, resamples: int) -> None:
+        """Compute ``results`` and their protocol over the whole of it, and log."""
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed dropout by position, so that a resumed run draws what the uninterrupted one drew."""
+        torch.manual_seed(mix(self.data.loading.seed, self.current_epoch, batch_idx, self.global_rank))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and warm-up with cosine, by optimiser steps."""
+        groups = parameter_groups(self, lr=self.lr, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr)
+        total = total_steps(self.trainer, self.data.steps_per_epoch())
+        warmup = int(self.warmup if self.warmup >= 1 else self.warmup * total)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(warmup, total, self.lr_floor))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin a pass."""
+        self.begin()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect."""
+        self.collect(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute over the whole set."""
+        self.finish("val", 0 if self.trainer.state.fn == "fit" else self.resamples)
+
+    def on_test_epoch_start(self) -> None:
+        """Begin a pass."""
+        self.begin()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect."""
+        self.collect(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Compute over the whole set."""
+        self.finish("test", self.resamples)

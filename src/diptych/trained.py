@@ -37,7 +37,7 @@ class TrainedImage(ImageTower):
             parameter.requires_grad_(True)
         self.tower = tower
         self.width, self.token_width, self.num_layers = tower.width, tower.token_width, tower.num_layers
-        self.gives_attention = tower.gives_attention
+        self.gives_attention, self.pyramid_widths = tower.gives_attention, tower.pyramid_widths
         self.source = {"checkpoint": str(checkpoint), "sha256": sha256(checkpoint), "head": stored["head"]}
         self.image_size: int | None = stored["image_size"]
         self._set_up_training(frozen=frozen, freeze_layers=freeze_layers, layer_decay=layer_decay)
@@ -50,3 +50,8 @@ class TrainedImage(ImageTower):
         """As the tower within."""
         features: Features = self.tower(image)
         return features
+
+    def pyramid(self, image: Tensor) -> list[Tensor]:
+        """As the tower within."""
+        levels: list[Tensor] = self.tower.pyramid(image)
+        return levels
