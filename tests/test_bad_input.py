@@ -168,7 +168,11 @@ def test_a_monitor_of_an_evaluator_that_is_not_there_is_told_before_training(wri
         ),
         ({}, ["--data", "diptych_heads.global_.Global"], ["is no RadiographDataModule", "tabular"]),
         ({"model.image.class_path": "TimImage"}, [], ["unknown class 'TimImage'", "nearest first: TimmImage"]),
-        ({"model.evaluators": [{"class_path": "Retrival"}]}, [], ["unknown class 'Retrival'", "nearest first: Retrieval, "]),
+        (
+            {"model.evaluators": [{"class_path": "Retrival"}]},
+            [],
+            ["unknown class 'Retrival'", "nearest first: Retrieval, "],
+        ),
         (
             {"model.evaluators": [{"class_path": "ZeroShot", "init_args": {"prompts": "nhi"}}]},
             [],

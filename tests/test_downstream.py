@@ -191,8 +191,10 @@ def test_a_tower_is_tuned_tested_and_loaded_again(trained):
     done = diptych("test", "-c", f"{run}/config.yaml", "--run", run, "--ckpt_path", "best")
     assert done.returncode == 0, done.stderr
     found = json.loads((folder / "tune" / "results.json").read_text())
-    assert found["metrics"]["test/auroc/macro"]["n"] == 10
-    assert found["metrics"]["test/auroc/macro"]["value"] > 0.8  # bright corners, which a tower of any kind sees
+    assert found["metrics"]["test/finetune/auroc/macro"]["n"] == 10
+    assert (
+        found["metrics"]["test/finetune/auroc/macro"]["value"] > 0.8
+    )  # bright corners, which a tower of any kind sees
     best = read_checkpoint(folder / "tune" / "checkpoints" / "best.ckpt")["state_dict"]
     before = read_checkpoint(checkpoint)["state_dict"]
     name = "backbone.layer1.0.conv1.weight"

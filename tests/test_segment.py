@@ -249,15 +249,15 @@ def segmented(tmp_path_factory):
 
 def test_a_run_finds_the_rectangles_and_says_how_it_was_measured(segmented):
     result = json.loads((segmented[2] / "results.json").read_text())
-    found, protocol = result["metrics"], result["protocol"]["segmentation"]
-    assert set(found) == {f"test/{name}/{of}" for name in ("dice", "iou") for of in ("all", "positive")}
-    assert found["test/dice/positive"]["value"] > 0.8
-    assert (found["test/dice/all"]["n"], found["test/dice/positive"]["n"]) == (11, protocol["positive"])
+    found, protocol = result["metrics"], result["protocol"]["segment"]
+    assert set(found) == {f"test/segment/{name}/{of}" for name in ("dice", "iou") for of in ("all", "positive")}
+    assert found["test/segment/dice/positive"]["value"] > 0.8
+    assert (found["test/segment/dice/all"]["n"], found["test/segment/dice/positive"]["n"]) == (11, protocol["positive"])
     assert protocol["positive"] == sum(i % 4 > 0 for i in range(31, 42))
     assert protocol["threshold"] == "probability above 0.5, fixed"
     assert protocol["tower"] == "trained along"
     config = yaml.safe_load((segmented[2] / "config.yaml").read_text())
-    assert config["checkpoint"]["monitor"] == config["early_stopping"]["monitor"] == "val/dice/positive"
+    assert config["checkpoint"]["monitor"] == config["early_stopping"]["monitor"] == "val/segment/dice/positive"
 
 
 def test_the_figures_are_those_of_its_parts_by_hand(segmented):
@@ -276,9 +276,9 @@ def test_the_figures_are_those_of_its_parts_by_hand(segmented):
         dice.append(2 * (truth & predicted).sum() / total if total else 1.0)
         positive.append(bool(truth.any()))
     found = json.loads((run / "results.json").read_text())["metrics"]
-    assert found["test/dice/all"]["value"] == pytest.approx(np.mean(dice), abs=1e-6)
+    assert found["test/segment/dice/all"]["value"] == pytest.approx(np.mean(dice), abs=1e-6)
     expected = np.mean([value for value, there in zip(dice, positive, strict=True) if there])
-    assert found["test/dice/positive"]["value"] == pytest.approx(expected, abs=1e-6)
+    assert found["test/segment/dice/positive"]["value"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_pictures_show_image_truth_and_prediction(segmented):
@@ -406,7 +406,7 @@ def test_phantoms_are_segmented(masks, size, phantoms, epochs, least, tmp_path):
     options = ["--data.masks", masks, "--data.size", size, "--data.loading.image_size", size, "--data.train", phantoms]
     options += ["--data.cache", tmp_path / "cache", "--trainer.max_epochs", epochs]
     found = figures("phantom/segmentation.yaml", tmp_path / "run", *map(str, options))
-    assert found["test/dice/positive"]["value"] >= least
+    assert found["test/segment/dice/positive"]["value"] >= least
 
 
 @pytest.mark.real
@@ -421,5 +421,5 @@ def test_lungs_of_other_patients_are_segmented(shared_data, tmp_path):
         writer.writerows(rows)
     options = ["--data.table", str(tmp_path / "lungs.csv"), "--data.root", str(shared_data / "seg")]
     found = figures("real/lungs.yaml", tmp_path / "run", *options)
-    assert found["test/dice/all"]["n"] == found["test/dice/positive"]["n"] > 15
-    assert found["test/dice/all"]["value"] >= 0.90
+    assert found["test/segment/dice/all"]["n"] == found["test/segment/dice/positive"]["n"] > 15
+    assert found["test/segment/dice/all"]["value"] >= 0.90

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -308,7 +309,7 @@ class TaskCLI(DiptychCLI):
 
 def _names_a_task(arguments: Sequence[str]) -> bool:
     """Whether ``model`` is given by class, on the command line or in a recipe (which may be a run's own copy)."""
-    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, after in pairwise([*arguments, ""]):
         option, _, value = word.partition("=")
         if option in {"--model", "--model.class_path"}:
             return True

@@ -20,7 +20,7 @@ class FineTune(Tuned):
     """Multi-label classification with the tower trained along, with layer-wise learning rates where the tower has a decay.
 
     The loss is the binary cross-entropy of the known labels. ``data.percent`` takes a share of the training images.
-    Metrics: ``auroc/<finding>|macro``, on the whole set; a finding with one class only is listed.
+    Metrics: ``finetune/auroc/<finding>|macro``, on the whole set; a finding with one class only is listed.
 
     Args:
         image: the tower; its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
@@ -34,6 +34,8 @@ class FineTune(Tuned):
     Raises:
         ConfigError: an argument out of its range.
     """
+
+    monitor = "val/finetune/auroc/macro"
 
     def __init__(
         self,
@@ -87,9 +89,9 @@ class FineTune(Tuned):
         weights = np.concatenate([np.ones((1, len(patients)), np.uint16), weights])
         found = binary_values(self.labelled(), scores.numpy(), labels.numpy(), weights)
         aurocs = {name: value for name, value in found.metrics().items() if name.startswith("auroc/")}
-        self.results = {f"{stage}/{name}": value for name, value in aurocs.items()}
+        self.results = {f"{stage}/finetune/{name}": value for name, value in aurocs.items()}
         interval = f"95 % percentile bootstrap over patients, {resamples} resamples"
-        self.protocol["classification"] = {
+        self.protocol["finetune"] = {
             "interval": interval,
             "samples": len(patients),
             "absent": found.facts["absent"],

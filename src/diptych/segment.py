@@ -97,7 +97,7 @@ class Segment(Tuned):
 
     The tower is trained along, lower layers more slowly where it has a ``layer_decay``, or ``frozen`` and then in evaluation
     mode. The loss is ``focal_weight`` times the focal loss and the Dice loss. Metrics, of each image at the network's
-    input size (padding included), averaged over the whole set, with a bootstrap over patients: ``dice/all`` and
+    input size (padding included), averaged over the whole set, with a bootstrap over patients: ``segment/dice/all`` and
     ``iou/all`` over all images, where an image without a mask counts 1 if nothing is predicted and 0 otherwise, and
     ``dice/positive`` and ``iou/positive`` over those with a mask. A pixel is predicted where its probability is above
     0.5, whatever the test set.
@@ -118,7 +118,7 @@ class Segment(Tuned):
         ConfigError: an argument out of its range, or a tower without a feature pyramid.
     """
 
-    monitor = "val/dice/positive"
+    monitor = "val/segment/dice/positive"
 
     def __init__(
         self,
@@ -214,12 +214,13 @@ class Segment(Tuned):
         for name, values in zip(("dice", "iou"), overlaps(counts), strict=True):
             for of, rows in (("all", np.ones_like(positive)), ("positive", positive)):
                 found = metrics.mean(values[rows], weights[:, rows])
-                self.results[f"{stage}/{name}/{of}"] = Metric.of(found, int(rows.sum()))
+                self.results[f"{stage}/segment/{name}/{of}"] = Metric.of(found, int(rows.sum()))
         tuned = any(parameter.requires_grad for parameter in self.image.parameters())
         size = self.data.loading.image_size
-        self.protocol["segmentation"] = {
+        self.protocol["tower"]["decoder_parameters"] = sum(parameter.numel() for parameter in self.unet.parameters())
+        self.protocol["segment"] = {
             "tower": "trained along" if tuned else "frozen and in evaluation mode",
-            "decoder": f"U-Net, {sum(parameter.numel() for parameter in self.unet.parameters())} parameters",
+            "decoder": "U-Net",
             "measured": f"each image at {size} x {size} pixels, padding included, then the mean over images",
             "threshold": "probability above 0.5, fixed",
             "empty": "no mask and nothing predicted: 1; no mask and something predicted: 0",

@@ -71,7 +71,7 @@ class Task(pl.LightningModule):
 
     trains = True
     """Whether ``diptych fit`` has anything to do; otherwise ``diptych test`` does all of it, without a checkpoint."""
-    monitor = "val/auroc/macro"
+    monitor = "val/loss"
     """The metric of validation that chooses the checkpoint."""
     config: dict[str, Any] | None = None
     """What the command line built this task from."""
