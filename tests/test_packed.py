@@ -85,7 +85,7 @@ def same(one, other):
 
 def batches(module):
     loaders = [module.train_dataloader()] if len(module.datasets["train"]) >= 3 else []
-    loaders += [module._evaluation(split) for split in module.datasets if split != "train"]
+    loaders += [module.evaluation_loader(split) for split in module.datasets if split != "train"]
     return [batch for loader in loaders for batch in loader]
 
 
