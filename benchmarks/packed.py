@@ -33,7 +33,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from torch.utils.data import DataLoader, Dataset
 
 from diptych.data import Loading, _Collate
-from diptych.packed import Manifest, replace_text
+from diptych.packed import Manifest
+from diptych.packing import replace_text
 from diptych.sampling import Draw, TrainingSampler, mix
 from diptych.tables import Columns
 from diptych.transforms import Augment, Augmenter, letterbox
@@ -156,7 +157,7 @@ def sparse_store(out: Path, names: list[str], height: int, width: int, noise: bo
             else:
                 file.truncate(len(rows) * size)
         replace_text(path.with_suffix(".index"), f"{json.dumps(header | {'crc32': zlib.crc32(body)})}\n{body.decode()}")
-    manifest.write(out / "packed.json")
+    replace_text(out / "packed.json", manifest.text())
 
 
 def write_mimic(out: Path, rows: int) -> None:

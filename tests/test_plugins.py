@@ -430,3 +430,10 @@ def test_listing_the_heads_imports_no_lightning():
 def test_the_installed_command_answers():
     done = diptych("--version")
     assert (done.returncode, done.stdout) == (0, f"diptych {package.__version__}\n")
+
+
+def test_help_says_what_every_command_is_for():
+    lines = diptych("--help").stdout.splitlines()
+    for command in plugins.plugins(plugins.COMMANDS):
+        assert command.summary
+        assert f"  {command.name:12} {command.summary}" in lines

@@ -25,7 +25,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from diptych.errors import ConfigError, DataError
-from diptych.packed import FORMAT, IMAGES, PICTURES, Manifest, replace_text, write_shard
+from diptych.packed import FORMAT, IMAGES, PICTURES, Manifest
+from diptych.packing import replace_text, write_shard
 from diptych.plugins import DATAMODULES, find
 
 __all__ = ["Scan", "main", "prepare", "scan", "verify"]
@@ -216,7 +217,7 @@ def _start(manifest: Manifest, out: Path) -> None:
         raise DataError(f"{out}: cannot be made ({error.strerror}); give another --out") from error
     current = _current(out)
     if current is None or (current.key != manifest.key and current.missing(out)):
-        manifest.write(out / "packed.json")
+        replace_text(out / "packed.json", manifest.text())
 
 
 def _finish(manifest: Manifest, out: Path, say: Callable[[str], None]) -> None:
@@ -232,7 +233,7 @@ def _finish(manifest: Manifest, out: Path, say: Callable[[str], None]) -> None:
         part.unlink(missing_ok=True)
     current = _current(out)
     if current is None or current.key != manifest.key:
-        manifest.write(out / "packed.json")
+        replace_text(out / "packed.json", manifest.text())
     used = sum(path.stat().st_size for path in folder.glob("*.bin")) / 1e9
     say(f"{out}: whole; {manifest.files - len(bad):,} images, {used:.1f} GB; train with --data.root {out}")
     if bad:

@@ -56,7 +56,9 @@ def _dispatch(arguments: list[str]) -> None:
     command = arguments[0] if arguments else "--help"
     rest = arguments[1:]
     if command in {"--help", "-h", "help"}:
-        commands = "".join(f"  {plugin.name:12} from {plugin.distribution}\n" for plugin in plugins(COMMANDS))
+        commands = "".join(
+            f"  {plugin.name:12} {plugin.summary or 'from ' + plugin.distribution}\n" for plugin in plugins(COMMANDS)
+        )
         print(_USAGE.format(commands="\nmore commands:\n" + commands))
     elif command == "--version":
         from diptych import __version__

@@ -15,18 +15,16 @@ import shlex
 import zlib
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diptych.errors import ConfigError, DataError
-from diptych.radiograph import ImageError, read_radiograph
-from diptych.transforms import scaled
+from diptych.radiograph import read_radiograph
 
 __all__ = [
     "IMAGES",
@@ -37,8 +35,6 @@ __all__ = [
     "Store",
     "open_images",
     "read_image",
-    "replace_text",
-    "write_shard",
 ]
 
 FORMAT = 1
@@ -84,9 +80,9 @@ class Manifest:
         options = ["--size", str(self.size), "--per-shard", str(self.per_shard)]
         return shlex.join(["diptych", "prepare", self.data_set, "--root", self.root, "--out", str(out), *options])
 
-    def write(self, path: Path) -> None:
+    def text(self) -> str:
         """As JSON."""
-        replace_text(path, json.dumps(asdict(self), indent=1) + "\n")
+        return json.dumps(asdict(self), indent=1) + "\n"
 
     def damaged(self, out: Path, number: int, why: str) -> DataError:
         """The error that names a shard and its remedy."""
@@ -353,69 +349,3 @@ def open_images(root: Path, image_size: int) -> Files:
             f"or run `diptych prepare` with --size {image_size}"
         )
     return store
-
-
-def _part(path: Path) -> Path:
-    """Where a file is written before it is moved to its name."""
-    return path.with_name(f"{path.name}.{uuid4().hex}.part")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file beside its name and move it there."""
-    _replace(path, [text.encode()])
-
-
-def _replace(path: Path, pieces: Iterable[bytes]) -> None:
-    part = _part(path)
-    try:
-        with part.open("wb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and path.is_file():
-            return  # another job has made it, and cleaned up
-        part.unlink(missing_ok=True)
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror}); make room, and run the command again"
-        ) from error
-
-
-def write_shard(manifest: Manifest, out: Path, number: int, names: Sequence[str]) -> int:
-    """Read, scale and write the images of one shard; returns how many are unusable.
-
-    Raises:
-        DataError: a file vanished or cannot be got at, which says nothing of the picture; or nothing can be written.
-    """
-    rows: list[Row] = []
-    unusable: dict[int, tuple[str, str]] = {}
-    digest, offset = hashlib.sha256(), 0
-
-    def pictures() -> Iterator[bytes]:
-        nonlocal offset
-        for at, name in enumerate(names):
-            path = Path(manifest.root, name)
-            try:
-                image = read_radiograph(path)
-            except ImageError as error:
-                if error.rule == "missing image" or getattr(error.__cause__, "errno", None):
-                    raise DataError(f"{path}: cannot be got at ({error}); run the command again when it can") from error
-                unusable[at] = (error.rule, str(error))
-                rows.append((name, 0, 0, 0, 0, 0, 0))
-                continue
-            small = scaled(image, manifest.size) if max(image.shape) > manifest.size else image
-            raw = small.tobytes()
-            rows.append((name, offset, *small.shape, *image.shape, zlib.crc32(raw)))
-            offset += len(raw)
-            digest.update(raw)
-            yield raw
-
-    path = manifest.folder(out) / f"{number:05d}.bin"
-    _replace(path, pictures())
-    body = json.dumps({"unusable": unusable, "rows": rows}, separators=(",", ":")).encode()
-    header = {"key": manifest.key, "shard": number, "files": len(rows), "bytes": offset}
-    header |= {"sha256": digest.hexdigest(), "crc32": zlib.crc32(body)}
-    _replace(path.with_suffix(".index"), [json.dumps(header).encode(), b"\n", body])
-    return len(unusable)

@@ -5,12 +5,15 @@ Nothing is imported until it is chosen, so a broken plug-in breaks only the run 
 
 from __future__ import annotations
 
+import ast
 import difflib
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from diptych.errors import ConfigError
@@ -39,6 +42,19 @@ class Plugin:
     def class_name(self) -> str:
         """The bare class name, as ``LocalPooling``."""
         return self.path.rpartition(".")[2]
+
+    @property
+    def summary(self) -> str:
+        """The first line of its module's docstring, read without importing anything; empty where there is none."""
+        module = self.path.rpartition(".")[0]
+        found = find_spec(module.partition(".")[0])
+        for folder in (found.submodule_search_locations or []) if found else []:
+            inside = Path(folder, *module.split(".")[1:])
+            for file in (inside.with_suffix(".py"), inside / "__init__.py"):
+                if file.is_file():
+                    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+                    return text.partition("\n")[0].partition(": ")[2] or text.partition("\n")[0]
+        return ""
 
     def load(self) -> Any:
         """Import and return the registered object.

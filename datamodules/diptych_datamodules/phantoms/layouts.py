@@ -1,4 +1,4 @@
-"""Write phantoms to disk as the public data sets are laid out, and the command ``diptych phantoms`` that does so."""
+"""``diptych phantoms``: phantoms written to disk as the public data sets are laid out."""
 
 from __future__ import annotations
 
