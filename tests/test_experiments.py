@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import inprocess
 import pytest
 import yaml
 from mini import ROOT, TEXT, config, diptych, write_pairs
@@ -48,7 +49,7 @@ def test_a_trained_model_is_evaluated_on_every_release(tmp_path):
     from diptych_datamodules.phantoms.layouts import write_layout
 
     (tmp_path / "tiny.yaml").write_text(config(write_pairs(tmp_path / "pairs"), epochs=1))
-    done = diptych("fit", "-c", str(tmp_path / "tiny.yaml"), "--run", str(tmp_path / "mine"))
+    done = inprocess.diptych("fit", "-c", str(tmp_path / "tiny.yaml"), "--run", str(tmp_path / "mine"))
     assert done.returncode == 0, done.stderr
     best = tmp_path / "mine" / "checkpoints" / "best.ckpt"
     for file in EVALUATIONS:
@@ -63,7 +64,7 @@ def test_a_trained_model_is_evaluated_on_every_release(tmp_path):
         small = ["--data.loading.image_size", "32", "--data.loading.batch_size", "8"] if task else []
         for said in re.findall(r"#   diptych (.*)", file.read_text()):
             more = [*small, "--trainer.max_epochs", "1"] if said.startswith("fit") else small
-            done = diptych(*[str(known.get(word, word)) for word in shlex.split(said)], *more)
+            done = inprocess.diptych(*[str(known.get(word, word)) for word in shlex.split(said)], *more)
             assert done.returncode == 0, (file.name, done.stderr)
         result = json.loads((run / "results.json").read_text())
         assert result["protocol"]["data"].startswith(f"{layout}/")
