@@ -193,6 +193,8 @@ def _read(
 
 def _check(name: str, args: argparse.Namespace, report: Report) -> None:
     """Read tables and images, and add what they hold to the report."""
+    from diptych_datamodules.release import Release
+
     module = _reader(name, args.options)
     datasets = _build(module)
     counts = module.dropped.counts()
@@ -201,8 +203,8 @@ def _check(name: str, args: argparse.Namespace, report: Report) -> None:
     report["protocol"] = module.protocol
     report["split_hash"] = split_hash({str(split): dataset.ids for split, dataset in datasets.items()})
     facts = RELEASES.get(name)
-    if facts is not None:
-        report["table"] = {"unit": facts.unit, "counted": module.counted, "total": facts.total}  # type: ignore[attr-defined]  # a Release
+    if facts is not None and isinstance(module, Release):
+        report["table"] = {"unit": facts.unit, "counted": module.counted, "total": facts.total}
     report["images"] = {"listed": there + len(missing), "there": there, "missing": len(missing)}
     report["images"]["first"] = missing[:_NAMED]
     report["left_out"] = counts

@@ -22,6 +22,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 from uuid import uuid4
 
 from diptych.errors import ConfigError, DataError
@@ -306,7 +307,7 @@ def _cores() -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]  # it raises, as the base exits
+    def error(self, message: str) -> NoReturn:
         raise ConfigError(f"prepare: {message} (`diptych prepare --help` lists every option)")
 
 

@@ -6,11 +6,12 @@ object writes to it. Columns are a few arrays; a record is made when it is asked
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 
@@ -24,8 +25,9 @@ T = TypeVar("T")
 class _Sequence(Sequence[T]):
     """What a list does, made of ``_at``."""
 
+    @abstractmethod
     def _at(self, index: int) -> T:
-        raise NotImplementedError
+        """The value at a place from 0 on."""
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -42,8 +44,6 @@ class _Sequence(Sequence[T]):
         if not isinstance(other, Sequence) or len(other) != len(self):
             return False
         return all(mine == its for mine, its in zip(self, other, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]  # as a list
 
 
 class Strings(_Sequence[str]):
@@ -73,7 +73,8 @@ class Column(_Sequence[T]):
         some = next((value for value in values if value is not None), None)
         self._store = some.store if isinstance(some, Packed) else None
         if isinstance(some, Packed):
-            self._codes = np.array([-1 if value is None else value.at for value in values], np.int32)  # type: ignore[attr-defined]  # all are
+            places = [value.at if isinstance(value, Packed) else -1 for value in values]
+            self._codes = np.array(places, np.int32)
             return
         self._path = isinstance(some, Path)
         plain: Sequence[Any] = [None if value is None else str(value) for value in values] if self._path else values
@@ -100,10 +101,9 @@ class Column(_Sequence[T]):
 
     def _at(self, index: int) -> T:
         code = int(self._codes[index])
-        value: Any = None
-        if code >= 0:
-            value = self._made(self._kept[code]) if self._store is None else Packed(self._store, code)
-        return value  # type: ignore[no-any-return]  # as it was given
+        if code < 0:
+            return cast("T", None)
+        return cast("T", self._made(self._kept[code]) if self._store is None else Packed(self._store, code))
 
 
 class Records(_Sequence[T]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import jsonargparse
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from diptych.module import AlignmentModule
 
 __all__ = ["build_module", "import_object", "register_names"]
+
+_NAMED = ("class_retrieval", "finetune", "grounding", "multi_resolution", "probe", "segment", "trained")
+"""Modules of classes that a configuration may name bare: jsonargparse looks among those that are imported."""
 
 _resolve: Callable[[Any, str], str] = _typehints.resolve_class_path_by_name
 
@@ -57,9 +61,8 @@ def register_names() -> None:
     jsonargparse has no public place for this: its name resolution is wrapped where all its uses find it, and a test
     holds it.
     """
-    # Bare names are looked for among the classes that are imported.
-    from diptych import class_retrieval, grounding, multi_resolution  # noqa: F401  # as said
-
+    for name in _NAMED:
+        import_module(f"diptych.{name}")
     _typehints.resolve_class_path_by_name = _resolve_with_catalogue
 
 

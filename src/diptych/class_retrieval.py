@@ -159,13 +159,13 @@ class ClassRetrieval(Evaluator):
         self._reports: list[Embedding] = [self._example.to("cpu").select(none)]
         self._classes: list[Tensor] = [none]
         self._facts = {"texts": self._texts, "definition": _DEFINED[self._texts]}
-        self._facts |= {"prompts": f"{self.prompts.name} {self.prompts.version}", "prompts_hash": self.prompts.hash}
+        self._facts |= self.prompts.facts
         self._without = 0
         if findings:
             self._columns = labelled(self.prompts, findings, self.name)
         if self._columns and self._texts == "prompts":
             texts = [text for entry in self._columns for text in entry.positive]
-            self._prompts = scoring.stack([embed_text(texts[i : i + 64]).to("cpu") for i in range(0, len(texts), 64)])
+            self._prompts = embed_text(texts).to("cpu")
             owners = [len(entry.positive) for entry in self._columns]
             self._owner = torch.arange(len(owners)).repeat_interleave(torch.tensor(owners))
 
@@ -174,9 +174,7 @@ class ClassRetrieval(Evaluator):
         rows = self._valid(batch)
         if not self._columns or len(rows) == 0:
             return
-        if batch.labels is None:
-            raise DataError(f"{self.name}: the data set names findings but its batches hold no labels")
-        labels = batch.labels[rows].cpu()
+        labels = self._labels_of(batch, rows)
         shown = torch.stack([(labels[:, columns] == 1).any(dim=1) for columns in self._columns.values()], dim=1)
         single = shown.sum(dim=1) == 1
         self._classes.append(torch.where(single, shown.int().argmax(dim=1), -1))

@@ -27,19 +27,12 @@ from diptych.callbacks import Bar, Recovery, Results, Throughput
 from diptych.data import RadiographDataModule
 from diptych.errors import ConfigError, DiptychError
 from diptych.figures import Figures
-from diptych.finetune import FineTune
 from diptych.loading import read_checkpoint
 from diptych.module import AlignmentModule
 from diptych.plugins import nearest
-from diptych.probe import Probe
-from diptych.segment import Segment
 from diptych.task import Task
-from diptych.trained import TrainedImage
 
 __all__ = ["AtomicCheckpointIO", "DiptychCLI", "TaskCLI", "run"]
-
-# What a configuration names without its module has to be imported.
-_NAMED = (FineTune, Probe, Segment, TrainedImage)
 
 # Lightning's adverts, and warnings about choices that are made on purpose here.
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -106,19 +106,16 @@ class Evaluator(ABC):
         With them the weights ``[1+R,n]`` of the samples in the second order, whose first row is all ones.
         """
         index, own = torch.cat([_NONE, *self._index]).sort(stable=True)
+        order = scoring.gather_order(index, device, self.name)
+        self.count = len(order)
         group = scoring.gather_rows(torch.cat([_NONE, *self._group])[own], device)
-        index, order = scoring.gather_rows(index, device).sort(stable=True)
-        twice = index[1:][index[1:] == index[:-1]].tolist()
-        if twice:
-            raise DataError(
-                f"{self.name}: {len(set(twice))} samples were counted more than once (the first has index {twice[0]}); "
-                "evaluate with a sampler that repeats none, or mark the rows that fill up a batch as not valid"
-            )
-        self.count = len(index)
-        patients = group[order].numpy()
-        resamples = self._drawn if len(np.unique(patients)) > 1 else 0  # one patient has no spread
-        drawn = metrics.bootstrap_weights(patients, resamples, self._seed)
-        return own, order, np.concatenate([np.ones((1, self.count), dtype=np.uint16), drawn])
+        return own, order, metrics.figure_and_bootstrap(group[order].numpy(), self._drawn, self._seed)
+
+    def _labels_of(self, batch: Batch, rows: Tensor) -> Tensor:
+        """The labels ``[n,L]`` of these rows."""
+        if batch.labels is None:
+            raise DataError(f"{self.name}: the data set names findings but its batches hold no labels")
+        return batch.labels[rows].cpu()
 
 
 class Retrieval(Evaluator):
@@ -252,7 +249,7 @@ class ZeroShot(Evaluator):
         self._columns: dict[Entry, list[int]] = {}
         self._scores: list[Tensor] = []
         self._labels: list[Tensor] = []
-        self._facts = {"prompts": f"{self.prompts.name} {self.prompts.version}", "prompts_hash": self.prompts.hash}
+        self._facts = dict(self.prompts.facts)
         if not findings:
             return
         self._columns = labelled(self.prompts, findings, self.name)
@@ -260,8 +257,7 @@ class ZeroShot(Evaluator):
         derived = {e.name: [findings[i] for i in c] for e, c in self._columns.items() if e.name not in findings}
         self._facts |= {"not_labelled": missing, "any_of": derived}
         texts = [text for entry in self._columns for text in (*entry.positive, *entry.negative)]
-        parts = [embed_text(texts[i : i + 64]).to("cpu") for i in range(0, len(texts), 64)]
-        self._prompts = scoring.stack(parts)
+        self._prompts = embed_text(texts).to("cpu")
 
     @torch.no_grad()
     def update(self, batch: Batch, image: Embedding, text: Embedding | None, head: Head) -> None:
@@ -269,9 +265,7 @@ class ZeroShot(Evaluator):
         rows = self._valid(batch)
         if not self._columns or len(rows) == 0:
             return
-        if batch.labels is None:
-            raise DataError(f"{self.name}: the data set names findings but its batches hold no labels")
-        labels, scores = batch.labels[rows].cpu(), self._with_prompts(batch, rows, image, head)
+        labels, scores = self._labels_of(batch, rows), self._with_prompts(batch, rows, image, head)
         columns, at = [], 0
         for entry in self._columns:
             positive, negative = len(entry.positive), len(entry.negative)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from torch import Tensor, nn
 
 from diptych import metrics
@@ -85,8 +84,7 @@ class FineTune(Tuned):
     def finish(self, stage: str, resamples: int) -> None:
         """See :meth:`Tuned.finish`."""
         patients, (scores, labels) = self._rows.gather()
-        weights = metrics.bootstrap_weights(patients.numpy(), resamples)
-        weights = np.concatenate([np.ones((1, len(patients)), np.uint16), weights])
+        weights = metrics.figure_and_bootstrap(patients.numpy(), resamples)
         found = binary_values(self.labelled(), scores.numpy(), labels.numpy(), weights)
         aurocs = {name: value for name, value in found.metrics().items() if name.startswith("auroc/")}
         self.results = {f"{stage}/finetune/{name}": value for name, value in aurocs.items()}

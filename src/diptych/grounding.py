@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as nn_functional
 
 from diptych import distributed, localisation, metrics, scoring
+from diptych.classification import with_macro
 from diptych.errors import ConfigError, DataError
 from diptych.evaluation import EmbedText, Evaluator
 from diptych.head import AlignmentHead, Grounds
@@ -171,7 +172,7 @@ class Grounding(Evaluator):
         self._values: list[Tensor] = []
         self._areas: list[Tensor] = []
         self._counts = torch.zeros(3, dtype=torch.int64)  # without regions, with boxes, without pixels in or out
-        self._facts = {"prompts": f"{self.prompts.name} {self.prompts.version}", "prompts_hash": self.prompts.hash}
+        self._facts = dict(self.prompts.facts)
 
     @torch.no_grad()
     def update(self, batch: Batch, image: Embedding, text: Embedding | None, head: Head) -> None:
@@ -198,11 +199,12 @@ class Grounding(Evaluator):
             return
         self._counts[1] += 0 if batch.boxes is None else len(rows)
         inputs = batch.image[rows].cpu()
+        pictured = [in_picture(one) for one in inputs]
         for j, (entry, columns) in enumerate(self._columns.items()):
             regions = self._regions(batch, rows, columns)  # [n,H,V]
             shown = regions.flatten(1).any(dim=1).nonzero().flatten()
             for i, heat in zip(shown.tolist(), self._maps(entry, image, rows[shown], inputs, head), strict=True):
-                counted = in_picture(inputs[i]) | regions[i]  # a box may reach beyond
+                counted = pictured[i] | regions[i]  # a box may reach beyond
                 level, inside = heat[counted].numpy(), regions[i][counted].numpy()
                 if inside.all():
                     self._counts[2] += 1
@@ -294,20 +296,13 @@ class Grounding(Evaluator):
                 if shown[:, j].any()
             },
         }
-        found = {}
-        for m, measure in enumerate(MEASURES):
-            rows = {
+        counts = {name: int(n) for name, n in zip(names, shown.sum(axis=0), strict=True) if n}
+        values = {
+            measure: {
                 name: metrics.mean(table[shown[:, j], j, m], weights[:, shown[:, j]])
                 for j, name in enumerate(names)
-                if shown[:, j].any()
+                if name in counts
             }
-            macro = np.stack([*rows.values()]) if rows else np.full((1, len(weights)), np.nan)
-            held = ~np.isnan(macro) if not np.isnan(macro[:, 0]).any() else np.zeros(macro.shape, dtype=bool)
-            total = np.where(held, macro, 0).sum(axis=0)  # a resampled set may lack a finding
-            mean = np.divide(total, held.sum(axis=0), out=np.full(total.shape, np.nan), where=held.any(axis=0))
-            found[f"{measure}/macro"] = Metric.of(mean, int(shown.any(axis=1).sum()))
-            found |= {
-                f"{measure}/{name}": Metric.of(row, int(shown[:, names.index(name)].sum()))
-                for name, row in rows.items()
-            }
-        return found
+            for m, measure in enumerate(MEASURES)
+        }
+        return with_macro(values, counts, int(shown.any(axis=1).sum()))

@@ -41,6 +41,11 @@ class ImageTower(Tower):
         ``pooled`` ``[B,D]``, ``tokens`` ``[B,N,D]`` in row-major order, ``mask`` all True, ``grid``, ``pixels``.
         """
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Where its weights are from, in plain values with a ``name`` or a ``head``, for ``results.json``."""
+        return {"name": type(self).__name__}
+
     def pyramid(self, image: Tensor) -> list[Tensor]:
         """Feature maps of radiographs ``[B,1,H,V]``, finest first, for decoders of masks and boxes.
 
@@ -172,6 +177,11 @@ class TimmImage(ImageTower):
         if gradient_checkpointing:
             backbone.set_grad_checkpointing(True)
         self._set_up_training(frozen=frozen, freeze_layers=freeze_layers, layer_decay=layer_decay)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Timm's name."""
+        return {"name": self.name}
 
     def layer_of(self, name: str) -> int:
         """0 for the stem, then one for each block as timm groups them."""

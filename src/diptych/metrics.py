@@ -21,6 +21,7 @@ __all__ = [
     "best_f1_threshold",
     "bootstrap_weights",
     "f1",
+    "figure_and_bootstrap",
     "interval",
     "mean",
     "median_rank",
@@ -77,6 +78,15 @@ def bootstrap_weights(group: Array, resamples: int, seed: int = 0) -> Array:
     for row in weights:
         row[:] = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names))[member]
     return weights
+
+
+def figure_and_bootstrap(group: Array, resamples: int, seed: int = 0) -> Array:
+    """Weights ``[1+R,n]`` for :meth:`Metric.of`: each sample once, then :func:`bootstrap_weights`.
+
+    ``R`` is 0 where all samples are of one group, which has no spread.
+    """
+    drawn = bootstrap_weights(group, resamples if len(np.unique(group)) > 1 else 0, seed)
+    return np.concatenate([np.ones((1, len(group)), np.uint16), drawn])
 
 
 def auroc(scores: Array, labels: Array, weights: Array | None = None) -> Floats:

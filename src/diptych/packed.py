@@ -241,8 +241,6 @@ class Store(Files):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Store) and self.folder == other.folder
 
-    __hash__ = None  # type: ignore[assignment]  # nothing needs one
-
     def _damaged(self, number: int, why: str) -> DataError:
         return self.manifest.damaged(self.root, number, why)
 

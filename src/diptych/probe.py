@@ -81,7 +81,7 @@ def fit_linear(
     for epoch in range(1, epochs + 1):
         for rows in torch.split(torch.randperm(len(x), generator=generator), batch_size):
             optimizer.zero_grad()
-            masked_bce(nn.functional.linear(x[rows], weight, bias), y[rows]).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            torch.autograd.backward(masked_bce(nn.functional.linear(x[rows], weight, bias), y[rows]))
             optimizer.step()
         with torch.no_grad():
             loss = float(masked_bce(nn.functional.linear(x_val, weight, bias), y_val))
@@ -173,8 +173,7 @@ class Probe(Task):
             patients[split], found = rows.gather()
             with torch.inference_mode(False), torch.enable_grad():  # a copy made here can be trained on
                 features[split], labels[split] = (value.clone() for value in found)
-        weights = metrics.bootstrap_weights(patients["test"].numpy(), self.resamples)
-        weights = np.concatenate([np.ones((1, weights.shape[1]), np.uint16), weights])
+        weights = metrics.figure_and_bootstrap(patients["test"].numpy(), self.resamples)
 
         shares = {percent: self._share(percent) for percent in self.percents}
         jobs = [(percent, seed) for percent in self.percents for seed in range(self.seeds)]

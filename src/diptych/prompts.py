@@ -62,6 +62,11 @@ class PromptSet:
     entries: tuple[Entry, ...]
 
     @property
+    def facts(self) -> dict[str, str]:
+        """What ``results.json`` says of it."""
+        return {"prompts": f"{self.name} {self.version}", "prompts_hash": self.hash}
+
+    @property
     def hash(self) -> str:
         """Sixteen hexadecimal digits that change with any name, prompt or rule, and with nothing else."""
         content = [self.kind, [[entry.name, entry.positive, entry.negative, entry.any_of] for entry in self.entries]]

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from diptych import distributed
+from diptych.errors import DataError
 from diptych.head import AlignmentHead
 from diptych.types import Embedding
 
-__all__ = ["IMAGES", "TEXTS", "TIE", "blocks", "gather_embedding", "gather_rows", "ranks", "stack"]
+__all__ = ["IMAGES", "TEXTS", "TIE", "blocks", "gather_embedding", "gather_order", "gather_rows", "ranks", "stack"]
 
 Emb = TypeVar("Emb", bound=Embedding)
 
@@ -85,6 +86,26 @@ def stack(parts: Sequence[Emb]) -> Emb:
                 start += len(x)
             changed[field.name] = joined
     return replace(parts[0], **changed)
+
+
+def gather_order(index: Tensor, device: torch.device, name: str) -> Tensor:
+    """The order by index of the rows of all processes, as they are gathered. Collective.
+
+    Args:
+        index: ``[n]`` of this process's samples in the data set.
+        device: where the processes can exchange them.
+        name: of what counts them, for the message.
+
+    Raises:
+        DataError: a sample was counted twice.
+    """
+    index, order = gather_rows(index, device).sort(stable=True)
+    if twice := index[1:][index[1:] == index[:-1]].tolist():
+        raise DataError(
+            f"{name}: {len(set(twice))} samples were counted more than once (the first has index {twice[0]}); "
+            "evaluate with a sampler that repeats none, or mark the rows that fill up a batch as not valid"
+        )
+    return order
 
 
 def gather_rows(x: Tensor, device: torch.device) -> Tensor:

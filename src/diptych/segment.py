@@ -205,8 +205,7 @@ class Segment(Tuned):
         """See :meth:`Tuned.finish`."""
         patients, (gathered,) = self._rows.gather()
         counts = gathered.double().numpy()
-        weights = metrics.bootstrap_weights(patients.numpy(), resamples)
-        weights = np.concatenate([np.ones((1, len(patients)), np.uint16), weights])
+        weights = metrics.figure_and_bootstrap(patients.numpy(), resamples)
         positive = counts[:, 2] != 0
         if not positive.any() and not self.trainer.sanity_checking:
             raise DataError(f"Segment: no image of '{stage}' of {self.data.protocol} has a mask that is not empty")

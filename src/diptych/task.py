@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diptych import scoring
 from diptych.data import RadiographDataModule, Split
-from diptych.errors import ConfigError, DataError
+from diptych.errors import ConfigError
 from diptych.image import ImageTower
 from diptych.loading import check_fit
 from diptych.metrics import Metric
@@ -51,12 +51,7 @@ class Rows:
         Raises:
             DataError: a sample was counted twice.
         """
-        index = scoring.gather_rows(torch.cat(self._index), self.device)
-        index, order = index.sort(stable=True)
-        if len(twice := index[1:][index[1:] == index[:-1]]):
-            raise DataError(
-                f"sample {int(twice[0])} was counted more than once; mark rows that fill up a batch as not valid"
-            )
+        order = scoring.gather_order(torch.cat(self._index), self.device, "task")
         group = scoring.gather_rows(torch.cat(self._group), self.device)[order]
         values = [scoring.gather_rows(torch.cat(kept), self.device)[order] for kept in self._values]
         return group, values
@@ -87,8 +82,8 @@ class Task(pl.LightningModule):
     @property
     def title(self) -> str:
         """What was evaluated, for ``results.json``: the head that the tower was trained with, or the tower."""
-        source = getattr(self.image, "source", None)
-        return str(source["head"]) if source else str(getattr(self.image, "name", type(self.image).__name__))
+        origin = self.image.origin
+        return str(origin.get("head") or origin["name"])
 
     @property
     def data(self) -> RadiographDataModule:
@@ -115,11 +110,7 @@ class Task(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Describe the tower."""
-        size = getattr(self.image, "image_size", None)
-        trained = getattr(self.image, "source", None) or {
-            "name": getattr(self.image, "name", type(self.image).__name__)
-        }
-        self.protocol = {"tower": {**trained, "trained_at": size, "image_size": self.data.loading.image_size}}
+        self.protocol = {"tower": {**self.image.origin, "image_size": self.data.loading.image_size}}
 
     def passed(self, split: Split) -> Iterator[Batch]:
         """This process's share of a split, each sample once, in order, not augmented, on the module's device."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from diptych.image import ImageTower
-from diptych.loading import load_module, read_checkpoint
+from diptych.loading import load
 from diptych.results import sha256
 from diptych.types import Features
 
@@ -31,16 +33,25 @@ class TrainedImage(ImageTower):
         self, checkpoint: str, *, frozen: bool = False, freeze_layers: int = 0, layer_decay: float = 1.0
     ) -> None:
         super().__init__()
-        tower = load_module(checkpoint).encoder.image
-        stored = read_checkpoint(checkpoint)["diptych"]
+        model = load(checkpoint)
+        tower, head = model.module.encoder.image, type(model.module.head)
         for parameter in tower.parameters():  # what was frozen there need not be here
             parameter.requires_grad_(True)
         self.tower = tower
         self.width, self.token_width, self.num_layers = tower.width, tower.token_width, tower.num_layers
         self.gives_attention, self.pyramid_widths = tower.gives_attention, tower.pyramid_widths
-        self.source = {"checkpoint": str(checkpoint), "sha256": sha256(checkpoint), "head": stored["head"]}
-        self.image_size: int | None = stored["image_size"]
+        self._origin = {
+            "checkpoint": str(checkpoint),
+            "sha256": sha256(checkpoint),
+            "head": f"{head.__module__}.{head.__qualname__}",
+            "trained_at": model.image_size,
+        }
         self._set_up_training(frozen=frozen, freeze_layers=freeze_layers, layer_decay=layer_decay)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The checkpoint, its head, and the size of its images."""
+        return self._origin
 
     def layer_of(self, name: str) -> int:
         """As the tower within counts."""
