@@ -306,34 +306,36 @@ def test_blocks_and_budget_change_nothing(options, monkeypatch):
         plain = getattr(model.head, name)
 
         def counts(image, text, *more):
-            pairs = len(image.pooled) * len(text.pooled)
-            calls.update({name: 1, "pairs": pairs, "bytes": pairs * text.mask.shape[1] * 13 * 8})
+            calls.update({name: 1, "words": len(image.pooled) * text.mask.numel()})
             return plain(image, text, *more)
 
         monkeypatch.setattr(model.head, name, counts)
 
-    count("match")
-    count("pair_scores")
+    stages = "attend", "match", "pair_scores"
+    for name in stages:
+        count(name)
     monkeypatch.setattr(blockwise, "block_bytes", lambda *_: 2**12)
-    matchings = 2**20
-    for matchings_kept, again in ((100, "none"), (2, "some"), (1, "scores"), (0.25, "most"), (0, "all")):
+    matching = 8 * (12 + (model.head.cosine_scale is not None))  # bytes of a word
+    attention = 8 * raw.image.shape[1] * (1 if model.head.attention == "gloria" else 3)
+    words, some = 0, 0.5  # "some" is above 0 and below 1
+    for budget, again in (
+        (lambda words: 2**40, (0, 0, 0)),
+        (lambda words: words * (matching + attention) + 2**15, (0, some, some)),
+        (lambda words: words * (matching + attention), (0, 1, 1)),
+        (lambda words: words * (matching + 0.5 * attention), (some, 1, 1)),
+        (lambda words: words * matching, (1, 1, 1)),
+        (lambda words: 0, (1, 1, 1)),
+    ):
         calls.clear()
-        model.head.byte_budget = int(matchings_kept * matchings)
+        model.head.byte_budget = int(budget(words))
         scores = model.head.local_scores(*model.embed(raw))
         forward = dict(calls)
-        matchings = forward["bytes"] // 2
-        assert forward["pairs"] == 2 * 8 * 8
-        assert forward["match"] == forward["pair_scores"] > 4
+        words = forward["words"] // 3
+        assert forward["attend"] == forward["match"] == forward["pair_scores"] > 4
         same(value_and_gradients(model, scores), whole, 1e-12)
-        recomputed = [calls[name] / forward[name] - 1 for name in ("match", "pair_scores")]
-        if again == "none":
-            assert recomputed == [0, 0]
-        elif again == "some":
-            assert 0 < recomputed[1] < 1
-        elif again == "most":  # a short block may fit whole into what a long one has left
-            assert 0.5 < recomputed[0] <= recomputed[1] <= 1
-        else:
-            assert recomputed == [1, 1]
+        for name, expected in zip(stages, again, strict=True):
+            share = calls[name] / forward[name] - 1
+            assert (0 < share < 1) if expected == some else (share == expected)
     with torch.no_grad():
         close(model.head.local_scores(*model.embed(raw)), whole[0], 1e-12)
         image, text = (x.select(torch.arange(0)) for x in model.embed(raw))
@@ -395,10 +397,10 @@ def test_padding_is_not_computed(monkeypatch):
     words = 0
     plain = model.head.match
 
-    def count(image, text):
+    def count(image, text, *more):
         nonlocal words
         words += len(image.pooled) * text.mask.numel()
-        return plain(image, text)
+        return plain(image, text, *more)
 
     monkeypatch.setattr(model.head, "match", count)
     model.head.local_scores(image, text)
@@ -411,7 +413,7 @@ def test_the_pair_scores_compile_as_one_graph(options):
     model, raw = step(options, torch.float32), twins.raw_batch(dtype=torch.float32)
 
     def score(image, text, fused):
-        return model.head.pair_scores(image, text, model.head.match(image, text), fused)
+        return model.head.pair_scores(image, text, model.head.match(image, text, model.head.attend(image, text)), fused)
 
     expected = value_and_gradients(model, score(*model.embed(raw), model.head.fuse()))
     compiled = torch.compile(score, fullgraph=True)

@@ -25,22 +25,21 @@ Mode = Literal["cascade", "parallel", "srm", "irm", "none"]
 # Equations -----------------------------------------------------------------------------------------------------------
 
 
-def attention_logits(s: Tensor, mask: Tensor, form: Attention, region_scale: float) -> Tensor:
-    """What a word's soft-max over the regions is taken of.
+def attention_logits(s: Tensor, mask: Tensor, form: Attention) -> Tensor:
+    """What a word's soft-max over the regions is taken of, but for its sharpness.
 
-    ``gloria`` (ICCV 2021, eq. 3-4): ``region_scale`` times the soft-max of ``s`` over the real words. ``scan`` (SCAN, ECCV
-    2018, eq. 1-2): ``region_scale`` times ``leaky_relu(s, 0.1)``, of length 1 over the real words.
+    ``gloria`` (ICCV 2021, eq. 3-4): the soft-max of ``s`` over the real words. ``scan`` (SCAN, ECCV 2018, eq. 1-2):
+    ``leaky_relu(s, 0.1)``, of length 1 over the real words.
 
     Args:
         s: ``[I,R,T,N]`` cosines of regions and words.
         mask: True at real words, ``[T,N]`` or what else broadcasts with ``s``.
         form: as above.
-        region_scale: sharpness over the regions.
     """
     if form == "gloria":  # a finite mask: a report without words gives finite numbers, which nobody reads
-        return region_scale * s.masked_fill(~mask, torch.finfo(s.dtype).min).softmax(-1)
+        return s.masked_fill(~mask, torch.finfo(s.dtype).min).softmax(-1)
     s = nn.functional.leaky_relu(s, 0.1).masked_fill(~mask, 0.0)
-    return region_scale * nn.functional.normalize(s, dim=-1)
+    return nn.functional.normalize(s, dim=-1)
 
 
 # Modules -------------------------------------------------------------------------------------------------------------
@@ -255,7 +254,7 @@ class Reclf(AlignmentHead[TokenEmbedding]):
         with torch.autocast(image.tokens.device.type, enabled=False):
             s = (image.tokens @ text.tokens.transpose(1, 2)).unsqueeze(2)  # [B,R,1,N]
             mask = text.mask[:, None, None, :]
-            a = attention_logits(s, mask, self.attention, self.region_scale).softmax(1).masked_fill(~mask, 0.0)
+            a = (self.region_scale * attention_logits(s, mask, self.attention)).softmax(1).masked_fill(~mask, 0.0)
             return a.squeeze(2).transpose(1, 2)
 
     @property
@@ -277,7 +276,7 @@ class Reclf(AlignmentHead[TokenEmbedding]):
         rows = []
         with torch.autocast(image.tokens.device.type, enabled=False):
             for v, t in ((image.select(i), text.select(i)) for i in torch.arange(len(image.pooled)).view(-1, 1)):
-                q, real = self._nodes(v, t, self.match(v, t))
+                q, real = self._nodes(v, t, self.match(v, t, self.attend(v, t)))
                 q = self._reason(q, real, fused) if self.mode == "cascade" else q
                 rows.append(self.importance_gate(q, real)[:, self.global_matching is not None :])
         return torch.cat(rows)
@@ -293,33 +292,39 @@ class Reclf(AlignmentHead[TokenEmbedding]):
         steps, extra = len(self.semantic), int(self.global_matching is not None)
         # Numbers that the functions above hold for backward, for each node and for each word.
         node = m * (extra + (5 if self.residual else 3) * steps) + (words + extra) * steps
-        word = (2 if self.attention == "gloria" else 3) * regions + 2 * width + m
-        kept = word + node * (words + extra) // words
+        attention = (1 if self.attention == "gloria" else 3) * regions
+        kept = attention + 2 * width + m + node * (words + extra) // words
         fused = self.fuse()
         with torch.autocast(image.tokens.device.type, enabled=False):
             return blockwise(
+                self.attend,
                 self.match,
                 lambda v, t, matched: self.pair_scores(v, t, matched, fused),
                 image,
                 text,
                 working_bytes=max(width, regions, 3 * m) * image.tokens.element_size(),
+                attention_bytes=attention * image.tokens.element_size(),
                 matching_bytes=(m + int(self.cosine_scale is not None)) * image.tokens.element_size(),
                 kept_bytes=kept * image.tokens.element_size(),
                 byte_budget=self.byte_budget,
             )
 
-    def match(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
-        """``P (x_w - t_w)^2`` ``[I,T,N,m]`` of one block of pairs, and with ``cosine_scale`` the plain sum, ``[I,T,N,m+1]``."""
+    def attend(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
+        """:func:`attention_logits` of one block of pairs, ``[I,R,T*N]``."""
         v, t, mask = image.tokens, text.tokens, text.mask
         s = (v.flatten(0, 1) @ t.flatten(0, 1).T).view(*v.shape[:2], *mask.shape)  # [I,R,T,N]
+        return attention_logits(s, mask, self.attention).flatten(2)
+
+    def match(self, image: TokenEmbedding, text: TokenEmbedding, attention: Tensor) -> Tensor:
+        """``P (x_w - t_w)^2`` ``[I,T,N,m]`` of one block of pairs, and with ``cosine_scale`` the plain sum, ``[I,T,N,m+1]``."""
         # The context's length is 1 in the end, so the attention needs no denominator.
-        u = attention_logits(s, mask, self.attention, self.region_scale).exp().flatten(2)
-        compared = compare(u, v, t.flatten(0, 1), self.matching == "product")
+        words, product = text.tokens.flatten(0, 1), self.matching == "product"
+        compared = compare(attention, self.region_scale, image.tokens, words, product)
         weight: Tensor = self.local_matching.weight
         bias: Tensor = self.local_matching.bias
         if self.cosine_scale is not None:  # one row more adds up: of (x - t)^2 that is 2 - 2 x.t, of x * t it is x.t
             weight, bias = torch.cat([weight, torch.ones_like(weight[:1])]), nn.functional.pad(bias, (0, 1))
-        return nn.functional.linear(compared, weight, bias).view(len(v), *mask.shape, -1)
+        return nn.functional.linear(compared, weight, bias).view(len(image.tokens), *text.mask.shape, -1)
 
     def pair_scores(self, image: TokenEmbedding, text: TokenEmbedding, matched: Tensor, fused: list[_Fused]) -> Tensor:
         """``S`` ``[I,T]`` of one block of pairs, from what :meth:`match` and :meth:`fuse` give."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -50,29 +50,33 @@ def column_blocks(mask: Tensor, bytes_a_word: int, block_bytes: int) -> Iterator
 
 
 def blockwise(
-    match: Callable[[TokenEmbedding, TokenEmbedding], Tensor],
+    attend: Callable[[TokenEmbedding, TokenEmbedding], Tensor],
+    match: Callable[[TokenEmbedding, TokenEmbedding, Tensor], Tensor],
     score: Callable[[TokenEmbedding, TokenEmbedding, Tensor], Tensor],
     image: TokenEmbedding,
     text: TokenEmbedding,
     *,
     working_bytes: int,
+    attention_bytes: int,
     matching_bytes: int,
     kept_bytes: int,
     byte_budget: int,
 ) -> Tensor:
-    """``score`` of ``match`` on the grid of all images with all reports, by blocks.
+    """``score`` of ``match`` of ``attend`` on the grid of all images with all reports, by blocks.
 
-    For backward a block is kept whole, or no more of it than its matchings, from which its scores are computed again, or
-    nothing. The budget goes to matchings first and then to whole blocks. The gradients of whatever the functions read
-    besides their arguments are right too. Each pair must be scored by itself. Reports may come in another order, cut to the
-    longest of the block, but to one word at least.
+    For backward a block is kept whole, or its matchings and its attention are, or its matchings, or nothing; the rest is
+    computed again. The budget goes to all matchings first, then to attention, then to whole blocks. The gradients of
+    whatever the functions read besides their arguments are right too. Each pair must be scored by itself. Reports may
+    come in another order, cut to the longest of the block, but to one word at least.
 
     Args:
-        match: from ``I`` images and ``T`` reports to their matchings. If it ends in a linear map, that is not done again.
+        attend: from ``I`` images and ``T`` reports to their attention.
+        match: from the same and the attention to their matchings. If it ends in a linear map, that is not done again.
         score: from the same and the matchings to ``[I,T]``.
         image: all images, ``I`` of them.
         text: all reports, ``T`` of them.
         working_bytes: bytes of the widest intermediate value, for a word of one pair.
+        attention_bytes: bytes of the attention, for a word of one pair.
         matching_bytes: bytes of the matchings, for a word of one pair.
         kept_bytes: bytes that are kept for backward in all, for a word of one pair.
         byte_budget: bytes that may be kept for backward; 0 keeps nothing.
@@ -94,25 +98,46 @@ def blockwise(
     ordered = text if order is None else text.select(order)
     text_blocks, image_blocks = _split(ordered, sizes), _split(image, side)
 
-    words = len(image.pooled) * sum(size * width for size, width in zip(sizes, widths, strict=True))
-    spare = byte_budget - matching_bytes * words if torch.is_grad_enabled() else math.inf
+    words = [
+        len(rows.pooled) * size * width for size, width in zip(sizes, widths, strict=True) for rows in image_blocks
+    ]
+    costs = matching_bytes, attention_bytes, kept_bytes - matching_bytes - attention_bytes
+    levels = iter(kept_levels(words, costs, byte_budget if torch.is_grad_enabled() else math.inf))
     grid = []
     for whole, width in zip(text_blocks, widths, strict=True):
         part = TokenEmbedding(whole.pooled, whole.tokens[:, :width], whole.mask[:, :width])
         column = []
         for rows in image_blocks:
-            words = len(rows.pooled) * len(part.pooled) * width
-            if spare >= (rest := (kept_bytes - matching_bytes) * words):
-                spare -= rest
-                column.append(score(rows, part, match(rows, part)))
-            elif spare >= 0:
-                column.append(_again(score, rows, part, _again(match, rows, part)))
+            level = next(levels)
+            if level == 3:
+                column.append(score(rows, part, match(rows, part, attend(rows, part))))
+            elif level == 2:
+                column.append(_again(score, rows, part, _again(match, rows, part, attend(rows, part))))
+            elif level == 1:
+                matched = _again(lambda rows, part: match(rows, part, attend(rows, part)), rows, part)
+                column.append(_again(score, rows, part, matched))
             else:
-                spare += matching_bytes * words
-                column.append(_again(lambda rows, part: score(rows, part, match(rows, part)), rows, part))
+                column.append(_again(lambda *of: score(*of, match(*of, attend(*of))), rows, part))
         grid.append(torch.cat(column))
     scores = torch.cat(grid, 1)
     return scores if order is None else scores[:, order.argsort()]
+
+
+def kept_levels(sizes: Sequence[int], costs: Sequence[int], budget: float) -> list[int]:
+    """How many of the things that a block can keep are kept of each block, the first thing of all blocks first.
+
+    Args:
+        sizes: of the blocks.
+        costs: of each thing, for a block of size 1.
+        budget: for all of them.
+    """
+    levels = [0] * len(sizes)
+    for thing, cost in enumerate(costs):
+        for index, size in enumerate(sizes):
+            if levels[index] == thing and cost * size <= budget:
+                budget -= cost * size
+                levels[index] += 1
+    return levels
 
 
 def _again(function: Callable[..., Tensor], *arguments: TokenEmbedding | Tensor) -> Tensor:

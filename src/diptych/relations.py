@@ -15,25 +15,25 @@ __all__ = ["compare", "pool", "reason", "unit_nodes"]
 
 
 class _Compare(torch.autograd.Function):
-    """``(x - t)^2`` or ``x * t`` with the context ``x = unit(sum_r u_r v_r)``, in few passes over its width.
+    """``(x - t)^2`` or ``x * t`` with the context ``x = unit(sum_r exp(scale p_r) v_r)``, in few passes over its width.
 
-    ``u`` ``[I,R,T*N]``, regions ``[I,R,E]`` and words ``[T*N,E]`` give ``[I,T*N,E]``. One such value is kept, beside ``u``.
+    ``p`` ``[I,R,T*N]``, regions ``[I,R,E]`` and words ``[T*N,E]`` give ``[I,T*N,E]``. One such value is kept, beside ``p``.
     """
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, regions: Tensor, words: Tensor, product: bool) -> Tensor:
-        x = u.transpose(1, 2) @ regions
+    def forward(ctx: Any, p: Tensor, scale: float, regions: Tensor, words: Tensor, product: bool) -> Tensor:
+        x = (scale * p).exp_().transpose(1, 2) @ regions
         inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-8).reciprocal()
         x = x.mul_(inverse)
         held = x if product else x.sub_(words)
-        ctx.save_for_backward(u, regions, words, held, inverse)
-        ctx.product = product
+        ctx.save_for_backward(p, regions, words, held, inverse)
+        ctx.scale, ctx.product = scale, product
         return held * words if product else held * held
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        u, regions, words, held, inverse = ctx.saved_tensors
+        p, regions, words, held, inverse = ctx.saved_tensors
         if ctx.product:
             x, grad_words = held, (held * grad).sum(0)
             grad_x = grad * words
@@ -43,7 +43,9 @@ class _Compare(torch.autograd.Function):
             inverse = 2 * inverse
         along = torch.linalg.vecdot(x, grad_x).unsqueeze(-1)  # what would change the length of x, which is fixed
         grad_x = grad_x.addcmul_(x, along, value=-1).mul_(inverse)
-        return regions @ grad_x.transpose(1, 2), u @ grad_x, grad_words, None
+        u = (ctx.scale * p).exp_()
+        grad_regions = u @ grad_x
+        return (regions @ grad_x.transpose(1, 2)).mul_(u).mul_(ctx.scale), None, grad_regions, grad_words, None
 
 
 class _Reason(torch.autograd.Function):
@@ -106,9 +108,9 @@ def pool(weights: Tensor, q: Tensor) -> Tensor:
     return unit_nodes((weights.unsqueeze(1) @ q).squeeze(1))
 
 
-def compare(u: Tensor, regions: Tensor, words: Tensor, product: bool) -> Tensor:
+def compare(p: Tensor, scale: float, regions: Tensor, words: Tensor, product: bool) -> Tensor:
     """``(x - t)^2`` or ``x * t`` of contexts and words, ``[I,T*N,E]``; see :class:`_Compare`."""
-    return cast(Tensor, _Compare.apply(u, regions, words, product))
+    return cast(Tensor, _Compare.apply(p, scale, regions, words, product))
 
 
 def reason(q: Tensor, fused: Tensor, c: Tensor, graph: Tensor, b: Tensor, shut: Tensor) -> Tensor:
