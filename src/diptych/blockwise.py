@@ -98,6 +98,9 @@ def blockwise(
     ordered = text if order is None else text.select(order)
     text_blocks, image_blocks = _split(ordered, sizes), _split(image, side)
 
+    def matched(rows: TokenEmbedding, part: TokenEmbedding) -> Tensor:
+        return match(rows, part, attend(rows, part))
+
     words = [
         len(rows.pooled) * size * width for size, width in zip(sizes, widths, strict=True) for rows in image_blocks
     ]
@@ -110,14 +113,13 @@ def blockwise(
         for rows in image_blocks:
             level = next(levels)
             if level == 3:
-                column.append(score(rows, part, match(rows, part, attend(rows, part))))
+                column.append(score(rows, part, matched(rows, part)))
             elif level == 2:
                 column.append(_again(score, rows, part, _again(match, rows, part, attend(rows, part))))
             elif level == 1:
-                matched = _again(lambda rows, part: match(rows, part, attend(rows, part)), rows, part)
-                column.append(_again(score, rows, part, matched))
+                column.append(_again(score, rows, part, _again(matched, rows, part)))
             else:
-                column.append(_again(lambda *of: score(*of, match(*of, attend(*of))), rows, part))
+                column.append(_again(lambda rows, part: score(rows, part, matched(rows, part)), rows, part))
         grid.append(torch.cat(column))
     scores = torch.cat(grid, 1)
     return scores if order is None else scores[:, order.argsort()]
