@@ -42,6 +42,26 @@ def write_pairs(folder: Path, n: int = 24, size: int = 32, seed: int = 0) -> Pat
     return folder / "table.csv"
 
 
+def write_masks(folder, n=42, size=32):
+    """Pictures with one bright rectangle or none, their masks, and the table; two pictures a patient."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    with (folder / "table.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "mask", "patient", "split"])
+        for i in range(n):
+            picture, mask = rng.integers(0, 90, (size, size)).astype(np.uint8), np.zeros((size, size), bool)
+            if i % 4:
+                y, x, h, w = rng.integers((2, 2, 9, 9), (12, 12, 18, 18))
+                mask[y : y + h, x : x + w] = True
+                picture[mask] += 150
+            Image.fromarray(picture).save(folder / f"{i:02d}.png")
+            Image.fromarray(mask if i % 2 else mask.astype(np.uint8)).save(folder / f"{i:02d}_mask.png")
+            split = "train" if i < n - 17 else ("val" if i < n - 11 else "test")
+            writer.writerow([f"{i:02d}.png", f"{i:02d}_mask.png", f"{split}{i // 2}", split])
+    return folder / "table.csv"
+
+
 TRAINER = {
     "accelerator": "cpu",
     "devices": 1,

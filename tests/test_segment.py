@@ -12,7 +12,7 @@ import timm
 import torch
 import yaml
 from inprocess import diptych
-from mini import IMAGE, ROOT, TRAINER
+from mini import IMAGE, ROOT, TRAINER, write_masks
 from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score
 
@@ -195,26 +195,6 @@ def test_what_segment_cannot_take_it_says():
         Segment(tower(), pictures=-1)
     with pytest.raises(ConfigError, match=r"image_columns.mask is 'm': label_matched reads no masks; use tabular"):
         LabelMatched("a", "b", [], image_columns=Columns(mask="m"))
-
-
-def write_masks(folder, n=42, size=32):
-    """Pictures with one bright rectangle or none, their masks, and the table; two pictures a patient."""
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    with (folder / "table.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "mask", "patient", "split"])
-        for i in range(n):
-            picture, mask = rng.integers(0, 90, (size, size)).astype(np.uint8), np.zeros((size, size), bool)
-            if i % 4:
-                y, x, h, w = rng.integers((2, 2, 9, 9), (12, 12, 18, 18))
-                mask[y : y + h, x : x + w] = True
-                picture[mask] += 150
-            Image.fromarray(picture).save(folder / f"{i:02d}.png")
-            Image.fromarray(mask if i % 2 else mask.astype(np.uint8)).save(folder / f"{i:02d}_mask.png")
-            split = "train" if i < n - 17 else ("val" if i < n - 11 else "test")
-            writer.writerow([f"{i:02d}.png", f"{i:02d}_mask.png", f"{split}{i // 2}", split])
-    return folder / "table.csv"
 
 
 def recipe(folder, table, name, *, columns=None, frozen=False, **trainer):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -310,6 +311,11 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
     def test_dataloader(self) -> DataLoader[Any]:
         """Every test sample once, in order, not augmented."""
         return self.evaluation_loader("test")
+
+    def batch(self, split: Split, indices: Sequence[int]) -> Batch:
+        """Some samples of a split as a network's input, not augmented; read in this process."""
+        loaded = _Loaded(self._split(split), self.loading, None)
+        return _Collate(self.tokenizer, to_max=False)([loaded[Draw(index, 0)] for index in indices])
 
     def native(self, split: Split, index: int) -> Sample:
         """One sample as :class:`RadiographDataset` gives it, at its own resolution; for pictures."""

@@ -14,22 +14,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as nn_functional
 
-from diptych import distributed, localisation, metrics, scoring
+from diptych import distributed, metrics, scoring
 from diptych.classification import with_macro
 from diptych.errors import ConfigError, DataError
 from diptych.evaluation import EmbedText, Evaluator
 from diptych.head import AlignmentHead, Grounds
 from diptych.images import Sample
+from diptych.localisation import MEASURES, measures
 from diptych.metrics import Metric
 from diptych.prompts import Entry, PromptSet, labelled, load_prompts
 from diptych.types import Batch, Embedding
 
-__all__ = ["Grounding", "Phrase", "Picture", "at_pixels", "in_picture", "map_of"]
+__all__ = ["Grounding", "Phrase", "Picture", "at_pixels", "in_picture", "map_of", "measured", "regions_of"]
 
 Head = AlignmentHead[Any]
 Array = NDArray[Any]
-
-MEASURES = ("pointing", "cnr", "miou", "dice", "auroc")
 
 
 @dataclass(frozen=True)
@@ -118,6 +117,49 @@ def in_picture(image: Tensor) -> Tensor:
     return area
 
 
+def regions_of(batch: Batch, rows: Tensor, columns: Sequence[int], findings: Sequence[str], name: str) -> Tensor:
+    """Where a finding is in each image, ``[n,H,V]`` bool on the CPU: the union of its boxes, or the mask.
+
+    Args:
+        batch: with boxes or masks.
+        rows: the images, ``n`` of them.
+        columns: the finding's places among ``findings``.
+        findings: those of the data set.
+        name: of who asks, for the message.
+
+    Raises:
+        DataError: a mask does not say which of several findings it is of.
+    """
+    if batch.boxes is None:
+        assert batch.masks is not None  # who asks has looked
+        if len(findings) > 1:
+            raise DataError(
+                f"{name}: the data have one mask for {', '.join(findings)}, which does not say of what; "
+                "read boxes, or a set with one finding"
+            )
+        return batch.masks[rows].cpu()
+    regions = torch.zeros(len(rows), *batch.image.shape[-2:], dtype=torch.bool)
+    for region, i in zip(regions, rows.tolist(), strict=True):
+        for x0, y0, x1, y1, finding in batch.boxes[i].tolist():
+            if int(finding) in columns:
+                left, top, right, bottom = (max(0, round(v)) for v in (x0, y0, x1, y1))
+                region[top:bottom, left:right] = True
+    return regions
+
+
+def measured(heat: Tensor, region: Tensor, picture: Tensor) -> list[float] | None:
+    """:func:`~diptych.localisation.measures` of a map, and the region's share of the picture; None where it fills it.
+
+    Args:
+        heat: ``[H,V]``.
+        region: ``[H,V]`` bool.
+        picture: ``[H,V]`` bool, as :func:`in_picture` gives it; what of the region is beyond counts too.
+    """
+    counted = picture | region
+    level, inside = heat[counted].numpy(), region[counted].numpy()
+    return None if inside.all() else [*measures(level, inside), float(inside.mean())]
+
+
 class Grounding(Evaluator):
     """Zero-shot grounding: the map of a phrase for a finding against its boxes, or its mask.
 
@@ -170,7 +212,6 @@ class Grounding(Evaluator):
             phrases = [Phrase.parse(text) for text in entry.positive]
             self._phrases[entry] = [(phrase, embed_text([phrase.text])) for phrase in phrases]
         self._values: list[Tensor] = []
-        self._areas: list[Tensor] = []
         self._counts = torch.zeros(3, dtype=torch.int64)  # without regions, with boxes, without pixels in or out
         self._facts = dict(self.prompts.facts)
 
@@ -190,10 +231,8 @@ class Grounding(Evaluator):
         rows = self._valid(batch)
         if not self._columns or len(rows) == 0:
             return
-        values = torch.full((len(rows), len(self._columns), len(MEASURES)), torch.nan, dtype=torch.float64)
-        areas = torch.full((len(rows), len(self._columns)), torch.nan, dtype=torch.float64)
+        values = torch.full((len(rows), len(self._columns), len(MEASURES) + 1), torch.nan, dtype=torch.float64)
         self._values.append(values)
-        self._areas.append(areas)
         if batch.boxes is None and batch.masks is None:
             self._counts[0] += len(rows)
             return
@@ -201,41 +240,19 @@ class Grounding(Evaluator):
         inputs = batch.image[rows].cpu()
         pictured = [in_picture(one) for one in inputs]
         for j, (entry, columns) in enumerate(self._columns.items()):
-            regions = self._regions(batch, rows, columns)  # [n,H,V]
+            regions = regions_of(batch, rows, columns, self.findings, self.name)  # [n,H,V]
             shown = regions.flatten(1).any(dim=1).nonzero().flatten()
             for i, heat in zip(shown.tolist(), self._maps(entry, image, rows[shown], inputs, head), strict=True):
-                counted = pictured[i] | regions[i]  # a box may reach beyond
-                level, inside = heat[counted].numpy(), regions[i][counted].numpy()
-                if inside.all():
+                found = measured(heat, regions[i], pictured[i])
+                if found is None:
                     self._counts[2] += 1
                     continue
-                areas[i, j] = float(inside.mean())
-                iou, dice = localisation.overlap(level, inside)
-                found = (localisation.pointing(level, inside), localisation.contrast_to_noise(level, inside), iou, dice)
-                values[i, j] = torch.tensor([*found, float(metrics.auroc(level, inside)[0])], dtype=torch.float64)
+                values[i, j] = torch.tensor(found, dtype=torch.float64)
                 if self._wanted and (
                     len(self.pictures) < self._wanted or batch.index[rows[i]] < self.pictures[-1].index
                 ):
-                    self.pictures.append(self._picture(batch, int(rows[i]), entry, regions[i], heat, values[i, j]))
+                    self.pictures.append(self._picture(batch, int(rows[i]), entry, regions[i], heat, values[i, j, :-1]))
                     self.pictures = sorted(self.pictures, key=lambda picture: picture.index)[: self._wanted]
-
-    def _regions(self, batch: Batch, rows: Tensor, columns: list[int]) -> Tensor:
-        """Where the finding is in each image, ``[n,H,V]`` bool: the union of its boxes, or the mask."""
-        regions = torch.zeros(len(rows), *batch.image.shape[-2:], dtype=torch.bool)
-        if batch.boxes is None:
-            assert batch.masks is not None  # update has looked
-            if len(self.findings) > 1:
-                raise DataError(
-                    f"{self.name}: the data have one mask for {', '.join(self.findings)}, which does not say of what; "
-                    "read boxes, or a set with one finding"
-                )
-            return batch.masks[rows].cpu()
-        for region, i in zip(regions, rows.tolist(), strict=True):
-            for x0, y0, x1, y1, finding in batch.boxes[i].tolist():
-                if int(finding) in columns:
-                    left, top, right, bottom = (max(0, round(v)) for v in (x0, y0, x1, y1))
-                    region[top:bottom, left:right] = True
-        return regions
 
     def _maps(self, entry: Entry, image: Embedding, rows: Tensor, inputs: Tensor, head: Grounds[Any]) -> Tensor:
         """The finding's maps of images ``rows``, at their pixels, ``[n,H,V]`` on the CPU."""
@@ -278,8 +295,7 @@ class Grounding(Evaluator):
             raise DataError(f"{self.name}: {without} of {self.count} images have neither boxes nor masks; drop these")
         number = len(self._columns)
         none = torch.zeros(0, number, len(MEASURES) + 1, dtype=torch.float64)
-        here = [torch.cat([v, a[..., None]], dim=2) for v, a in zip(self._values, self._areas, strict=True)]
-        table = scoring.gather_rows(torch.cat([none, *here])[own], device)[order].numpy()
+        table = scoring.gather_rows(torch.cat([none, *self._values])[own], device)[order].numpy()
         shown = ~np.isnan(table[..., -1])  # [n,findings]
         names = [entry.name for entry in self._columns]
         self._facts |= {

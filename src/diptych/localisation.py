@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["THRESHOLDS", "contrast_to_noise", "overlap", "pointing", "stretched"]
+from diptych import metrics
+
+__all__ = ["MEASURES", "THRESHOLDS", "contrast_to_noise", "measures", "overlap", "pointing", "stretched"]
 
 Array = NDArray[Any]
 
+MEASURES = ("pointing", "cnr", "miou", "dice", "auroc")
+"""What :func:`measures` gives."""
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
 """Those of BioViL (Boecking et al., ECCV 2022) on MS-CXR."""
 _TIE = 1e-6
@@ -69,3 +73,10 @@ def overlap(heat: Array, inside: Array, thresholds: Sequence[float] = THRESHOLDS
         shares.append((both / either, 2 * both / (int(found.sum()) + area)))
     iou, dice = np.mean(shares, axis=0)
     return float(iou), float(dice)
+
+
+def measures(heat: Array, inside: Array) -> tuple[float, ...]:
+    """All of :data:`MEASURES`; ``auroc`` is that of the pixels inside against those outside."""
+    iou, dice = overlap(heat, inside)
+    auroc = float(metrics.auroc(heat, inside)[0])
+    return pointing(heat, inside), contrast_to_noise(heat, inside), iou, dice, auroc

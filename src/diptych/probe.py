@@ -141,8 +141,7 @@ class Probe(Task):
                 raise ConfigError(f"Probe: {name} is {value}; give 1 or more")
         if resamples < 0:
             raise ConfigError(f"Probe: resamples is {resamples}; give 0 (no intervals) or more")
-        for parameter in self.image.parameters():
-            parameter.requires_grad_(False)
+        self.image.freeze()
         self.percents, self.seeds, self.features, self.resamples = tuple(percents), seeds, features, resamples
         self.options: dict[str, Any] = {
             "lr": lr,

@@ -82,6 +82,12 @@ class Tower(nn.Module, ABC):
                     inner.training = False
         return self
 
+    def freeze(self) -> None:
+        """Train no parameter of it, and stay in evaluation mode."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        self.train()
+
     def _set_up_training(self, *, frozen: bool, freeze_layers: int, layer_decay: float) -> None:
         """Freeze the lowest layers (all of them if ``frozen``); called at the end of a subclass's constructor."""
         if not 0 <= freeze_layers <= self.num_layers + 1:
