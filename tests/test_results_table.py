@@ -150,6 +150,27 @@ def test_the_plot_draws_values_and_intervals(tmp_path, capsys):
     assert (np.asarray(Image.open(tmp_path / "t.png"))[60:] == _DOT).all(axis=2).any()
 
 
+def test_shares_of_the_labels_are_an_axis(tmp_path, capsys):
+    from diptych.curves import _COLOURS
+
+    for run, low in (("ours", 0.7), ("random", 0.5)):
+        rows = {f"test/probe/{p}%/auroc/macro": low + p / 1000 for p in (1, 10, 100)}
+        metrics = {name: {"value": v, "low": v - 0.02, "high": v + 0.02, "n": 9} for name, v in rows.items()}
+        protocol = {"data": "phantom", "probe": {"interval": "95 % bootstrap"}}
+        (tmp_path / run).mkdir()
+        content = {"metrics": metrics, "protocol": protocol, "head": run, "seed": 0, "split_hash": "ab12"}
+        (tmp_path / run / "results.json").write_text(json.dumps(content))
+    printed(capsys, tmp_path / "ours", tmp_path / "random", "--shares", tmp_path / "s.png")
+    pixels = np.asarray(Image.open(tmp_path / "s.png"))[108:]  # below the key
+    places = [np.argwhere((pixels == colour).all(axis=2)) for colour in _COLOURS[:3]]
+    assert min(len(place) for place in places[:2]) > 500
+    assert len(places[2]) == 0
+    assert places[0][:, 0].max() < places[1][:, 0].min()  # higher values are higher up, and the two do not touch
+    assert all(np.ptp(place[:, 1]) > 450 for place in places[:2])
+    with pytest.raises(ConfigError, match="--shares draws metrics over the share of the labels, .*no run has any"):
+        results_table.main([str(results(tmp_path / "a")), "--shares", str(tmp_path / "t.png")])
+
+
 def test_errors_name_the_file(tmp_path):
     a, b = results(tmp_path / "x" / "run"), results(tmp_path / "y" / "run", 0.6, head="LocalPooling")
     (tmp_path / "empty").mkdir()

@@ -306,6 +306,33 @@ def _draw(found: Sequence[Table], view: View, path: Path) -> None:
     draw(panels, names, path, seeds if view.over_seeds else {"mean": "value", "bar": "95 % interval over patients"})
 
 
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)%/(.+)")
+
+
+def _draw_shares(found: Sequence[Table], view: View, path: Path) -> None:
+    """Metrics named ``<percent>%/metric`` over the percent.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    from diptych.curves import Curves, draw_curves
+
+    panels, names = [], []
+    for table, title, _ in _heads(found):
+        rows = view.rows(table)
+        lines: dict[str, dict[str, dict[float, Summary]]] = {}
+        for column in view.columns(table):
+            if (parts := _SHARE.fullmatch(column)) is not None:
+                for label, runs in rows.items():
+                    if (summary := view.summary(table, runs, column)) is not None:
+                        lines.setdefault(parts[2], {}).setdefault(label, {})[float(parts[1])] = summary
+        panels += [Curves(f"{title} {metric}", of) for metric, of in lines.items()]
+        names += [label for label in rows if label not in names and any(label in of for of in lines.values())]
+    if not panels:
+        raise ConfigError("--shares draws metrics over the share of the labels, as those of Probe; no run has any")
+    draw_curves(panels, names, path, "95 % interval over " + ("seeds" if view.over_seeds else "patients"))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run ``diptych table``; ``argv`` is what follows that word on the command line.
 
@@ -322,6 +349,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--over-seeds", action="store_true", help="mean and Student interval over the seeds of a model")
     for form, about in (("markdown", "the printed page"), ("latex", "the same as LaTeX"), ("plot", "the same as PNG")):
         parser.add_argument(f"--{form}", type=Path, metavar="FILE", help=f"write {about}")
+    parser.add_argument("--shares", type=Path, metavar="FILE", help="draw metrics over the share of the labels, as PNG")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write every figure of every run")
     args = parser.parse_args(list(sys.argv[2:] if argv is None else argv))
     runs = [read_run(given) for given in args.runs]
@@ -338,6 +366,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "latex": lambda path: path.write_text(latex(found, view), encoding="utf-8"),
         "csv": lambda path: _write_csv(found, path),
         "plot": lambda path: _draw(found, view, path),
+        "shares": lambda path: _draw_shares(found, view, path),
     }
     print(text, end="")
     for form, write in writers.items():
