@@ -167,7 +167,7 @@ def test_shares_of_the_labels_are_an_axis(tmp_path, capsys):
     assert len(places[2]) == 0
     assert places[0][:, 0].max() < places[1][:, 0].min()  # higher values are higher up, and the two do not touch
     assert all(np.ptp(place[:, 1]) > 450 for place in places[:2])
-    with pytest.raises(ConfigError, match="--shares draws metrics over the share of the labels, .*no run has any"):
+    with pytest.raises(ConfigError, match=r"--shares draws metrics over the share of the labels, .*no run has any"):
         results_table.main([str(results(tmp_path / "a")), "--shares", str(tmp_path / "t.png")])
 
 
