@@ -1,34 +1,36 @@
-"""Detection: torchvision's Faster R-CNN on the image tower's feature pyramid, frozen or trained along."""
+"""Detection: torchvision's FCOS on the image tower's feature pyramid, frozen or trained along."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.models.detection.fcos import FCOS
+from torchvision.ops import FeaturePyramidNetwork
 
 from diptych import detection, metrics
 from diptych.classification import with_macro
 from diptych.errors import ConfigError, DataError
 from diptych.figures import draw_boxes
-from diptych.image import ImageTower
+from diptych.image import STRIDES, ImageTower
 from diptych.metrics import Metric
 from diptych.task import Located, Rows
 from diptych.types import Batch
 
-__all__ = ["Detect", "Detector", "Found", "within"]
+__all__ = ["Detect", "Detector", "Found", "places", "within"]
 
-_RATIOS = (0.5, 1.0, 2.0)
 _FLOOR = 0.05
 """Confidence below which nothing is predicted at all."""
+_MEASURES = {"ap": detection.COCO, "ap50": slice(2, 3), "ap75": slice(7, 8), "ap40-75": detection.CHALLENGE}
+"""Which of ``detection.IOUS`` an average precision is the mean of."""
+_GROUPS = 32
+"""Of the group norms, in the pyramid network as in torchvision's head."""
 
 
 def within(boxes: Tensor, size: tuple[int, int], least: float = 0.0) -> Tensor:
@@ -38,19 +40,26 @@ def within(boxes: Tensor, size: tuple[int, int], least: float = 0.0) -> Tensor:
     return cut[((cut[:, 2:4] - cut[:, :2]) > least).all(dim=1)]
 
 
+def places(grid: tuple[int, int], size: tuple[int, int], side: float) -> Tensor:
+    """Squares of a ``side`` about the centres of a grid's cells in a picture of ``size``, row by row: ``[h*v,4]``."""
+    down, across = ((torch.arange(n) + 0.5) * (length / n) for n, length in zip(grid, size, strict=True))
+    y, x = (axis.flatten() for axis in torch.meshgrid(down, across, indexing="ij"))
+    return torch.stack([x - side / 2, y - side / 2, x + side / 2, y + side / 2], dim=1)
+
+
 class Found(NamedTuple):
     """What a detector says of a batch."""
 
     losses: dict[str, Tensor]
-    """In training: of objectness and boxes, proposed and final."""
+    """In training: of findings, boxes and centres."""
     boxes: list[Tensor]
     """Otherwise, of each image ``[k,6]``: x0, y0, x1, y1, finding's index, confidence."""
     finite: Tensor
-    """``[B]`` bool: False where the features of an image, or any weight, are not numbers."""
+    """``[B]`` bool: False where something that was computed is not a number."""
 
 
 class _Announced(nn.Module):
-    """What Faster R-CNN asks of a backbone: its width."""
+    """What torchvision asks of a backbone: its width."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -58,60 +67,52 @@ class _Announced(nn.Module):
 
 
 class Detector(nn.Module):
-    """Faster R-CNN (arXiv 1506.01497) with a feature pyramid network (arXiv 1612.03144), of torchvision, on given maps.
+    """FCOS (arXiv 1904.01355) with a feature pyramid network (arXiv 1612.03144), of torchvision, on given feature maps.
 
-    Its own scaling and normalisation of images have no place here: the tower has done both.
+    Without anchors: each place of each level says how far the four sides are, and how near it is to the centre. Small boxes
+    are of the fine levels, large ones of the coarse. Of torchvision's are the head, the losses and what makes boxes of
+    the head's answers. Its scaling and normalisation of images have no place here, as the data and the tower have done
+    both, nor has its grid, whose places are the cells' corners and drift where a side is no multiple of the stride.
 
     Args:
-        pyramid: widths of the levels, finest first.
+        pyramid: widths of the levels, of strides :data:`STRIDES`.
         findings: how many there are.
-        image_size: of the network's input, pixels.
-        anchors: side of each level's anchors, as a share of the image's.
-        width: of the pyramid network.
-        hidden: of the two layers that judge a region.
+        width: of the pyramid network and of the head, a multiple of 32.
     """
 
-    def __init__(
-        self, pyramid: Sequence[int], findings: int, image_size: int, anchors: Sequence[float], width: int, hidden: int
-    ) -> None:
+    def __init__(self, pyramid: Sequence[int], findings: int, width: int) -> None:
         super().__init__()
-        names = [str(level) for level in range(len(pyramid))]
-        sizes = tuple((share * image_size,) for share in anchors)
-        self.pyramid = FeaturePyramidNetwork(list(pyramid), width)
-        # A region is pooled from the level whose anchors are nearest: one as large as the image from the coarsest.
-        pool = MultiScaleRoIAlign(names, 7, 2, canonical_scale=image_size, canonical_level=5)
-        built = FasterRCNN(
+        # Towers differ in the scale of their features by orders of magnitude; the norm makes one learning rate do.
+        self.pyramid = FeaturePyramidNetwork(list(pyramid), width, norm_layer=partial(nn.GroupNorm, _GROUPS))
+        self.fcos = FCOS(
             _Announced(width),
-            rpn_anchor_generator=AnchorGenerator(sizes, (_RATIOS,) * len(sizes)),
-            box_roi_pool=pool,
-            box_head=TwoMLPHead(width * 49, hidden),
-            box_predictor=FastRCNNPredictor(hidden, findings + 1),
-            box_score_thresh=_FLOOR,
-            box_detections_per_img=detection.LIMIT,
+            num_classes=findings,
+            score_thresh=_FLOOR,
+            nms_thresh=0.5,
+            detections_per_img=detection.LIMIT,
         )
-        self.rpn, self.roi_heads = built.rpn, built.roi_heads
 
     def forward(self, levels: Sequence[Tensor], size: tuple[int, int], truth: Sequence[Tensor] | None = None) -> Found:
-        """From the levels ``[B,D,h,w]`` of images of ``size`` ``(H,V)``; in training with boxes ``[K,5]`` of each."""
-        number = len(levels[0])
-        maps = self.pyramid(OrderedDict((str(i), level) for i, level in enumerate(levels)))
-        images = ImageList(levels[0].new_empty(number, 0, *size), [size] * number)  # says how large they are
-        targets = None
+        """From the levels ``[B,D,h,w]`` of images of ``size`` ``(H,V)``; with their boxes ``[K,5]``, the losses."""
+        maps = list(self.pyramid(OrderedDict((str(i), level) for i, level in enumerate(levels))).values())
+        said = self.fcos.head(maps)
+        grids = [(level.shape[-2], level.shape[-1]) for level in maps]
+        each = [rows * columns for rows, columns in grids]
+        where = [places(grid, size, side).to(maps[0]) for grid, side in zip(grids, STRIDES, strict=True)]
+        finite = torch.stack([values.flatten(1).isfinite().all(1) for values in said.values()]).all(0)
         if truth is not None:
-            targets = [{"boxes": boxes[:, :4], "labels": boxes[:, 4].long() + 1} for boxes in truth]
-        proposals, proposed = self.rpn(images, maps, targets)
-        found, judged = self.roi_heads(maps, proposals, images.image_sizes, targets)
-        sound = torch.stack([parameter.isfinite().all() for parameter in self.parameters()]).all()
-        finite = torch.stack([level.flatten(1).isfinite().all(1) for level in maps.values()]).all(0) & sound
-        boxes = [
-            torch.cat([one["boxes"], (one["labels"] - 1)[:, None].to(one["boxes"]), one["scores"][:, None]], dim=1)
-            for one in found
-        ]
-        return Found({**proposed, **judged}, boxes, finite)
+            targets = [{"boxes": boxes[:, :4], "labels": boxes[:, 4].long()} for boxes in truth]
+            losses = self.fcos.compute_loss(targets, said, [torch.cat(where)] * len(targets), each)
+            return Found(losses, [], finite)
+        by_level = {name: list(values.split(each, dim=1)) for name, values in said.items()}
+        number = len(levels[0])
+        found = self.fcos.postprocess_detections(by_level, [where] * number, [size] * number)
+        columns = [(one["boxes"], one["labels"][:, None].to(one["boxes"]), one["scores"][:, None]) for one in found]
+        return Found({}, [torch.cat(of, dim=1) for of in columns], finite)
 
 
 class Detect(Located):
-    """Where findings are, as boxes: Faster R-CNN on the tower's feature pyramid, of a ResNet or of a ViT alike.
+    """Where findings are, as boxes: FCOS on the tower's feature pyramid, of a ResNet or of a ViT alike.
 
     The tower is trained along, lower layers more slowly where it has a ``layer_decay``, or ``frozen`` and then in evaluation
     mode. Metrics over the whole set, all its images, with a bootstrap over patients: ``detect/ap/<finding>|macro`` (COCO's,
@@ -123,9 +124,7 @@ class Detect(Located):
     Args:
         image: the tower; its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
         threshold: of confidence, 0 to 1, for the challenge's score and the pictures; chosen on ``val``, if not given.
-        anchors: side of each level's anchors, finest first, as a share of the image's; each in the proportions 1:2, 1:1, 2:1.
-        width: of the pyramid network.
-        hidden: of the two layers that judge a region.
+        width: of the pyramid network and of the head, a multiple of 32.
         pictures: how many of the first test images are drawn into the run's ``figures``, with truth and prediction.
         lr: peak of the detector and of the tower's top layer.
         weight_decay: of AdamW, on filters and weight matrices.
@@ -145,9 +144,7 @@ class Detect(Located):
         image: ImageTower,
         *,
         threshold: float | None = None,
-        anchors: Sequence[float] = (0.06, 0.12, 0.25, 0.5),
         width: int = 128,
-        hidden: int = 256,
         pictures: int = 8,
         lr: float = 5e-4,
         weight_decay: float = 1e-4,
@@ -166,29 +163,20 @@ class Detect(Located):
         )
         if threshold is not None and not 0 <= threshold <= 1:
             raise ConfigError(f"Detect: threshold is {threshold}; give 0 to 1, or null to have it chosen on val")
-        if len(anchors) != len(image.pyramid_widths) or min(anchors) <= 0:
-            raise ConfigError(
-                f"Detect: anchors is {list(anchors)}; give {len(image.pyramid_widths)} positive shares of the image's side"
-            )
-        for name, value in (("width", width), ("hidden", hidden)):
-            if value < 1:
-                raise ConfigError(f"Detect: {name} is {value}; give 1 or more")
-        self.anchors, self.width, self.hidden, self.threshold = list(anchors), width, hidden, threshold
+        if width < 1 or width % _GROUPS:
+            raise ConfigError(f"Detect: width is {width}; give a multiple of {_GROUPS}")
+        self.width, self.threshold = width, threshold
         self.detector: Detector | None = None
         self.register_buffer("chosen", torch.tensor(float("nan")))
 
     def configure_model(self) -> None:
-        """The detector, once the data say how many findings there are and how large the images are."""
+        """The detector, once the data say how many findings there are."""
         super().configure_model()
         if self.detector is None:
-            size = self.data.loading.image_size
-            number = len(self.labelled())
-            self.detector = Detector(
-                self.image.pyramid_widths, number, size, self.anchors, width=self.width, hidden=self.hidden
-            )
+            self.detector = Detector(self.image.pyramid_widths, len(self.labelled()), self.width)
 
     def forward(self, image: Tensor, truth: Sequence[Tensor] | None = None) -> Found:
-        """What is found in radiographs ``[B,1,H,V]``; in training with boxes ``[K,5]`` of each."""
+        """What is found in radiographs ``[B,1,H,V]``; with the boxes ``[K,5]`` of each, the losses."""
         assert self.detector is not None  # configure_model comes first
         levels = self.image.pyramid(image)
         with torch.autocast(image.device.type, enabled=False):  # coordinates need float32
@@ -209,11 +197,11 @@ class Detect(Located):
         return [within(boxes, size, least) for boxes in batch.boxes]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The sum of the four losses."""
+        """The sum of the three losses, equally weighted."""
         # Below a pixel a box has no shape to learn; its logarithm would rule the loss.
         losses = self(batch.image, self._truth(batch, least=1.0)).losses
         loss = torch.stack(list(losses.values())).sum()
-        values = {f"train/loss/{name.removeprefix('loss_')}": value.detach() for name, value in losses.items()}
+        values = {f"train/loss/{name.removeprefix('bbox_')}": value.detach() for name, value in losses.items()}
         self.log_dict({"train/loss": loss.detach(), **values}, prog_bar=True, batch_size=len(batch))
         return loss
 
@@ -250,19 +238,14 @@ class Detect(Located):
         if not boxes.any() and not self.trainer.sanity_checking:
             raise DataError(f"Detect: no image of '{stage}' of {self.data.protocol} has a box")
         broken = 0.0 if facts[:, 2].all() else float("nan")  # a diverged model has no figures
-        if stage == "val" and boxes.any() and not broken and not self.trainer.sanity_checking:
+        if stage == "val" and boxes.any() and broken == 0 and not self.trainer.sanity_checking:
             self.chosen.fill_(detection.best_threshold(found))
         weights = metrics.figure_and_bootstrap(patients.numpy(), resamples)
         present = {name: finding for finding, name in enumerate(names) if boxes[finding]}
-        values: dict[str, dict[str, Any]] = {"ap": {}, "ap50": {}, "ap75": {}, "ap40-75": {}}
+        values: dict[str, dict[str, Any]] = {measure: {} for measure in _MEASURES}
         for name, finding in present.items():
             precision = detection.average_precision(found, finding, weights) + broken
-            for measure, part in (
-                ("ap", detection.COCO),
-                ("ap50", [2]),
-                ("ap75", [7]),
-                ("ap40-75", detection.CHALLENGE),
-            ):
+            for measure, part in _MEASURES.items():
                 values[measure][name] = precision[:, part].mean(axis=1)
         counted = {name: len(patients) for name in present}
         self.results = {f"{stage}/detect/{k}": v for k, v in with_macro(values, counted, len(patients)).items()}
@@ -272,12 +255,10 @@ class Detect(Located):
         self.protocol["tower"]["detector_parameters"] = sum(value.numel() for value in self.detector.parameters())
         self.protocol["detect"] = {
             "tower": self.how_trained(),
-            "detector": "Faster R-CNN with a feature pyramid network",
+            "detector": "FCOS with a feature pyramid network",
             "measured": f"boxes of all images, cut to the input of {size} x {size} pixels",
             "ap": f"101 recalls, {detection.LIMIT} predictions of an image at most, confidence from {_FLOOR}",
-            "threshold": "chosen on val for the highest challenge"
-            if self.threshold is None
-            else f"{self.threshold}, fixed",
+            "threshold": f"{self.threshold}, fixed" if self.threshold is not None else "the highest challenge on val",
             "thresholds": {"challenge": self._threshold()},
             "challenge": "image without box: 0 where something is predicted, otherwise left out",
             "missed": "boxes that no prediction hits at IoU 0.40",
@@ -295,11 +276,8 @@ class Detect(Located):
         scored, number = ~np.isnan(scores), found.truths.sum(axis=1)
         normal, positive = number == 0, number > 0
         alarms = scored[normal]  # without a box an image is scored where something is predicted
-        missed = detection.misses(found, self._threshold())[positive]
-        drawn = weights[:, positive].astype(np.float64)
-        share = np.divide(
-            drawn @ missed, below := drawn @ number[positive], out=np.full(len(drawn), np.nan), where=below > 0
-        )
+        number, missed = number[positive], detection.misses(found, self._threshold())[positive]
+        share = metrics.mean(missed / number, weights[:, positive] * number)  # of boxes, not of images
         return {
             "challenge": Metric.of(metrics.mean(scores[scored], weights[:, scored]) + broken, int(scored.sum())),
             "false_alarms": Metric.of(metrics.mean(alarms, weights[:, normal]) + broken, int(normal.sum())),
