@@ -170,7 +170,15 @@ class Detect(Located):
         self.register_buffer("chosen", torch.tensor(float("nan")))
 
     def configure_model(self) -> None:
-        """The detector, once the data say how many findings there are."""
+        """The detector, once the data say how many findings there are.
+
+        Raises:
+            ConfigError: the images are too small for a pyramid.
+        """
+        if (size := self.data.loading.image_size) <= STRIDES[-1]:
+            raise ConfigError(
+                f"Detect: loading.image_size is {size}; give more than {STRIDES[-1]}, or a level is one pixel"
+            )
         super().configure_model()
         if self.detector is None:
             self.detector = Detector(self.image.pyramid_widths, len(self.labelled()), self.width)
@@ -227,7 +235,7 @@ class Detect(Located):
             draw_boxes(batch.image[row, 0].cpu().numpy(), boxes, self.labelled()).save(file)
 
     def _threshold(self) -> float:
-        return float(self.chosen) if self.threshold is None else self.threshold
+        return round(float(self.chosen), 2) if self.threshold is None else self.threshold
 
     def finish(self, stage: str, resamples: int) -> None:
         """See :meth:`Tuned.finish`."""

@@ -161,7 +161,9 @@ def misses(found: Matches, threshold: float) -> NDArray[np.int64]:
 
 
 def best_threshold(found: Matches) -> float:
-    """Of 0.05, 0.06 ... 0.99 the confidence with the highest mean of :func:`challenge_scores`; of equals the highest."""
-    candidates = np.arange(99, 4, -1) / 100
-    means = [metrics.mean(scores[~np.isnan(scores)])[0] for scores in (challenge_scores(found, t) for t in candidates)]
-    return float(candidates[int(np.nanargmax(means))])
+    """Of 0.05, 0.06 ... 0.99 the confidence with the highest mean of :func:`challenge_scores`; of equals the middle one."""
+    candidates = np.arange(5, 100) / 100
+    scores = [challenge_scores(found, threshold) for threshold in candidates]
+    means = np.array([metrics.mean(of_image[~np.isnan(of_image)])[0] for of_image in scores])
+    best = candidates[means == np.nanmax(means)]
+    return float(best[len(best) // 2])

@@ -132,8 +132,8 @@ def draw_boxes(
 ) -> Image.Image:
     """A radiograph ``[h,v]``, then the same with each set of boxes ``[K,5]`` or ``[K,6]`` over it, under its name.
 
-    A box is x0, y0, x1, y1, the finding's index and, where there is one, the confidence. Pictures under 256 pixels are
-    enlarged by a whole factor.
+    A box is x0, y0, x1, y1, the finding's index and, where there is one, the confidence; both are written at it. Pictures
+    under 256 pixels are enlarged by a whole factor.
     """
     factor = max(1, -(-256 // max(image.shape)))
     size = (image.shape[1] * factor, image.shape[0] * factor)
@@ -149,8 +149,18 @@ def draw_boxes(
         for x0, y0, x1, y1, finding, *score in () if found is None else found.tolist():
             edges = [left + x0 * factor, bar + y0 * factor, left + x1 * factor - 1, bar + y1 * factor - 1]
             pen.rectangle(edges, outline=colour, width=max(1, size[0] // 256))
-            said = " ".join([*findings[int(finding) : int(finding) + 1], *(f"{value:.2f}" for value in score)])
-            pen.text((edges[0] + 3, edges[1] + 2), said, fill=colour, font=_font(max(10, size[0] // 24)))
+            said = " ".join([*(f"{value:.2f}" for value in score), *findings[int(finding) : int(finding) + 1]])
+            type_size = max(10, size[0] // 24)
+            right = left + size[0] - pen.textlength(said, font=_font(type_size)) - 3
+            above = edges[1] - type_size - 4 if edges[1] - type_size - 4 >= bar else edges[1] + 2
+            pen.text(
+                (max(left, min(edges[0], right)), above),
+                said,
+                fill=colour,
+                font=_font(type_size),
+                stroke_width=1,
+                stroke_fill=_INK,
+            )
     return sheet
 
 
