@@ -38,7 +38,7 @@ def test_recipes_fit_the_signatures(recipe, monkeypatch, capsys):
         parsed = yaml.safe_load(printed.out)
         model = parsed["model"]
         named = model["class_path"] if "class_path" in model else model["head"]["class_path"]
-        assert named.startswith(("diptych_heads.", "diptych.segment."))
+        assert named.startswith(("diptych_heads.", "diptych.segment.", "diptych.detect."))
 
 
 @pytest.mark.slow
@@ -61,7 +61,8 @@ def test_a_trained_model_is_evaluated_on_every_release(tmp_path):
         known |= {f"experiments/evaluate/{file.name}": file, f"runs/mine-{file.stem}": run}
         known |= {f"runs/mine-{file.stem}/config.yaml": run / "config.yaml"}
         task = "class_path" in yaml.safe_load(file.read_text())["model"]
-        small = ["--data.loading.image_size", "32", "--data.loading.batch_size", "8"] if task else []
+        size = "64" if "Detect" in file.read_text() else "32"  # which is one place of the coarsest level
+        small = ["--data.loading.image_size", size, "--data.loading.batch_size", "8"] if task else []
         for said in re.findall(r"#   diptych (.*)", file.read_text()):
             more = [*small, "--trainer.max_epochs", "1"] if said.startswith("fit") else small
             done = inprocess.diptych(*[str(known.get(word, word)) for word in shlex.split(said)], *more)
@@ -69,7 +70,7 @@ def test_a_trained_model_is_evaluated_on_every_release(tmp_path):
         result = json.loads((run / "results.json").read_text())
         assert result["protocol"]["data"].startswith(f"{layout}/")
         if task:
-            assert any(re.search("/(auroc|dice)(/|$)", name) for name in result["metrics"])
+            assert any(re.search("/(auroc|dice|challenge)(/|$)", name) for name in result["metrics"])
             assert result["protocol"]["tower"]["head"] == "diptych_heads.global_.Global"
             continue
         assert ("NIH" in str(result["protocol"].get("overlaps"))) == (layout in {"rsna", "siim"})

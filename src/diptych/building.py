@@ -20,6 +20,7 @@ __all__ = ["build_module", "import_object", "register_names"]
 
 _NAMED = (
     "class_retrieval",
+    "detect",
     "few_shot",
     "finetune",
     "grounding",

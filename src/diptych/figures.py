@@ -20,7 +20,7 @@ from diptych.head import Grounds, Observes, WeighsWords
 from diptych.loading import AlignmentModel
 from diptych.module import AlignmentModule
 
-__all__ = ["Figures", "draw_attention", "draw_masks", "draw_similarity", "overlay", "sharpest"]
+__all__ = ["Figures", "draw_attention", "draw_boxes", "draw_masks", "draw_similarity", "overlay", "sharpest"]
 
 RGB = NDArray[np.uint8]
 _INK, _PAPER = (32, 32, 32), (255, 255, 255)
@@ -124,6 +124,43 @@ def draw_masks(image: NDArray[np.uint8], masks: Mapping[str, NDArray[np.bool_]])
             cv2.drawContours(panel, lines, -1, _TINTS[(place - 1) % len(_TINTS)], 1)
         sheet.paste(Image.fromarray(panel), (place * size[0], bar))
         pen.text((place * size[0] + 4, 3), name, fill=_INK, font=_font(14))
+    return sheet
+
+
+def draw_boxes(
+    image: NDArray[np.uint8], boxes: Mapping[str, NDArray[np.floating[Any]]], findings: Sequence[str] = ()
+) -> Image.Image:
+    """A radiograph ``[h,v]``, then the same with each set of boxes ``[K,5]`` or ``[K,6]`` over it, under its name.
+
+    A box is x0, y0, x1, y1, the finding's index and, where there is one, the confidence; both are written at it. Pictures
+    under 256 pixels are enlarged by a whole factor.
+    """
+    factor = max(1, -(-256 // max(image.shape)))
+    size = (image.shape[1] * factor, image.shape[0] * factor)
+    bar = 24
+    sheet = Image.new("RGB", (size[0] * (1 + len(boxes)), bar + size[1]), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    grey = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC).convert("RGB")
+    for place, (name, found) in enumerate([("radiograph", None), *boxes.items()]):
+        left = place * size[0]
+        sheet.paste(grey, (left, bar))
+        pen.text((left + 4, 3), name, fill=_INK, font=_font(14))
+        colour = _TINTS[(place - 1) % len(_TINTS)]
+        for x0, y0, x1, y1, finding, *score in () if found is None else found.tolist():
+            edges = [left + x0 * factor, bar + y0 * factor, left + x1 * factor - 1, bar + y1 * factor - 1]
+            pen.rectangle(edges, outline=colour, width=max(1, size[0] // 256))
+            said = " ".join([*(f"{value:.2f}" for value in score), *findings[int(finding) : int(finding) + 1]])
+            type_size = max(10, size[0] // 24)
+            right = left + size[0] - pen.textlength(said, font=_font(type_size)) - 3
+            above = edges[1] - type_size - 4 if edges[1] - type_size - 4 >= bar else edges[1] + 2
+            pen.text(
+                (max(left, min(edges[0], right)), above),
+                said,
+                fill=colour,
+                font=_font(type_size),
+                stroke_width=1,
+                stroke_fill=_INK,
+            )
     return sheet
 
 

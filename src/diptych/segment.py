@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from diptych.errors import ConfigError, DataError
 from diptych.figures import draw_masks
 from diptych.image import ImageTower
 from diptych.metrics import Metric
-from diptych.task import Rows, Tuned
+from diptych.task import Located, Rows
 from diptych.types import Batch
 
 __all__ = ["Segment", "UNet", "dice_loss", "focal_loss", "overlaps"]
@@ -92,7 +91,7 @@ class UNet(nn.Module):
         return F.interpolate(logits, size, mode="bilinear").squeeze(1)
 
 
-class Segment(Tuned):
+class Segment(Located):
     """Where a finding is, pixel by pixel: a U-Net on the tower's feature pyramid, of a ResNet or of a ViT alike.
 
     The tower is trained along, lower layers more slowly where it has a ``layer_decay``, or ``frozen`` and then in evaluation
@@ -134,31 +133,22 @@ class Segment(Tuned):
         lr_floor: float = 0.01,
         resamples: int = 1000,
     ) -> None:
-        super().__init__(image, lr=lr, weight_decay=weight_decay, warmup=warmup, lr_floor=lr_floor, resamples=resamples)
-        if not image.pyramid_widths:
-            raise ConfigError(f"Segment: {type(image).__name__} has no feature pyramid; choose another image tower")
+        super().__init__(
+            image,
+            pictures=pictures,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup=warmup,
+            lr_floor=lr_floor,
+            resamples=resamples,
+        )
         if len(widths) != len(image.pyramid_widths) or min(widths) < 1:
             raise ConfigError(f"Segment: widths is {list(widths)}; give {len(image.pyramid_widths)} positive numbers")
-        for name, value in (("focal_weight", focal_weight), ("gamma", gamma), ("pictures", pictures)):
+        for name, value in (("focal_weight", focal_weight), ("gamma", gamma)):
             if value < 0:
                 raise ConfigError(f"Segment: {name} is {value}; give 0 or more")
-        self.focal_weight, self.gamma, self.pictures = focal_weight, gamma, pictures
+        self.focal_weight, self.gamma = focal_weight, gamma
         self.unet = UNet(image.pyramid_widths, widths)
-
-    def configure_model(self) -> None:
-        """Train nothing that the pyramid does not use (as the norm of a pooled vector), which DDP would wait for."""
-        trained = [parameter for parameter in self.image.parameters() if parameter.requires_grad]
-        if not trained:
-            return
-        training, size = self.image.training, self.data.loading.image_size
-        with torch.inference_mode(False), torch.enable_grad():
-            levels = self.image.eval().pyramid(torch.zeros(1, 1, size, size, device=self.device))
-            used = torch.autograd.grad(
-                torch.stack([level.float().sum() for level in levels]).sum(), trained, allow_unused=True
-            )
-        for parameter, gradient in zip(trained, used, strict=True):
-            parameter.requires_grad_(gradient is not None)
-        self.image.train(training)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits ``[B,H,V]`` of radiographs ``[B,1,H,V]``."""
@@ -198,8 +188,9 @@ class Segment(Tuned):
         counts = torch.stack([x.flatten(1).sum(1) for x in (predicted & truth, predicted, truth)], dim=1).float()
         counts[~logits.isfinite().flatten(1).all(1), :2] = torch.nan  # a diverged model has no overlap
         self._rows.add(batch, counts)
-        if self.trainer.testing:
-            self._draw(batch, truth, predicted)
+        for row, file in self.pictured(batch, "segmentation"):
+            masks = {"truth": truth[row].cpu().numpy(), "prediction": predicted[row].cpu().numpy()}
+            draw_masks(batch.image[row, 0].cpu().numpy(), masks).save(file)
 
     def finish(self, stage: str, resamples: int) -> None:
         """See :meth:`Tuned.finish`."""
@@ -214,11 +205,10 @@ class Segment(Tuned):
             for of, rows in (("all", np.ones_like(positive)), ("positive", positive)):
                 found = metrics.mean(values[rows], weights[:, rows])
                 self.results[f"{stage}/segment/{name}/{of}"] = Metric.of(found, int(rows.sum()))
-        tuned = any(parameter.requires_grad for parameter in self.image.parameters())
         size = self.data.loading.image_size
         self.protocol["tower"]["decoder_parameters"] = sum(parameter.numel() for parameter in self.unet.parameters())
         self.protocol["segment"] = {
-            "tower": "trained along" if tuned else "frozen and in evaluation mode",
+            "tower": self.how_trained(),
             "decoder": "U-Net",
             "measured": f"each image at {size} x {size} pixels, padding included, then the mean over images",
             "threshold": "probability above 0.5, fixed",
@@ -228,12 +218,3 @@ class Segment(Tuned):
             "positive": int(positive.sum()),
         }
         self.log_dict({name: value.value for name, value in self.results.items()}, rank_zero_only=False)
-
-    def _draw(self, batch: Batch, truth: Tensor, predicted: Tensor) -> None:
-        """Pictures of the first images of the set, each by the process that has it."""
-        folder = Path(self.trainer.default_root_dir) / "figures"
-        for row in ((batch.index < self.pictures) & batch.valid).nonzero().squeeze(1).tolist():
-            folder.mkdir(parents=True, exist_ok=True)
-            masks = {"truth": truth[row].cpu().numpy(), "prediction": predicted[row].cpu().numpy()}
-            sheet = draw_masks(batch.image[row, 0].cpu().numpy(), masks)
-            sheet.save(folder / f"segmentation{int(batch.index[row]):03d}.png")

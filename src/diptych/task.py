@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,7 +21,7 @@ from diptych.optim import parameter_groups, total_steps, warmup_cosine
 from diptych.sampling import mix
 from diptych.types import Batch
 
-__all__ = ["Rows", "Task", "Tuned"]
+__all__ = ["Located", "Rows", "Task", "Tuned"]
 
 
 class Rows:
@@ -34,26 +35,37 @@ class Rows:
     def __init__(self, device: torch.device, *widths: int) -> None:
         self.device = device
         self._values = [[torch.zeros(0, width)] for width in widths]
+        self._lengths = [[torch.zeros(0, dtype=torch.int64)] for _ in widths]
         self._index = [torch.zeros(0, dtype=torch.int64)]
         self._group = [torch.zeros(0, dtype=torch.int64)]
 
-    def add(self, batch: Batch, *values: Tensor) -> None:
-        """Take the valid rows of a batch."""
+    def add(self, batch: Batch, *values: Tensor | Sequence[Tensor]) -> None:
+        """Take the valid samples of a batch: a row of each value ``[B,width]``, or what of a list ``[k,width]`` is theirs."""
         rows = batch.valid.nonzero().squeeze(1)
         self._index.append(batch.index[rows].cpu())
         self._group.append(batch.group[rows].cpu())
-        for kept, value in zip(self._values, values, strict=True):
-            kept.append(value.detach()[rows].float().cpu())
+        for kept, lengths, value in zip(self._values, self._lengths, values, strict=True):
+            if isinstance(value, Tensor):
+                part, length = value[rows], torch.ones(len(rows), dtype=torch.int64)
+            else:
+                part = torch.cat([value[row] for row in rows.tolist()] or [kept[0]])
+                length = torch.tensor([len(value[row]) for row in rows.tolist()], dtype=torch.int64)
+            kept.append(part.detach().float().cpu())
+            lengths.append(length)
 
     def gather(self) -> tuple[Tensor, list[Tensor]]:
-        """Group ``[n]`` and values of all processes. Collective.
+        """Group ``[n]`` and values of all processes, sample after sample. Collective.
 
         Raises:
             DataError: a sample was counted twice.
         """
         order = scoring.gather_order(torch.cat(self._index), self.device, "task")
         group = scoring.gather_rows(torch.cat(self._group), self.device)[order]
-        values = [scoring.gather_rows(torch.cat(kept), self.device)[order] for kept in self._values]
+        values = []
+        for kept, lengths in zip(self._values, self._lengths, strict=True):
+            number = scoring.gather_rows(torch.cat(lengths), self.device)
+            parts = torch.split(scoring.gather_rows(torch.cat(kept), self.device), number.tolist())
+            values.append(torch.cat([kept[0], *(parts[row] for row in order.tolist())]))
         return group, values
 
 
@@ -196,3 +208,68 @@ class Tuned(Task):
     def on_test_epoch_end(self) -> None:
         """Compute over the whole set."""
         self.finish("test", self.resamples)
+
+
+class Located(Tuned):
+    """Base of the tasks that say where something is, on the tower's feature pyramid, and draw what they say.
+
+    Args:
+        image: the tower; its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
+        pictures: how many of the first test images are drawn into the run's ``figures``.
+        lr: peak of what is on the tower, and of the tower's top layer.
+        weight_decay: of AdamW, on filters and weight matrices.
+        warmup: steps of linear warm-up, or its share of all steps where below 1.
+        lr_floor: share of ``lr`` at the end of the cosine.
+        resamples: of the bootstrap on the test; 0 for no intervals.
+
+    Raises:
+        ConfigError: a tower without a feature pyramid, or fewer pictures than none.
+    """
+
+    def __init__(
+        self,
+        image: ImageTower,
+        *,
+        pictures: int,
+        lr: float,
+        weight_decay: float,
+        warmup: float,
+        lr_floor: float,
+        resamples: int,
+    ) -> None:
+        super().__init__(image, lr=lr, weight_decay=weight_decay, warmup=warmup, lr_floor=lr_floor, resamples=resamples)
+        name = type(self).__name__
+        if not image.pyramid_widths:
+            raise ConfigError(f"{name}: {type(image).__name__} has no feature pyramid; choose another image tower")
+        if pictures < 0:
+            raise ConfigError(f"{name}: pictures is {pictures}; give 0 or more")
+        self.pictures = pictures
+
+    def configure_model(self) -> None:
+        """Train nothing that the pyramid does not use (as the norm of a pooled vector), which DDP would wait for."""
+        trained = [parameter for parameter in self.image.parameters() if parameter.requires_grad]
+        if not trained:
+            return
+        training, size = self.image.training, self.data.loading.image_size
+        with torch.inference_mode(False), torch.enable_grad():
+            levels = self.image.eval().pyramid(torch.zeros(1, 1, size, size, device=self.device))
+            used = torch.autograd.grad(
+                torch.stack([level.float().sum() for level in levels]).sum(), trained, allow_unused=True
+            )
+        for parameter, gradient in zip(trained, used, strict=True):
+            parameter.requires_grad_(gradient is not None)
+        self.image.train(training)
+
+    def how_trained(self) -> str:
+        """What became of the tower, for the protocol."""
+        tuned = any(parameter.requires_grad for parameter in self.image.parameters())
+        return "trained along" if tuned else "frozen and in evaluation mode"
+
+    def pictured(self, batch: Batch, stem: str) -> Iterator[tuple[int, Path]]:
+        """Rows of a test batch that are to be drawn, each with its file: each by the process that has it."""
+        if not self.trainer.testing:
+            return
+        folder = Path(self.trainer.default_root_dir) / "figures"
+        for row in ((batch.index < self.pictures) & batch.valid).nonzero().squeeze(1).tolist():
+            folder.mkdir(parents=True, exist_ok=True)
+            yield row, folder / f"{stem}{int(batch.index[row]):03d}.png"
