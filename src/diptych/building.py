@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["build_module", "import_object", "register_names"]
 
-_NAMED = ("class_retrieval", "finetune", "grounding", "multi_resolution", "probe", "segment", "trained")
+_NAMED = (
+    "chexbert", "class_retrieval", "finetune", "generate", "grounding", "labeller", "multi_resolution", "probe", "segment",
+    "trained",
+)  # fmt: skip
 """Modules of classes that a configuration may name bare: jsonargparse looks among those that are imported."""
 
 _resolve: Callable[[Any, str], str] = _typehints.resolve_class_path_by_name

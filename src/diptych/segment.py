@@ -146,19 +146,8 @@ class Segment(Tuned):
         self.unet = UNet(image.pyramid_widths, widths)
 
     def configure_model(self) -> None:
-        """Train nothing that the pyramid does not use (as the norm of a pooled vector), which DDP would wait for."""
-        trained = [parameter for parameter in self.image.parameters() if parameter.requires_grad]
-        if not trained:
-            return
-        training, size = self.image.training, self.data.loading.image_size
-        with torch.inference_mode(False), torch.enable_grad():
-            levels = self.image.eval().pyramid(torch.zeros(1, 1, size, size, device=self.device))
-            used = torch.autograd.grad(
-                torch.stack([level.float().sum() for level in levels]).sum(), trained, allow_unused=True
-            )
-        for parameter, gradient in zip(trained, used, strict=True):
-            parameter.requires_grad_(gradient is not None)
-        self.image.train(training)
+        """Train what the pyramid uses."""
+        self.train_what_is_used(self.image.pyramid)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits ``[B,H,V]`` of radiographs ``[B,1,H,V]``."""

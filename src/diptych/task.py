@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -36,6 +36,8 @@ class Rows:
         self._values = [[torch.zeros(0, width)] for width in widths]
         self._index = [torch.zeros(0, dtype=torch.int64)]
         self._group = [torch.zeros(0, dtype=torch.int64)]
+        self.order = torch.zeros(0, dtype=torch.int64)
+        """The rows of all processes, as they come one after the other, in the order of :meth:`gather`."""
 
     def add(self, batch: Batch, *values: Tensor) -> None:
         """Take the valid rows of a batch."""
@@ -51,7 +53,7 @@ class Rows:
         Raises:
             DataError: a sample was counted twice.
         """
-        order = scoring.gather_order(torch.cat(self._index), self.device, "task")
+        self.order = order = scoring.gather_order(torch.cat(self._index), self.device, "task")
         group = scoring.gather_rows(torch.cat(self._group), self.device)[order]
         values = [scoring.gather_rows(torch.cat(kept), self.device)[order] for kept in self._values]
         return group, values
@@ -147,6 +149,26 @@ class Tuned(Task):
         super().__init__(image)
         self.lr, self.weight_decay, self.warmup, self.lr_floor = lr, weight_decay, warmup, lr_floor
         self.resamples = resamples
+
+    def train_what_is_used(self, outputs: Callable[[Tensor], Sequence[Tensor]]) -> None:
+        """Train nothing of the tower that a task does not use (as the norm of a pooled vector), which DDP would wait for.
+
+        Args:
+            outputs: what the task makes of images ``[1,1,H,V]``.
+        """
+        trained = [parameter for parameter in self.image.parameters() if parameter.requires_grad]
+        if not trained:
+            return
+        training, size = self.training, self.data.loading.image_size
+        self.eval()
+        with torch.inference_mode(False), torch.enable_grad():
+            found = outputs(torch.zeros(1, 1, size, size, device=self.device))
+            used = torch.autograd.grad(
+                torch.stack([value.float().sum() for value in found]).sum(), trained, allow_unused=True
+            )
+        for parameter, gradient in zip(trained, used, strict=True):
+            parameter.requires_grad_(gradient is not None)
+        self.train(training)
 
     @abstractmethod
     def begin(self) -> None:
