@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from mini import installed
+from transformers import BertConfig, BertModel
 
-from diptych.labeller import FINDINGS, Rules
+from diptych.chexbert import Chexbert
+from diptych.errors import ConfigError
+from diptych.labeller import FINDINGS, Labeller, Rules
 from diptych_datamodules.phantoms import FINDINGS as DRAWN
 from diptych_datamodules.phantoms import plan_phantom
 
@@ -228,3 +232,70 @@ def test_real_reports_against_their_indexers(capsys):
         with capsys.disabled():
             print(f"{name}: n {real.sum()}, P {both / said.sum():.3f}, R {both / real.sum():.3f}, F1 {f1:.3f}")
         assert f1 >= least, name
+
+
+@pytest.fixture(scope="module")
+def chexbert(tmp_path_factory):
+    """A file as chexbert.pth is laid out, of random weights in a tiny BERT, and the folder of its BERT."""
+    folder = tmp_path_factory.mktemp("chexbert")
+    torch.manual_seed(0)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "no", "small", "effusion", "heart", "is", "enlarged", "."]
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(vocab_size=len(words), initializer_range=1.0, **sizes)
+    bert = BertModel(config)
+    config.save_pretrained(folder / "bert")
+    (folder / "bert" / "vocab.txt").write_text("\n".join(words))
+    heads = torch.nn.ModuleList(torch.nn.Linear(16, 4 if i < 13 else 2) for i in range(14))
+    state = {f"module.bert.{name}": value for name, value in bert.state_dict().items()}
+    state["module.bert.embeddings.position_ids"] = torch.arange(512)[None]  # which older libraries stored
+    state |= {f"module.linear_heads.{name}": value for name, value in heads.state_dict().items()}
+    torch.save({"epoch": 3, "model_state_dict": state, "optimizer_state_dict": {}}, folder / "chexbert.pth")
+    return folder, bert.eval(), heads, words
+
+
+def test_chexbert_is_read_as_published(chexbert):
+    folder, bert, heads, words = chexbert
+    labeller = Chexbert(str(folder / "chexbert.pth"), bert=str(folder / "bert"), batch_size=2)
+    reports = ["No effusion.", "Small effusion.\n\nHeart is enlarged.", "", "heart " * 600, "The heart is enlarged no."]
+    found = labeller(reports)
+    values = {0: np.nan, 1: 1, 2: 0, 3: -1}
+    for report, row in zip(reports, found, strict=True):
+        pieces = report.lower().replace(".", " . ").split()
+        ids = [words.index(piece) if piece in words else 1 for piece in pieces][:510]
+        with torch.no_grad():
+            first = bert(torch.tensor([[2, *ids, 3]])).last_hidden_state[0, 0]
+            expected = [values[int(head(first).argmax())] for head in heads]
+        np.testing.assert_array_equal(row, expected)
+    assert len({tuple(np.nan_to_num(row, nan=9)) for row in found}) > 2
+    assert labeller([]).shape == (0, 14)
+    assert labeller.origin["name"] == "CheXbert"
+    assert len(labeller.origin["sha256"]) == 64
+
+
+def test_what_is_no_chexbert_is_named(chexbert, tmp_path):
+    folder = chexbert[0]
+    bert = str(folder / "bert")
+    with pytest.raises(ConfigError, match=r"none.pth cannot be read as chexbert.pth .*; give the file of its authors"):
+        Chexbert(str(tmp_path / "none.pth"), bert=bert)
+    torch.save({"state_dict": {}}, tmp_path / "other.pth")
+    with pytest.raises(ConfigError, match=r"other.pth cannot be read as chexbert.pth .KeyError: 'model_state_dict'"):
+        Chexbert(str(tmp_path / "other.pth"), bert=bert)
+    torch.save({"model_state_dict": {"module.bert.x": torch.zeros(1)}}, tmp_path / "odd.pth")
+    with pytest.raises(ConfigError, match=r"odd.pth holds other weights than CheXbert's"):
+        Chexbert(str(tmp_path / "odd.pth"), bert=bert)
+    with pytest.raises(ConfigError, match=r"bert '.*nowhere' cannot be loaded"):
+        Chexbert(str(folder / "chexbert.pth"), bert=str(tmp_path / "nowhere"))
+
+
+def test_a_configuration_names_a_labeller(chexbert):
+    import jsonargparse
+
+    from diptych.building import register_names
+
+    register_names()
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--labeller", type=Labeller)
+    options = {"checkpoint": str(chexbert[0] / "chexbert.pth"), "bert": str(chexbert[0] / "bert")}
+    for given, kind in (("Rules", Rules), ({"class_path": "Chexbert", "init_args": options}, Chexbert)):
+        parsed = parser.instantiate_classes(parser.parse_object({"labeller": given}))
+        assert isinstance(parsed.labeller, kind)
