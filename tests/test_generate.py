@@ -17,7 +17,6 @@ from generating import REPORTS, batch_of, tiny
 from inprocess import diptych
 from mini import IMAGE, ROOT, TRAINER, config, write_pairs
 from PIL import Image
-from sklearn.metrics import precision_recall_fscore_support
 
 from diptych import nlg
 from diptych.clinical import clinical
@@ -26,7 +25,7 @@ from diptych.errors import ConfigError
 from diptych.generate import Decoder, Generate, grid_code
 from diptych.head import Extracts
 from diptych.image import TimmImage
-from diptych.labeller import FINDINGS, Rules
+from diptych.labeller import Rules
 from diptych.loading import load, read_checkpoint
 from diptych.segment import Segment
 from diptych.trained import TrainedImage
@@ -137,12 +136,6 @@ def test_two_processes_give_the_gradient_of_one(gloo2):
             torch.testing.assert_close(theirs[name], gradient, msg=name)
 
 
-def test_texts_of_two_processes(gloo2):
-    parts = [["Größe 1.5 cm", "", "a\nb"], ["x" * 300]]
-    assert gloo2(generating.task_texts, parts) == [[*parts[0], *parts[1]]] * 2
-    assert gloo2(generating.task_texts, [[], ["é"]]) == [["é"]] * 2
-
-
 @pytest.mark.parametrize("text", [*REPORTS, "Left-sided effusion, 1.5 cm; lungs/heart.", "zyx nodule"])
 def test_a_report_comes_back_from_its_pieces(text):
     """But for case and for white space around punctuation."""
@@ -161,31 +154,6 @@ def test_pieces_that_are_no_words_are_never_written():
         task.memory(batch_of(task.tokenizer).image), beams=2, length_penalty=1.0, block_ngram=0, never=never
     )
     assert not {piece for ids in found.tolist() for piece in ids[1:] if piece} & set(never)
-
-
-@pytest.mark.parametrize("uncertain", [False, True])
-def test_clinical_figures_are_scikit_learns(uncertain):
-    rng = np.random.default_rng(0)
-    values, chance = np.array([1, 0, -1, np.nan]), [0.3, 0.2, 0.1, 0.4]
-    said, real = (rng.choice(values, (50, 14), p=chance) for _ in range(2))
-    real[:, 3], real[:, 7] = 0, np.nan  # absent from the references; Lung Lesion is claimed all the same
-    said[:, 5] = np.nan  # never found
-    weights = np.stack([np.ones(50, int), *rng.integers(0, 3, (4, 50))])
-    found, facts = clinical(said, real, weights, uncertain)
-    assert facts["absent"] == ["Lung Lesion", "Atelectasis"]
-    kept = [i for i, name in enumerate(FINDINGS) if name not in facts["absent"]]
-    one, other = (np.isin(x, (1, -1) if uncertain else (1,)) for x in (real, said))
-    for average in ("micro", "macro", None):
-        columns = kept if average != "micro" else list(range(14))
-        expected = precision_recall_fscore_support(one[:, columns], other[:, columns], average=average, zero_division=0)
-        for name, value in zip(("precision", "recall", "f1"), expected, strict=False):
-            if average:
-                assert found[f"{name}/{average}"].value == pytest.approx(value, abs=1e-9)
-            else:
-                for column, single in zip(columns, value, strict=True):
-                    assert found[f"{name}/{FINDINGS[column]}"].value == pytest.approx(single, abs=1e-9)
-    assert not any("Lung Lesion" in name for name in found)
-    assert found["f1/micro"].low <= found["f1/micro"].high
 
 
 def recipe(folder, table, name, *, image=None, options=(), columns=None, **trainer):
@@ -213,7 +181,7 @@ def written(tmp_path_factory):
     table = write_pairs(folder / "pairs", n=90)
     table.write_text(re.sub(r" Case \d+\.", "", table.read_text()))
     run = folder / "run"
-    done = diptych("fit", "-c", recipe(folder, table, "tuned", max_epochs=30), "--run", str(run))
+    done = diptych("fit", "-c", recipe(folder, table, "tuned", max_epochs=20), "--run", str(run))
     assert done.returncode == 0, done.stderr
     done = diptych("test", "-c", str(run / "config.yaml"), "--run", str(run), "--ckpt_path", "best")
     assert done.returncode == 0, done.stderr
@@ -360,7 +328,7 @@ def test_a_run_on_queries_is_fitted_and_tested(pretrained, tmp_path):
         done = diptych(command[0], "-c", file, "--run", str(tmp_path / "run"), *command[1:])
         assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert result["protocol"]["generate"]["attends to"] == "both"
+    assert result["protocol"]["decoder"]["attends to"] == "both"
     assert result["protocol"]["tower"]["head"] == "diptych_heads.pcma.Pcma"
 
 
@@ -427,7 +395,7 @@ def test_data_without_reports_and_another_tasks_checkpoint_are_named(written, tm
 def test_reports_of_phantoms_name_their_findings(tmp_path):
     """docs/downstream.md has the figures of the whole recipe."""
     file, run = str(ROOT / "experiments" / "phantom" / "generation.yaml"), tmp_path / "run"
-    options = ["--data.train", "1400", "--trainer.max_epochs", "10", "--data.cache", str(tmp_path / "cache")]
+    options = ["--data.train", "1300", "--trainer.max_epochs", "10", "--data.cache", str(tmp_path / "cache")]
     options += ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
     done = diptych("fit", "-c", file, "--run", str(run), *options)
     assert done.returncode == 0, done.stderr

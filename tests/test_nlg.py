@@ -1,18 +1,22 @@
-"""Metrics of generated text against sacrebleu, rouge_score, and slow twins of METEOR and CIDEr."""
+"""Metrics of generated text and of its findings against sacrebleu, rouge_score, and slow twins of METEOR and CIDEr."""
 
 import builtins
 import math
 from collections import Counter
 from itertools import pairwise
 
+import generating
 import numpy as np
 import pytest
 from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
+from sklearn.metrics import precision_recall_fscore_support
 
 from diptych import metrics, nlg
+from diptych.clinical import clinical
 from diptych.errors import ConfigError
+from diptych.labeller import FINDINGS
 
 WORDS = ["no", "small", "large", "effusion", "effusions", "pleural", "seen", "heart", "enlarged", "enlargement"]
 WORDS += ["nodules", "nodule"]
@@ -188,3 +192,34 @@ def test_without_nltk_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ConfigError, match=r"needs nltk for METEOR: pip install 'diptych\[report\]'"):
         nlg.need_nltk()
+
+
+@pytest.mark.parametrize("uncertain", [False, True])
+def test_clinical_figures_are_scikit_learns(uncertain):
+    rng = np.random.default_rng(0)
+    values, chance = np.array([1, 0, -1, np.nan]), [0.3, 0.2, 0.1, 0.4]
+    said, real = (rng.choice(values, (50, 14), p=chance) for _ in range(2))
+    real[:, 3], real[:, 7] = 0, np.nan  # absent from the references; Lung Lesion is claimed all the same
+    said[:, 5] = np.nan  # never found
+    weights = np.stack([np.ones(50, int), *rng.integers(0, 3, (4, 50))])
+    found, facts = clinical(said, real, weights, uncertain)
+    assert facts["absent"] == ["Lung Lesion", "Atelectasis"]
+    kept = [i for i, name in enumerate(FINDINGS) if name not in facts["absent"]]
+    one, other = (np.isin(x, (1, -1) if uncertain else (1,)) for x in (real, said))
+    for average in ("micro", "macro", None):
+        columns = kept if average != "micro" else list(range(14))
+        expected = precision_recall_fscore_support(one[:, columns], other[:, columns], average=average, zero_division=0)
+        for name, value in zip(("precision", "recall", "f1"), expected, strict=False):
+            if average:
+                assert found[f"{name}/{average}"].value == pytest.approx(value, abs=1e-9)
+            else:
+                for column, single in zip(columns, value, strict=True):
+                    assert found[f"{name}/{FINDINGS[column]}"].value == pytest.approx(single, abs=1e-9)
+    assert not any("Lung Lesion" in name for name in found)
+    assert found["f1/micro"].low <= found["f1/micro"].high
+
+
+def test_texts_of_two_processes(gloo2):
+    parts = [["Größe 1.5 cm", "", "a\nb"], ["x" * 300]]
+    assert gloo2(generating.task_texts, parts) == [[*parts[0], *parts[1]]] * 2
+    assert gloo2(generating.task_texts, [[], ["é"]]) == [["é"]] * 2

@@ -301,11 +301,13 @@ class Generate(Tuned):
         n = len(patients)
         self.results = {f"{stage}/generate/log_likelihood": Metric.of(likelihood / pieces, n)}
         tuned = any(parameter.requires_grad for parameter in self.image.parameters())
-        self.protocol["tower"]["decoder_parameters"] = sum(p.numel() for p in self.decoder.parameters())
-        self.protocol["generate"] = {
-            "tower": "trained along" if tuned else "frozen and in evaluation mode",
+        self.protocol["decoder"] = {  # of the model, not of how it is measured
             "attends to": self.attend,
             "vocabulary": self.tokenizer.size,
+            "parameters": sum(p.numel() for p in self.decoder.parameters()),
+        }
+        self.protocol["generate"] = {
+            "tower": "trained along" if tuned else "frozen and in evaluation mode",
             "most word pieces": self.tokenizer.max_tokens,
             "interval": f"95 % percentile bootstrap over patients, {resamples} resamples",
             "reports": n,
