@@ -1,11 +1,13 @@
-"""Tasks for a pool of processes: a step of report generation, and texts that are exchanged."""
+"""The smallest report generation, as objects, as a YAML, and as tasks for a pool of processes."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from mini import IMAGE
+import yaml
+from mini import IMAGE, TRAINER
 from torch import Tensor
 
 from diptych import distributed, scoring
@@ -65,3 +67,30 @@ def task_step(n: int) -> tuple[float, dict[str, Tensor]]:
 def task_texts(parts: list[list[str]]) -> list[str]:
     """What every process gathers of texts of which each has its own."""
     return scoring.gather_texts(parts[distributed.rank()], torch.device("cpu"))
+
+
+def recipe(
+    folder: Path,
+    table: Path,
+    name: str,
+    *,
+    image: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
+    columns: dict[str, Any] | None = None,
+    **trainer: Any,
+) -> str:
+    """A YAML that trains the smallest decoder."""
+    columns = columns or {"patient": "patient", "split": "split"}
+    loading = {"image_size": 32, "eval_batch_size": 4, "batch_size": 6, "workers": 0, "augment": None}
+    image = image or {"class_path": "TimmImage", "init_args": {**IMAGE, "stage": 3}}
+    model = {"image": image, "width": 32, "layers": 1, "heads": 2, "vocabulary": 128, "max_tokens": 24, "lr": 1e-2}
+    model |= {"resamples": 50, "dropout": 0.0, "beams": 2, **(options or {})}
+    content = {
+        "seed_everything": 1,
+        "trainer": {**TRAINER, **trainer},
+        "model": {"class_path": "Generate", "init_args": model},
+        "data": {"class_path": "tabular", "init_args": {"table": str(table), "columns": columns, "loading": loading}},
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return str(path)

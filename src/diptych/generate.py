@@ -299,7 +299,9 @@ class Generate(Tuned):
         weights = metrics.figure_and_bootstrap(patients.numpy(), resamples)
         likelihood, pieces = metrics.sums(gathered.double().numpy(), weights).T
         n = len(patients)
-        self.results = {f"{stage}/generate/log_likelihood": Metric.of(likelihood / pieces, n)}
+        self.results = {}
+        if stage == "val":  # of one vocabulary: it chooses a checkpoint, and compares no models
+            self.results["val/generate/log_likelihood"] = Metric.of(likelihood / pieces, n)
         tuned = any(parameter.requires_grad for parameter in self.image.parameters())
         self.protocol["decoder"] = {  # of the model, not of how it is measured
             "attends to": self.attend,
