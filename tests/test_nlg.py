@@ -1,4 +1,4 @@
-"""Metrics of generated text and of its findings against sacrebleu, rouge_score, and slow twins of METEOR and CIDEr."""
+"""Metrics of generated text, and of its findings, against sacrebleu, rouge_score, scikit-learn and slow twins."""
 
 import builtins
 import math
