@@ -38,7 +38,9 @@ def test_recipes_fit_the_signatures(recipe, monkeypatch, capsys):
         parsed = yaml.safe_load(printed.out)
         model = parsed["model"]
         named = model["class_path"] if "class_path" in model else model["head"]["class_path"]
-        assert named.startswith(("diptych_heads.", "diptych.segment.", "diptych.detect."))
+        assert named.startswith(
+            ("diptych_heads.", *(f"diptych.{m}." for m in ("detect", "generate", "probe", "segment")))
+        )
 
 
 @pytest.mark.slow
@@ -55,7 +57,7 @@ def test_a_trained_model_is_evaluated_on_every_release(tmp_path):
     for file in EVALUATIONS:
         layout = re.match(r"mimic5x200|mimic_cxr|[a-z]+", file.stem)[0].replace("5x200", "_cxr")
         root = write_layout(layout, 80 if "5x200" in file.stem else 40, tmp_path / file.stem, seed=4, size=48)
-        root = root / "kaggle" if file.stem == "openi" else root
+        root = root / "kaggle" if layout == "openi" else root
         run = tmp_path / "out" / file.stem
         known = {"runs/mine/config.yaml": tmp_path / "mine" / "config.yaml", "DIR": root, "FILE": best}
         known |= {f"experiments/evaluate/{file.name}": file, f"runs/mine-{file.stem}": run}
@@ -70,7 +72,7 @@ def test_a_trained_model_is_evaluated_on_every_release(tmp_path):
         result = json.loads((run / "results.json").read_text())
         assert result["protocol"]["data"].startswith(f"{layout}/")
         if task:
-            assert any(re.search("/(auroc|dice|challenge)(/|$)", name) for name in result["metrics"])
+            assert any(re.search("/(auroc|dice|challenge|clinical/f1)(/|$)", name) for name in result["metrics"])
             assert result["protocol"]["tower"]["head"] == "diptych_heads.global_.Global"
             continue
         assert ("NIH" in str(result["protocol"].get("overlaps"))) == (layout in {"rsna", "siim"})

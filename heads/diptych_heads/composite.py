@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.errors import ConfigError
-from diptych.head import AlignmentHead, Grounds, HeadFactory, Observes, ScoresMatchings, WeighsWords
+from diptych.head import AlignmentHead, Extracts, Grounds, HeadFactory, Observes, ScoresMatchings, WeighsWords
 from diptych.types import Dims, Embedding, Features, Pairs
 
 __all__ = ["Composite"]
@@ -20,6 +20,7 @@ __all__ = ["Composite"]
 _ABILITIES: dict[str, Callable[[object], bool]] = {
     "heatmap": lambda head: isinstance(head, Grounds),
     "observations": lambda head: isinstance(head, Observes),
+    "extracts": lambda head: isinstance(head, Extracts),
     "local_scores": lambda head: isinstance(head, ScoresMatchings),
     "importance": lambda head: isinstance(head, WeighsWords) and head.weighs_words,
 }

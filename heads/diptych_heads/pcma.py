@@ -263,6 +263,10 @@ class Pcma(AlignmentHead[Observations]):
         assert image.attention is not None  # embed_image gives it
         return image.attention
 
+    def extracts(self, image: Observations) -> Tensor:
+        """The V-PORs ``[I,K,E]``."""
+        return image.tokens
+
     def _intra(self, image: Observations, text: Observations, scale: Tensor) -> Tensor:
         assert text.sentence_hash is not None
         with torch.autocast(text.tokens.device.type, enabled=False):

@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["build_module", "import_object", "register_names"]
 
 _NAMED = (
+    "chexbert",
     "class_retrieval",
     "detect",
     "few_shot",
     "finetune",
+    "generate",
     "grounding",
+    "labeller",
     "multi_resolution",
     "multiple_instance",
     "probe",

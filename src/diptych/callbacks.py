@@ -77,7 +77,8 @@ class Throughput(pl.Callback):
             shown += [
                 name
                 for name in logged
-                if name.startswith("val/") and name.endswith(("/r@5", "/auroc/macro", "macro_auroc", "/dice/positive"))
+                if name.startswith("val/")
+                and name.endswith(("/r@5", "/auroc/macro", "macro_auroc", "/dice/positive", "/log_likelihood"))
             ]
             values = ", ".join(f"{name} {float(logged[name]):.3f}" for name in shown)
             rank_zero_info(f"epoch {trainer.current_epoch}, step {trainer.global_step}: {values}")

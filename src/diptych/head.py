@@ -21,6 +21,7 @@ from diptych.types import Dims, E, Features, Pairs
 
 __all__ = [
     "AlignmentHead",
+    "Extracts",
     "FollowsTraining",
     "Grounds",
     "HeadFactory",
@@ -125,6 +126,14 @@ class Observes(Protocol[E]):  # type: ignore[misc]  # as above
 
     def observations(self, image: E) -> Tensor:
         """Attention ``[B,K,N_regions]`` of each query over the regions, summing to 1."""
+
+
+@runtime_checkable
+class Extracts(Protocol[E]):  # type: ignore[misc]  # as above
+    """What a head can do if what its queries find in the image are vectors of their own, for a decoder to attend to."""
+
+    def extracts(self, image: E) -> Tensor:
+        """What each query found, ``[B,K,E]``."""
 
 
 HeadFactory = Callable[[Dims], AlignmentHead]  # type: ignore[type-arg]

@@ -34,6 +34,9 @@ class ImageTower(Tower):
     pyramid_widths: tuple[int, ...] = ()
     """Widths of the feature pyramid's levels; empty where the tower has none."""
 
+    query_width: int = 0
+    """Width of what :meth:`queries` gives; 0 where there are none."""
+
     @abstractmethod
     def forward(self, image: Tensor) -> Features:
         """Features of radiographs ``[B,1,H,V]``, uint8 or float in [0,1].
@@ -55,6 +58,16 @@ class ImageTower(Tower):
             ConfigError: the tower has none, or does not take this size.
         """
         raise ConfigError(f"{type(self).__name__} has no feature pyramid; choose another image tower, as TimmImage")
+
+    def queries(self, features: Features) -> Tensor:
+        """What the queries of a trained head find in an image of these features, ``[B,K,query_width]``.
+
+        Raises:
+            ConfigError: the tower has none.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} has no queries; use TrainedImage with queries: true, of a run whose head has some, as pcma"
+        )
 
 
 def pyramid_indices(reductions: Sequence[int]) -> list[int]:

@@ -26,6 +26,7 @@ __all__ = [
     "mean",
     "median_rank",
     "recall_at",
+    "sums",
     "top_class",
 ]
 
@@ -130,8 +131,8 @@ def f1(predicted: Array, labels: Array, weights: Array | None = None) -> Floats:
     """
     found, real = predicted.astype(bool), labels.astype(bool)
     hits = np.stack([found & real, found.astype(np.int64) + real], axis=1).astype(np.float64)  # [n,2]
-    sums = np.concatenate([block @ hits for block in _blocks(weights, len(found))])
-    return _ratio(2 * sums[:, 0], sums[:, 1])
+    total = sums(hits, weights)
+    return _ratio(2 * total[:, 0], total[:, 1])
 
 
 def best_f1_threshold(scores: Array, labels: Array) -> float:
@@ -173,6 +174,11 @@ def mean(hits: Array, weights: Array | None = None) -> Floats:
     """Mean of a value ``[n]`` of each sample, ``[R]``; NaN where none has weight."""
     sums = [(block @ hits.astype(np.float64), block.sum(axis=1)) for block in _blocks(weights, len(hits))]
     return _ratio(np.concatenate([hit for hit, _ in sums]), np.concatenate([total for _, total in sums]))
+
+
+def sums(values: Array, weights: Array | None = None) -> Floats:
+    """Weighted sums ``[R,k]`` of ``k`` values ``[n,k]`` of each sample, for metrics of a whole set."""
+    return np.concatenate([block @ values.astype(np.float64) for block in _blocks(weights, len(values))])
 
 
 def _rows(weights: Array | None) -> int:

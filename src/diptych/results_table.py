@@ -146,7 +146,8 @@ class View:
     """Which columns are shown, and what a row is.
 
     Args:
-        patterns: columns whose name fits one of these (``auroc/*``); if there are none, all but the parts of a ``macro``.
+        patterns: columns whose name fits one of these (``auroc/*``); if there are none, all but the parts of a ``macro`` (a
+            ``micro`` is none).
         over_seeds: a row is the seeds of one model.
     """
 
@@ -158,7 +159,7 @@ class View:
         names = table.metrics()
         if self.patterns:
             return [name for name in names if any(fnmatchcase(name, pattern) for pattern in self.patterns)]
-        return [n for n in names if n.endswith("/macro") or f"{n.rpartition('/')[0]}/macro" not in names]
+        return [n for n in names if n.endswith(("/macro", "/micro")) or f"{n.rpartition('/')[0]}/macro" not in names]
 
     def rows(self, table: Table) -> dict[str, list[Run]]:
         """The runs of each row.

@@ -14,7 +14,18 @@ from diptych.errors import DataError
 from diptych.head import AlignmentHead
 from diptych.types import Embedding
 
-__all__ = ["IMAGES", "TEXTS", "TIE", "blocks", "gather_embedding", "gather_order", "gather_rows", "ranks", "stack"]
+__all__ = [
+    "IMAGES",
+    "TEXTS",
+    "TIE",
+    "blocks",
+    "gather_embedding",
+    "gather_order",
+    "gather_rows",
+    "gather_texts",
+    "ranks",
+    "stack",
+]
 
 Emb = TypeVar("Emb", bound=Embedding)
 
@@ -111,6 +122,16 @@ def gather_order(index: Tensor, device: torch.device, name: str) -> Tensor:
 def gather_rows(x: Tensor, device: torch.device) -> Tensor:
     """The rows of all processes, on the CPU; ``device`` is where the processes can exchange them."""
     return distributed.gather_uneven(x.to(device)).cpu()
+
+
+def gather_texts(texts: Sequence[str], device: torch.device) -> list[str]:
+    """The texts of all processes; ``device`` is where the processes can exchange them. Collective."""
+    raw = [text.encode() for text in texts]
+    rows = torch.zeros(len(raw), max(map(len, raw), default=0), dtype=torch.uint8)
+    for row, text in zip(rows, raw, strict=True):
+        row[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else row[:0]
+    sizes = gather_rows(torch.tensor([len(text) for text in raw], dtype=torch.int64), device).tolist()
+    return [bytes(row[:n].tolist()).decode() for row, n in zip(gather_rows(rows, device), sizes, strict=True)]
 
 
 def gather_embedding(embedding: Emb, device: torch.device) -> Emb:

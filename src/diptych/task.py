@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Rows:
         self._lengths = [[torch.zeros(0, dtype=torch.int64)] for _ in widths]
         self._index = [torch.zeros(0, dtype=torch.int64)]
         self._group = [torch.zeros(0, dtype=torch.int64)]
+        self.order = torch.zeros(0, dtype=torch.int64)
+        """The rows of all processes, as they come one after the other, in the order of :meth:`gather`."""
 
     def add(self, batch: Batch, *values: Tensor | Sequence[Tensor]) -> None:
         """Take the valid samples of a batch: a row of each value ``[B,width]``, or what of a list ``[k,width]`` is theirs."""
@@ -59,7 +61,7 @@ class Rows:
         Raises:
             DataError: a sample was counted twice.
         """
-        order = scoring.gather_order(torch.cat(self._index), self.device, "task")
+        self.order = order = scoring.gather_order(torch.cat(self._index), self.device, "task")
         group = scoring.gather_rows(torch.cat(self._group), self.device)[order]
         values = []
         for kept, lengths in zip(self._values, self._lengths, strict=True):
@@ -160,6 +162,26 @@ class Tuned(Task):
         self.lr, self.weight_decay, self.warmup, self.lr_floor = lr, weight_decay, warmup, lr_floor
         self.resamples = resamples
 
+    def train_what_is_used(self, outputs: Callable[[Tensor], Sequence[Tensor]]) -> None:
+        """Train nothing of the tower that a task does not use (as the norm of a pooled vector), which DDP would wait for.
+
+        Args:
+            outputs: what the task makes of images ``[1,1,H,V]``.
+        """
+        trained = [parameter for parameter in self.image.parameters() if parameter.requires_grad]
+        if not trained:
+            return
+        training, size = self.training, self.data.loading.image_size
+        self.eval()
+        with torch.inference_mode(False), torch.enable_grad():
+            found = outputs(torch.zeros(1, 1, size, size, device=self.device))
+            used = torch.autograd.grad(
+                torch.stack([value.float().sum() for value in found]).sum(), trained, allow_unused=True
+            )
+        for parameter, gradient in zip(trained, used, strict=True):
+            parameter.requires_grad_(gradient is not None)
+        self.train(training)
+
     @abstractmethod
     def begin(self) -> None:
         """Begin a pass over a validation or test set."""
@@ -246,19 +268,8 @@ class Located(Tuned):
         self.pictures = pictures
 
     def configure_model(self) -> None:
-        """Train nothing that the pyramid does not use (as the norm of a pooled vector), which DDP would wait for."""
-        trained = [parameter for parameter in self.image.parameters() if parameter.requires_grad]
-        if not trained:
-            return
-        training, size = self.image.training, self.data.loading.image_size
-        with torch.inference_mode(False), torch.enable_grad():
-            levels = self.image.eval().pyramid(torch.zeros(1, 1, size, size, device=self.device))
-            used = torch.autograd.grad(
-                torch.stack([level.float().sum() for level in levels]).sum(), trained, allow_unused=True
-            )
-        for parameter, gradient in zip(trained, used, strict=True):
-            parameter.requires_grad_(gradient is not None)
-        self.image.train(training)
+        """Train what the pyramid uses."""
+        self.train_what_is_used(self.image.pyramid)
 
     def how_trained(self) -> str:
         """What became of the tower, for the protocol."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, normalizers, pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from diptych.errors import ConfigError
 from diptych.reports import sentence_spans, text_hash
@@ -18,6 +19,7 @@ from diptych.types import TextBatch
 __all__ = ["Tokenizer", "learn_vocabulary"]
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_TIGHT = re.compile(r"(?<=\w) ?([-/]) ?(?=\w)|(?<=\d)(\.) (?=\d)")  # "left - sided", "1. 5"
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 _SMALLEST = len(_SPECIAL) + 2 * len(_ALPHABET)
 
@@ -176,6 +178,19 @@ class Tokenizer:
             raw=list(texts),
             sentence_hash=sentence_hash,
         )
+
+    def ids_that_are_no_words(self, rows: int) -> list[int]:
+        """Numbers below ``rows`` that a generator must not write: all special tokens but [SEP], and what is not learned."""
+        special = [self._ready().token_to_id(token) for token in _SPECIAL if token != "[SEP]"]
+        return [*special, *range(self.size, rows)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of word pieces up to the first that ends one; case and spacing are the vocabulary's."""
+        backend = self._ready()
+        tokens = [backend.id_to_token(number) or "[UNK]" for number in ids]
+        end = tokens.index("[SEP]") if "[SEP]" in tokens else len(tokens)
+        text: str = decoders.WordPiece().decode([token for token in tokens[:end] if token not in _SPECIAL])
+        return _TIGHT.sub(r"\1\2", text)
 
     def word_spans(self, text: str) -> list[tuple[int, int]]:
         """Character spans of the whole words, in the order of the mask; a report too long is cut first."""
