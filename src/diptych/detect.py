@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchvision.models.detection.fcos import FCOS
+from torchvision.models.detection.fcos import FCOS, FCOSHead
 from torchvision.ops import FeaturePyramidNetwork
 
-from diptych import detection, metrics
+from diptych import detection, distributed, metrics
 from diptych.classification import with_macro
 from diptych.errors import ConfigError, DataError
 from diptych.figures import draw_boxes
@@ -66,6 +66,23 @@ class _Announced(nn.Module):
         self.out_channels = width
 
 
+class _Head(FCOSHead):  # type: ignore[misc]  # torchvision is not typed
+    """torchvision's, its losses divided by the places with a finding on all processes, not by this one's."""
+
+    def compute_loss(
+        self,
+        targets: list[dict[str, Tensor]],
+        head_outputs: dict[str, Tensor],
+        anchors: list[Tensor],
+        matched_idxs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        losses = super().compute_loss(targets, head_outputs, anchors, matched_idxs)
+        own = sum(
+            ((index >= 0).sum() for index in matched_idxs), torch.zeros((), dtype=torch.int64, device=anchors[0].device)
+        )
+        return {name: distributed.mean_loss(loss * own.clamp_min(1), own) for name, loss in losses.items()}
+
+
 class Detector(nn.Module):
     """FCOS (arXiv 1904.01355) with a feature pyramid network (arXiv 1612.03144), of torchvision, on given feature maps.
 
@@ -87,6 +104,7 @@ class Detector(nn.Module):
         self.fcos = FCOS(
             _Announced(width),
             num_classes=findings,
+            head=_Head(width, 1, findings),
             score_thresh=_FLOOR,
             nms_thresh=0.5,
             detections_per_img=detection.LIMIT,

@@ -21,6 +21,7 @@ __all__ = [
     "gather",
     "gather_uneven",
     "max_over_processes",
+    "mean_loss",
     "rank",
     "sum_over_processes",
     "sum_with_gradient",
@@ -135,6 +136,16 @@ def sum_with_gradient(x: Tensor) -> Tensor:
     if world_size() == 1:
         return x
     return cast(Tensor, _Sum.apply(x)) if x.requires_grad else sum_over_processes(x)
+
+
+def mean_loss(total: Tensor, count: Tensor) -> Tensor:
+    """The mean over all that count on all processes, as each process's loss: DDP's average of them is exactly that mean.
+
+    Args:
+        total: sum over what counts on this process, a scalar with gradient.
+        count: how much counts on this process; where nothing counts on any, the mean is 0.
+    """
+    return total * world_size() / sum_over_processes(count).clamp_min(1)
 
 
 def max_over_processes(x: Tensor) -> Tensor:

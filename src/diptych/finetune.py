@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from diptych import metrics
+from diptych import distributed, metrics
 from diptych.classification import binary_values
 from diptych.errors import ConfigError
 from diptych.image import ImageTower
-from diptych.probe import masked_bce
+from diptych.probe import known_bce
 from diptych.task import Rows, Tuned
 from diptych.types import Batch
 
@@ -67,7 +67,7 @@ class FineTune(Tuned):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss."""
         assert batch.labels is not None  # labelled() has looked
-        loss = masked_bce(self(batch.image), batch.labels)
+        loss = distributed.mean_loss(*known_bce(self(batch.image), batch.labels))
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
 

@@ -262,8 +262,7 @@ class Generate(Tuned):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The mean over the word pieces of all processes, exactly: DDP averages what each gives."""
         costs, real = self._costs(self.memory(batch.image), self._reports(batch))
-        pieces = distributed.sum_over_processes(real.sum())
-        loss = costs.sum() * distributed.world_size() / pieces
+        loss = distributed.mean_loss(costs.sum(), real.sum())
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
 

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diptych import metrics
+from diptych import distributed, metrics
 from diptych.classification import binary_values, with_macro
 from diptych.errors import ConfigError
 from diptych.grounding import at_pixels, in_picture, measured, regions_of
 from diptych.image import ImageTower
 from diptych.localisation import MEASURES
-from diptych.probe import masked_bce
+from diptych.probe import known_bce
 from diptych.task import Rows, Tuned
 from diptych.types import Batch
 
@@ -84,7 +84,7 @@ class MultipleInstance(Tuned):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss."""
         assert batch.labels is not None  # labelled() has looked
-        loss = masked_bce(top_share(self(batch.image), self.share), batch.labels)
+        loss = distributed.mean_loss(*known_bce(top_share(self(batch.image), self.share), batch.labels))
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
 

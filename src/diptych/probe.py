@@ -39,11 +39,17 @@ class Fitted:
     """That loss."""
 
 
-def masked_bce(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy ``[n,L]`` averaged over the known labels (1 and 0); 0 where there is none."""
+def known_bce(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy ``[n,L]`` summed over the known labels (1 and 0), and how many these are."""
     known = (labels == 0) | (labels == 1)
     terms = nn.functional.binary_cross_entropy_with_logits(logits, labels.where(known, 0.0), reduction="none")
-    return (terms * known).sum() / known.sum().clamp_min(1)
+    return (terms * known).sum(), known.sum()
+
+
+def masked_bce(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy ``[n,L]`` averaged over the known labels (1 and 0); 0 where there is none."""
+    total, known = known_bce(logits, labels)
+    return total / known.clamp_min(1)
 
 
 def fit_linear(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych import metrics
+from diptych import distributed, metrics
 from diptych.errors import ConfigError, DataError
 from diptych.figures import draw_masks
 from diptych.image import ImageTower
@@ -32,10 +32,12 @@ def focal_loss(logits: Tensor, truth: Tensor, gamma: float = 2.0) -> Tensor:
 def dice_loss(logits: Tensor, truth: Tensor, smooth: float = 1.0) -> Tensor:
     """``1 - (2 sum(p t) + smooth) / (sum(p) + sum(t) + smooth)`` over all pixels of the batch (arXiv 1606.04797).
 
-    Over the batch, not the image: an image without a mask has no overlap to raise.
+    Over the batch of all processes, not the image: an image without a mask has no overlap to raise.
     """
     shown = logits.sigmoid()
-    return 1 - (2 * (shown * truth).sum() + smooth) / (shown.sum() + truth.sum() + smooth)
+    both, sizes = distributed.sum_with_gradient(torch.stack([(shown * truth).sum(), shown.sum() + truth.sum()]))
+    loss: Tensor = 1 - (2 * both + smooth) / (sizes + smooth)
+    return loss
 
 
 def overlaps(counts: Floats) -> tuple[Floats, Floats]:

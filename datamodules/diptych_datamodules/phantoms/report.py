@@ -140,8 +140,7 @@ def write_report(
     if not specs:
         summary = [_template(dice.pick(w.NORMAL_SUMMARY), {}, None, None)]
     elif dice() < 0.35:
-        denial = _deny(dice, present, mentions, w.DENIED_SUMMARY)
-        summary += denial[:1]
+        summary += _deny(dice, present, mentions, w.DENIED_SUMMARY, most=1)
     extra = filler / (1 - filler) * (len(body) + len(summary))
     count = int(extra) + (dice() < extra - int(extra))
     pool = dice.shuffled([_Sentence(text) for text in w.FILLER])
@@ -186,9 +185,13 @@ def _template(template: str, slots: dict[str, str], index: int | None, name: str
 
 
 def _deny(
-    dice: _Dice, present: set[str], mentions: dict[str, float], pool: Sequence[w.Denial] = w.DENIED
+    dice: _Dice,
+    present: set[str],
+    mentions: dict[str, float],
+    pool: Sequence[w.Denial] = w.DENIED,
+    most: int | None = None,
 ) -> list[_Sentence]:
-    """Sentences that say what is not there; each is true, and no finding is denied twice."""
+    """Sentences that say what is not there, ``most`` of them; each is true, and no finding is denied twice."""
     sentences: list[_Sentence] = []
     said: set[str] = set()
     chance = 0.4 if present else 0.5
@@ -203,9 +206,10 @@ def _deny(
                 sentence.links.append(Link(place, place + len(words), "negated", None, name))
                 place += len(words)
             sentences.append(sentence)
-    for name in sorted(said, key=FINDINGS.index):
-        mentions[name] = 0.0
-    return sentences
+    kept = sentences[:most]
+    denied = {link.name for sentence in kept for link in sentence.links}
+    mentions |= {name: 0.0 for name in FINDINGS if name in denied}
+    return kept
 
 
 def _spread(dice: _Dice, said: list[_Sentence], filler: Sequence[_Sentence]) -> list[_Sentence]:

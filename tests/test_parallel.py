@@ -1,0 +1,14 @@
+"""The losses of downstream tasks on two processes: those of one process on the whole batch, exactly."""
+
+import parallel
+import pytest
+import torch
+
+
+@pytest.mark.parametrize("kind", parallel.LOSSES)
+def test_two_processes_give_the_gradient_of_one(kind, gloo2):
+    loss, gradient = parallel.task_loss(kind)
+    assert gradient.abs().sum() > 0
+    for theirs, of_them in gloo2(parallel.task_loss, kind):
+        assert theirs == pytest.approx(loss, rel=1e-9)
+        torch.testing.assert_close(of_them, gradient, rtol=1e-9, atol=1e-12)
