@@ -52,6 +52,7 @@ bench: install
 	$(BIN)/python benchmarks/reclf.py --memory
 	$(BIN)/python benchmarks/head_cost.py
 	$(BIN)/python benchmarks/packed.py
+	$(BIN)/python benchmarks/retrieval.py
 
 clean:
 	rm -rf build dist runs .mypy_cache .ruff_cache .pytest_cache *.egg-info
