@@ -240,6 +240,14 @@ def test_load_gives_what_training_had(run, table):
     assert all(torch.equal(v, stored[k]) for k, v in again.state_dict().items() if isinstance(v, torch.Tensor))
 
 
+def test_a_model_is_loaded_without_the_prompt_files_it_was_validated_with(run, tmp_path):
+    checkpoint = read_checkpoint(run[0] / "checkpoints" / "best.ckpt")
+    gone = {"class_path": "diptych.evaluation.ZeroShot", "init_args": {"prompts": str(tmp_path / "gone.yaml")}}
+    checkpoint["diptych"]["config"]["evaluators"] = [gone]
+    torch.save(checkpoint, tmp_path / "moved.ckpt")
+    assert load_module(tmp_path / "moved.ckpt").evaluators == []
+
+
 def test_foreign_and_unfit_checkpoints_are_refused_by_name(run, tmp_path):
     folder, _ = run
     best = folder / "checkpoints" / "best.ckpt"

@@ -89,6 +89,8 @@ def check_fit(checkpoint: dict[str, Any], module: nn.Module, *, source: str) -> 
 def load_module(path: Path | str) -> AlignmentModule:
     """Rebuild the module a checkpoint was trained as, with its weights, in eval mode; needs no network.
 
+    Its evaluators are left behind: the prompt files that they read may be elsewhere, or gone.
+
     Raises:
         ConfigError: the file is not ours, holds no configuration, names a head that is not installed, or does not fit.
     """
@@ -123,6 +125,7 @@ def _module_of(checkpoint: dict[str, Any], path: str) -> AlignmentModule:
         extra = checkpoint["state_dict"].get(f"encoder.{name}._extra_state")
         if extra is not None:
             config[name]["init_args"] |= tower.rebuild_args(extra)
+    config["evaluators"] = []
     module = build_module(config)
     check_fit(checkpoint, module, source=path)
     module.load_state_dict(checkpoint["state_dict"])
