@@ -156,6 +156,11 @@ def test_pictures_show_boxes_where_they_are():
     assert set(np.nonzero((named != sheet).any(axis=(1, 2)))[0] - 24) <= {*range(2, 16), *range(48, 64)}  # words alone
 
 
+def test_a_box_narrower_than_a_pixel_is_drawn():
+    boxes = {"prediction": np.array([[5.0, 5, 5.01, 9, 0, 0.5], [64, 5, 64, 9, 0, 0.5]])}
+    assert np.array(draw_boxes(np.full((300, 300), 90, np.uint8), boxes)).std(axis=2).any()
+
+
 def write_boxes(folder, n=60, size=64):
     """The RSNA layout: pictures with a bright rectangle or two, or none."""
     rng = np.random.default_rng(0)

@@ -16,6 +16,7 @@ from diptych.data import Loading
 from diptych.errors import ConfigError
 from diptych.image import TimmImage
 from diptych.loading import load_module, read_checkpoint
+from diptych.optim import parameter_groups
 from diptych.probe import Probe, fit_linear, masked_bce
 from diptych.splits import nested
 from diptych.trained import TrainedImage
@@ -177,6 +178,10 @@ def test_the_tower_is_that_of_the_checkpoint_and_freezes_as_asked(trained):
     for name, value in tower.tower.named_parameters():
         torch.testing.assert_close(value, weights[f"encoder.image.{name}"])
         assert value.requires_grad == (tower.layer_of(f"tower.{name}") >= 1)
+    rates = {name: group["lr"] for group in parameter_groups(tower, lr=1.0, weight_decay=0) for name in group["names"]}
+    assert len(set(rates.values())) > 2  # its own decay, not that of the run
+    for name, rate in rates.items():
+        assert rate == 0.5 ** (tower.num_layers - tower.layer_of(name)), name
     assert not any(p.requires_grad for p in Probe(tower).image.parameters())
 
 

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import math
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -12,9 +14,11 @@ from mini import IMAGE, TRAINER, write_masks
 from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score, roc_auc_score
 
+from diptych.data import Loading
 from diptych.errors import ConfigError
 from diptych.few_shot import FewShot, carried
 from diptych.image import TimmImage
+from diptych_datamodules.tabular import Columns, Tabular
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -138,6 +142,32 @@ def test_two_processes_are_as_one(tested):
     two = json.loads((folder / "two" / "results.json").read_text())["metrics"]
     for name, value in result["metrics"].items():
         assert two[name] == pytest.approx(value, abs=1e-6), name
+
+
+def test_a_diverged_tower_has_no_figures(tested):
+    """Not those of the images that came through."""
+    folder, table, _ = tested
+
+    class Odd(TimmImage):
+        def pyramid(self, image):
+            levels = super().pyramid(image)
+            levels[0][image.float().mean((1, 2, 3)) > 60] = torch.nan  # some images
+            return levels
+
+    data = Tabular(
+        str(table),
+        columns=Columns(mask="mask", patient="patient", split="split", text=[]),
+        loading=Loading(image_size=32, eval_batch_size=4, workers=0),
+    )
+    for precision in ("32-true", "bf16-mixed"):
+        for kind, fine in ((TimmImage, True), (Odd, False)):
+            torch.manual_seed(1)
+            image = kind("resnet10t", pretrained=False, model_args=IMAGE["model_args"])
+            task = FewShot(image, shots=[1], episodes=1, stride=4, pictures=0, resamples=0)
+            quiet = {"logger": False, "enable_checkpointing": False, "default_root_dir": folder, "precision": precision}
+            pl.Trainer(**TRAINER, **quiet).test(task, data, verbose=False)
+            assert {math.isfinite(value.value) for value in task.results.values()} == {fine}
+            assert {value.n for value in task.results.values()} == {8}
 
 
 def test_what_the_data_lack_is_said(tested):

@@ -232,6 +232,22 @@ def test_a_checkpoint_brings_its_vocabulary_and_writes_the_same(written, tmp_pat
     assert not (tmp_path / "val" / "reports.csv").exists()
 
 
+def test_a_diverged_model_has_no_figures(written, tmp_path):
+    """It writes all the same, and a labeller would read "No Finding" in it."""
+    *_, run = written
+    checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    for name, value in checkpoint["state_dict"].items():
+        if name.startswith("decoder.") and value.is_floating_point():
+            value.fill_(torch.nan)
+    torch.save(checkpoint, tmp_path / "bad.ckpt")
+    options = ["--run", str(tmp_path / "bad"), "--ckpt_path", str(tmp_path / "bad.ckpt")]
+    done = diptych("test", "-c", str(run / "config.yaml"), *options)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "bad" / "results.json").read_text())["metrics"]
+    assert "test/generate/clinical/f1/micro" in found
+    assert {value["value"] for value in found.values()} == {None}
+
+
 @pytest.mark.slow
 def test_two_processes_train_a_tower_whose_pooled_norm_is_not_used(written):
     from test_ddp import TWO, launch
@@ -274,7 +290,9 @@ def test_what_generate_cannot_take_it_says():
         ({"layers": 0}, "layers is 0; give at least 1"),
         ({"dropout": 1.0}, "dropout is 1.0; give 0 or more"),
         ({"block_ngram": -1}, "block_ngram is -1; give 0 or more"),
-        ({"vocabulary": 10}, "vocabulary=10: give at least 77"),
+        ({"vocabulary": 10}, "vocabulary is 10; give at least 77"),
+        ({"heads": 0}, "heads is 0; give at least 1"),
+        ({"resamples": -1}, r"Generate: resamples is -1; give 0 \(no intervals\) or more"),
         ({"max_tokens": 3}, "max_tokens=3"),
     ):
         with pytest.raises(ConfigError, match=said):

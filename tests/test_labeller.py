@@ -19,6 +19,11 @@ SHORT = {
 }  # fmt: skip
 SENTENCES = [  # + present, - absent, ? uncertain; what is not listed is not mentioned; "No Finding" is left to another test
     # plain statements
+    ("Kerley B lines are seen.", ""),
+    ("There are septal lines.", ""),
+    ("Lines and tubes are unchanged.", "+D"),
+    ("Rule out pneumonia.", "?P"),
+    ("Evaluate for pneumothorax.", "?PX"),
     ("There is a small left pleural effusion.", "+EFF"),
     ("Moderate cardiomegaly with pulmonary vascular congestion.", "+C +E"),
     ("The heart is mildly enlarged.", "+C"),

@@ -219,6 +219,19 @@ def test_clinical_figures_are_scikit_learns(uncertain):
     assert found["f1/micro"].low <= found["f1/micro"].high
 
 
+def test_recall_is_not_defined_where_no_reference_has_the_finding():
+    real = np.zeros((10, 14), np.float32)
+    real[0, 1] = 1
+    said = real.copy()
+    said[1, 1] = 1  # a false alarm
+    weights = np.ones((3, 10), int)
+    weights[1, 0] = 0  # a resample without the only one
+    found, _ = clinical(said, real, weights)
+    recall, precision = (found[f"{name}/Cardiomegaly"] for name in ("recall", "precision"))
+    assert (recall.value, recall.low, recall.high) == (1, 1, 1)
+    assert (precision.value, precision.low) == (0.5, pytest.approx(0.0125))
+
+
 def test_texts_of_two_processes(gloo2):
     parts = [["Größe 1.5 cm", "", "a\nb"], ["x" * 300]]
     assert gloo2(generating.task_texts, parts) == [[*parts[0], *parts[1]]] * 2

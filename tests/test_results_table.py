@@ -94,6 +94,9 @@ def test_what_comes_out_of_a_run_is_no_protocol(tmp_path, capsys):
     for folder, value in (("a", 0.8), ("b", 0.6)):
         results(tmp_path / folder, value, fractions={"1%": {"images": 9, "auroc of each seed": [value]}}, seeds=[value])
     assert "of 2)" not in printed(capsys, tmp_path / "a", tmp_path / "b")
+    for folder, value in (("c", 0.8), ("d", 0.6)):
+        results(tmp_path / folder, value, **{"dice of each episode": {"1-shot": [value]}})
+    assert "of 2)" not in printed(capsys, tmp_path / "c", tmp_path / "d")
     results(tmp_path / "b", 0.6, fractions={"1%": {"images": 8}}, seeds=[0.6])
     assert "of 2)" in printed(capsys, tmp_path / "a", tmp_path / "b")
 

@@ -78,7 +78,10 @@ class Throughput(pl.Callback):
                 name
                 for name in logged
                 if name.startswith("val/")
-                and name.endswith(("/r@5", "/auroc/macro", "macro_auroc", "/dice/positive", "/log_likelihood"))
+                and (
+                    name.endswith(("/r@5", "/auroc/macro", "macro_auroc"))
+                    or name == getattr(pl_module, "monitor", None)
+                )
             ]
             values = ", ".join(f"{name} {float(logged[name]):.3f}" for name in shown)
             rank_zero_info(f"epoch {trainer.current_epoch}, step {trainer.global_step}: {values}")

@@ -49,6 +49,8 @@ class Chexbert(Labeller):
     """
 
     def __init__(self, checkpoint: str, *, bert: str = "google-bert/bert-base-uncased", batch_size: int = 32) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"Chexbert: batch_size is {batch_size}; give 1 or more")
         try:
             stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
             state = stored["model_state_dict"]

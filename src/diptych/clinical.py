@@ -19,11 +19,14 @@ _MEASURES = ("precision", "recall", "f1")
 
 
 def _measures(sums: Floats) -> list[Floats]:
-    """Precision, recall and F1 ``[R]`` of sums ``[R,3]``: hits, found, real; 0 where what is real is never found."""
+    """Precision, recall and F1 ``[R]`` of sums ``[R,3]``: hits, found, real.
+
+    Precision is 0 where what is real is never found, as F1 is; recall is not defined (NaN) where nothing is real.
+    """
     hits, found, real = sums.T
     none = np.where(found + real > 0, 0.0, np.nan)
-    bases = (found, real, (found + real) / 2)
-    return [np.divide(hits, base, out=none.copy(), where=base > 0) for base in bases]
+    bases = (found, none), (real, np.full(len(real), np.nan)), ((found + real) / 2, none)
+    return [np.divide(hits, base, out=empty.copy(), where=base > 0) for base, empty in bases]
 
 
 def clinical(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -96,6 +95,16 @@ class FewShot(Task):
         self.shots, self.episodes, self.stride, self.temperature = tuple(shots), episodes, stride, temperature
         self.seed, self.pictures, self.resamples = seed, pictures, resamples
 
+    def _masks(self, batch: Batch) -> Tensor:
+        """Masks ``[B,H,V]``.
+
+        Raises:
+            ConfigError: the data have none.
+        """
+        if batch.masks is None:
+            raise ConfigError(f"FewShot: {self.data.protocol} gives no masks; choose data that have some")
+        return batch.masks
+
     def _places(self, image: Tensor) -> Tensor:
         """Features ``[B,N,D]`` of the level's places."""
         level = self.image.pyramid(image)[STRIDES.index(self.stride)]
@@ -114,10 +123,7 @@ class FewShot(Task):
         for episode in range(self.episodes):
             chosen: list[int] = []
             for index in np.random.default_rng([self.seed, episode]).permutation(size).tolist():
-                mask = self.data.native("train", index).mask
-                if mask is None:
-                    raise ConfigError(f"FewShot: {self.data.protocol} gives no masks; choose data that have some")
-                if mask.any():
+                if self._masks(self.data.batch("train", [index])).any():
                     chosen.append(index)
                 if len(chosen) == number:
                     break
@@ -135,21 +141,19 @@ class FewShot(Task):
         self._support: list[tuple[Tensor, Tensor]] = []
         for indices in self._chosen:
             batch = self.data.batch("train", indices).to(self.device)
-            assert batch.masks is not None  # _supports has looked
             places = self._places(batch.image)
             side = -(-batch.image.shape[-1] // self.stride)
-            share = F.interpolate(batch.masks[:, None].float(), (side, side), mode="area").flatten(1)
+            share = F.interpolate(self._masks(batch)[:, None].float(), (side, side), mode="area").flatten(1)
             self._support.append((places, share))
-        self._rows = Rows(self.device, len(self.shots) * self.episodes * 3)
+        self._rows = Rows(self.device, 1, len(self.shots) * self.episodes * 3)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Carry the masks over and measure."""
-        if batch.masks is None:
-            raise ConfigError(f"FewShot: {self.data.protocol} gives no masks; choose data that have some")
-        places = self._places(batch.image)
+        masks, places, files = self._masks(batch), self._places(batch.image), dict(self.pictured(batch, "few_shot"))
+        queries = masks.flatten(1).any(1)
         values = torch.full((len(batch), len(self.shots), self.episodes, 3), torch.nan)
-        for i in (batch.masks.flatten(1).any(1) & batch.valid).nonzero().squeeze(1).tolist():
-            truth, picture = batch.masks[i].cpu(), in_picture(batch.image[i].cpu()).numpy()
+        for i in (queries & batch.valid).nonzero().squeeze(1).tolist():
+            truth, picture = masks[i].cpu(), in_picture(batch.image[i].cpu()).numpy()
             for j, shots in enumerate(self.shots):
                 maps = torch.stack([self._map(places[i], *support, shots, truth) for support in self._support])
                 predicted = maps > 0.5
@@ -163,21 +167,23 @@ class FewShot(Task):
                     values[i, j, e, 2] = float(metrics.auroc(heat[counted], truth.numpy()[counted])[0])
                 if not maps.isfinite().all():
                     values[i, j] = torch.nan
-                if shots == max(self.shots) and batch.index[i] < self.pictures:
-                    self._draw(batch, i, predicted[0])
-        self._rows.add(batch, values.flatten(1))
+                if shots == max(self.shots) and i in files:
+                    drawn = {"truth": truth.numpy(), f"{shots} shots": predicted[0].numpy()}
+                    draw_masks(batch.image[i, 0].cpu().numpy(), drawn).save(files[i])
+        self._rows.add(batch, queries[:, None], values.flatten(1))
 
     def _map(self, query: Tensor, support: Tensor, share: Tensor, shots: int, truth: Tensor) -> Tensor:
-        found = carried(query, support[:shots].flatten(0, 1), share[:shots].flatten(), self.temperature)
+        with torch.autocast(query.device.type, enabled=False):  # a cosine is divided by the temperature
+            found = carried(query, support[:shots].flatten(0, 1), share[:shots].flatten(), self.temperature)
         side = round(len(found) ** 0.5)
         grid = found.view(1, 1, side, side)
         return F.interpolate(grid, truth.shape, mode="bilinear", align_corners=False)[0, 0].cpu()
 
     def on_test_epoch_end(self) -> None:
         """Figures over the whole set."""
-        patients, (gathered,) = self._rows.gather()
+        patients, (queries, gathered) = self._rows.gather()
         values = gathered.double().numpy().reshape(len(patients), len(self.shots), self.episodes, 3)
-        shown = ~np.isnan(values).all(axis=(1, 2, 3))
+        shown = queries[:, 0].bool().numpy()
         if not shown.any():
             raise DataError(f"FewShot: no image of 'test' of {self.data.protocol} has a mask that is not empty")
         weights = metrics.figure_and_bootstrap(patients.numpy()[shown], self.resamples)
@@ -192,17 +198,10 @@ class FewShot(Task):
             "features": f"stride {self.stride}, tower frozen and in evaluation mode",
             "temperature": self.temperature,
             "threshold": "more than half of a pixel, fixed",
-            "queries": "images of 'test' with a mask",
+            "queries": "images of 'test' whose mask is not empty at the network's input",
+            "measured": "at the network's input; dice and iou with its padding, auroc without",
             "images": int(shown.sum()),
             "dice of each episode": {f"{k}-shot": spread[j, :, 0].tolist() for j, k in enumerate(self.shots)},
             "interval": f"95 % percentile bootstrap over patients of the mean over episodes, {self.resamples} resamples",
         }
         self.log_dict({name: value.value for name, value in self.results.items()}, rank_zero_only=False)
-
-    def _draw(self, batch: Batch, i: int, predicted: Tensor) -> None:
-        folder = Path(self.trainer.default_root_dir) / "figures"
-        folder.mkdir(parents=True, exist_ok=True)
-        assert batch.masks is not None  # test_step has looked
-        masks = {"truth": batch.masks[i].cpu().numpy(), f"{max(self.shots)} shots": predicted.numpy()}
-        sheet = draw_masks(batch.image[i, 0].cpu().numpy(), masks)
-        sheet.save(folder / f"few_shot{int(batch.index[i]):03d}.png")

@@ -147,7 +147,8 @@ def draw_boxes(
         pen.text((left + 4, 3), name, fill=_INK, font=_font(14))
         colour = _TINTS[(place - 1) % len(_TINTS)]
         for x0, y0, x1, y1, finding, *score in () if found is None else found.tolist():
-            edges = [left + x0 * factor, bar + y0 * factor, left + x1 * factor - 1, bar + y1 * factor - 1]
+            x, y = left + x0 * factor, bar + y0 * factor
+            edges = [x, y, max(x, left + x1 * factor - 1), max(y, bar + y1 * factor - 1)]
             pen.rectangle(edges, outline=colour, width=max(1, size[0] // 256))
             said = " ".join([*(f"{value:.2f}" for value in score), *findings[int(finding) : int(finding) + 1]])
             type_size = max(10, size[0] // 24)

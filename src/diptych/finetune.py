@@ -54,7 +54,8 @@ class FineTune(Tuned):
         self.linear: nn.Linear | None = None
 
     def configure_model(self) -> None:
-        """The linear layer, once the data say how many findings there are."""
+        """The linear layer, once the data say how many findings there are; what it does not read is not trained."""
+        self.train_what_is_used(lambda image: [self.image(image).pooled])
         if self.linear is None:
             self.linear = nn.Linear(self.image.width, len(self.labelled()))
 

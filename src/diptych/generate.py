@@ -180,7 +180,9 @@ class Generate(Tuned):
         super().__init__(image, lr=lr, weight_decay=weight_decay, warmup=warmup, lr_floor=lr_floor, resamples=resamples)
         nlg.need_nltk()
         for name, value, fits, remedy in (
+            ("heads", heads, heads >= 1, "at least 1"),
             ("width", width, width >= 4 and width % max(1, heads) == 0, f"a multiple of heads={heads}, at least 4"),
+            ("vocabulary", vocabulary, vocabulary >= 77, "at least 77"),
             ("layers", layers, layers >= 1, "at least 1"),
             ("dropout", dropout, 0 <= dropout < 1, "0 or more, below 1"),
             ("beams", beams, beams >= 1, "at least 1"),
@@ -301,24 +303,24 @@ class Generate(Tuned):
         self.results = {}
         if stage == "val":  # of one vocabulary: it chooses a checkpoint, and compares no models
             self.results["val/generate/log_likelihood"] = Metric.of(likelihood / pieces, n)
-        tuned = any(parameter.requires_grad for parameter in self.image.parameters())
         self.protocol["decoder"] = {  # of the model, not of how it is measured
             "attends to": self.attend,
             "vocabulary": self.tokenizer.size,
             "parameters": sum(p.numel() for p in self.decoder.parameters()),
         }
         self.protocol["generate"] = {
-            "tower": "trained along" if tuned else "frozen and in evaluation mode",
+            "tower": self.how_trained(),
             "most word pieces": self.tokenizer.max_tokens,
             "interval": f"95 % percentile bootstrap over patients, {resamples} resamples",
             "reports": n,
         }
         if self.trainer.state.fn != "fit":
-            self._measure(stage, weights)
+            # A diverged model writes something too, above all what is read as "No Finding".
+            self._measure(stage, weights, broken=not bool(gathered.isfinite().all()))
         self.log_dict({name: value.value for name, value in self.results.items()}, rank_zero_only=False)
 
-    def _measure(self, stage: str, weights: Any) -> None:
-        """Compare all generated reports with their references, and write those of the test down."""
+    def _measure(self, stage: str, weights: Any, broken: bool) -> None:
+        """Compare all generated reports with their references, and write those of the test down; no figures if broken."""
         columns = zip(*self._texts, strict=True) if self._texts else ((), (), ())
         gathered = [scoring.gather_texts(column, self.device) for column in columns]
         ids, references, written = ([column[i] for i in self._rows.order.tolist()] for column in gathered)
@@ -328,6 +330,9 @@ class Generate(Tuned):
         start = f"{stage}/generate"
         self.results |= {f"{start}/{name}": Metric.of(values, len(ids)) for name, values in of_text.items()}
         self.results |= {f"{start}/clinical/{name}": value for name, value in of_findings.items()}
+        if broken:
+            nan = float("nan")
+            self.results = {name: Metric(nan, nan, nan, value.n) for name, value in self.results.items()}
         self.protocol["generate"] |= {
             "search": {"beams": self.beams, "length_penalty": self.length_penalty, "block_ngram": self.block_ngram},
             "text": nlg.FACTS,

@@ -99,7 +99,7 @@ _SAID: dict[str, tuple[str, ...]] = {
         r"(?:chest (?:wall )?)?ports?(?! (?:able|film))",
         r"(?:sternotomy|sternal|cerclage) wires?|sternotomy|surgical clips?|clips",
         r"stents?|hardware|prosthe(?:sis|ses|tic)|valve (?:replacement|prosthesis)|drains?|devices?|tracheostomy",
-        r"lines|tubes",
+        r"(?<!kerley )(?<!kerley b )(?<!septal )(?<!fissural )(?<!pleural )(?<!reticular )lines|tubes",
     ),
 }
 """How a finding is named."""
@@ -162,7 +162,7 @@ _BEFORE = (
     _Cue(PRESENT, _NO_CHANGE),
     _Cue(PRESENT, r"no doubt|not only|not (?:excluding|with ?standing)"),
     _Cue(UNCERTAIN, rf"(?:{_CANNOT}|difficult to|impossible to)(?: \w+){{0,2}}? (?:excluded?|ruled? out)"),
-    _Cue(UNCERTAIN, r"(?:to|please) (?:exclude|rule out|assess for|evaluate for)"),
+    _Cue(UNCERTAIN, r"(?:to exclude|please exclude|rule out|assess for|evaluate for|evaluation for)"),
     _Cue(UNCERTAIN, r"not (?:well|fully|completely|adequately|optimally) \w+"),
     _Cue(
         ABSENT,

@@ -32,7 +32,7 @@ class MultipleInstance(Tuned):
 
     A linear layer gives each region of the frozen tower a logit of each finding; an image's logit is the mean of its
     highest ``share`` of them, trained by the binary cross-entropy of the known labels. Boxes and masks are never trained on.
-    Metrics: ``multiple_instance/auroc/<finding>|macro`` of the image's logit; and where the data have boxes or
+    Metrics: ``multiple_instance/auroc/<finding>|macro`` of the image's logit; and in the test, where the data have boxes or
     masks, those of zero-shot grounding (:class:`~diptych.grounding.Grounding`) of the map of logits, as
     ``multiple_instance/map/pointing/<finding>|macro`` and so on, for each image and finding with a region.
 
@@ -103,7 +103,7 @@ class MultipleInstance(Tuned):
         """:func:`~diptych.grounding.measured` of each image and finding with a region, elsewhere NaN: ``[B,L,6]``."""
         findings = self.labelled()
         values = torch.full((len(batch), len(findings), len(MEASURES) + 1), torch.nan)
-        if not self.trainer.testing or (batch.boxes is None and batch.masks is None):
+        if not self.trainer.testing or (batch.boxes is None and (batch.masks is None or len(findings) > 1)):
             return values
         rows = torch.arange(len(batch))
         for j in range(len(findings)):
@@ -132,6 +132,8 @@ class MultipleInstance(Tuned):
         }
         table = located.double().numpy().reshape(len(patients), len(findings), -1)
         shown = ~np.isnan(table[..., -1])
+        if stage == "test" and len(findings) > 1 and not shown.any():
+            facts["map"] = "not measured: no boxes, and a mask does not say which of several findings it is of"
         if shown.any():
             counts = {name: int(n) for name, n in zip(findings, shown.sum(0), strict=True) if n}
             by_finding = {name: (table[shown[:, j], j], weights[:, shown[:, j]]) for j, name in enumerate(findings)}

@@ -46,7 +46,10 @@ def parameter_groups(module: nn.Module, *, lr: float, weight_decay: float) -> li
     for prefix, tower in module.named_modules():
         if isinstance(tower, ImageTower | TextTower):
             for name, _ in tower.named_parameters():
-                scales[f"{prefix}.{name}"] = tower.layer_decay ** (tower.num_layers - tower.layer_of(name))
+                scale = tower.layer_decay ** (tower.num_layers - tower.layer_of(name))
+                scales.setdefault(
+                    f"{prefix}.{name}".removeprefix("."), scale
+                )  # a tower around another comes first, and rules
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:

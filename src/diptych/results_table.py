@@ -28,7 +28,7 @@ __all__ = ["Run", "Table", "latex", "main", "page", "read_run", "tables"]
 
 _OUTCOMES = {"thresholds", "seed", "seeds", "skipped"}
 """Facts of a protocol that come out of a run, or belong to its seed, and so may differ within a column."""
-_OF_SEEDS = " of each seed"
+_OF_RUNS = (" of each seed", " of each episode")
 """Names of facts that end so are outcomes too, however deep they stand."""
 _SEED = re.compile(r"[/_.-]?seed[_-]?\d+$")
 _LONGEST = 60
@@ -60,7 +60,7 @@ def _given(facts: Any) -> Any:
     """What of a protocol was settled before the run."""
     if not isinstance(facts, Mapping):
         return facts
-    keys = [key for key in facts if key not in _OUTCOMES and not str(key).endswith(_OF_SEEDS)]
+    keys = [key for key in facts if key not in _OUTCOMES and not str(key).endswith(_OF_RUNS)]
     return {key: _given(facts[key]) for key in keys}
 
 

@@ -48,7 +48,7 @@ class Rows:
         self._group.append(batch.group[rows].cpu())
         for kept, lengths, value in zip(self._values, self._lengths, values, strict=True):
             if isinstance(value, Tensor):
-                part, length = value[rows], torch.ones(len(rows), dtype=torch.int64)
+                part, length = value[rows.to(value.device)], torch.ones(len(rows), dtype=torch.int64)
             else:
                 part = torch.cat([value[row] for row in rows.tolist()] or [kept[0]])
                 length = torch.tensor([len(value[row]) for row in rows.tolist()], dtype=torch.int64)
@@ -82,6 +82,8 @@ class Task(pl.LightningModule):
     """Whether ``diptych fit`` has anything to do; otherwise ``diptych test`` does all of it, without a checkpoint."""
     monitor = "val/loss"
     """The metric of validation that chooses the checkpoint."""
+    pictures = 0
+    """How many of the first test images are drawn."""
     config: dict[str, Any] | None = None
     """What the command line built this task from."""
 
@@ -126,6 +128,15 @@ class Task(pl.LightningModule):
         """Describe the tower."""
         self.protocol = {"tower": {**self.image.origin, "image_size": self.data.loading.image_size}}
 
+    def pictured(self, batch: Batch, stem: str) -> Iterator[tuple[int, Path]]:
+        """Rows of a test batch that are to be drawn, each with its file: each by the process that has it."""
+        if not self.trainer.testing:
+            return
+        folder = Path(self.trainer.default_root_dir) / "figures"
+        for row in ((batch.index < self.pictures) & batch.valid).nonzero().squeeze(1).tolist():
+            folder.mkdir(parents=True, exist_ok=True)
+            yield row, folder / f"{stem}{int(batch.index[row]):03d}.png"
+
     def passed(self, split: Split) -> Iterator[Batch]:
         """This process's share of a split, each sample once, in order, not augmented, on the module's device."""
         for batch in self.data.evaluation_loader(split):
@@ -159,8 +170,15 @@ class Tuned(Task):
         self, image: ImageTower, *, lr: float, weight_decay: float, warmup: float, lr_floor: float, resamples: int
     ) -> None:
         super().__init__(image)
+        if resamples < 0:
+            raise ConfigError(f"{type(self).__name__}: resamples is {resamples}; give 0 (no intervals) or more")
         self.lr, self.weight_decay, self.warmup, self.lr_floor = lr, weight_decay, warmup, lr_floor
         self.resamples = resamples
+
+    def how_trained(self) -> str:
+        """What became of the tower, for the protocol."""
+        tuned = any(parameter.requires_grad for parameter in self.image.parameters())
+        return "trained along" if tuned else "frozen and in evaluation mode"
 
     def train_what_is_used(self, outputs: Callable[[Tensor], Sequence[Tensor]]) -> None:
         """Train nothing of the tower that a task does not use (as the norm of a pooled vector), which DDP would wait for.
@@ -175,9 +193,10 @@ class Tuned(Task):
         self.eval()
         with torch.inference_mode(False), torch.enable_grad():
             found = outputs(torch.zeros(1, 1, size, size, device=self.device))
-            used = torch.autograd.grad(
-                torch.stack([value.float().sum() for value in found]).sum(), trained, allow_unused=True
-            )
+            total = torch.stack([value.float().sum() for value in found]).sum()
+            used: tuple[Tensor | None, ...] = (None,) * len(trained)
+            if total.requires_grad:
+                used = torch.autograd.grad(total, trained, allow_unused=True)
         for parameter, gradient in zip(trained, used, strict=True):
             parameter.requires_grad_(gradient is not None)
         self.train(training)
@@ -270,17 +289,3 @@ class Located(Tuned):
     def configure_model(self) -> None:
         """Train what the pyramid uses."""
         self.train_what_is_used(self.image.pyramid)
-
-    def how_trained(self) -> str:
-        """What became of the tower, for the protocol."""
-        tuned = any(parameter.requires_grad for parameter in self.image.parameters())
-        return "trained along" if tuned else "frozen and in evaluation mode"
-
-    def pictured(self, batch: Batch, stem: str) -> Iterator[tuple[int, Path]]:
-        """Rows of a test batch that are to be drawn, each with its file: each by the process that has it."""
-        if not self.trainer.testing:
-            return
-        folder = Path(self.trainer.default_root_dir) / "figures"
-        for row in ((batch.index < self.pictures) & batch.valid).nonzero().squeeze(1).tolist():
-            folder.mkdir(parents=True, exist_ok=True)
-            yield row, folder / f"{stem}{int(batch.index[row]):03d}.png"
