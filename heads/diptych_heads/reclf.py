@@ -150,7 +150,8 @@ class Reclf(AlignmentHead[TokenEmbedding]):
         global_weight: weight of the ``global`` term.
         local_weight: weight of the ``local`` term; inferred.
         byte_budget: bytes kept for backward, the rest being recomputed for up to a third more time. 1 GiB holds a batch of
-            27 pairs of 60 words with 49 regions; 64 MiB hold the matchings of 32, which saves the costliest product.
+            27 pairs of 60 words with 49 regions; 64 MiB hold the matchings of 32, which saves the costliest product, and
+            72 MiB their attention too.
 
     Raises:
         ConfigError: a value out of its range.
