@@ -66,9 +66,9 @@ def bytes_kept(scores: Scores, regions: Tensor, words: Tensor, mask: Tensor) -> 
     alive = []
 
     def pack(x: Tensor) -> Tensor:
-        alive.append(x)
+        alive.append(x.detach())
         storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
+        return x.detach()  # x itself would hold the graph that holds it, for ever
 
     v, t = unit(regions).requires_grad_(), unit(words, mask).requires_grad_()
     with saved_tensors_hooks(pack, lambda x: x):

@@ -107,9 +107,9 @@ class Setting:
         alive = []
 
         def pack(x: Tensor) -> Tensor:
-            alive.append(x)
+            alive.append(x.detach())
             storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-            return x
+            return x.detach()  # x itself would hold the graph that holds it, for ever
 
         image, text = self.embed(*(x.clone().requires_grad_() for x in self.raw))
         with saved_tensors_hooks(pack, lambda x: x):

@@ -286,9 +286,9 @@ def kept(function):
     storages, alive = {}, []
 
     def pack(x):
-        alive.append(x)
+        alive.append(x.detach())
         storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
+        return x.detach()  # x itself would hold the graph that holds it, for ever
 
     with saved_tensors_hooks(pack, lambda x: x):
         result = function()
