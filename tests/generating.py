@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-import yaml
-from mini import IMAGE, TRAINER
+from mini import IMAGE, write_recipe
 from torch import Tensor
 
 from diptych import distributed, scoring
@@ -50,11 +50,11 @@ def batch_of(tokenizer: Tokenizer, rows: slice = slice(None), to_max: bool = Tru
 def task_step(n: int) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of a step on the first ``n`` reports, dealt to the processes; averaged over them as DDP does."""
     task = tiny()
-    task.log = lambda *_, **__: None  # type: ignore[method-assign]  # there is no trainer
     world = distributed.world_size()
     share = n // world
     rows = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
-    loss = task.training_step(batch_of(task.tokenizer, rows), 0)
+    with patch.object(task, "log"):  # there is no trainer
+        loss = task.training_step(batch_of(task.tokenizer, rows), 0)
     loss.backward()
     mean = {
         name: distributed.sum_over_processes(parameter.grad) / world
@@ -85,12 +85,5 @@ def recipe(
     image = image or {"class_path": "TimmImage", "init_args": {**IMAGE, "stage": 3}}
     model = {"image": image, "width": 32, "layers": 1, "heads": 2, "vocabulary": 128, "max_tokens": 24, "lr": 1e-2}
     model |= {"resamples": 50, "dropout": 0.0, "beams": 2, **(options or {})}
-    content = {
-        "seed_everything": 1,
-        "trainer": {**TRAINER, **trainer},
-        "model": {"class_path": "Generate", "init_args": model},
-        "data": {"class_path": "tabular", "init_args": {"table": str(table), "columns": columns, "loading": loading}},
-    }
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return str(path)
+    data = {"table": str(table), "columns": columns, "loading": loading}
+    return write_recipe(folder / f"{name}.yaml", ("Generate", model), ("tabular", data), **trainer)

@@ -2,15 +2,20 @@
 
 import contextlib
 import io
+import json
 import logging
 import multiprocessing
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
 
 from diptych.main import main
+
+QUIET = ("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false")
 
 
 def diptych(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -36,3 +41,18 @@ def diptych(*arguments: str) -> subprocess.CompletedProcess[str]:
             for worker in set(multiprocessing.active_children()) - set(before):  # of a loader that an error has left
                 worker.kill()
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def fit_and_test(file: Path | str, run: Path, *options: str) -> dict[str, Any]:
+    """What ``results.json`` holds after both commands; ``options`` are of the first."""
+    done = diptych("fit", "-c", str(file), "--run", str(run), *QUIET, *options)
+    assert done.returncode == 0, done.stderr
+    done = diptych("test", "-c", str(run / "config.yaml"), "--run", str(run), "--ckpt_path", "best")
+    assert done.returncode == 0, done.stderr
+    return results_of(run)
+
+
+def results_of(run: Path) -> dict[str, Any]:
+    """What a test left."""
+    results: dict[str, Any] = json.loads((run / "results.json").read_text())
+    return results

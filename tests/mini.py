@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = ROOT / "experiments"
 FINDINGS = ["Effusion", "Nodule"]
 
 # The smallest towers, as command-line options and as constructor arguments.
@@ -70,6 +71,20 @@ TRAINER = {
     "num_sanity_val_steps": 0,
     "log_every_n_steps": 1,
 }
+
+
+DDP = {"class_path": "DDPStrategy"}
+
+
+def write_recipe(path: Path, model: tuple[str, dict], data: tuple[str, dict], **trainer: object) -> str:
+    """A YAML of a downstream task; ``model`` and ``data`` are a class and its arguments."""
+    import yaml
+
+    named = {
+        part: {"class_path": name, "init_args": args} for part, (name, args) in {"model": model, "data": data}.items()
+    }
+    path.write_text(yaml.safe_dump({"seed_everything": 1, "trainer": {**TRAINER, **trainer}, **named}))
+    return str(path)
 
 
 def config(table: Path, *, head: str = "global", epochs: int = 2, **loading: object) -> str:

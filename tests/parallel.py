@@ -51,9 +51,7 @@ def task_loss(kind: str) -> tuple[float, Tensor]:
     images = torch.randn(IMAGES, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     shared = torch.full((8, 8), 0.5, dtype=torch.float64, requires_grad=True)
     loss = LOSSES[kind](images * shared, rows)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    assert shared.grad is not None
-    return (
-        float(distributed.sum_over_processes(loss.detach()) / world),
-        distributed.sum_over_processes(shared.grad) / world,
-    )
+    (gradient,) = torch.autograd.grad(loss, shared)
+    return float(distributed.sum_over_processes(loss.detach()) / world), distributed.sum_over_processes(
+        gradient
+    ) / world

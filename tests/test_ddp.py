@@ -22,8 +22,8 @@ pytestmark = pytest.mark.slow
 STEPS = 6  # two epochs of 26 pairs in global batches of 8
 MACHINE = str(ROOT / "experiments" / "machine" / "ddp.yaml")
 # What ddp.yaml says about CPU processes; bfloat16 would hide what is compared here.
-TWO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy.process_group_backend", "gloo"]
-TWO += ["--trainer.precision", "32-true", "--data.loading.batch_size", "4"]
+GLOO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy.process_group_backend", "gloo"]
+TWO = [*GLOO, "--trainer.precision", "32-true", "--data.loading.batch_size", "4"]
 
 
 def launch(*arguments, timeout=200):
@@ -47,6 +47,16 @@ def launch(*arguments, timeout=200):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(10)
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+
+def two_give(metrics, file, run, *options):
+    """Tested on two processes, the figures are ``metrics``, those of one."""
+    done = launch("test", "-c", file, *GLOO, "--run", str(run), *options)
+    assert done.returncode == 0, done.stderr
+    found = inprocess.results_of(run)["metrics"]
+    assert found.keys() == metrics.keys()
+    for name, value in metrics.items():
+        assert found[name] == pytest.approx(value, abs=1e-6), name
 
 
 def _alive(group):

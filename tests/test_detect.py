@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from inprocess import diptych
-from mini import IMAGE, TRAINER, write_pairs
+from inprocess import diptych, fit_and_test, results_of
+from mini import DDP, IMAGE, SHIPPED, write_pairs, write_recipe
 from PIL import Image
 from test_detection import by_pycocotools, slow_challenge
-from test_segment import CONVNEXT, VIT, figures, radiographs, tower
+from test_segment import CONVNEXT, VIT, radiographs, tower
 
 from diptych.data import Loading
 from diptych.detect import Detect, Detector, places, within
@@ -189,16 +189,8 @@ def recipe(folder, root, name, *, data=None, **trainer):
     """A YAML of the smallest tower with a detector."""
     loading = {"image_size": 64, "eval_batch_size": 4, "batch_size": 6, "workers": 0, "augment": None}
     options = {"image": {"class_path": "TimmImage", "init_args": IMAGE}, "width": 32, "lr": 1e-2, "pictures": 3}
-    content = {
-        "seed_everything": 1,
-        "trainer": {**TRAINER, **trainer},
-        "model": {"class_path": "Detect", "init_args": {**options, "resamples": 50}},
-        "data": data
-        or {"class_path": "rsna", "init_args": {"root": str(root), "labels": "classes", "loading": loading}},
-    }
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return str(path)
+    data = data or ("rsna", {"root": str(root), "labels": "classes", "loading": loading})
+    return write_recipe(folder / f"{name}.yaml", ("Detect", {**options, "resamples": 50}), data, **trainer)
 
 
 @pytest.fixture(scope="module")
@@ -207,19 +199,12 @@ def detected(tmp_path_factory):
     folder = tmp_path_factory.mktemp("detect")
     root = write_boxes(folder / "boxes")
     file, run = recipe(folder, root, "tuned", max_epochs=12), folder / "run"
-    done = diptych("fit", "-c", file, "--run", str(run))
-    assert done.returncode == 0, done.stderr
-    done = diptych("test", "-c", str(run / "config.yaml"), "--run", str(run), "--ckpt_path", "best")
-    assert done.returncode == 0, done.stderr
+    fit_and_test(file, run)
     return folder, root, run
 
 
-def metrics_of(run):
-    return json.loads((run / "results.json").read_text())["metrics"]
-
-
 def test_a_run_finds_the_rectangles_and_says_how_it_was_measured(detected):
-    result = json.loads((detected[2] / "results.json").read_text())
+    result = results_of(detected[2])
     found, protocol = result["metrics"], result["protocol"]["detect"]
     assert set(found) == {f"test/detect/{name}" for name in NAMES}
     assert found["test/detect/ap50/macro"]["value"] > 0.8
@@ -261,7 +246,7 @@ def test_the_figures_are_those_of_its_parts_by_hand(detected, monkeypatch):
             if row["patientId"] == name and row["x"]
         ]
         truth.append(np.array([[x, y, x + w, y + h, 2] for x, y, w, h in mine]).reshape(-1, 5))
-    found = {name.removeprefix("test/detect/"): value["value"] for name, value in metrics_of(run).items()}
+    found = {name.removeprefix("test/detect/"): value["value"] for name, value in results_of(run)["metrics"].items()}
     ious = np.arange(8, 20) / 20
     precision = by_pycocotools(predicted, truth, 3, ious)[:, 2]
     assert found["ap40-75/macro"] == pytest.approx(precision[:8].mean(), abs=1e-6)
@@ -292,7 +277,7 @@ def test_a_diverged_model_has_no_figures_and_a_threshold_is_needed(detected):
     torch.save(checkpoint, bad)
     done = diptych(*options, "--model.threshold", "0.5")
     assert done.returncode == 0, done.stderr
-    found = metrics_of(folder / "bad")
+    found = results_of(folder / "bad")["metrics"]
     assert set(found) == {f"test/detect/{name}" for name in NAMES}
     assert all(value["value"] is None or math.isnan(value["value"]) for value in found.values()), found
     assert kept.isfinite()
@@ -302,7 +287,7 @@ def test_what_the_data_lack_is_said(tmp_path):
     columns = {"patient": "patient", "split": "split", "labels": ["Effusion", "Nodule"]}
     loading = {"image_size": 64, "batch_size": 4, "workers": 0}
     table = {"table": str(write_pairs(tmp_path / "pairs")), "columns": columns, "loading": loading}
-    file = recipe(tmp_path, None, "none", data={"class_path": "tabular", "init_args": table}, max_epochs=1)
+    file = recipe(tmp_path, None, "none", data=("tabular", table), max_epochs=1)
     done = diptych("fit", "-c", file, "--run", str(tmp_path / "none"))
     assert done.returncode == 2
     assert "gives no boxes; choose data that have some" in done.stderr
@@ -311,29 +296,24 @@ def test_what_the_data_lack_is_said(tmp_path):
 @pytest.mark.slow
 def test_two_processes_detect_as_one(detected):
     """9 images of the test in batches of 4, on two processes; some have no box, some two."""
-    from test_ddp import TWO, launch
+    from test_ddp import two_give
 
     folder, root, run = detected
-    file = recipe(folder, root, "two", strategy={"class_path": "DDPStrategy"})
+    file = recipe(folder, root, "two", strategy=DDP)
     best = str(run / "checkpoints" / "best.ckpt")
-    done = launch("test", "-c", file, *TWO[:-4], "--run", str(folder / "two"), "--ckpt_path", best)
-    assert done.returncode == 0, done.stderr
-    one, two = metrics_of(run), metrics_of(folder / "two")
-    assert one.keys() == two.keys()
-    for name, value in one.items():
-        assert two[name] == pytest.approx(value, abs=1e-6), name
+    two_give(results_of(run)["metrics"], file, folder / "two", "--ckpt_path", best)
     assert len(list((folder / "two" / "figures").iterdir())) == 3
 
 
 @pytest.mark.slow
 def test_two_processes_train_a_vit(detected):
-    from test_ddp import TWO, launch
+    from test_ddp import GLOO, launch
 
     folder, root, _ = detected
-    file = recipe(folder, root, "vit", strategy={"class_path": "DDPStrategy"}, max_epochs=1)
+    file = recipe(folder, root, "vit", strategy=DDP, max_epochs=1)
     args = {**VIT, "depth": 4, "class_token": False, "global_pool": "avg"}
     of = ["--model.image.name", "vit_tiny_patch16_224", "--model.image.model_args", json.dumps(args)]
-    done = launch("fit", "-c", file, *TWO[:-4], *of, "--run", str(folder / "vit"))
+    done = launch("fit", "-c", file, *GLOO, *of, "--run", str(folder / "vit"))
     assert done.returncode == 0, done.stderr
 
 
@@ -342,7 +322,7 @@ def test_real_radiographs_in_the_release_s_layout(shared_data, tmp_path):
     """24 of them: that it runs, not how well."""
     options = ["--data.root", str(shared_data / "rsna_like"), "--trainer.max_epochs", "2"]
     options += ["--data.loading.batch_size", "7"]
-    found = figures("phantom/rsna_detection.yaml", tmp_path / "run", *options)
+    found = fit_and_test(SHIPPED / "phantom/rsna_detection.yaml", tmp_path / "run", *options)["metrics"]
     assert found["test/detect/missed"]["n"] > 0
     assert 0 <= found["test/detect/ap50/macro"]["value"] <= 1
     assert len(list((tmp_path / "run" / "figures").iterdir())) > 0
@@ -355,5 +335,5 @@ def test_boxes_of_phantoms_are_found(tmp_path):
     root = write_layout("rsna", 400, tmp_path / "rsna", size=96)
     options = ["--data.root", str(root), "--data.loading.batch_size", "8", "--model.width", "32"]
     options += ["--trainer.max_epochs", "10"]
-    found = figures("phantom/rsna_detection.yaml", tmp_path / "run", *options)
+    found = fit_and_test(SHIPPED / "phantom/rsna_detection.yaml", tmp_path / "run", *options)["metrics"]
     assert found["test/detect/ap50/macro"]["value"] >= 0.6

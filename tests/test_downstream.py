@@ -1,14 +1,13 @@
 """Linear probe and fine-tuning of an image tower: the equations, the whole run, and two processes."""
 
 import csv
-import json
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from inprocess import diptych
-from mini import FINDINGS, IMAGE, TRAINER, config, installed, write_pairs
+from inprocess import diptych, results_of
+from mini import DDP, FINDINGS, IMAGE, TRAINER, config, installed, write_pairs, write_recipe
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import nn
 
@@ -97,14 +96,9 @@ def recipe(folder, table, task, name, **trainer):
     """A YAML of a task on that run's tower."""
     columns = {"patient": "patient", "split": "split", "labels": FINDINGS}
     loading = {"image_size": 32, "eval_batch_size": 7, "batch_size": 8, "workers": 0}
-    content = {
-        "trainer": {**TRAINER, **trainer},
-        "model": task,
-        "data": {"class_path": "tabular", "init_args": {"table": str(table), "columns": columns, "loading": loading}},
-    }
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return str(path)
+    data = {"table": str(table), "columns": columns, "loading": loading}
+    model = task["class_path"], task["init_args"]
+    return write_recipe(folder / f"{name}.yaml", model, ("tabular", data), **trainer)
 
 
 def probe_of(checkpoint, **options):
@@ -118,7 +112,7 @@ def probed(trained):
     file = recipe(folder, table, probe_of(checkpoint, resamples=50), "probe")
     done = diptych("test", "-c", file, "--run", str(folder / "probe"))
     assert done.returncode == 0, done.stderr
-    return json.loads((folder / "probe" / "results.json").read_text())
+    return results_of(folder / "probe")
 
 
 def test_a_probe_equals_its_parts_put_together_by_hand(trained, probed):
@@ -159,16 +153,11 @@ def test_a_probe_equals_its_parts_put_together_by_hand(trained, probed):
 
 @pytest.mark.slow
 def test_two_processes_probe_as_one(trained, probed):
-    from test_ddp import TWO, launch
+    from test_ddp import two_give
 
     folder, table, checkpoint = trained
-    file = recipe(folder, table, probe_of(checkpoint, resamples=50), "probe2", strategy={"class_path": "DDPStrategy"})
-    done = launch("test", "-c", file, *TWO[:-4], "--run", str(folder / "probe2"))
-    assert done.returncode == 0, done.stderr
-    both = json.loads((folder / "probe2" / "results.json").read_text())
-    assert both["metrics"].keys() == probed["metrics"].keys()
-    for name, one in probed["metrics"].items():
-        assert both["metrics"][name] == pytest.approx(one, abs=1e-6), name
+    file = recipe(folder, table, probe_of(checkpoint, resamples=50), "probe2", strategy=DDP)
+    two_give(probed["metrics"], file, folder / "probe2")
 
 
 def test_the_tower_is_that_of_the_checkpoint_and_freezes_as_asked(trained):
@@ -195,7 +184,7 @@ def test_a_tower_is_tuned_tested_and_loaded_again(trained):
     assert done.returncode == 0, done.stderr
     done = diptych("test", "-c", f"{run}/config.yaml", "--run", run, "--ckpt_path", "best")
     assert done.returncode == 0, done.stderr
-    found = json.loads((folder / "tune" / "results.json").read_text())
+    found = results_of(folder / "tune")
     assert found["metrics"]["test/finetune/auroc/macro"]["n"] == 10
     assert (
         found["metrics"]["test/finetune/auroc/macro"]["value"] > 0.8
@@ -272,6 +261,6 @@ def test_imagenet_features_tell_lung_opacity_from_normal(shared_data, tmp_path):
         run = tmp_path / str(seed)
         done = diptych("test", "-c", str(tmp_path / "probe.yaml"), "--data.split_seed", str(seed), "--run", str(run))
         assert done.returncode == 0, done.stderr
-        found = json.loads((run / "results.json").read_text())["metrics"]
+        found = results_of(run)["metrics"]
         aurocs.append(found["test/probe/100%/auroc/macro"]["value"])
     assert np.mean(aurocs) >= 0.8, aurocs  # 0.90, 0.77 and 0.84 when it was written

@@ -1,16 +1,14 @@
 """Few-shot segmentation: the equation, whole runs against their parts, pictures, two processes, real lungs."""
 
 import csv
-import json
 import math
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-import yaml
-from inprocess import diptych
-from mini import IMAGE, TRAINER, write_masks
+from inprocess import diptych, results_of
+from mini import DDP, IMAGE, TRAINER, write_masks, write_recipe
 from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score, roc_auc_score
 
@@ -63,20 +61,13 @@ def test_what_it_cannot_take_it_says():
     assert not any(parameter.requires_grad for parameter in FewShot(image).parameters())
 
 
-def recipe(folder, table, name, columns=None, trainer=None, **options):
+def recipe(folder, table, name, *, columns=None, trainer=None, **options):
     columns = columns or {"mask": "mask", "patient": "patient", "split": "split", "text": []}
     loading = {"image_size": 32, "eval_batch_size": 4, "workers": 0}
     image = {"class_path": "TimmImage", "init_args": IMAGE}
     task = {"image": image, "shots": [1, 3], "episodes": 2, "stride": 4, "pictures": 3, "resamples": 50, **options}
-    content = {
-        "seed_everything": 1,
-        "trainer": {**TRAINER, **(trainer or {})},
-        "model": {"class_path": "FewShot", "init_args": task},
-        "data": {"class_path": "tabular", "init_args": {"table": str(table), "columns": columns, "loading": loading}},
-    }
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return str(path)
+    data = {"table": str(table), "columns": columns, "loading": loading}
+    return write_recipe(folder / f"{name}.yaml", ("FewShot", task), ("tabular", data), **(trainer or {}))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +76,7 @@ def tested(tmp_path_factory):
     table = write_masks(folder / "masks")
     done = diptych("test", "-c", recipe(folder, table, "one"), "--run", str(folder / "run"))
     assert done.returncode == 0, done.stderr
-    return folder, table, json.loads((folder / "run" / "results.json").read_text())
+    return folder, table, results_of(folder / "run")
 
 
 def test_the_figures_are_those_of_its_parts_by_hand(tested):
@@ -133,15 +124,10 @@ def test_the_figures_are_those_of_its_parts_by_hand(tested):
 
 @pytest.mark.slow
 def test_two_processes_are_as_one(tested):
-    from test_ddp import TWO, launch
+    from test_ddp import two_give
 
     folder, table, result = tested
-    file = recipe(folder, table, "two", trainer={"strategy": {"class_path": "DDPStrategy"}})
-    done = launch("test", "-c", file, *TWO[:-4], "--run", str(folder / "two"))
-    assert done.returncode == 0, done.stderr
-    two = json.loads((folder / "two" / "results.json").read_text())["metrics"]
-    for name, value in result["metrics"].items():
-        assert two[name] == pytest.approx(value, abs=1e-6), name
+    two_give(result["metrics"], recipe(folder, table, "two", trainer={"strategy": DDP}), folder / "two")
 
 
 def test_a_diverged_tower_has_no_figures(tested):
@@ -173,7 +159,7 @@ def test_a_diverged_tower_has_no_figures(tested):
 def test_what_the_data_lack_is_said(tested):
     folder, table, _ = tested
     columns = {"patient": "patient", "split": "split", "text": []}
-    done = diptych("test", "-c", recipe(folder, table, "none", columns), "--run", str(folder / "none"))
+    done = diptych("test", "-c", recipe(folder, table, "none", columns=columns), "--run", str(folder / "none"))
     assert done.returncode != 0
     assert "gives no masks; choose data that have some" in done.stderr
     done = diptych("test", "-c", recipe(folder, table, "many", shots=[1, 30]), "--run", str(folder / "many"))

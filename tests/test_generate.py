@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 from generating import REPORTS, batch_of, recipe, tiny
-from inprocess import diptych
-from mini import IMAGE, ROOT, write_pairs
+from inprocess import diptych, fit_and_test, results_of
+from mini import DDP, IMAGE, SHIPPED, write_pairs
 from PIL import Image
 
 from diptych import nlg
@@ -160,10 +160,7 @@ def written(tmp_path_factory):
     table = write_pairs(folder / "pairs", n=90)
     table.write_text(re.sub(r" Case \d+\.", "", table.read_text()))
     run = folder / "run"
-    done = diptych("fit", "-c", recipe(folder, table, "tuned", max_epochs=20), "--run", str(run))
-    assert done.returncode == 0, done.stderr
-    done = diptych("test", "-c", str(run / "config.yaml"), "--run", str(run), "--ckpt_path", "best")
-    assert done.returncode == 0, done.stderr
+    fit_and_test(recipe(folder, table, "tuned", max_epochs=20), run)
     return folder, table, run
 
 
@@ -174,7 +171,7 @@ def reports_of(run):
 
 def test_a_run_writes_what_is_there_and_says_how_it_was_measured(written):
     run = written[2]
-    result = json.loads((run / "results.json").read_text())
+    result = results_of(run)
     found, protocol = result["metrics"], result["protocol"]["generate"]
     assert found["test/generate/clinical/f1/micro"]["value"] > 0.9
     assert {name.split("/")[2] for name in found} == {*("bleu", "meteor", "rouge_l", "cider", "clinical")}
@@ -196,7 +193,7 @@ def test_the_reports_of_the_test_are_written_in_order_and_give_the_figures(writt
     assert [row["reference"] for row in rows] == [row["text"] for row in expected]
     assert [row["id"] for row in rows] == [row["image"] for row in expected]
     generated, references = ([row[name] for row in rows] for name in ("generated", "reference"))
-    found = json.loads((run / "results.json").read_text())["metrics"]
+    found = results_of(run)["metrics"]
     for name, value in nlg.scores(generated, references).items():
         assert found[f"test/generate/{name}"]["value"] == pytest.approx(float(value[0]), abs=1e-12), name
     labels = Rules()
@@ -243,38 +240,33 @@ def test_a_diverged_model_has_no_figures(written, tmp_path):
     options = ["--run", str(tmp_path / "bad"), "--ckpt_path", str(tmp_path / "bad.ckpt")]
     done = diptych("test", "-c", str(run / "config.yaml"), *options)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "bad" / "results.json").read_text())["metrics"]
+    found = results_of(tmp_path / "bad")["metrics"]
     assert "test/generate/clinical/f1/micro" in found
     assert {value["value"] for value in found.values()} == {None}
 
 
 @pytest.mark.slow
 def test_two_processes_train_a_tower_whose_pooled_norm_is_not_used(written):
-    from test_ddp import TWO, launch
+    from test_ddp import GLOO, launch
 
     folder, table, _ = written
     args = {"embed_dim": 32, "depth": 2, "num_heads": 2, "class_token": False, "global_pool": "avg"}
     vit = {"name": "vit_tiny_patch16_224", "pretrained": False, "model_args": args}
     image = {"class_path": "TimmImage", "init_args": vit}
-    file = recipe(folder, table, "vit", image=image, strategy={"class_path": "DDPStrategy"}, max_epochs=1)
-    done = launch("fit", "-c", file, *TWO[:-4], "--run", str(folder / "vit"))
+    file = recipe(folder, table, "vit", image=image, strategy=DDP, max_epochs=1)
+    done = launch("fit", "-c", file, *GLOO, "--run", str(folder / "vit"))
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 def test_two_processes_write_as_one(written):
     """15 images of the test in batches of 4, on two processes."""
-    from test_ddp import TWO, launch
+    from test_ddp import two_give
 
     folder, table, run = written
-    file = recipe(folder, table, "two", strategy={"class_path": "DDPStrategy"})
+    file = recipe(folder, table, "two", strategy=DDP)
     best = str(run / "checkpoints" / "best.ckpt")
-    done = launch("test", "-c", file, *TWO[:-4], "--run", str(folder / "two"), "--ckpt_path", best)
-    assert done.returncode == 0, done.stderr
-    one, two = (json.loads((path / "results.json").read_text())["metrics"] for path in (run, folder / "two"))
-    assert one.keys() == two.keys()
-    for name, value in one.items():
-        assert two[name] == pytest.approx(value, abs=1e-6), name
+    two_give(results_of(run)["metrics"], file, folder / "two", "--ckpt_path", best)
     assert reports_of(folder / "two") == reports_of(run)
 
 
@@ -321,12 +313,7 @@ def test_data_without_reports_and_another_tasks_checkpoint_are_named(written, tm
 @pytest.mark.timeout(600)
 def test_reports_of_phantoms_name_their_findings(tmp_path):
     """Four findings, a minute and a half of one processor; docs/downstream.md has the figures of the whole recipe."""
-    file, run = str(ROOT / "experiments" / "phantom" / "generation.yaml"), tmp_path / "run"
     options = ["--data.train", "1200", "--trainer.max_epochs", "9", "--data.cache", str(tmp_path / "cache")]
     options += ["--data.mix", json.dumps(dict.fromkeys(FOUR, 1))]
-    options += ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
-    done = diptych("fit", "-c", file, "--run", str(run), *options)
-    assert done.returncode == 0, done.stderr
-    done = diptych("test", "-c", str(run / "config.yaml"), "--run", str(run), "--ckpt_path", "best")
-    assert done.returncode == 0, done.stderr
-    assert json.loads((run / "results.json").read_text())["metrics"]["test/generate/clinical/f1/micro"]["value"] >= 0.8
+    found = fit_and_test(SHIPPED / "phantom/generation.yaml", tmp_path / "run", *options)["metrics"]
+    assert found["test/generate/clinical/f1/micro"]["value"] >= 0.8

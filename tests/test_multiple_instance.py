@@ -1,13 +1,10 @@
 """Weakly supervised localisation: the equation, a whole run against its parts, what is never trained on."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-import yaml
-from inprocess import diptych
-from mini import IMAGE, TRAINER
+from inprocess import fit_and_test
+from mini import DDP, IMAGE, write_recipe
 from sklearn.metrics import roc_auc_score
 
 from diptych.data import Loading
@@ -51,20 +48,11 @@ def located(tmp_path_factory):
     folder = tmp_path_factory.mktemp("located")
     loading = {"image_size": 48, "batch_size": 8, "eval_batch_size": 7, "workers": 0}
     image = {"class_path": "TimmImage", "init_args": {**IMAGE, "stage": 2}}
-    task = {"class_path": "MultipleInstance", "init_args": {"image": image, "share": 0.2, "resamples": 50}}
-    content = {
-        "seed_everything": 1,
-        "trainer": {**TRAINER, "max_epochs": 3},
-        "model": task,
-        "data": {"class_path": "phantom", "init_args": {**PHANTOMS, "loading": loading}},
-    }
-    (folder / "mil.yaml").write_text(yaml.safe_dump(content))
+    task = "MultipleInstance", {"image": image, "share": 0.2, "resamples": 50}
+    data = "phantom", {**PHANTOMS, "loading": loading}
+    write_recipe(folder / "two.yaml", task, data, strategy=DDP)
     run = folder / "run"
-    done = diptych("fit", "-c", str(folder / "mil.yaml"), "--run", str(run))
-    assert done.returncode == 0, done.stderr
-    done = diptych("test", "-c", str(run / "config.yaml"), "--run", str(run), "--ckpt_path", "best")
-    assert done.returncode == 0, done.stderr
-    return folder, run, json.loads((run / "results.json").read_text())
+    return folder, run, fit_and_test(write_recipe(folder / "one.yaml", task, data, max_epochs=3), run)
 
 
 def test_the_figures_are_those_of_its_parts_by_hand(located):
@@ -114,16 +102,8 @@ def test_the_figures_are_those_of_its_parts_by_hand(located):
 
 @pytest.mark.slow
 def test_two_processes_are_as_one(located):
-    from test_ddp import TWO, launch
+    from test_ddp import two_give
 
     folder, run, result = located
     best = str(run / "checkpoints" / "best.ckpt")
-    content = yaml.safe_load((folder / "mil.yaml").read_text())
-    content["trainer"]["strategy"] = {"class_path": "DDPStrategy"}
-    (folder / "two.yaml").write_text(yaml.safe_dump(content))
-    given = ["-c", str(folder / "two.yaml"), *TWO[:-4], "--run", str(folder / "two"), "--ckpt_path", best]
-    done = launch("test", *given)
-    assert done.returncode == 0, done.stderr
-    two = json.loads((folder / "two" / "results.json").read_text())["metrics"]
-    for name, value in result["metrics"].items():
-        assert two[name] == pytest.approx(value, abs=1e-6), name
+    two_give(result["metrics"], str(folder / "two.yaml"), folder / "two", "--ckpt_path", best)

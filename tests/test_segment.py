@@ -11,8 +11,8 @@ import pytest
 import timm
 import torch
 import yaml
-from inprocess import diptych
-from mini import IMAGE, ROOT, TRAINER, write_masks
+from inprocess import diptych, fit_and_test, results_of
+from mini import DDP, IMAGE, SHIPPED, write_masks, write_recipe
 from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score
 
@@ -203,15 +203,8 @@ def recipe(folder, table, name, *, columns=None, frozen=False, **trainer):
     loading = {"image_size": 32, "eval_batch_size": 4, "batch_size": 5, "workers": 0, "augment": None}
     image = {"class_path": "TimmImage", "init_args": {**IMAGE, "frozen": frozen, "layer_decay": 0.9}}
     options = {"image": image, "widths": [16, 16, 8, 8], "lr": 1e-2, "pictures": 3, "resamples": 50}
-    content = {
-        "seed_everything": 1,
-        "trainer": {**TRAINER, **trainer},
-        "model": {"class_path": "Segment", "init_args": options},
-        "data": {"class_path": "tabular", "init_args": {"table": str(table), "columns": columns, "loading": loading}},
-    }
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return str(path)
+    data = {"table": str(table), "columns": columns, "loading": loading}
+    return write_recipe(folder / f"{name}.yaml", ("Segment", options), ("tabular", data), **trainer)
 
 
 @pytest.fixture(scope="module")
@@ -220,15 +213,12 @@ def segmented(tmp_path_factory):
     folder = tmp_path_factory.mktemp("segment")
     table = write_masks(folder / "masks")
     file, run = recipe(folder, table, "tuned", max_epochs=16), folder / "run"
-    done = diptych("fit", "-c", file, "--run", str(run))
-    assert done.returncode == 0, done.stderr
-    done = diptych("test", "-c", str(run / "config.yaml"), "--run", str(run), "--ckpt_path", "best")
-    assert done.returncode == 0, done.stderr
+    fit_and_test(file, run)
     return folder, table, run
 
 
 def test_a_run_finds_the_rectangles_and_says_how_it_was_measured(segmented):
-    result = json.loads((segmented[2] / "results.json").read_text())
+    result = results_of(segmented[2])
     found, protocol = result["metrics"], result["protocol"]["segment"]
     assert set(found) == {f"test/segment/{name}/{of}" for name in ("dice", "iou") for of in ("all", "positive")}
     assert found["test/segment/dice/positive"]["value"] > 0.8
@@ -255,7 +245,7 @@ def test_the_figures_are_those_of_its_parts_by_hand(segmented):
         total = truth.sum() + predicted.sum()
         dice.append(2 * (truth & predicted).sum() / total if total else 1.0)
         positive.append(bool(truth.any()))
-    found = json.loads((run / "results.json").read_text())["metrics"]
+    found = results_of(run)["metrics"]
     assert found["test/segment/dice/all"]["value"] == pytest.approx(np.mean(dice), abs=1e-6)
     expected = np.mean([value for value, there in zip(dice, positive, strict=True) if there])
     assert found["test/segment/dice/positive"]["value"] == pytest.approx(expected, abs=1e-6)
@@ -278,29 +268,24 @@ def test_pictures_show_image_truth_and_prediction(segmented):
 @pytest.mark.slow
 def test_two_processes_segment_as_one(segmented):
     """11 images of the test in batches of 4, on two processes."""
-    from test_ddp import TWO, launch
+    from test_ddp import two_give
 
     folder, table, run = segmented
-    file = recipe(folder, table, "two", strategy={"class_path": "DDPStrategy"})
+    file = recipe(folder, table, "two", strategy=DDP)
     best = str(run / "checkpoints" / "best.ckpt")
-    done = launch("test", "-c", file, *TWO[:-4], "--run", str(folder / "two"), "--ckpt_path", best)
-    assert done.returncode == 0, done.stderr
-    one, two = (json.loads((path / "results.json").read_text())["metrics"] for path in (run, folder / "two"))
-    assert one.keys() == two.keys()
-    for name, value in one.items():
-        assert two[name] == pytest.approx(value, abs=1e-6), name
+    two_give(results_of(run)["metrics"], file, folder / "two", "--ckpt_path", best)
     assert len(list((folder / "two" / "figures").iterdir())) == 3
 
 
 @pytest.mark.slow
 def test_two_processes_train_a_tower_whose_pooled_norm_is_not_used(segmented):
-    from test_ddp import TWO, launch
+    from test_ddp import GLOO, launch
 
     folder, table, _ = segmented
-    file = recipe(folder, table, "vit", strategy={"class_path": "DDPStrategy"}, max_epochs=1)
+    file = recipe(folder, table, "vit", strategy=DDP, max_epochs=1)
     args = {**VIT, "depth": 4, "class_token": False, "global_pool": "avg"}
     of = ["--model.image.name", "vit_tiny_patch16_224", "--model.image.model_args", json.dumps(args)]
-    done = launch("fit", "-c", file, *TWO[:-4], *of, "--run", str(folder / "vit"))
+    done = launch("fit", "-c", file, *GLOO, *of, "--run", str(folder / "vit"))
     assert done.returncode == 0, done.stderr
 
 
@@ -366,16 +351,6 @@ def test_phantoms_give_masks_drawn_or_cached(masks, tmp_path, monkeypatch):
     assert masks in drawn.protocol
 
 
-def figures(recipe, run, *options):
-    """Metrics of a shipped recipe, fitted and tested."""
-    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
-    done = diptych("fit", "-c", str(ROOT / "experiments" / recipe), "--run", str(run), *quiet, *options)
-    assert done.returncode == 0, done.stderr
-    done = diptych("test", "-c", str(run / "config.yaml"), "--run", str(run), "--ckpt_path", "best")
-    assert done.returncode == 0, done.stderr
-    return json.loads((run / "results.json").read_text())["metrics"]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
@@ -385,7 +360,7 @@ def test_phantoms_are_segmented(masks, size, phantoms, epochs, least, tmp_path):
     """docs/downstream.md has the figures of the whole recipe."""
     options = ["--data.masks", masks, "--data.size", size, "--data.loading.image_size", size, "--data.train", phantoms]
     options += ["--data.cache", tmp_path / "cache", "--trainer.max_epochs", epochs]
-    found = figures("phantom/segmentation.yaml", tmp_path / "run", *map(str, options))
+    found = fit_and_test(SHIPPED / "phantom/segmentation.yaml", tmp_path / "run", *map(str, options))["metrics"]
     assert found["test/segment/dice/positive"]["value"] >= least
 
 
@@ -400,6 +375,6 @@ def test_lungs_of_other_patients_are_segmented(shared_data, tmp_path):
         writer.writeheader()
         writer.writerows(rows)
     options = ["--data.table", str(tmp_path / "lungs.csv"), "--data.root", str(shared_data / "seg")]
-    found = figures("real/lungs.yaml", tmp_path / "run", *options)
+    found = fit_and_test(SHIPPED / "real/lungs.yaml", tmp_path / "run", *options)["metrics"]
     assert found["test/segment/dice/all"]["n"] == found["test/segment/dice/positive"]["n"] > 15
     assert found["test/segment/dice/all"]["value"] >= 0.90

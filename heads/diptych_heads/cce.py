@@ -140,8 +140,8 @@ class Cce(AlignmentHead[Explored]):
     """
 
     ranks: ClassVar[bool] = False
-    needs: ClassVar[frozenset[str]] = frozenset({"image.pixels", "image.grid"})
-    gathers: ClassVar[frozenset[str]] = frozenset()
+    needs = frozenset({"image.pixels", "image.grid"})
+    gathers = frozenset()
     paper: ClassVar[str] = "PLACE, arXiv 2506.10573"
 
     def __init__(

@@ -65,10 +65,10 @@ class Composite(AlignmentHead[Embedding]):
             raise ConfigError(
                 f"head composite: none of {list(self.members)} scores pairs; add one that does, as global"
             )
-        # Of this combination, not of the class: that they are class variables elsewhere is what mypy is told to pass over.
-        self.needs = frozenset[str]().union(*(head.needs for head in self._heads.values()))  # type: ignore[misc]  # a class variable elsewhere
-        self.wants = frozenset[str]().union(*(head.wants for head in self._heads.values())) - self.needs  # type: ignore[misc]  # a class variable elsewhere
-        self.gathers = frozenset(  # type: ignore[misc]  # a class variable elsewhere
+        # Of this combination, not of the class.
+        self.needs = frozenset[str]().union(*(head.needs for head in self._heads.values()))
+        self.wants = frozenset[str]().union(*(head.wants for head in self._heads.values())) - self.needs
+        self.gathers = frozenset(
             f"{panel}.{name}__{part}"
             for name, head in self._heads.items()
             for panel, part in (declared.split(".") for declared in head.gathers)

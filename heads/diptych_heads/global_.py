@@ -36,7 +36,7 @@ class Global(AlignmentHead[Embedding]):
         ConfigError: a value out of its range.
     """
 
-    gathers: ClassVar[frozenset[str]] = frozenset({"text.pooled"})
+    gathers = frozenset({"text.pooled"})
     paper: ClassVar[str] = "ConVIRT, arXiv 2010.00747; CLIP, arXiv 2103.00020"
 
     def __init__(

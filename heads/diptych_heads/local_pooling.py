@@ -46,7 +46,7 @@ class LocalPooling(AlignmentHead[TokenEmbedding]):
         ConfigError: a value out of its range.
     """
 
-    gathers: ClassVar[frozenset[str]] = frozenset({"text.pooled", "text.tokens", "text.mask"})
+    gathers = frozenset({"text.pooled", "text.tokens", "text.mask"})
     paper: ClassVar[str] = "GLoRIA, ICCV 2021"
 
     def __init__(

@@ -159,9 +159,9 @@ class MGCA(AlignmentHead[AttendedEmbedding]):
         ConfigError: a value out of its range.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"text.attention"})
-    wants: ClassVar[frozenset[str]] = frozenset({"image.attention"})
-    gathers: ClassVar[frozenset[str]] = frozenset({"text.pooled"})
+    needs = frozenset({"text.attention"})
+    wants = frozenset({"image.attention"})
+    gathers = frozenset({"text.pooled"})
     paper: ClassVar[str] = "MGCA, arXiv 2210.06044"
 
     def __init__(

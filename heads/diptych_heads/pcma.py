@@ -85,8 +85,8 @@ class Pcma(AlignmentHead[Observations]):
         ConfigError: a value out of its range.
     """
 
-    needs: ClassVar[frozenset[str]] = Cce.needs | {"text.sentences", "text.sentence_hash"}
-    gathers: ClassVar[frozenset[str]] = frozenset({"text.pooled", "text.tokens", "text.mask", "text.sentence_hash"})
+    needs = Cce.needs | {"text.sentences", "text.sentence_hash"}
+    gathers = frozenset({"text.pooled", "text.tokens", "text.mask", "text.sentence_hash"})
     paper: ClassVar[str] = "PLACE, arXiv 2506.10573"
 
     def __init__(

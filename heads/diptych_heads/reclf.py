@@ -157,7 +157,7 @@ class Reclf(AlignmentHead[TokenEmbedding]):
         ConfigError: a value out of its range.
     """
 
-    gathers: ClassVar[frozenset[str]] = frozenset({"text.pooled", "text.tokens", "text.mask"})
+    gathers = frozenset({"text.pooled", "text.tokens", "text.mask"})
     paper: ClassVar[str] = "RECLF, arXiv 2401.10501"
 
     def __init__(

@@ -288,13 +288,12 @@ class Detect(Located):
             "thresholds": {"challenge": self._threshold()},
             "challenge": "image without box: 0 where something is predicted, otherwise left out",
             "missed": "boxes that no prediction hits at IoU 0.40",
-            "interval": f"95 % percentile bootstrap over patients, {resamples} resamples",
+            "interval": metrics.interval_name(resamples),
             "images": len(patients),
             "without a box": int((found.truths.sum(axis=1) == 0).sum()),
             "boxes": {name: int(number) for name, number in zip(names, boxes, strict=True)},
             "absent": [name for name in names if name not in present],
         }
-        self.log_dict({name: value.value for name, value in self.results.items()}, rank_zero_only=False)
 
     def _at_threshold(self, found: detection.Matches, weights: NDArray[Any], broken: float) -> dict[str, Metric]:
         """The score of the challenge, false alarms and misses."""

@@ -90,7 +90,7 @@ class Evaluator(ABC):
     @property
     def protocol(self) -> dict[str, Any]:
         """How the figures were made, for ``results.json``; complete after ``compute``."""
-        interval = f"95 % percentile bootstrap over patients, {self._resamples} resamples, seed {self._seed}"
+        interval = f"{metrics.interval_name(self._resamples)}, seed {self._seed}"
         return {"interval": interval, "samples": self.count, **self._facts}
 
     def _valid(self, batch: Batch) -> Tensor:

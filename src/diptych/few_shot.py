@@ -95,61 +95,42 @@ class FewShot(Task):
         self.shots, self.episodes, self.stride, self.temperature = tuple(shots), episodes, stride, temperature
         self.seed, self.pictures, self.resamples = seed, pictures, resamples
 
-    def _masks(self, batch: Batch) -> Tensor:
-        """Masks ``[B,H,V]``.
-
-        Raises:
-            ConfigError: the data have none.
-        """
-        if batch.masks is None:
-            raise ConfigError(f"FewShot: {self.data.protocol} gives no masks; choose data that have some")
-        return batch.masks
-
     def _places(self, image: Tensor) -> Tensor:
         """Features ``[B,N,D]`` of the level's places."""
         level = self.image.pyramid(image)[STRIDES.index(self.stride)]
         return level.flatten(2).transpose(1, 2).float()
 
-    def _supports(self) -> list[list[int]]:
-        """Images of ``train`` with a mask, for each episode, the same on every process.
+    def _support_of(self, episode: int) -> tuple[Tensor, Tensor]:
+        """Features ``[k,N,D]`` and shares ``[k,N]`` of the images drawn for an episode, the same on every process.
 
         Raises:
-            DataError: the split has too few of them.
+            DataError: 'train' has too few images with a mask.
         """
-        number, found = max(self.shots), []
-        if "train" not in self.data.datasets:
-            raise DataError(f"FewShot: {self.data.protocol} has no 'train' split to draw supporting images from")
+        number, places, shares = max(self.shots), [], []
         size = len(self.data.datasets["train"])
-        for episode in range(self.episodes):
-            chosen: list[int] = []
-            for index in np.random.default_rng([self.seed, episode]).permutation(size).tolist():
-                if self._masks(self.data.batch("train", [index])).any():
-                    chosen.append(index)
-                if len(chosen) == number:
-                    break
-            else:
-                raise DataError(
-                    f"FewShot: 'train' of {self.data.protocol} has {len(chosen)} images with a mask; shots of {number} "
-                    "need as many"
-                )
-            found.append(chosen)
-        return found
+        for index in np.random.default_rng([self.seed, episode]).permutation(size).tolist():
+            batch = self.data.batch("train", [index]).to(self.device)
+            mask = self.masks_of(batch)
+            if mask.any():
+                side = -(-batch.image.shape[-1] // self.stride)
+                places.append(self._places(batch.image))
+                shares.append(F.interpolate(mask[:, None].float(), (side, side), mode="area").flatten(1))
+            if len(places) == number:
+                return torch.cat(places), torch.cat(shares)
+        raise DataError(
+            f"FewShot: 'train' of {self.data.protocol} has {len(places)} images with a mask; shots of {number} need as many"
+        )
 
     def on_test_epoch_start(self) -> None:
         """Features and masks of the supports."""
-        self._chosen = self._supports()
-        self._support: list[tuple[Tensor, Tensor]] = []
-        for indices in self._chosen:
-            batch = self.data.batch("train", indices).to(self.device)
-            places = self._places(batch.image)
-            side = -(-batch.image.shape[-1] // self.stride)
-            share = F.interpolate(self._masks(batch)[:, None].float(), (side, side), mode="area").flatten(1)
-            self._support.append((places, share))
+        if "train" not in self.data.datasets:
+            raise DataError(f"FewShot: {self.data.protocol} has no 'train' split to draw supporting images from")
+        self._support = [self._support_of(episode) for episode in range(self.episodes)]
         self._rows = Rows(self.device, 1, len(self.shots) * self.episodes * 3)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Carry the masks over and measure."""
-        masks, places, files = self._masks(batch), self._places(batch.image), dict(self.pictured(batch, "few_shot"))
+        masks, places, files = self.masks_of(batch), self._places(batch.image), dict(self.pictured(batch, "few_shot"))
         queries = masks.flatten(1).any(1)
         values = torch.full((len(batch), len(self.shots), self.episodes, 3), torch.nan)
         for i in (queries & batch.valid).nonzero().squeeze(1).tolist():
@@ -202,6 +183,6 @@ class FewShot(Task):
             "measured": "at the network's input; dice and iou with its padding, auroc without",
             "images": int(shown.sum()),
             "dice of each episode": {f"{k}-shot": spread[j, :, 0].tolist() for j, k in enumerate(self.shots)},
-            "interval": f"95 % percentile bootstrap over patients of the mean over episodes, {self.resamples} resamples",
+            "interval": metrics.interval_name(self.resamples, "patients of the mean over episodes"),
         }
-        self.log_dict({name: value.value for name, value in self.results.items()}, rank_zero_only=False)
+        self.log_results()

@@ -89,11 +89,9 @@ class FineTune(Tuned):
         found = binary_values(self.labelled(), scores.numpy(), labels.numpy(), weights)
         aurocs = {name: value for name, value in found.metrics().items() if name.startswith("auroc/")}
         self.results = {f"{stage}/finetune/{name}": value for name, value in aurocs.items()}
-        interval = f"95 % percentile bootstrap over patients, {resamples} resamples"
         self.protocol["finetune"] = {
-            "interval": interval,
+            "interval": metrics.interval_name(resamples),
             "samples": len(patients),
             "absent": found.facts["absent"],
             "excluded": found.facts["excluded"],
         }
-        self.log_dict({name: value.value for name, value in self.results.items()}, rank_zero_only=False)

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from diptych import distributed, metrics, nlg, scoring
 from diptych.clinical import clinical
@@ -101,17 +101,17 @@ class Decoder(nn.Module):
         options: dict[str, Any] = {"max_length": self.max_tokens, "do_sample": False, "num_beams": beams}
         if beams > 1:  # "never" stop early: only when no unfinished report can still become the best
             options |= {"length_penalty": length_penalty, "early_stopping": "never"}
-        config = GenerationConfig(  # type: ignore[no-untyped-call]  # as the library has it
+        model: Any = self.model  # the mix-in that searches is typed for other classes
+        found: Tensor = model.generate(
+            start,
+            attention_mask=torch.ones_like(start),
+            encoder_hidden_states=memory,
             **options,
             no_repeat_ngram_size=block_ngram,
             suppress_tokens=never,
             bos_token_id=_START,
             eos_token_id=_END,
             pad_token_id=0,
-        )
-        model: Any = self.model  # the mix-in that searches is typed for other classes
-        found: Tensor = model.generate(
-            start, attention_mask=torch.ones_like(start), encoder_hidden_states=memory, generation_config=config
         )
         return found
 
@@ -311,13 +311,12 @@ class Generate(Tuned):
         self.protocol["generate"] = {
             "tower": self.how_trained(),
             "most word pieces": self.tokenizer.max_tokens,
-            "interval": f"95 % percentile bootstrap over patients, {resamples} resamples",
+            "interval": metrics.interval_name(resamples),
             "reports": n,
         }
         if self.trainer.state.fn != "fit":
             # A diverged model writes something too, above all what is read as "No Finding".
             self._measure(stage, weights, broken=not bool(gathered.isfinite().all()))
-        self.log_dict({name: value.value for name, value in self.results.items()}, rank_zero_only=False)
 
     def _measure(self, stage: str, weights: Any, broken: bool) -> None:
         """Compare all generated reports with their references, and write those of the test down; no figures if broken."""

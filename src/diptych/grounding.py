@@ -25,7 +25,7 @@ from diptych.metrics import Metric
 from diptych.prompts import Entry, PromptSet, labelled, load_prompts
 from diptych.types import Batch, Embedding
 
-__all__ = ["Grounding", "Phrase", "Picture", "at_pixels", "in_picture", "map_of", "measured", "regions_of"]
+__all__ = ["Grounding", "Phrase", "Picture", "account", "at_pixels", "in_picture", "map_of", "measured", "regions_of"]
 
 Head = AlignmentHead[Any]
 Array = NDArray[Any]
@@ -158,6 +158,30 @@ def measured(heat: Tensor, region: Tensor, picture: Tensor) -> list[float] | Non
     counted = picture | region
     level, inside = heat[counted].numpy(), region[counted].numpy()
     return None if inside.all() else [*measures(level, inside), float(inside.mean())]
+
+
+def account(table: Array, names: Sequence[str], weights: Array) -> tuple[dict[str, Metric], dict[str, Any]]:
+    """The means of what :func:`measured` gave: ``pointing/<finding>|macro`` and so on, and facts for the protocol.
+
+    Args:
+        table: ``[n,L,6]`` of each image and finding, NaN where it has no region.
+        names: of the ``L`` findings.
+        weights: ``[1+R,n]``, the first row all ones.
+    """
+    shown = ~np.isnan(table[..., -1])  # [n,L]
+    own = {name: (table[rows, j], weights[:, rows]) for j, (name, rows) in enumerate(zip(names, shown.T, strict=True))}
+    own = {name: (values, drawn) for name, (values, drawn) in own.items() if len(values)}
+    counts = {name: len(values) for name, (values, _) in own.items()}
+    means = {
+        measure: {name: metrics.mean(values[:, m], drawn) for name, (values, drawn) in own.items()}
+        for m, measure in enumerate(MEASURES)
+    }
+    facts = {
+        "images": counts,
+        "absent": [name for name in names if name not in own],
+        "chance": {f"pointing/{name}": float(values[:, -1].mean()) for name, (values, _) in own.items()},
+    }
+    return with_macro(means, counts, int(shown.any(axis=1).sum())), facts
 
 
 class Grounding(Evaluator):
@@ -296,29 +320,13 @@ class Grounding(Evaluator):
         number = len(self._columns)
         none = torch.zeros(0, number, len(MEASURES) + 1, dtype=torch.float64)
         table = scoring.gather_rows(torch.cat([none, *self._values])[own], device)[order].numpy()
-        shown = ~np.isnan(table[..., -1])  # [n,findings]
-        names = [entry.name for entry in self._columns]
+        found, facts = account(table, [entry.name for entry in self._columns], weights)
         self._facts |= {
             "region": "union of the boxes" if boxed else "mask",
             "map": "heatmap of the words in braces, mean over words and phrases, bilinear to the network's input",
             "picture": "the rectangle of pixels that are not black; the bars of a letterbox are left out",
             "measures": "cnr signed; miou and dice at 0.1, 0.2, 0.3, 0.4, 0.5 of the map stretched to 0..1; ties miss",
-            "images": {name: int(n) for name, n in zip(names, shown.sum(axis=0), strict=True) if n},
-            "absent": [name for name, n in zip(names, shown.sum(axis=0), strict=True) if n == 0],
             "excluded": {"the region fills the picture": full},
-            "chance": {
-                f"pointing/{name}": float(table[shown[:, j], j, -1].mean())
-                for j, name in enumerate(names)
-                if shown[:, j].any()
-            },
+            **facts,
         }
-        counts = {name: int(n) for name, n in zip(names, shown.sum(axis=0), strict=True) if n}
-        values = {
-            measure: {
-                name: metrics.mean(table[shown[:, j], j, m], weights[:, shown[:, j]])
-                for j, name in enumerate(names)
-                if name in counts
-            }
-            for m, measure in enumerate(MEASURES)
-        }
-        return with_macro(values, counts, int(shown.any(axis=1).sum()))
+        return found

@@ -10,14 +10,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import Any, ClassVar, Generic, Protocol, runtime_checkable
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from diptych import distributed
 from diptych.errors import ConfigError
-from diptych.types import Dims, E, Features, Pairs
+from diptych.types import Dims, E, Embedding, Features, Pairs
 
 __all__ = [
     "AlignmentHead",
@@ -33,17 +33,21 @@ __all__ = [
 ]
 
 
+E_contra = TypeVar("E_contra", bound=Embedding, contravariant=True)
+"""What a head reads, where it gives none back."""
+
+
 class AlignmentHead(nn.Module, ABC, Generic[E]):
     """Base of every alignment head. A subclass is one file; see CONTRIBUTING.md, "A head in one file".
 
     The constructor's first argument is ``dims: Dims``, filled in from the towers; all others are configuration.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: frozenset[str] = frozenset()
     """Optional fields of ``Features`` that the head requires, as ``"image.pixels"``; checked before training."""
-    wants: ClassVar[frozenset[str]] = frozenset()
+    wants: frozenset[str] = frozenset()
     """Optional fields of ``Features`` that the head does without where the towers have none, as ``"image.attention"``."""
-    gathers: ClassVar[frozenset[str]] = frozenset()
+    gathers: frozenset[str] = frozenset()
     """Fields of the embeddings that ``losses`` reads from ``world``, as ``"text.pooled"``; all others are emptied."""
     ranks: ClassVar[bool] = True
     """Whether it scores pairs; False for a term that is trained beside a head (``docs/heads/composite.md``)."""
@@ -76,30 +80,30 @@ class AlignmentHead(nn.Module, ABC, Generic[E]):
 
 
 @runtime_checkable
-class Grounds(Protocol[E]):  # type: ignore[misc]  # E is invariant in the heads, and that is meant
+class Grounds(Protocol[E_contra]):
     """What a head can do if it can say where in the image a word is seen."""
 
-    def heatmap(self, image: E, text: E) -> Tensor:
+    def heatmap(self, image: E_contra, text: E_contra) -> Tensor:
         """Attention ``[B,N_words,N_regions]`` of each word over the regions of its own image, summing to 1."""
 
 
 @runtime_checkable
-class ScoresMatchings(Protocol[E]):  # type: ignore[misc]  # as above
+class ScoresMatchings(Protocol[E_contra]):
     """What a head can do if part of its score is that of parts: of words and regions, or of sentences and queries."""
 
-    def local_scores(self, image: E, text: E) -> Tensor:
+    def local_scores(self, image: E_contra, text: E_contra) -> Tensor:
         """That part alone, ``[I,T]``."""
 
 
 @runtime_checkable
-class WeighsWords(Protocol[E]):  # type: ignore[misc]  # as above
+class WeighsWords(Protocol[E_contra]):
     """What a head can do if it weighs the words of a report against each other."""
 
     @property
     def weighs_words(self) -> bool:
         """Whether it does, as it is configured."""
 
-    def importance(self, image: E, text: E) -> Tensor:
+    def importance(self, image: E_contra, text: E_contra) -> Tensor:
         """Weight ``[B,N_words]`` of each word in the score of its own image; 0 at padding."""
 
 
@@ -121,18 +125,18 @@ class FollowsTraining(Protocol):
 
 
 @runtime_checkable
-class Observes(Protocol[E]):  # type: ignore[misc]  # as above
+class Observes(Protocol[E_contra]):
     """What a head can do if it asks the image by queries of its own, before it knows a text."""
 
-    def observations(self, image: E) -> Tensor:
+    def observations(self, image: E_contra) -> Tensor:
         """Attention ``[B,K,N_regions]`` of each query over the regions, summing to 1."""
 
 
 @runtime_checkable
-class Extracts(Protocol[E]):  # type: ignore[misc]  # as above
+class Extracts(Protocol[E_contra]):
     """What a head can do if what its queries find in the image are vectors of their own, for a decoder to attend to."""
 
-    def extracts(self, image: E) -> Tensor:
+    def extracts(self, image: E_contra) -> Tensor:
         """What each query found, ``[B,K,E]``."""
 
 

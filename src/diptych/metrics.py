@@ -23,6 +23,7 @@ __all__ = [
     "f1",
     "figure_and_bootstrap",
     "interval",
+    "interval_name",
     "mean",
     "median_rank",
     "recall_at",
@@ -88,6 +89,11 @@ def figure_and_bootstrap(group: Array, resamples: int, seed: int = 0) -> Array:
     """
     drawn = bootstrap_weights(group, resamples if len(np.unique(group)) > 1 else 0, seed)
     return np.concatenate([np.ones((1, len(group)), np.uint16), drawn])
+
+
+def interval_name(resamples: int, of: str = "patients") -> str:
+    """What :meth:`Metric.of` gives with :func:`figure_and_bootstrap`, for a protocol."""
+    return f"95 % percentile bootstrap over {of}, {resamples} resamples"
 
 
 def auroc(scores: Array, labels: Array, weights: Array | None = None) -> Floats:

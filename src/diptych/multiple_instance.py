@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from diptych import distributed, metrics
-from diptych.classification import binary_values, with_macro
+from diptych.classification import binary_values
 from diptych.errors import ConfigError
-from diptych.grounding import at_pixels, in_picture, measured, regions_of
+from diptych.grounding import account, at_pixels, in_picture, measured, regions_of
 from diptych.image import ImageTower
 from diptych.localisation import MEASURES
 from diptych.probe import known_bce
@@ -123,7 +122,7 @@ class MultipleInstance(Tuned):
         found = binary_values(findings, scores.numpy(), labels.numpy(), weights)
         results = {name: value for name, value in found.metrics().items() if name.startswith("auroc/")}
         facts: dict[str, Any] = {
-            "interval": f"95 % percentile bootstrap over patients, {resamples} resamples",
+            "interval": metrics.interval_name(resamples),
             "trained on": "labels of whole images",
             "share": self.share,
             "samples": len(patients),
@@ -131,19 +130,12 @@ class MultipleInstance(Tuned):
             "excluded": found.facts["excluded"],
         }
         table = located.double().numpy().reshape(len(patients), len(findings), -1)
-        shown = ~np.isnan(table[..., -1])
-        if stage == "test" and len(findings) > 1 and not shown.any():
+        maps, of_maps = account(table, findings, weights)
+        if of_maps["images"]:
+            results |= {f"map/{name}": value for name, value in maps.items()}
+            facts["images with a region"] = of_maps["images"]
+            facts["chance"] = {f"map/{name}": value for name, value in of_maps["chance"].items()}
+        elif stage == "test" and len(findings) > 1:
             facts["map"] = "not measured: no boxes, and a mask does not say which of several findings it is of"
-        if shown.any():
-            counts = {name: int(n) for name, n in zip(findings, shown.sum(0), strict=True) if n}
-            by_finding = {name: (table[shown[:, j], j], weights[:, shown[:, j]]) for j, name in enumerate(findings)}
-            values = {
-                measure: {name: metrics.mean(by_finding[name][0][:, m], by_finding[name][1]) for name in counts}
-                for m, measure in enumerate(MEASURES)
-            }
-            results |= {f"map/{k}": v for k, v in with_macro(values, counts, int(shown.any(1).sum())).items()}
-            facts["chance"] = {f"map/pointing/{name}": float(by_finding[name][0][:, -1].mean()) for name in counts}
-            facts["images with a region"] = counts
         self.results = {f"{stage}/multiple_instance/{name}": value for name, value in results.items()}
         self.protocol["multiple_instance"] = facts
-        self.log_dict({name: value.value for name, value in self.results.items()}, rank_zero_only=False)

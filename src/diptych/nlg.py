@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,7 @@ def need_nltk() -> None:
         ConfigError: nltk is not installed.
     """
     try:
-        import nltk.translate.meteor_score  # noqa: F401  # only to know
+        import_module("nltk.translate.meteor_score")
     except ImportError as error:
         raise ConfigError("Generate needs nltk for METEOR: pip install 'diptych[report]', or nltk itself") from error
 

@@ -213,13 +213,14 @@ class Probe(Task):
             **self.options,
             "features": f"{self.features}, tower frozen and in evaluation mode",
             "stopped by": "loss on val",
-            "interval": f"95 % percentile bootstrap over the test's patients of the mean over {self.seeds} seeds, "
-            f"{self.resamples} resamples",
+            "interval": metrics.interval_name(
+                self.resamples, f"the test's patients of the mean over {self.seeds} seeds"
+            ),
             "fractions": fractions,
             "absent": of_seeds[0].facts["absent"],
             "excluded": of_seeds[0].facts["excluded"],
         }
-        self.log_dict({key: value.value for key, value in self.results.items()}, rank_zero_only=False)
+        self.log_results()
 
     def _rows(self) -> Rows:
         width = self.image.width if self.features == "pooled" else self.image.token_width

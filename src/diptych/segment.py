@@ -157,22 +157,9 @@ class Segment(Located):
         logits: Tensor = self.unet(self.image.pyramid(image), (image.shape[-2], image.shape[-1]))
         return logits.float()
 
-    def _truth(self, batch: Batch) -> Tensor:
-        """Masks ``[B,H,V]``.
-
-        Raises:
-            ConfigError: the data have none.
-        """
-        if batch.masks is None:
-            raise ConfigError(
-                f"Segment: {self.data.protocol} gives no masks; choose data that have some (siim; rsna and phantom with "
-                "data.masks; tabular with data.columns.mask)"
-            )
-        return batch.masks
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss."""
-        logits, truth = self(batch.image), self._truth(batch).float()
+        logits, truth = self(batch.image), self.masks_of(batch).float()
         focal, dice = focal_loss(logits, truth, self.gamma), dice_loss(logits, truth)
         loss = self.focal_weight * focal + dice
         values = {"train/loss": loss.detach(), "train/loss/focal": focal.detach(), "train/loss/dice": dice.detach()}
@@ -185,7 +172,7 @@ class Segment(Located):
 
     def collect(self, batch: Batch) -> None:
         """See :meth:`Tuned.collect`."""
-        logits, truth = self(batch.image), self._truth(batch)
+        logits, truth = self(batch.image), self.masks_of(batch)
         predicted = logits > 0  # probability above 0.5
         counts = torch.stack([x.flatten(1).sum(1) for x in (predicted & truth, predicted, truth)], dim=1).float()
         counts[~logits.isfinite().flatten(1).all(1), :2] = torch.nan  # a diverged model has no overlap
@@ -215,8 +202,7 @@ class Segment(Located):
             "measured": f"each image at {size} x {size} pixels, padding included, then the mean over images",
             "threshold": "probability above 0.5, fixed",
             "empty": "no mask and nothing predicted: 1; no mask and something predicted: 0",
-            "interval": f"95 % percentile bootstrap over patients, {resamples} resamples",
+            "interval": metrics.interval_name(resamples),
             "images": len(patients),
             "positive": int(positive.sum()),
         }
-        self.log_dict({name: value.value for name, value in self.results.items()}, rank_zero_only=False)

@@ -66,8 +66,10 @@ class Rows:
         values = []
         for kept, lengths in zip(self._values, self._lengths, strict=True):
             number = scoring.gather_rows(torch.cat(lengths), self.device)
-            parts = torch.split(scoring.gather_rows(torch.cat(kept), self.device), number.tolist())
-            values.append(torch.cat([kept[0], *(parts[row] for row in order.tolist())]))
+            wanted = number[order]
+            shift = (number.cumsum(0) - number)[order] - (wanted.cumsum(0) - wanted)  # of each sample's rows
+            rows = torch.arange(int(number.sum())) + shift.repeat_interleave(wanted)
+            values.append(scoring.gather_rows(torch.cat(kept), self.device)[rows])
         return group, values
 
 
@@ -136,6 +138,23 @@ class Task(pl.LightningModule):
         for row in ((batch.index < self.pictures) & batch.valid).nonzero().squeeze(1).tolist():
             folder.mkdir(parents=True, exist_ok=True)
             yield row, folder / f"{stem}{int(batch.index[row]):03d}.png"
+
+    def log_results(self) -> None:
+        """Log the values of ``results``, which are the same on every process."""
+        self.log_dict({name: value.value for name, value in self.results.items()}, rank_zero_only=False)
+
+    def masks_of(self, batch: Batch) -> Tensor:
+        """Masks ``[B,H,V]``.
+
+        Raises:
+            ConfigError: the data have none.
+        """
+        if batch.masks is None:
+            raise ConfigError(
+                f"{type(self).__name__}: {self.data.protocol} gives no masks; choose data that have some (siim; rsna and "
+                "phantom with data.masks; tabular with data.columns.mask)"
+            )
+        return batch.masks
 
     def passed(self, split: Split) -> Iterator[Batch]:
         """This process's share of a split, each sample once, in order, not augmented, on the module's device."""
@@ -211,7 +230,7 @@ class Tuned(Task):
 
     @abstractmethod
     def finish(self, stage: str, resamples: int) -> None:
-        """Compute ``results`` and their protocol over the whole of it, and log."""
+        """Compute ``results`` and their protocol over the whole of it."""
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout by position, so that a resumed run draws what the uninterrupted one drew."""
@@ -237,6 +256,7 @@ class Tuned(Task):
     def on_validation_epoch_end(self) -> None:
         """Compute over the whole set."""
         self.finish("val", 0 if self.trainer.state.fn == "fit" else self.resamples)
+        self.log_results()
 
     def on_test_epoch_start(self) -> None:
         """Begin a pass."""
@@ -249,6 +269,7 @@ class Tuned(Task):
     def on_test_epoch_end(self) -> None:
         """Compute over the whole set."""
         self.finish("test", self.resamples)
+        self.log_results()
 
 
 class Located(Tuned):
