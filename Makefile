@@ -5,6 +5,7 @@ BIN = $(VENV)/bin
 HEAD ?= global
 RUN ?= runs/demo-$(HEAD)
 RECIPE ?= experiments/pretrain/phantom.yaml
+WORKERS ?= 2
 COMPARE ?= experiments/compare/phantom.yaml
 export HF_HUB_OFFLINE ?= 1
 export NO_ALBUMENTATIONS_UPDATE = 1
@@ -28,7 +29,7 @@ $(VENV)/installed: pyproject.toml setup.cfg
 	touch $@
 
 test: install  ## the whole suite, real-data tests where the data are
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: lint types wheel  ## what CI asks before the tests
 

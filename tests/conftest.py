@@ -1,4 +1,4 @@
-"""Shared by all tests: no network, two threads, the process pool, and the folder of real data where there is one."""
+"""Shared by all tests: no network, few threads, the process pool, and the folder of real data where there is one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 
 for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "NO_ALBUMENTATIONS_UPDATE"):
     os.environ[_name] = "1"
+_THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # `make test` has a worker a core
+if _THREADS == 1:
+    os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start
 sys.path.insert(0, str(Path(__file__).parent))  # helper modules are imported by name, here and in the pool's processes
 
 import pytest  # noqa: E402  # after the environment is set
@@ -17,7 +20,7 @@ from gloo import gloo2, gloo4, processes  # noqa: E402  # after its folder can b
 
 __all__ = ["gloo2", "gloo4", "one_thread", "processes", "shared_data"]
 
-torch.set_num_threads(2)
+torch.set_num_threads(_THREADS)
 
 
 @pytest.fixture
