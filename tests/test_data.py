@@ -75,12 +75,16 @@ def test_batches_move_pin_and_select():
 
 
 def test_phantom_boxes_follow_the_picture_and_the_cache_equals_drawing(tmp_path):
-    options = {"train": 6, "val": 2, "test": 2, "size": 48, "normal": 0.0}
+    options = {"train": 65, "val": 2, "test": 2, "size": 48, "normal": 0.0}  # so many that other processes draw them
     plain = Phantom(tokenizer(), **options, loading=Loading(image_size=96, batch_size=2, workers=0, augment=None))
     cached = Phantom(tokenizer(), **options, cache=str(tmp_path / "cache"), loading=plain.loading)
     cached.prepare_data()
     plain.setup("fit")
     cached.setup("fit")
+    for index in (0, 31, 64):
+        drawn, kept = (module.datasets["train"].read(index, np.random.default_rng(0)) for module in (plain, cached))
+        assert np.array_equal(drawn.image, kept.image)
+        assert np.array_equal(drawn.boxes, kept.boxes)
     for a, b in zip(plain.test_dataloader(), cached.test_dataloader(), strict=True):
         assert torch.equal(a.image, b.image)
         assert all(torch.equal(x, y) for x, y in zip(a.boxes, b.boxes, strict=True))
@@ -88,7 +92,9 @@ def test_phantom_boxes_follow_the_picture_and_the_cache_equals_drawing(tmp_path)
     boxes = next(iter(plain.test_dataloader())).boxes[0]
     assert torch.allclose(boxes[:, :4], torch.from_numpy(native.boxes[:, :4]) * 2)
     before = sorted((tmp_path / "cache").iterdir())
-    changed = Phantom(tokenizer(), **{**options, "normal": 0.5}, cache=str(tmp_path / "cache"), loading=plain.loading)
+    changed = Phantom(
+        tokenizer(), **{**options, "train": 6, "normal": 0.5}, cache=str(tmp_path / "cache"), loading=plain.loading
+    )
     changed.prepare_data()
     assert len(sorted((tmp_path / "cache").iterdir())) == 2 * len(before)  # another option, another folder
 

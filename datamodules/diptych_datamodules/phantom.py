@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,6 +28,8 @@ __all__ = ["Phantom", "PhantomDataset"]
 Section = Literal["both", "findings", "impression", "sampled"]
 Masks = Literal["lungs", "heart", "findings"]
 Drawn = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.bool_] | None]
+_FEW = 64
+"""So many phantoms are drawn sooner than other processes have started."""
 
 
 def draw(plan: PhantomPlan, size: int, masks: Masks | None = None) -> Drawn:
@@ -108,9 +111,12 @@ def write_cache(
             shape = (len(plans), size, size)
             drawn = np.lib.format.open_memmap(part / "masks.npy", mode="w+", dtype=np.bool_, shape=shape)
         boxes = []
-        with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
-            make = partial(draw, size=size, masks=masks)
-            for i, (image, found, mask) in enumerate(pool.map(make, plans, chunksize=16)):
+        with ExitStack() as stack:
+            make: Callable[..., Iterable[Drawn]] = map
+            if len(plans) > _FEW:
+                pool = ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn"))
+                make = partial(stack.enter_context(pool).map, chunksize=16)
+            for i, (image, found, mask) in enumerate(make(partial(draw, size=size, masks=masks), plans)):
                 images[i] = image
                 if drawn is not None:
                     drawn[i] = mask
