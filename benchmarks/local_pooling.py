@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
+from diptych.blockwise import bytes_kept
 from diptych.functional import info_nce, local_scores, unit
 
 Scores = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -60,20 +60,10 @@ def step(scores: Scores, regions: Tensor, words: Tensor, mask: Tensor) -> tuple[
     return seconds, loss.detach(), v.grad, t.grad
 
 
-def bytes_kept(scores: Scores, regions: Tensor, words: Tensor, mask: Tensor) -> int:
-    """Bytes of distinct storages that autograd keeps between forward and backward; the arguments count too."""
-    storages: dict[int, int] = {}
-    alive = []
-
-    def pack(x: Tensor) -> Tensor:
-        alive.append(x.detach())
-        storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x.detach()  # x itself would hold the graph that holds it, for ever
-
+def kept_by(scores: Scores, regions: Tensor, words: Tensor, mask: Tensor) -> int:
+    """Bytes kept between forward and backward; the arguments count too."""
     v, t = unit(regions).requires_grad_(), unit(words, mask).requires_grad_()
-    with saved_tensors_hooks(pack, lambda x: x):
-        scores(v, t, mask)
-    return sum(storages.values())
+    return bytes_kept(lambda: scores(v, t, mask))
 
 
 def main() -> None:
@@ -106,7 +96,7 @@ def main() -> None:
             for name, scores in contenders.items():
                 seconds[name].append(step(scores, v, t, mask)[0])
         median = {name: statistics.median(values) for name, values in seconds.items()}
-        kept = {name: bytes_kept(scores, v, t, mask) for name, scores in contenders.items()}
+        kept = {name: kept_by(scores, v, t, mask) for name, scores in contenders.items()}
         for name in budgets:
             _, our_loss, *our_gradients = step(contenders[name], v, t, mask)
             off = max(float((a - b).norm() / b.norm()) for a, b in zip(our_gradients, gradients, strict=True))

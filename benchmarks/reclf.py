@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
+from diptych.blockwise import bytes_kept
 from diptych.functional import info_nce, unit
 from diptych.types import Dims, TokenEmbedding
 from diptych_heads.reclf import Reclf
@@ -102,21 +102,10 @@ class Setting:
         return seconds, loss.detach(), [x.grad for x in leaves if x.grad is not None] + parameters
 
     def bytes_kept(self, scores: Scores) -> int:
-        """Bytes of distinct storages that autograd keeps between forward and backward, besides the arguments."""
-        storages: dict[int, int] = {}
-        alive = []
-
-        def pack(x: Tensor) -> Tensor:
-            alive.append(x.detach())
-            storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-            return x.detach()  # x itself would hold the graph that holds it, for ever
-
+        """Bytes kept between forward and backward, besides the arguments."""
         image, text = self.embed(*(x.clone().requires_grad_() for x in self.raw))
-        with saved_tensors_hooks(pack, lambda x: x):
-            scores(image, text)
-        for argument in (image.pooled, image.tokens, text.pooled, text.tokens, text.mask):
-            storages.pop(argument.untyped_storage().data_ptr(), None)
-        return sum(storages.values())
+        arguments = (image.pooled, image.tokens, text.pooled, text.tokens, text.mask)
+        return bytes_kept(lambda: scores(image, text), besides=arguments)
 
 
 def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:

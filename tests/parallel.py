@@ -52,6 +52,5 @@ def task_loss(kind: str) -> tuple[float, Tensor]:
     shared = torch.full((8, 8), 0.5, dtype=torch.float64, requires_grad=True)
     loss = LOSSES[kind](images * shared, rows)
     (gradient,) = torch.autograd.grad(loss, shared)
-    return float(distributed.sum_over_processes(loss.detach()) / world), distributed.sum_over_processes(
-        gradient
-    ) / world
+    total, of_inputs = (distributed.sum_over_processes(x) / world for x in (loss.detach(), gradient))
+    return float(total), of_inputs

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 import twins
-from torch.autograd.graph import saved_tensors_hooks
 
 from diptych import blockwise
 from diptych import functional as F
+from diptych.blockwise import bytes_kept
 
 POOLINGS = ["logsumexp", "mean", "max"]
 
@@ -270,27 +270,14 @@ def test_scores_are_float32_under_autocast(pooling):
         close(a, b, 1e-6)
 
 
-def kept(function) -> int:
-    """Bytes of distinct storages that autograd keeps for backward."""
-    storages = {}
-
-    def pack(x):
-        storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
-
-    with saved_tensors_hooks(pack, lambda x: x):
-        result = function()
-    del result
-    return sum(storages.values())
-
-
 def test_the_byte_budget_bounds_what_is_kept():
     v, t, mask = grid(images=16, texts=24, regions=49, words=20, width=8, dtype=torch.float32)
     grid_bytes = 2 * 16 * 49 * 4 * int(mask.sum())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(F, "block_bytes", lambda *_: 2**16)
         nothing, half, everything = (
-            kept(lambda b=budget: F.local_scores(v, t, mask, byte_budget=b)) for budget in (0, grid_bytes // 2, 2**30)
+            bytes_kept(lambda b=budget: F.local_scores(v, t, mask, byte_budget=b))
+            for budget in (0, grid_bytes // 2, 2**30)
         )
     assert grid_bytes <= everything - nothing < 1.2 * grid_bytes
     assert 0.3 * grid_bytes < half - nothing <= 0.5 * grid_bytes

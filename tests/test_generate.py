@@ -314,13 +314,7 @@ def test_data_without_reports_and_another_tasks_checkpoint_are_named(written, tm
 def test_reports_of_phantoms_name_their_findings(tmp_path):
     """Four large findings, a minute and a half of one processor; docs/downstream.md has the figures of the whole recipe."""
     options = ["--data.train", "1200", "--trainer.max_epochs", "9", "--data.cache", str(tmp_path / "cache")]
-    options += [
-        "--data.mix",
-        json.dumps(dict.fromkeys(FOUR, 1)),
-        "--data.size",
-        "64",
-        "--data.loading.image_size",
-        "64",
-    ]
+    options += ["--data.mix", json.dumps(dict.fromkeys(FOUR, 1))]
+    options += ["--data.size", "64", "--data.loading.image_size", "64"]
     found = fit_and_test(SHIPPED / "phantom/generation.yaml", tmp_path / "run", *options)["metrics"]
     assert found["test/generate/clinical/f1/micro"]["value"] >= 0.8

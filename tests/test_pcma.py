@@ -12,10 +12,10 @@ import pytest
 import torch
 import twins as common
 from pcma_twins import Step, raw_batch
-from torch.autograd.graph import saved_tensors_hooks
 
 from diptych import functional as F
 from diptych import matching
+from diptych.blockwise import bytes_kept
 from diptych.data import Loading, Sample
 from diptych.errors import ConfigError
 from diptych.figures import Figures
@@ -164,16 +164,7 @@ def test_the_byte_budget_bounds_what_is_kept(monkeypatch):
     monkeypatch.setattr(matching, "block_bytes", lambda *_: 2**15)
 
     def kept(budget):
-        storages = {}
-
-        def pack(x):
-            storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-            return x
-
-        with saved_tensors_hooks(pack, lambda x: x):
-            result = matching.pair_scores(v, t, mask, byte_budget=budget)
-        del result
-        return sum(storages.values())
+        return bytes_kept(lambda: matching.pair_scores(v, t, mask, byte_budget=budget))
 
     everything, nothing = kept(2**30), kept(0)
     cosines = 16 * 40 * 8 * 16 * 4

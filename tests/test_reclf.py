@@ -13,9 +13,9 @@ import test_heads
 import torch
 import twins
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from diptych import blockwise, functional
+from diptych.blockwise import bytes_kept
 from diptych.data import Sample
 from diptych.errors import ConfigError
 from diptych.figures import Figures
@@ -281,21 +281,6 @@ def test_each_pair_is_scored_once_over_the_job(gloo2):
 # Blocks and budget ---------------------------------------------------------------------------------------------------
 
 
-def kept(function):
-    """Bytes of distinct storages that autograd keeps for backward."""
-    storages, alive = {}, []
-
-    def pack(x):
-        alive.append(x.detach())
-        storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x.detach()  # x itself would hold the graph that holds it, for ever
-
-    with saved_tensors_hooks(pack, lambda x: x):
-        result = function()
-    del result
-    return sum(storages.values())
-
-
 @some_variants
 def test_blocks_and_budget_change_nothing(options, monkeypatch):
     model, raw = step(options), twins.raw_batch()
@@ -381,7 +366,7 @@ def test_the_byte_budget_bounds_what_is_kept(options, monkeypatch):
 
     def bytes_at(budget):
         model.head.byte_budget = budget
-        return kept(lambda: model.head.local_scores(image, text))
+        return bytes_kept(lambda: model.head.local_scores(image, text))
 
     everything, nothing = bytes_at(2**30), bytes_at(0)
     assert nothing < arguments + 0.05 * everything

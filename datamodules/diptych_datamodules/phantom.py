@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -92,6 +91,15 @@ class PhantomDataset(RadiographDataset):
         return [text for plan in self.plans for text in self._texts(plan)]
 
 
+def _draw_all(plans: Sequence[PhantomPlan], make: Callable[[PhantomPlan], Drawn], workers: int) -> Iterator[Drawn]:
+    """In the order of the plans, on processes where there are enough plans for them to be worth their start."""
+    if len(plans) <= _FEW:
+        yield from map(make, plans)
+        return
+    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
+        yield from pool.map(make, plans, chunksize=16)
+
+
 def write_cache(
     plans: Sequence[PhantomPlan], size: int, folder: Path, workers: int, masks: Masks | None = None
 ) -> None:
@@ -111,16 +119,11 @@ def write_cache(
             shape = (len(plans), size, size)
             drawn = np.lib.format.open_memmap(part / "masks.npy", mode="w+", dtype=np.bool_, shape=shape)
         boxes = []
-        with ExitStack() as stack:
-            make: Callable[..., Iterable[Drawn]] = map
-            if len(plans) > _FEW:
-                pool = ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn"))
-                make = partial(stack.enter_context(pool).map, chunksize=16)
-            for i, (image, found, mask) in enumerate(make(partial(draw, size=size, masks=masks), plans)):
-                images[i] = image
-                if drawn is not None:
-                    drawn[i] = mask
-                boxes.append(found.tolist())
+        for i, (image, found, mask) in enumerate(_draw_all(plans, partial(draw, size=size, masks=masks), workers)):
+            images[i] = image
+            if drawn is not None:
+                drawn[i] = mask
+            boxes.append(found.tolist())
         images.flush()
         if drawn is not None:
             drawn.flush()

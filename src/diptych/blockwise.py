@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from diptych.types import TokenEmbedding
 
-__all__ = ["block_bytes", "blockwise", "column_blocks"]
+__all__ = ["block_bytes", "blockwise", "bytes_kept", "column_blocks"]
 
 
 def _on_cpu(x: Tensor) -> bool:
@@ -22,6 +23,27 @@ def block_bytes(x: Tensor, byte_budget: int) -> int:
     """Small enough for a CPU's cache, large enough to fill a GPU; within the budget, down to what is still fast."""
     largest = 2**23 if _on_cpu(x) else 2**27
     return min(max(byte_budget, 2**21), largest)
+
+
+def bytes_kept(function: Callable[[], object], besides: Sequence[Tensor] = ()) -> int:
+    """Bytes of distinct storages that autograd keeps for the backward of a function's value.
+
+    Args:
+        function: to be measured; called once.
+        besides: tensors that do not count, as the function's arguments.
+    """
+    alive: list[Tensor] = []  # so that no storage is freed, and its place counted for another
+
+    def pack(x: Tensor) -> Tensor:
+        alive.append(x.detach())
+        return x.detach()  # x itself would hold the graph that holds it, for ever
+
+    with saved_tensors_hooks(pack, lambda x: x):
+        function()
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in alive}
+    for x in besides:
+        storages.pop(x.untyped_storage().data_ptr(), None)
+    return sum(storages.values())
 
 
 def column_blocks(mask: Tensor, bytes_a_word: int, block_bytes: int) -> Iterator[tuple[Tensor | slice, int]]:
