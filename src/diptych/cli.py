@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import signal
 import sys
 import tempfile
-import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -28,29 +26,12 @@ from diptych.data import RadiographDataModule
 from diptych.errors import ConfigError, DiptychError
 from diptych.figures import Figures
 from diptych.loading import read_checkpoint
+from diptych.messages import Parser, own_message
 from diptych.module import AlignmentModule
 from diptych.plugins import nearest
 from diptych.task import Task
 
 __all__ = ["AtomicCheckpointIO", "DiptychCLI", "TaskCLI", "run"]
-
-# Lightning's adverts, and warnings about choices that are made on purpose here.
-warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-warnings.filterwarnings("ignore", message=".*Found .* module.* in eval mode.*")
-warnings.filterwarnings("ignore", message=".*The number of training batches .* is smaller than the logging interval.*")
-warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-warnings.filterwarnings("ignore", message=".*on epoch level in distributed setting.*")  # evaluators have synchronised
-warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")  # every resumed run
-warnings.filterwarnings("ignore", message=".*Detected pickle protocol.*")  # what follows says it better
-
-
-class _NoAdverts(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        return not any(word in record.getMessage() for word in ("litlogger", "litmodels", "💡", "Tip:"))
-
-
-for _name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch", "lightning.fabric.utilities.rank_zero"):
-    logging.getLogger(_name).addFilter(_NoAdverts())
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -72,63 +53,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if "pytorch-lightning_version" not in checkpoint:
             raise ConfigError(f"{path}: not written by diptych; give a .ckpt below the checkpoints/ of a run")
         return checkpoint
-
-
-class _Parser(LightningArgumentParser):
-    """One line that says what is wrong, not 57 lines of usage before it."""
-
-    _command = "fit"
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise what jsonargparse has to say. It wraps reasons in reasons; ours, if one is inside, is the clearest."""
-        if not (clear := _ours(ex)):
-            clear = self._clear(message, ex)
-            if self.exit_on_error:  # not in the inner parser of one class, whose options the help does not list
-                clear += f" (`diptych {self._command} --help` lists every option)"
-        raise ConfigError(clear) from None
-
-    def _clear(self, message: str, ex: Exception | None) -> str:
-        parser = getattr(ex, "subcommand_parser", None) or self
-        of = "" if self.exit_on_error else f" of {next(iter(self.groups or {}), 'it')}"
-        message = " ".join(message.split())
-        if found := re.search(r"(?:Group '(.+?)' does not accept option|accept option|^Option) '(.+?)'", message):
-            key = ".".join(part for part in found.groups() if part)
-        elif found := re.match(r"unrecognized arguments: -*([^ =]+)", message):
-            key = found[1]
-        elif found := re.match(r'Parser key "(.+?)": (.*)', message):
-            return f"option '{found[1]}'{of}{_plain(found[2])}"
-        elif found := re.match(r"the following arguments are required: (.*)", message):
-            missing = found[1].replace(f"{self._command}.", "")
-            return f"missing: {missing}{of}; give a recipe that has it (-c FILE), or the option"
-        else:
-            return message.replace('"<unicode string>"', "a file given with -c")
-        known = [dest for action in parser._actions if (dest := action.dest) != "config" and not dest.endswith("help")]
-        return f"unknown option '{key}'{of}; nearest: {', '.join(nearest(key, known)[:5])}"
-
-
-def _plain(reason: str) -> str:
-    """What jsonargparse says of types and values, shorter."""
-    value = ""
-    if found := re.match(r"(.*?)[. ]*(?:Got value|Given value type: .* Given value): (.*)", reason):
-        reason, value = found.groups()
-        named = re.match(r"Namespace\(class_path='(.+?)'", value)
-        value = f" is '{(named[1] if named else value)[:80]}'"
-    reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", reason)
-    reason = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", r"\1", reason).replace("NoneType", "null")
-    reason = re.sub(
-        r"^Does not validate against any of the Union subtypes Subtypes: \[(.*?)\].*", r"Expected \1", reason
-    )
-    reason = re.sub(r"^.*Type .* expects a function or a callable class: ", "", reason)
-    return f"{value}: {reason[:1].lower()}{reason[1:300]}".replace("expected a ", "expected ")
-
-
-def _ours(error: BaseException | None) -> str | None:
-    """The first message of this package among the causes of an error."""
-    while error is not None:
-        if isinstance(error, DiptychError):
-            return str(error)
-        error = error.__cause__ or error.__context__
-    return None
 
 
 class _Monitors(Callback):
@@ -324,7 +248,7 @@ def run(command: str) -> None:
         ConfigError: an option, key, type or name is wrong.
     """
     register_names()
-    _Parser._command = command
+    Parser.command = command
     of_task = _names_a_task(sys.argv[2:])
     kind: type[DiptychCLI] = TaskCLI if of_task else DiptychCLI
     try:
@@ -341,14 +265,14 @@ def run(command: str) -> None:
                 "overwrite": True,
                 "config_filename": "config.yaml" if command == "fit" else f"config-{command}.yaml",
             },
-            parser_class=_Parser,
+            parser_class=Parser,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
     except DiptychError:
         raise
     except Exception as error:
-        if message := _ours(error):  # constructors' errors come wrapped in jsonargparse's
+        if message := own_message(error):  # constructors' errors come wrapped in jsonargparse's
             raise ConfigError(message) from error
         if isinstance(error, MisconfigurationException):
             raise ConfigError(" ".join(str(error).split())) from error
