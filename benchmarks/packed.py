@@ -33,8 +33,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from torch.utils.data import DataLoader, Dataset
 
 from diptych.data import Loading, _Collate
+from diptych.files import replace_text
 from diptych.packed import Manifest
-from diptych.packing import replace_text
 from diptych.sampling import Draw, TrainingSampler, mix
 from diptych.tables import Columns
 from diptych.transforms import Augment, Augmenter, letterbox

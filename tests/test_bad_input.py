@@ -445,19 +445,17 @@ def test_testing_leaves_the_recipe_of_the_run_alone(trained):
 
 def test_checkpoints_are_written_whole_or_not_at_all(trained, tmp_path, monkeypatch):
     """The command's own writer is in use: what it has not finished has another name."""
-    import diptych.cli as cli
-
     moved = []
-    replace = cli.os.replace
+    replace = Path.replace
 
     def listen(source, target):
-        moved.append((Path(source).name, Path(target).name))
-        replace(source, target)
+        moved.append((source.suffix, source.name.partition(".ckpt.")[0], target.name))
+        return replace(source, target)
 
-    monkeypatch.setattr(cli.os, "replace", listen)
+    monkeypatch.setattr(Path, "replace", listen)
     words = ["--run", str(tmp_path / "run"), "--recovery.every_n_train_steps", "2"]
     assert inprocess.diptych("fit", "-c", str(trained / "global.yaml"), *words).returncode == 0
-    assert set(moved) == {("best.ckpt.part", "best.ckpt"), ("last.ckpt.part", "last.ckpt")}
+    assert {(".part", "best", "best.ckpt"), (".part", "last", "last.ckpt")} <= set(moved)
     assert not list(tmp_path.rglob("*.part"))
 
 

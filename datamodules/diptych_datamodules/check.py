@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from diptych import __version__
 from diptych.errors import ConfigError, DataError
+from diptych.files import replace_picture, replace_text
 from diptych.plugins import DATAMODULES, find
 from diptych.splits import assert_disjoint, split_hash
 from diptych_datamodules.facts import OBTAIN, RELEASES, Facts
@@ -215,7 +216,7 @@ def _check(name: str, args: argparse.Namespace, report: Report) -> None:
         from diptych_datamodules.check_sheet import contact_sheet
 
         at = np.linspace(0, len(read) - 1, min(TILES, len(read))).astype(int)
-        contact_sheet(datasets, [read[i] for i in at], module.findings).save(args.out / _SHEET)
+        replace_picture(args.out / _SHEET, contact_sheet(datasets, [read[i] for i in at], module.findings))
 
 
 def _faults(report: Report, part: bool) -> list[str]:
@@ -368,7 +369,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             _check(name, args, report)
         report["faults"] = _faults(report, args.part)
         report["exit_code"] = int(bool(report["faults"]))
-        (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        replace_text(args.out / "report.json", json.dumps(report, indent=1) + "\n")
     except OSError as error:
         where = error.filename or args.out
         raise DataError(f"{where}: cannot be read or written ({error.strerror or error}); see to its rights") from error

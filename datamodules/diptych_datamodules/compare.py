@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import re
 import shutil
 import signal
@@ -20,6 +19,7 @@ import yaml
 
 from diptych import __version__
 from diptych.errors import ConfigError
+from diptych.files import replace_text
 from diptych_datamodules.compare_report import Comparison, Outcome, plain
 
 __all__ = ["Run", "Variant", "main", "outcome", "read_variants"]
@@ -186,9 +186,7 @@ def _call(command: Sequence[str], log: Path, what: str) -> None:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     """JSON, whole or not at all; NaN as null."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    replace_text(path, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
 
 
 def _facts(run: Run, module: Any) -> dict[str, float]:
@@ -243,7 +241,7 @@ def carry_out(run: Run, recipe: Path, extra: Sequence[str], pairs: int | None) -
     said = f"made again, for its {', '.join(changed)} changed" if changed else "made"
     if not run.results.is_file():
         override = run.folder / "variant.yaml"
-        override.write_text(yaml.safe_dump({"model": run.variant.model}), encoding="utf-8")
+        replace_text(override, yaml.safe_dump({"model": run.variant.model}))
         command = ["fit", "-c", str(recipe), *extra, "-c", str(override), "--run", str(run.folder)]
         command += ["--seed_everything", str(run.seed), "--data.loading.seed", str(run.seed)]
         if (run.folder / "checkpoints" / "last.ckpt").is_file():

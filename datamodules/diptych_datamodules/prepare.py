@@ -23,11 +23,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
-from uuid import uuid4
 
 from diptych.errors import ConfigError, DataError
+from diptych.files import remove_parts, replace_text, replacing
 from diptych.packed import FORMAT, IMAGES, PICTURES, Manifest
-from diptych.packing import replace_text, write_shard
+from diptych.packing import write_shard
 from diptych.plugins import DATAMODULES, find
 
 __all__ = ["Scan", "main", "prepare", "scan", "verify"]
@@ -100,7 +100,7 @@ def _files(folder: str, above: set[tuple[int, int]]) -> Iterator[tuple[str, int]
 
 def _copy(root: Path, out: Path, folder: Path, tables: Sequence[str]) -> None:
     """Copy what is new or has changed, through ``folder``, and take away what an earlier run copied and is gone."""
-    listed, part = out / "packed" / "tables.txt", folder / f"table.{uuid4().hex}.part"
+    listed = out / "packed" / "tables.txt"
     before = set(listed.read_text().splitlines()) if listed.is_file() else set()
     for name in sorted(before - set(tables)):
         (out / name).unlink(missing_ok=True)
@@ -113,9 +113,9 @@ def _copy(root: Path, out: Path, folder: Path, tables: Sequence[str]) -> None:
                 said.st_mtime_ns,
             ):
                 continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, part)
-            part.replace(target)
+            with source.open("rb") as content, replacing(target, "make room, and run the command again") as file:
+                shutil.copyfileobj(content, file)
+            shutil.copystat(source, target)  # its time says whether it has changed
         if before != set(tables):
             replace_text(listed, "".join(f"{name}\n" for name in tables))
     except OSError as error:
@@ -230,8 +230,7 @@ def _finish(manifest: Manifest, out: Path, say: Callable[[str], None]) -> None:
     csv.writer(text, lineterminator="\n").writerows([("rule", "file", "detail"), *bad])
     if not (listed := folder / "unusable.csv").is_file() or listed.read_text() != text.getvalue():
         replace_text(listed, text.getvalue())
-    for part in folder.glob("*.part"):  # of killed jobs; one that is still at work finds its shard made
-        part.unlink(missing_ok=True)
+    remove_parts(folder)
     current = _current(out)
     if current is None or current.key != manifest.key:
         replace_text(out / "packed.json", manifest.text())

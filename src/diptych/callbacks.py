@@ -11,8 +11,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from diptych.data import RadiographDataModule
+from diptych.files import sha256
 from diptych.module import AlignmentModule
-from diptych.results import print_table, sha256, write_results
+from diptych.results import print_table, write_results
 from diptych.task import Task
 
 __all__ = ["Bar", "Recovery", "Results", "Throughput"]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from diptych.errors import ConfigError
+from diptych.files import sha256
 from diptych.labeller import FINDINGS, Labeller
-from diptych.results import sha256
 
 __all__ = ["Chexbert"]
 

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -25,6 +26,7 @@ from diptych.callbacks import Bar, Recovery, Results, Throughput
 from diptych.data import RadiographDataModule
 from diptych.errors import ConfigError, DiptychError
 from diptych.figures import Figures
+from diptych.files import replacing
 from diptych.loading import read_checkpoint
 from diptych.messages import Parser, own_message
 from diptych.module import AlignmentModule
@@ -38,10 +40,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and moves it there: a run killed while saving leaves the older one whole."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Save; see Lightning's ``CheckpointIO``."""
-        part = f"{path}.part"
-        super().save_checkpoint(checkpoint, part, storage_options)
-        os.replace(part, path)
+        """Save; see Lightning's ``CheckpointIO``.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        if storage_options is not None:
+            raise TypeError("storage_options are for another CheckpointIO")
+        with replacing(path, "make room, then go on with --ckpt_path last") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # torch hides a full disk behind positions in its archive
+                    raise error.__context__ from None
+                raise
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Load, whatever is asked, without running anything that the file holds.

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from diptych.dotplot import ticks
+from diptych.files import replace_picture
 from diptych.summaries import Summary
 
 __all__ = ["Curves", "draw_curves"]
@@ -97,6 +98,4 @@ def draw_curves(panels: Sequence[Curves], names: Sequence[str], path: Path, bar:
     for k, panel in enumerate(panels):
         row, column = divmod(k, columns)
         _panel(pen, column * wide + _LEFT, key + row * tall + _TOP, panel, names)
-    part = path.with_name(f"{path.name}.part")
-    sheet.save(part, format="PNG")
-    part.replace(path)
+    replace_picture(path, sheet)

@@ -18,6 +18,7 @@ from diptych import detection, distributed, metrics
 from diptych.classification import with_macro
 from diptych.errors import ConfigError, DataError
 from diptych.figures import draw_boxes
+from diptych.files import replace_picture
 from diptych.image import STRIDES, ImageTower
 from diptych.metrics import Metric
 from diptych.task import Located, Rows
@@ -250,7 +251,7 @@ class Detect(Located):
         for row, file in self.pictured(batch, "detection"):
             kept = found.boxes[row][found.boxes[row][:, 5] >= self._threshold()]
             boxes = {"truth": truth[row].cpu().numpy(), "prediction": kept.cpu().numpy()}
-            draw_boxes(batch.image[row, 0].cpu().numpy(), boxes, self.labelled()).save(file)
+            replace_picture(file, draw_boxes(batch.image[row, 0].cpu().numpy(), boxes, self.labelled()))
 
     def _threshold(self) -> float:
         return round(float(self.chosen), 2) if self.threshold is None else self.threshold

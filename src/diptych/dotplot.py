@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from diptych.files import replace_picture
 from diptych.summaries import Summary
 
 __all__ = ["SEEDS", "Panel", "draw", "span", "ticks"]
@@ -140,6 +141,4 @@ def draw(
             for i, name in enumerate(names):
                 pen.text((wide - 12, top + _ROW * i + _ROW / 2), name, fill=_INK, font=font, anchor="rm")
         _panel(pen, wide + column * (_WIDTH + _GAP), top, panel, names, font, bold)
-    part = path.with_name(f"{path.name}.part")
-    sheet.save(part, format="PNG")
-    part.replace(path)
+    replace_picture(path, sheet)

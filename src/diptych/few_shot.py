@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from diptych import metrics
 from diptych.errors import ConfigError, DataError
 from diptych.figures import draw_masks
+from diptych.files import replace_picture
 from diptych.grounding import in_picture
 from diptych.image import STRIDES, ImageTower
 from diptych.metrics import Metric
@@ -150,7 +151,7 @@ class FewShot(Task):
                     values[i, j] = torch.nan
                 if shots == max(self.shots) and i in files:
                     drawn = {"truth": truth.numpy(), f"{shots} shots": predicted[0].numpy()}
-                    draw_masks(batch.image[i, 0].cpu().numpy(), drawn).save(files[i])
+                    replace_picture(files[i], draw_masks(batch.image[i, 0].cpu().numpy(), drawn))
         self._rows.add(batch, queries[:, None], values.flatten(1))
 
     def _map(self, query: Tensor, support: Tensor, share: Tensor, shots: int, truth: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from diptych.data import RadiographDataModule, Sample, Split
+from diptych.files import replace_picture
 from diptych.grounding import Grounding
 from diptych.head import Grounds, Observes, WeighsWords
 from diptych.loading import AlignmentModel
@@ -305,9 +306,7 @@ class Figures(pl.Callback):
 
     @staticmethod
     def _save(trainer: pl.Trainer, picture: Image.Image, name: str, tag: str) -> None:
-        folder = Path(trainer.default_root_dir) / "figures"
-        folder.mkdir(parents=True, exist_ok=True)
-        picture.save(folder / f"{name}.png")
+        replace_picture(Path(trainer.default_root_dir) / "figures" / f"{name}.png", picture)
         logger = trainer.logger
         if isinstance(logger, TensorBoardLogger):
             small = picture.copy()

@@ -8,7 +8,6 @@ another's place; and an evaluation counts what it says. The price is one more re
 from __future__ import annotations
 
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from diptych.errors import DataError
+from diptych.files import replace_text
 from diptych.radiograph import ImageError
 from diptych.splits import split_hash
 
@@ -137,11 +137,5 @@ def unusable_images(
         )
         found += [(split, index, rule, text) for batch in loader for index, rule, text in batch if rule]
     if kept is not None:
-        part = kept.with_name(f"{kept.name}.part{os.getpid()}")
-        try:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps({"samples": key, "unusable": found}, indent=1) + "\n")
-            part.replace(kept)
-        except OSError as error:
-            raise DataError(f"{kept}: cannot be written ({error.strerror}); give a --run that can") from error
+        replace_text(kept, json.dumps({"samples": key, "unusable": found}, indent=1) + "\n")
     return found

@@ -4,46 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from uuid import uuid4
 
 from diptych.errors import DataError
+from diptych.files import replace_bytes
 from diptych.packed import Manifest, Row
 from diptych.radiograph import ImageError, read_radiograph
 from diptych.transforms import scaled
 
-__all__ = ["replace_text", "write_shard"]
+__all__ = ["write_shard"]
 
-
-def _part(path: Path) -> Path:
-    """Where a file is written before it is moved to its name."""
-    return path.with_name(f"{path.name}.{uuid4().hex}.part")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file beside its name and move it there."""
-    _replace(path, [text.encode()])
-
-
-def _replace(path: Path, pieces: Iterable[bytes]) -> None:
-    part = _part(path)
-    try:
-        with part.open("wb") as file:
-            for piece in pieces:
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and path.is_file():
-            return  # another job has made it, and cleaned up
-        part.unlink(missing_ok=True)
-        raise DataError(
-            f"{path}: cannot be written ({error.strerror}); make room, and run the command again"
-        ) from error
+_AGAIN = "make room, and run the command again"
 
 
 def write_shard(manifest: Manifest, out: Path, number: int, names: Sequence[str]) -> int:
@@ -76,9 +49,9 @@ def write_shard(manifest: Manifest, out: Path, number: int, names: Sequence[str]
             yield raw
 
     path = manifest.folder(out) / f"{number:05d}.bin"
-    _replace(path, pictures())
+    replace_bytes(path, pictures(), _AGAIN)
     body = json.dumps({"unusable": unusable, "rows": rows}, separators=(",", ":")).encode()
     header = {"key": manifest.key, "shard": number, "files": len(rows), "bytes": offset}
     header |= {"sha256": digest.hexdigest(), "crc32": zlib.crc32(body)}
-    _replace(path.with_suffix(".index"), [json.dumps(header).encode(), b"\n", body])
+    replace_bytes(path.with_suffix(".index"), [json.dumps(header).encode(), b"\n", body], _AGAIN)
     return len(unusable)

@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diptych.errors import ConfigError
+from diptych.files import replace_text
 from diptych.metrics import Metric
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["print_table", "read_results", "sha256", "table", "versions", "write_results"]
+__all__ = ["print_table", "read_results", "table", "versions", "write_results"]
 
 _PACKAGES = ("diptych", "torch", "lightning", "transformers", "timm", "numpy")
-
-
-def sha256(path: str | os.PathLike[str]) -> str:
-    """The file's SHA-256 in hexadecimal."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ConfigError(f"'{os.fspath(path)}' cannot be read: {error.strerror}") from None
 
 
 def versions() -> dict[str, str | None]:
@@ -66,7 +56,7 @@ def write_results(
         split_hash: hash of the data set's split, where it has one.
         seed: the run's seed.
         checkpoint: file of the weights; None for those in memory.
-        checkpoint_sha256: its :func:`sha256`.
+        checkpoint_sha256: its :func:`diptych.files.sha256`.
         head: name or configuration of the head.
         data: name or configuration of the data.
 
@@ -74,7 +64,7 @@ def write_results(
         What was written.
 
     Raises:
-        ConfigError: the file cannot be written.
+        DataError: the file cannot be written.
     """
     content = {
         "metrics": {
@@ -90,29 +80,11 @@ def write_results(
         "versions": versions(),
     }
     plain: dict[str, Any] = _plain(content)
-    target = Path(path)
-    partial = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=target.parent, suffix=".part", delete=False, encoding="utf-8"
-        ) as file:
-            partial = Path(file.name)
-            json.dump(plain, file, indent=2, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        partial.chmod(0o666 & ~mask)  # temporary files are for their owner only
-        partial.replace(target)
-    except OSError as error:
-        raise ConfigError(
-            f"results cannot be written to '{target}': {error.strerror}; choose another --trainer.default_root_dir"
-        ) from None
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
+    replace_text(
+        path,
+        json.dumps(plain, indent=2, allow_nan=False) + "\n",
+        "make room, or give another --run with --ckpt_path FILE, and test again",
+    )
     return plain
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from diptych import distributed, metrics
 from diptych.errors import ConfigError, DataError
 from diptych.figures import draw_masks
+from diptych.files import replace_picture
 from diptych.image import ImageTower
 from diptych.metrics import Metric
 from diptych.task import Located, Rows
@@ -179,7 +180,7 @@ class Segment(Located):
         self._rows.add(batch, counts)
         for row, file in self.pictured(batch, "segmentation"):
             masks = {"truth": truth[row].cpu().numpy(), "prediction": predicted[row].cpu().numpy()}
-            draw_masks(batch.image[row, 0].cpu().numpy(), masks).save(file)
+            replace_picture(file, draw_masks(batch.image[row, 0].cpu().numpy(), masks))
 
     def finish(self, stage: str, resamples: int) -> None:
         """See :meth:`Tuned.finish`."""

@@ -136,7 +136,6 @@ class Task(pl.LightningModule):
             return
         folder = Path(self.trainer.default_root_dir) / "figures"
         for row in ((batch.index < self.pictures) & batch.valid).nonzero().squeeze(1).tolist():
-            folder.mkdir(parents=True, exist_ok=True)
             yield row, folder / f"{stem}{int(batch.index[row]):03d}.png"
 
     def log_results(self) -> None:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from diptych.errors import ConfigError
+from diptych.files import sha256
 from diptych.head import Extracts
 from diptych.image import ImageTower
 from diptych.loading import load
-from diptych.results import sha256
 from diptych.types import Features
 
 __all__ = ["TrainedImage"]
