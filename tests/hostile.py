@@ -7,8 +7,10 @@ import io
 import json
 import resource
 import signal
+import struct
 import sys
 import time
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -27,12 +29,26 @@ DEEP = GREY.astype(np.uint16) * 13 + np.random.default_rng(1).integers(0, 13, (8
 TEMPLATE = [
     ("ImplicitVRLittleEndian", DEEP), ("ExplicitVRLittleEndian", DEEP), ("ExplicitVRBigEndian", DEEP),
     ("DeflatedExplicitVRLittleEndian", DEEP), ("RLELossless", DEEP), ("JPEG2000Lossless", DEEP), ("JPEG2000", DEEP),
-    ("JPEGLSLossless", DEEP), ("JPEGBaseline8Bit", GREY),
+    ("JPEGLSLossless", DEEP), ("JPEGBaseline8Bit", GREY), ("JPEGLosslessSV1", DEEP), ("JPEGLossless", DEEP),
+    ("JPEGExtended12Bit", DEEP),
 ]  # fmt: skip
 
 
-def dicom(name, pixels=DEEP, **tags):
-    """Bytes of a DICOM file in a transfer syntax."""
+def frame(name, pixels):
+    """Bytes of a JPEG frame."""
+    import imagecodecs
+
+    if name == "JPEGBaseline8Bit":
+        return picture(Image.fromarray(pixels), "JPEG", quality=95)
+    if name == "JPEGExtended12Bit":
+        return imagecodecs.jpeg8_encode(pixels, 98, bitspersample=12)
+    predictor = 1 if name == "JPEGLosslessSV1" else 6
+    bits = 8 if pixels.dtype == np.uint8 else max(int(pixels.max()).bit_length(), 12)
+    return imagecodecs.jpeg8_encode(pixels, lossless=True, predictor=predictor, bitspersample=bits)
+
+
+def dicom(name, pixels=DEEP, more=(), padding=b"\0", **tags):
+    """Bytes of a DICOM file in a transfer syntax; ``padding`` fills up a compressed frame of an odd length."""
     syntax = getattr(uid, name)
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = syntax if not syntax.is_compressed or syntax.is_deflated else uid.ExplicitVRLittleEndian
@@ -52,10 +68,11 @@ def dicom(name, pixels=DEEP, **tags):
     data["PixelData"].VR = "OW" if bits == 16 else "OB"
     for key, value in tags.items():
         setattr(data, key, value)
-    if name == "JPEGBaseline8Bit":
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "JPEG", quality=95)
-        data.PixelData, meta.TransferSyntaxUID = encapsulate([file.getvalue()]), syntax
+    for element in more:
+        data.add(element)
+    if name in {"JPEGBaseline8Bit", "JPEGExtended12Bit", "JPEGLossless", "JPEGLosslessSV1"}:
+        coded = frame(name, pixels)
+        data.PixelData, meta.TransferSyntaxUID = encapsulate([coded + padding * (len(coded) % 2)]), syntax
         data["PixelData"].VR = "OB"
     elif syntax.is_compressed and not syntax.is_deflated:
         data.compress(syntax, **({"j2k_cr": [5]} if name == "JPEG2000" else {}), generate_instance_uid=False)
@@ -64,11 +81,24 @@ def dicom(name, pixels=DEEP, **tags):
     return out.getvalue()
 
 
-def picture(image, kind):
-    """Bytes of a PNG or JPEG file."""
+def picture(image, kind, **options):
+    """Bytes of a picture file."""
     out = io.BytesIO()
-    image.save(out, kind)
+    image.save(out, kind, **options)
     return out.getvalue()
+
+
+def deep_png(values, chunks=b""):
+    """Bytes of a PNG of 16 bits a colour, ``[h,v]`` or ``[h,v,2..4]``, which PIL cannot write."""
+    h, v, colours = (*values.shape, 1)[:3]
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", v, h, 16, {1: 0, 2: 4, 3: 2, 4: 6}[colours], 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    data = chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunks + data + chunk(b"IEND", b"")
 
 
 def seeds():
@@ -80,6 +110,15 @@ def seeds():
     found["png16"] = (picture(Image.fromarray(DEEP), "PNG"), ".png")
     found["rgba"] = (picture(Image.fromarray(GREY).convert("RGBA"), "PNG"), ".png")
     found["jpeg"] = (picture(Image.fromarray(GREY), "JPEG"), ".jpg")
+    found["rgb16"] = (deep_png(np.stack([DEEP * 9] * 3, axis=-1)), ".png")
+    found["la16"] = (deep_png(np.stack([DEEP, DEEP * 15], axis=-1)), ".png")
+    for name, image in (("8", GREY), ("16", DEEP)):
+        for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate"):
+            options = {"compression": compression, "tiffinfo": {274: 6}}
+            found[f"tiff{name} {compression}"] = (picture(Image.fromarray(image), "TIFF", **options), ".tif")
+    found["webp"] = (picture(Image.fromarray(GREY), "WEBP"), ".webp")
+    found["webp lossless"] = (picture(Image.fromarray(GREY), "WEBP", lossless=True), ".webp")
+    found["bmp"] = (picture(Image.fromarray(GREY), "BMP"), ".bmp")
     return found
 
 

@@ -35,7 +35,7 @@ def test_they_are_left_out_of_the_split_and_counted(damaged, workers):
     module = make(damaged, workers)
     module.prepare_data()
     module.setup("fit")
-    assert module.dropped.counts() == {"truncated image": 1, "corrupt image": 1}
+    assert module.dropped.counts() == {"truncated image": 1, "no image": 1}
     assert {split: len(dataset) for split, dataset in module.datasets.items()} == {"train": 15, "val": 4, "test": 3}
     assert "000.png" not in module.datasets["train"].ids
     read = [key for batch in module.test_dataloader() for key in batch.ids]
@@ -48,7 +48,7 @@ def test_they_are_left_out_of_the_split_and_counted(damaged, workers):
 def test_the_first_one_stops_a_run_that_does_not_check(damaged):
     module = make(damaged, check=False)
     module.setup("fit")
-    with pytest.raises(DataError, match=r"023\.png: not a PNG.*data\.loading\.check_images: true"):
+    with pytest.raises(DataError, match=r"023\.png: not an image but a text file.*data\.loading\.check_images: true"):
         list(module.test_dataloader())
 
 
@@ -56,12 +56,12 @@ def test_one_that_breaks_after_the_check_stops_the_run(damaged):
     module = make(damaged)
     module.setup("fit")
     (damaged.parent / "021.png").write_bytes(b"broken later")
-    with pytest.raises(DataError, match=r"021\.png: not a PNG.*remove the run's images\.json"):
+    with pytest.raises(DataError, match=r"021\.png: not an image but a text file.*remove the run's images\.json"):
         list(module.test_dataloader())
 
 
 def test_strict_refuses_and_counts(damaged):
-    with pytest.raises(DataError, match=r"1 truncated image, 1 corrupt image; the first is '000.png'"):
+    with pytest.raises(DataError, match=r"1 truncated image, 1 no image; the first is '000.png'"):
         make(damaged, strict=True).setup("fit")
 
 
@@ -74,14 +74,14 @@ def test_a_run_lists_them_in_its_folder_and_goes_on_with_the_same_samples(damage
     assert done.returncode == 0, done.stderr
     told = done.stdout + done.stderr
     assert "checking 24 images" in told
-    assert f"left out: 1 truncated image, 1 corrupt image; every one is in {run / 'dropped.csv'}" in told
+    assert f"left out: 1 truncated image, 1 no image; every one is in {run / 'dropped.csv'}" in told
     assert "truncated image,000.png," in (run / "dropped.csv").read_text()
     (damaged.parent / "001.png").write_bytes(b"broken later")
     done = diptych("test", "-c", str(recipe), "--run", str(run), "--ckpt_path", "best")
     assert done.returncode == 0, done.stderr
     assert "checking" not in done.stdout + done.stderr
     result = json.loads((run / "results.json").read_text())
-    assert result["protocol"]["left_out"] == {"truncated image": 1, "corrupt image": 1}
+    assert result["protocol"]["left_out"] == {"truncated image": 1, "no image": 1}
     assert result["metrics"]["test/retrieval/r@1"]["n"] == 3
 
 

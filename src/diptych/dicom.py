@@ -10,7 +10,6 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,36 +18,39 @@ from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset, read_preamble
-from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 
-from diptych.radiograph import MAX_BYTES, MAX_PIXELS, refuse
+from diptych.presentation import aspect_of, brightness_of, tell_orientation, values_of
+from diptych.radiograph import MAX_BYTES, MAX_PIXELS, Decoded, ImageError, refuse
 
 __all__ = ["decode"]
 
-_JPEG = {uid.JPEGBaseline8Bit, *uid.JPEGLSTransferSyntaxes}
-# One decoder each: which one is installed beside it must not change a picture. JPEG Lossless and 12-bit JPEG are not
-# read: GDCM ends the whole process on a damaged frame (the test of mutated files found it), and pylibjpeg-libjpeg is GPL.
+_LOSSLESS = {uid.JPEGLossless, uid.JPEGLosslessSV1}
+_JPEG = {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, *_LOSSLESS, *uid.JPEGLSTransferSyntaxes}
+# One decoder each: which one is installed beside it must not change a picture. GDCM is not among them: it ends the whole
+# process on a damaged lossless frame (the test of mutated files found it). Nor is pylibjpeg-libjpeg, which is GPL.
 _DECODER = {
     uid.ImplicitVRLittleEndian: "",
     uid.ExplicitVRLittleEndian: "",
     uid.ExplicitVRBigEndian: "",
     uid.RLELossless: "pydicom",
     uid.JPEGBaseline8Bit: "pillow",
+    **dict.fromkeys((uid.JPEGExtended12Bit, *_LOSSLESS), "imagecodecs"),
     **dict.fromkeys(uid.JPEGLSTransferSyntaxes, "pyjpegls"),
     **dict.fromkeys(uid.JPEG2000TransferSyntaxes, "pylibjpeg"),
 }
 _SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # JPEG's frame headers, and JPEG-LS's
 
 
-def decode(raw: bytes, *, source: str) -> tuple[NDArray[Any], Callable[[NDArray[Any]], NDArray[Any]]]:
+def decode(raw: bytes, *, source: str, window: int | None = 0) -> Decoded:
     """The stored pixels of a DICOM radiograph, and their brightness as a function of the stored value.
 
     Args:
         raw: the whole file; without a preamble too.
         source: the file's name, for messages.
+        window: which window is applied, from 0 on; None for none.
 
     Returns:
-        Pixels ``[H,V]`` of an 8 or 16 bit integer type; and modality LUT, window and MONOCHROME1's inversion in one.
+        Pixels of an 8 or 16 bit integer type; modality LUT, window and inversion in one; padding and pixels' proportions.
 
     Raises:
         ImageError: several frames, an unsupported kind, over the limits, truncated. Other exceptions: corrupt.
@@ -57,35 +59,50 @@ def decode(raw: bytes, *, source: str) -> tuple[NDArray[Any], Callable[[NDArray[
         warnings.simplefilter("ignore")  # pydicom tells of every small fault of a header
         dataset = _parse(raw, source)
         photometric = _check(dataset, source)
-        syntax = dataset.file_meta.TransferSyntaxUID
-        if not syntax.is_encapsulated:
-            _check_length(dataset, source)
-        elif syntax != uid.RLELossless:  # whose decoder is pydicom's own and compares lengths
-            _check_frame(get_frame(dataset.PixelData, 0, number_of_frames=1), syntax, dataset, source)
-        if plugin := _DECODER[syntax]:
-            dataset.pixel_array_options(decoding_plugin=plugin)
-        try:
-            stored = np.asarray(dataset.pixel_array)
-        except RuntimeError as error:
-            if "missing dependencies" not in str(error):
-                raise
-            message = f"{source}: {syntax.name} needs another decoder; run `pip install diptych[dicom]`"
-            raise refuse("unsupported image", message) from error
-    if stored.ndim != 2 or stored.dtype.itemsize > 2 or stored.dtype.kind not in "iu":
-        raise refuse("unsupported image", f"{source}: pixels of shape {stored.shape}; a radiograph has one grey frame")
-    stored = np.ascontiguousarray(stored.astype(stored.dtype.newbyteorder("="), copy=False))
-    del dataset.PixelData
+        pixels = _pixels(dataset, source)
+        if pixels.ndim != 2 or pixels.dtype.itemsize > 2 or pixels.dtype.kind not in "iu":
+            message = f"{source}: pixels of shape {pixels.shape}; a radiograph has one grey frame"
+            raise refuse("unsupported image", message)
+        pixels = np.ascontiguousarray(pixels.astype(pixels.dtype.newbyteorder("="), copy=False))
+        stored, keep = values_of(pixels, dataset, source)
+        del dataset.PixelData
+        notes: list[str] = []
+        brightness = brightness_of(dataset, photometric, window, notes)
+        aspect = aspect_of(dataset, notes, source)
+        tell_orientation(dataset, notes)
+    return Decoded(stored, brightness, keep, tuple(notes), aspect)
 
-    def brightness(values: NDArray[Any]) -> NDArray[Any]:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            shown = apply_modality_lut(values, dataset)
-            if "WindowCenter" in dataset or "VOILUTSequence" in dataset:
-                shown = apply_voi_lut(shown, dataset)
-        shown = shown.astype(np.float64)
-        return -shown if photometric == "MONOCHROME1" else shown  # pydicom's functions do not invert
 
-    return stored, brightness
+def _pixels(dataset: pydicom.FileDataset, source: str) -> NDArray[Any]:
+    """The pixels as they are stored, unused bits included."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    plugin = _DECODER[syntax]
+    if not syntax.is_encapsulated:
+        _check_length(dataset, source)
+    elif syntax != uid.RLELossless:  # whose decoder is pydicom's own and compares lengths
+        frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
+        _check_frame(frame, syntax, dataset, source)
+        if plugin == "imagecodecs":
+            try:
+                from imagecodecs import jpeg8_decode
+            except ImportError as error:
+                raise _needs(syntax, source) from error
+            return np.asarray(jpeg8_decode(frame))
+    if plugin:
+        dataset.pixel_array_options(decoding_plugin=plugin, correct_unused_bits=False)
+    else:
+        dataset.pixel_array_options(correct_unused_bits=False)
+    try:
+        return np.asarray(dataset.pixel_array)
+    except RuntimeError as error:
+        if "missing dependencies" not in str(error):
+            raise
+        raise _needs(syntax, source) from error
+
+
+def _needs(syntax: uid.UID, source: str) -> ImageError:
+    message = f"{source}: {syntax.name} needs another decoder; run `pip install diptych[dicom]`"
+    return refuse("unsupported image", message)
 
 
 def _parse(raw: bytes, source: str) -> pydicom.FileDataset:
@@ -131,6 +148,15 @@ def _check(dataset: pydicom.FileDataset, source: str) -> str:
     if int(dataset.get("BitsAllocated") or 0) not in {8, 16}:
         message = f"{source}: BitsAllocated is {dataset.get('BitsAllocated')}; a radiograph has 8 or 16"
         raise refuse("unsupported image", message)
+    allocated, used = int(dataset.BitsAllocated), int(dataset.get("BitsStored") or 0)
+    high = int(used - 1 if dataset.get("HighBit") is None else dataset.HighBit)
+    if not (1 <= used <= high + 1 <= allocated):
+        message = (
+            f"{source}: BitsAllocated {allocated}, BitsStored {used} and HighBit {high} contradict each other; correct the "
+            "header or leave it out"
+        )
+        raise refuse("corrupt image", message)
+    dataset.HighBit = high
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax not in _DECODER:
         message = (
@@ -156,7 +182,7 @@ def _check_frame(frame: bytes, syntax: uid.UID, dataset: pydicom.FileDataset, so
         said = "unreadable" if size is None else f"{size[1]}x{size[0]} pixels of {size[2]} value(s)"
         message = f"{source}: the {syntax.name} frame is {said}, the header says {dataset.Columns}x{dataset.Rows} of 1"
         raise refuse("corrupt image", message)
-    if frame[-4096:].rstrip(b"\0")[-2:] != b"\xff\xd9":
+    if frame[-4096:].rstrip(b"\0\xff")[-2:] != b"\xff\xd9":  # an encoder pads an odd frame by either
         message = f"{source}: the {syntax.name} frame has no end; the file is truncated"
         raise refuse("truncated image", message)
 
