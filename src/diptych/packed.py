@@ -40,7 +40,7 @@ __all__ = [
 FORMAT = 1
 """Of the files described above."""
 PICTURES = 2
-"""To be raised when :mod:`diptych.radiograph` and what it reads by, or :func:`diptych.transforms.scaled` gives other pixels than before."""
+"""To be raised when :mod:`diptych.radiograph` or :func:`diptych.transforms.scaled` gives other pixels than before."""
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".dcm", ".dicom"})
 """Suffixes of images, in lower case."""
 _OPEN = 64  # shards that a process keeps open
