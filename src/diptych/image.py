@@ -7,19 +7,18 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from timm.models import group_parameters, load_model_config_from_hf
 from timm.models.vision_transformer import Attention  # type: ignore[attr-defined]  # the place in every version
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from diptych.backbone import make_backbone
 from diptych.errors import ConfigError
-from diptych.tower import Tower, class_attention
+from diptych.tower import Tower, class_attention, origin_of
 from diptych.types import Features
 
 __all__ = ["STRIDES", "ImageTower", "TimmImage"]
@@ -43,11 +42,6 @@ class ImageTower(Tower):
 
         ``pooled`` ``[B,D]``, ``tokens`` ``[B,N,D]`` in row-major order, ``mask`` all True, ``grid``, ``pixels``.
         """
-
-    @property
-    def origin(self) -> dict[str, Any]:
-        """Where its weights are from, in plain values with a ``name`` or a ``head``, for ``results.json``."""
-        return {"name": type(self).__name__}
 
     def pyramid(self, image: Tensor) -> list[Tensor]:
         """Feature maps of radiographs ``[B,1,H,V]``, finest first, for decoders of masks and boxes.
@@ -90,7 +84,8 @@ class TimmImage(ImageTower):
     """Any timm backbone with a map of features: ResNet (arXiv 1512.03385), ViT (arXiv 2010.11929), ConvNeXt, Swin ...
 
     Radiographs have one channel: the first layer's weights are summed over colours, as timm does, and the normalisation
-    is the mean of the backbone's three. ViTs accept any image size that is a multiple of their patch size; their class
+    is the mean of the backbone's three. Weights load whole: one that is missing, left over from a deeper backbone or of
+    another shape stops the run. ViTs accept any image size that is a multiple of their patch size; their class
     and register tokens take part in the pooled vector only, as the backbone's own pooling has it.
 
     With gradient checkpointing, batch-norm statistics are updated twice in a step (the gradients are the same).
@@ -98,7 +93,12 @@ class TimmImage(ImageTower):
     Args:
         name: of a timm model, or ``hf-hub:owner/name``, or ``local-dir:/a/folder`` with config.json and weights.
         pretrained: False starts from random weights.
-        weights: a local file of weights for this backbone (.safetensors, .pth), instead of the hub's.
+        weights: a local file of weights for this backbone (.safetensors, .pth), instead of the hub's. The prefix before
+            their names, as ``img_encoder.model.``, is found; what is not of the backbone is left out and told.
+        weights_prefix: that prefix, where a file has the backbone more than once; "" for none.
+        mean: what normalisation subtracts, where black is 0 and white is 1: one number, or a list of colours, of which
+            the mean counts. None takes that of the pretrained weights, or the backbone's own.
+        std: what it then divides by, likewise.
         stage: which of the backbone's feature maps gives the regions: for a ResNet 3 is 1/16 of the image's size (14x14
             at 224, 19x19 at 299) and 4 or -1 the last, 1/32. For a ViT, which block; -1 is the last, after its norm.
             The pooled vector is always made from the last.
@@ -123,6 +123,9 @@ class TimmImage(ImageTower):
         *,
         pretrained: bool = True,
         weights: str | None = None,
+        weights_prefix: str | None = None,
+        mean: float | list[float] | None = None,
+        std: float | list[float] | None = None,
         stage: int = -1,
         model_args: dict[str, Any] | None = None,
         frozen: bool = False,
@@ -140,7 +143,7 @@ class TimmImage(ImageTower):
                 )
             saved = json.loads(architecture)
             name, args = saved["name"], saved["model_args"]
-        self.backbone = _create(name, pretrained, weights, args)
+        self.backbone, origin = make_backbone(name, pretrained, weights, weights_prefix, args)
         backbone: Any = self.backbone
         if not hasattr(backbone, "forward_intermediates") or not hasattr(backbone, "group_matcher"):
             raise ConfigError(
@@ -154,14 +157,15 @@ class TimmImage(ImageTower):
                 f"stage={stage}: image tower '{name}' has {len(widths)} feature maps; give 0 to {len(widths) - 1}"
             )
         self.name = name
+        self._origin = {"name": name, **origin}
         self.stage = stage % len(widths)
         self.token_width = int(widths[self.stage])
         self._levels = pyramid_indices([entry["reduction"] for entry in entries])
         self.pyramid_widths = tuple(int(widths[index]) for index in self._levels)
         self.width = int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)
         preset = backbone.pretrained_cfg
-        self.register_buffer("mean", torch.tensor(preset["mean"]).mean())
-        self.register_buffer("std", torch.tensor(preset["std"]).mean())
+        self.register_buffer("mean", _level("mean", preset["mean"] if mean is None else mean))
+        self.register_buffer("std", _level("std", preset["std"] if std is None else std))
         self._layers: dict[str, int] = group_parameters(
             self.backbone, backbone.group_matcher(coarse=False), reverse=True
         )
@@ -188,13 +192,18 @@ class TimmImage(ImageTower):
         has_class_token = getattr(backbone, "cls_token", None) is not None
         self.gives_attention = has_class_token and type(last_attention) is Attention
         if gradient_checkpointing:
-            backbone.set_grad_checkpointing(True)
+            try:
+                backbone.set_grad_checkpointing(True)
+            except (AssertionError, AttributeError, NotImplementedError) as error:
+                raise ConfigError(
+                    f"image tower '{name}' has no gradient checkpointing; set gradient_checkpointing: false"
+                ) from error
         self._set_up_training(frozen=frozen, freeze_layers=freeze_layers, layer_decay=layer_decay)
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Timm's name."""
-        return {"name": self.name}
+        """Timm's name; the tag, the file or ``random`` as ``weights``; a file's hash and prefix; the normalisation."""
+        return {**self._origin, "mean": round(float(self.mean), 6), "std": round(float(self.std), 6)}
 
     def layer_of(self, name: str) -> int:
         """0 for the stem, then one for each block as timm groups them."""
@@ -275,53 +284,28 @@ class TimmImage(ImageTower):
             handle.remove()
 
     def get_extra_state(self) -> dict[str, str]:
-        """What a checkpoint carries besides weights: ``architecture``, JSON of timm's name and arguments."""
-        return {"architecture": self._architecture}
+        """What a checkpoint carries besides weights: ``architecture``, timm's name and arguments, and ``origin``; JSON."""
+        return {"architecture": self._architecture, "origin": json.dumps(self._origin)}
 
     def set_extra_state(self, state: dict[str, str]) -> None:
-        """Nothing to take: the architecture is read before the tower is built, see :meth:`rebuild_args`."""
+        """Take the origin; the architecture is read before the tower is built, see :meth:`rebuild_args`."""
+        self._origin = origin_of(state, self.name)
 
     @classmethod
     def rebuild_args(cls, extra_state: dict[str, str]) -> dict[str, Any]:
         """The architecture instead of the pretrained model."""
-        return {"pretrained": False, "weights": None, "architecture": extra_state["architecture"]}
+        return {
+            "pretrained": False,
+            "weights": None,
+            "weights_prefix": None,
+            "architecture": extra_state["architecture"],
+        }
 
 
-def _create(name: str, pretrained: bool, weights: str | None, args: dict[str, Any]) -> nn.Module:
-    """The backbone with one input channel and no classifier."""
-    if ":" not in name:
-        _check_name(name)
-    options = {"pretrained": pretrained or weights is not None, "num_classes": 0, "in_chans": 1, **args}
-    if weights is not None:
-        options["pretrained_cfg_overlay"] = {"file": weights}
-    try:
-        try:
-            model = timm.create_model(name, **{"dynamic_img_size": True, **options})
-        except TypeError as error:
-            if "dynamic_img_size" not in str(error):
-                raise
-            model = timm.create_model(name, **options)  # not a ViT
-    except TypeError as error:
-        raise ConfigError(f"image tower '{name}': model_args {args} do not fit it: {error}") from error
-    except Exception as error:
-        # the hub, the network and the file each fail in their own way
-        if not options["pretrained"]:
-            raise ConfigError(f"image tower '{name}' could not be built with model_args {args}: {error}") from error
-        reason = str(error).strip().split("\n")[0]
-        raise ConfigError(
-            f"image tower '{name}': its weights could not be loaded ({reason}); set pretrained: false, or give a local "
-            "file as `weights`, or a folder as the name 'local-dir:/path'"
-        ) from error
-    return model
-
-
-def _check_name(name: str) -> None:
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        near = get_close_matches(architecture, timm.list_models(), n=5, cutoff=0.5)
-        raise ConfigError(f"no image tower '{name}' in timm {timm.__version__}; nearest: {', '.join(near) or 'none'}")
-    known = [entry.partition(".")[2] for entry in timm.list_pretrained(f"{architecture}.*")]
-    if tag and tag not in known:
-        raise ConfigError(
-            f"image tower '{name}': no weights are tagged '{tag}'; known tags: {', '.join(known) or 'none'}"
-        )
+def _level(name: str, given: float | Sequence[float]) -> Tensor:
+    """A mean or a deviation as one number of grey, from one or from one a colour."""
+    values = torch.tensor(given, dtype=torch.float32).reshape(-1)
+    low = 0 if name == "mean" else 1e-6
+    if not len(values) or not bool(((values >= low) & (values <= 1)).all()):
+        raise ConfigError(f"{name}={given}: give numbers from 0 to 1 where black is 0 and white is 1 (divide by 255)")
+    return values.mean()

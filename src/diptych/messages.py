@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import logging
 import re
 import warnings
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -38,6 +41,12 @@ class Parser(LightningArgumentParser):
 
     command = "fit"
 
+    def parse_args(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]  # as given
+        """Parse; what jsonargparse hands on to the parser of an inner class is Python's ``None``, where YAML has null."""
+        if args is not None and not self.exit_on_error:
+            args = [_as_yaml(word) for word in args]
+        return super().parse_args(args, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what jsonargparse has to say. It wraps reasons in reasons; ours, if one is inside, is the clearest."""
         if not (clear := own_message(ex)):
@@ -63,6 +72,16 @@ class Parser(LightningArgumentParser):
             return message.replace('"<unicode string>"', "a file given with -c")
         known = [dest for action in parser._actions if (dest := action.dest) != "config" and not dest.endswith("help")]
         return f"unknown option '{key}'{of}; nearest: {', '.join(nearest(key, known)[:5])}"
+
+
+def _as_yaml(word: str) -> str:
+    """``--key=value`` where the value is Python's None, a list or a dictionary, as YAML reads it."""
+    key, equals, value = word.partition("=")
+    try:
+        parsed = ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return word
+    return f"{key}={json.dumps(parsed)}" if equals and (parsed is None or isinstance(parsed, list | dict)) else word
 
 
 def _plain(reason: str) -> str:

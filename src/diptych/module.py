@@ -270,8 +270,9 @@ class AlignmentModule(pl.LightningModule):
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """How the figures were made, by evaluator."""
-        return {evaluator.name: evaluator.protocol for evaluator in self.evaluators}
+        """How the figures were made, by evaluator, and where the towers' weights were from before training."""
+        towers = {"image": self.encoder.image.origin, "text": self.encoder.text.origin}
+        return {"towers": towers, **{evaluator.name: evaluator.protocol for evaluator in self.evaluators}}
 
     @property
     def title(self) -> str:

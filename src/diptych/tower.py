@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from typing import Any, Self
 
@@ -11,7 +12,29 @@ from torch import Tensor, nn
 from diptych.errors import ConfigError
 from diptych.functional import full
 
-__all__ = ["Tower", "class_attention"]
+__all__ = ["Tower", "class_attention", "origin_of"]
+
+
+def origin_of(extra_state: dict[str, Any], name: str) -> dict[str, Any]:
+    """Where the weights of a checkpoint were from at first, as its tower had written it.
+
+    Args:
+        extra_state: what ``get_extra_state`` had put in the checkpoint; ``origin`` is JSON.
+        name: of the tower, where a checkpoint does not say.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    stored = extra_state.get("origin")
+    if stored is None:
+        return {"name": name, "weights": "not stored by the version that wrote the checkpoint"}
+    try:
+        origin = json.loads(stored)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"the checkpoint's origin of '{name}' is not JSON: {str(error)[:80]}") from error
+    if not isinstance(origin, dict):
+        raise ConfigError(f"the checkpoint's origin of '{name}' is a {type(origin).__name__}, no mapping")
+    return origin
 
 
 def class_attention(query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
@@ -58,6 +81,11 @@ class Tower(nn.Module, ABC):
     """Whether the tower can fill ``Features.attention``."""
     attention: bool = False
     """Whether it does; the module sets it where a head asks for it."""
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Where its weights are from, in plain values with a ``name`` or a ``head``, for ``results.json``."""
+        return {"name": type(self).__name__}
 
     @abstractmethod
     def layer_of(self, name: str) -> int:

@@ -67,12 +67,13 @@ class TrainedImage(ImageTower):
             "sha256": sha256(checkpoint),
             "head": f"{head.__module__}.{head.__qualname__}",
             "trained_at": model.image_size,
+            "tower": tower.origin,
         }
         self._set_up_training(frozen=frozen, freeze_layers=freeze_layers, layer_decay=layer_decay)
 
     @property
     def origin(self) -> dict[str, Any]:
-        """The checkpoint, its head, and the size of its images."""
+        """The checkpoint, its head, the size of its images, and where its tower's weights were from before training."""
         return self._origin
 
     def layer_of(self, name: str) -> int:
