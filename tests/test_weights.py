@@ -17,8 +17,8 @@ from mini import SHIPPED, config, write_pairs
 from timm.models import vision_transformer
 
 from diptych.errors import ConfigError
+from diptych.files import sha256
 from diptych.image import TimmImage
-from diptych.results import sha256
 
 RESNET = {"channels": [8, 8, 16, 16], "layers": [1, 1, 1, 1]}
 VIT = {"embed_dim": 16, "depth": 2, "num_heads": 2}

@@ -13,7 +13,7 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from diptych.errors import ConfigError
-from diptych.results import sha256
+from diptych.files import sha256
 from diptych.weights import check_loaded, files_of, load_whole, read_weights, seen_loading
 
 __all__ = ["make_backbone"]

@@ -240,7 +240,11 @@ def load_whole(
             f"{of}: {file} holds weights that are no floating-point numbers: {some(odd)}; give plain weights"
         )
     _refuse_not_finite(chosen, of, file)
-    counters = {name: best.state[name] for name, value in own.items() if name not in needed and name in best.state and best.state[name].shape == value.shape}
+    counters = {
+        name: best.state[name]
+        for name, value in own.items()
+        if name not in needed and name in best.state and best.state[name].shape == value.shape
+    }
     module.load_state_dict(chosen | counters, strict=False)
     outside = [name for name in state if not name.startswith(best.prefix)]
     left = best.left + outside
