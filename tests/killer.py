@@ -2,27 +2,70 @@
 
 import os
 import signal
+from typing import ClassVar
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import WeightAveraging
 
 
-class KillAt(pl.Callback):
-    """SIGKILL to this very process, without a chance to clean up, once ``step`` optimiser steps are done."""
+class At(pl.Callback):
+    """Something happens at a moment of a run, once.
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    Args:
+        step: optimiser steps that are done by then.
+        moment: ``trained`` (at the end of a batch, before anything is saved), ``begun`` (at the start of the next),
+            ``validating`` (before the second batch of a validation), ``validated`` (at its end, before best.ckpt).
+    """
+
+    def __init__(self, step: int, moment: str = "trained") -> None:
+        self.step, self.moment = step, moment
+
+    def happen(self) -> None:
+        raise NotImplementedError
+
+    def _pass(self, trainer: pl.Trainer, moment: str) -> None:
+        if moment == self.moment and trainer.global_step >= self.step and not trainer.sanity_checking:
+            self.happen()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if trainer.global_step >= self.step:
-            os.kill(os.getpid(), signal.SIGKILL)
+        self._pass(trainer, "trained")
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self._pass(trainer, "begun")
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
+        if batch_idx:
+            self._pass(trainer, "validating")
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        self._pass(trainer, "validated")
 
 
-class RaiseAt(pl.Callback):
-    """The same within a process that goes on: an error once ``step`` optimiser steps are done."""
+class KillAt(At):
+    """SIGKILL to this very process, without a chance to clean up."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def happen(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if trainer.global_step >= self.step:
-            raise InterruptedError(f"after step {self.step}")
+
+class RaiseAt(At):
+    """The same within a process that goes on: an error."""
+
+    def happen(self) -> None:
+        raise InterruptedError(f"{self.moment} after step {self.step}")
+
+
+class Averaged(pl.Callback):
+    """Whether buffers that are no weights are the same in averaged and trained weights, at each validation."""
+
+    seen: ClassVar[set[str]] = set()
+    apart: ClassVar[set[str]] = set()
+
+    def on_validation_start(self, trainer, pl_module) -> None:
+        (average,) = [each for each in trainer.callbacks if isinstance(each, WeightAveraging)]
+        trained = dict(pl_module.named_buffers())
+        for name, buffer in average._average_model.module.named_buffers():
+            if not buffer.is_floating_point():
+                self.seen.add(name)
+                if not (buffer == trained[name]).all():
+                    self.apart.add(name)

@@ -1,4 +1,4 @@
-"""What every run has beside training: recovery checkpoints, throughput, the progress bar and the result file."""
+"""What every run has beside training: throughput, the progress bar and the result file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from diptych.data import RadiographDataModule
@@ -16,30 +16,7 @@ from diptych.module import AlignmentModule
 from diptych.results import print_table, write_results
 from diptych.task import Task
 
-__all__ = ["Bar", "Recovery", "Results", "Throughput"]
-
-
-class Recovery(ModelCheckpoint):
-    """Keeps ``last.ckpt`` fresh, so that an interrupted run goes on exactly where it was saved.
-
-    Args:
-        dirpath: folder; the run's ``checkpoints`` if not given.
-        every_n_train_steps: optimiser steps between two saves; a killed run repeats at most so many.
-    """
-
-    def __init__(self, dirpath: str | None = None, every_n_train_steps: int = 500) -> None:
-        super().__init__(
-            dirpath=dirpath,
-            filename="last",
-            every_n_train_steps=every_n_train_steps,
-            save_top_k=1,
-            enable_version_counter=False,
-        )
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the last state of a run whose end fell between two saves."""
-        if self.dirpath is not None and self._last_global_step_saved != trainer.global_step:
-            trainer.save_checkpoint(Path(self.dirpath) / "last.ckpt")
+__all__ = ["Bar", "Results", "Throughput"]
 
 
 class Bar(RichProgressBar):

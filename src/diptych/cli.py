@@ -16,13 +16,13 @@ import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO, TorchCheckpointIO
 
 from diptych.building import import_object, register_names
-from diptych.callbacks import Bar, Recovery, Results, Throughput
+from diptych.callbacks import Bar, Results, Throughput
 from diptych.data import RadiographDataModule
 from diptych.errors import ConfigError, DiptychError
 from diptych.figures import Figures
@@ -31,13 +31,14 @@ from diptych.loading import read_checkpoint
 from diptych.messages import Parser, own_message
 from diptych.module import AlignmentModule
 from diptych.plugins import nearest
+from diptych.recovery import Best, Recovery
 from diptych.task import Task
 
 __all__ = ["AtomicCheckpointIO", "DiptychCLI", "TaskCLI", "run"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there: a run killed while saving leaves the older one whole."""
+    """Writes a checkpoint beside its place, to the disk, and moves it there: killed while saving, a run keeps the older."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Save; see Lightning's ``CheckpointIO``.
@@ -116,7 +117,7 @@ class DiptychCLI(LightningCLI):
         parser.add_argument(
             "--run", type=str, default="runs/default", help="folder of logs, checkpoints, pictures, results"
         )
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Best, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.filename": "best",
@@ -128,7 +129,12 @@ class DiptychCLI(LightningCLI):
         )
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.set_defaults(
-            {"early_stopping.monitor": self.monitor, "early_stopping.mode": "max", "early_stopping.patience": 10}
+            {
+                "early_stopping.monitor": self.monitor,
+                "early_stopping.mode": "max",
+                "early_stopping.patience": 10,
+                "early_stopping.strict": False,  # a run may end before its first validation
+            }
         )
         parser.add_lightning_class_args(Recovery, "recovery")
 
@@ -165,10 +171,12 @@ class DiptychCLI(LightningCLI):
     def _checkpoint(folder: Path, which: str) -> str:
         path = folder / f"{which}.ckpt"
         if not path.is_file():
-            have = ", ".join(sorted(p.name for p in folder.glob("*.ckpt"))) if folder.is_dir() else ""
+            have = sorted(p.name for p in folder.glob("*.ckpt")) if folder.is_dir() else []
+            remedy = "train with the same --run first, or give a file's path"
+            if which == "best" and "last.ckpt" in have:
+                remedy = "nothing was validated in this run; give --ckpt_path last"
             raise ConfigError(
-                f"--ckpt_path {which}: {path} does not exist (there: {have or 'nothing'}); train with the same --run "
-                "first, or give a file's path"
+                f"--ckpt_path {which}: {path} does not exist (there: {', '.join(have) or 'nothing'}); {remedy}"
             )
         return str(path)
 

@@ -139,7 +139,7 @@ class ResumableLoader(DataLoader[Any]):
                 f"the checkpoint stands at sample {state['samples']} of its epoch, which is not a multiple of this "
                 f"run's {step} samples a step; resume with the loading.batch_size and devices it was trained with"
             )
-        batches = state["samples"] // step
+        self.given = batches = state["samples"] // step
         # A checkpoint of an epoch's last step goes on with the next epoch.
         ended = batches >= len(sampler)
         sampler.epoch, sampler.start = (state["epoch"] + 1, 0) if ended else (state["epoch"], batches)
