@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from diptych.data import RadiographDataModule
 from diptych.files import sha256
+from diptych.intensity import Intensity
 from diptych.module import AlignmentModule
 from diptych.results import print_table, write_results
 from diptych.task import Task
@@ -132,6 +133,8 @@ class Results(pl.Callback):
         protocol: dict[str, Any] = {"data": datamodule.protocol}
         if datamodule.dropped.rows:
             protocol["left_out"] = datamodule.dropped.counts()
+        if (intensity := datamodule.loading.intensity) != Intensity():
+            protocol["intensity"] = intensity.plain()
         if datamodule.overlaps:
             protocol["overlaps"] = datamodule.overlaps
         write_results(

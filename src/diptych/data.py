@@ -22,7 +22,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from diptych.errors import ConfigError, DataError
-from diptych.images import Kept, RadiographDataset, Sample, Split, unusable_images
+from diptych.images import Kept, Notes, RadiographDataset, Sample, Split, unusable_images
+from diptych.intensity import Intensity
 from diptych.radiograph import ImageError, refuse
 from diptych.sampling import Draw, EvaluationSampler, ResumableLoader, TrainingSampler, mix
 from diptych.splits import assert_disjoint, shared, split_hash
@@ -86,6 +87,7 @@ class Loading:
         check_images: read every image once before the run, and leave out, count and list those that cannot be used;
             otherwise the first one stops the run by name. The list is kept in the run's folder (``images.json``) and
             read again by whatever goes on there.
+        intensity: how the files' values become grey: percentiles, and which window of a DICOM file.
     """
 
     batch_size: int = 32
@@ -96,6 +98,7 @@ class Loading:
     augment: Augment | None = field(default_factory=Augment)
     start_method: Literal["fork", "spawn", "forkserver"] = "fork"
     check_images: bool = False
+    intensity: Intensity = field(default_factory=Intensity)
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("image_size", 8), ("workers", 0)):
@@ -139,6 +142,7 @@ class _Loaded(Dataset[dict[str, Any]]):
             "draw": draw,
             "group": self.groups[draw.index],
             "id": self.dataset.ids[draw.index],
+            "notes": sample.notes,
         }
 
 
@@ -157,6 +161,7 @@ class _Collate:
         boxes = [sample["boxes"] for sample in samples]
         masks = [sample["mask"] for sample in samples]
         draws = [sample["draw"] for sample in samples]
+        notes = [sample["notes"] for sample in samples]
         return Batch(
             image=torch.from_numpy(np.stack([sample["image"] for sample in samples]))[:, None],
             text=text,
@@ -167,6 +172,7 @@ class _Collate:
             boxes=None if boxes[0] is None else [torch.from_numpy(item) for item in boxes],
             ids=[sample["id"] for sample in samples],
             masks=None if masks[0] is None else torch.from_numpy(np.stack(masks)),
+            notes=notes if any(notes) else None,
         )
 
 
@@ -201,6 +207,7 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
         self.tokenizer, self.loading = tokenizer, loading
         self.datasets: dict[Split, RadiographDataset] = {}
         self.dropped = Dropped()
+        self.notes = Notes()
         self._prepared: dict[Split, RadiographDataset] = {}
 
     @abstractmethod
@@ -225,14 +232,19 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
     def _build(self) -> dict[Split, RadiographDataset]:
         """The data sets without images that cannot be used; every process comes to the same."""
         built = self.build()
+        for dataset in built.values():
+            dataset.intensity = self.loading.intensity
         if not self.loading.check_images:
             return built
         folder = None if self.trainer is None else Path(self.trainer.default_root_dir)
-        bad = unusable_images(built, self.loading.workers, self.loading.start_method, folder)
+        bad, noted = unusable_images(built, self.loading.workers, self.loading.start_method, folder)
         for split, index, rule, detail in bad:
             self.dropped.add(rule, built[split].ids[index], detail)
         if self.strict:
             self.dropped.refuse(self.protocol)
+        for split, index, notes in noted:
+            for note in notes:
+                self.notes.add(note, built[split].ids[index])
         left = {split: {index for name, index, _, _ in bad if name == split} for split in built}
         return {split: Kept(dataset, left[split]) if left[split] else dataset for split, dataset in built.items()}
 
@@ -257,10 +269,28 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
             rank_zero_info(f"{self.protocol}: {sizes}; split {self.split_hash}")
             for rule, number in self.dropped.counts().items():
                 rank_zero_info(f"{self.protocol}: left out {number} ({rule})")
+            self._tell()
         if stage in {"validate", "test"} and self.overlaps:
             rank_zero_warn(f"{self.protocol}: {self.overlaps}")
         if stage == "fit" and self.tokenizer is not None and self.tokenizer.learnable:
             self.tokenizer.learn(self._split("train").texts())
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Count what the workers tell of the images; the first of a kind is told at once."""
+        if isinstance(batch, Batch) and batch.notes is not None:
+            for key, notes in zip(batch.ids, batch.notes, strict=True):
+                for note in notes:
+                    if self.notes.add(note, key):
+                        rank_zero_warn(f"{self.protocol}: an image: {note}; such images are counted, and told at the end")
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        """Tell the sums of what was noted."""
+        self._tell()
+
+    def _tell(self) -> None:
+        for note, number in self.notes.counts().items():
+            rank_zero_info(f"{self.protocol}: noted {number} image(s): {note}")
 
     def _split(self, name: Split) -> RadiographDataset:
         if name not in self.datasets:

@@ -11,6 +11,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -21,14 +22,35 @@ from torch.utils.data import DataLoader, Dataset
 
 from diptych.errors import DataError
 from diptych.files import replace_text
+from diptych.intensity import Intensity
+from diptych.packed import PICTURES
 from diptych.radiograph import ImageError
 from diptych.splits import split_hash
 
-__all__ = ["Kept", "RadiographDataset", "Sample", "Split", "unusable_images"]
+__all__ = ["Kept", "Notes", "RadiographDataset", "Sample", "Split", "unusable_images"]
 
 Split = Literal["train", "val", "test"]
 Unusable = tuple[Split, int, str, str]
 """Split, index, rule, message."""
+Noted = tuple[Split, int, tuple[str, ...]]
+"""Split, index, notes of a usable image."""
+
+
+class Notes:
+    """What readers tell of images that are odd and usable, counted by image and not by reading."""
+
+    def __init__(self) -> None:
+        self._images: dict[str, set[str]] = {}
+
+    def add(self, note: str, key: str) -> bool:
+        """Count an image; whether it is the first of this note."""
+        first = note not in self._images
+        self._images.setdefault(note, set()).add(key)
+        return first
+
+    def counts(self) -> dict[str, int]:
+        """Note to number of images."""
+        return {note: len(keys) for note, keys in self._images.items()}
 
 
 @dataclass(frozen=True)
@@ -44,6 +66,8 @@ class Sample:
     """``[K,5]``: x0, y0, x1, y1 in native pixels, finding's index."""
     mask: NDArray[np.bool_] | None = None
     """``[h,v]``: where the finding is."""
+    notes: tuple[str, ...] = ()
+    """What the reader tells of the image."""
 
 
 class RadiographDataset(ABC):
@@ -51,6 +75,8 @@ class RadiographDataset(ABC):
 
     ids: Sequence[str]
     patients: Sequence[str]
+    intensity: Intensity = Intensity()
+    """How its files become grey; the datamodule sets it from ``loading.intensity``, before anything is read."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -82,8 +108,8 @@ class Kept(RadiographDataset):
         return self.dataset.texts()
 
 
-class _Probe(Dataset[tuple[int, str, str]]):
-    """Reads each image, and keeps only what was wrong with it."""
+class _Probe(Dataset[tuple[int, str, str, tuple[str, ...]]]):
+    """Reads each image, and keeps only what was wrong or odd with it."""
 
     def __init__(self, dataset: RadiographDataset) -> None:
         self.dataset = dataset
@@ -91,18 +117,18 @@ class _Probe(Dataset[tuple[int, str, str]]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[int, str, str]:
+    def __getitem__(self, index: int) -> tuple[int, str, str, tuple[str, ...]]:
         try:
-            self.dataset.read(index, np.random.default_rng(0))
+            sample = self.dataset.read(index, np.random.default_rng(0))
         except ImageError as error:
-            return index, error.rule, str(error)
-        return index, "", ""
+            return index, error.rule, str(error), ()
+        return index, "", "", sample.notes
 
 
 def unusable_images(
     datasets: Mapping[Split, RadiographDataset], workers: int, start_method: str, folder: Path | None
-) -> list[Unusable]:
-    """Read every image once, in parallel, and say which cannot be used.
+) -> tuple[list[Unusable], list[Noted]]:
+    """Read every image once, in parallel, and say which cannot be used, and what is told of the others.
 
     Args:
         datasets: the splits.
@@ -114,12 +140,14 @@ def unusable_images(
         DataError: the answer cannot be written, or the file of an older one is damaged.
     """
     key = split_hash({str(name): dataset.ids for name, dataset in datasets.items()})
+    key += f", pictures {PICTURES}, {sorted({str(dataset.intensity) for dataset in datasets.values()})}"
     kept = None if folder is None else folder / "images.json"
     if kept is not None and kept.is_file():
         try:
             known = json.loads(kept.read_text())
             if known["samples"] == key:
-                return [(split, index, rule, detail) for split, index, rule, detail in known["unusable"]]
+                unusable: list[Unusable] = [(split, index, rule, why) for split, index, rule, why in known["unusable"]]
+                return unusable, [(split, index, tuple(notes)) for split, index, notes in known["notes"]]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{kept}: damaged ({type(error).__name__}); remove it, and the images are read again"
@@ -127,6 +155,7 @@ def unusable_images(
     total = sum(len(dataset) for dataset in datasets.values())
     rank_zero_info(f"checking {total} images with {workers or 1} process(es)")
     found: list[Unusable] = []
+    noted: list[Noted] = []
     for split, dataset in datasets.items():
         loader = DataLoader(
             _Probe(dataset),
@@ -135,7 +164,11 @@ def unusable_images(
             num_workers=workers,
             multiprocessing_context=start_method if workers else None,
         )
-        found += [(split, index, rule, text) for batch in loader for index, rule, text in batch if rule]
+        for index, rule, text, notes in chain.from_iterable(loader):
+            if rule:
+                found.append((split, index, rule, text))
+            elif notes:
+                noted.append((split, index, notes))
     if kept is not None:
-        replace_text(kept, json.dumps({"samples": key, "unusable": found}, indent=1) + "\n")
-    return found
+        replace_text(kept, json.dumps({"samples": key, "unusable": found, "notes": noted}, indent=1) + "\n")
+    return found, noted

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from diptych.errors import ConfigError
 from diptych.head import Grounds, Observes, WeighsWords
+from diptych.intensity import Intensity
 from diptych.radiograph import grey_of, read_radiograph, to_grey
 from diptych.transforms import Letterbox, letterbox
 from diptych.types import Embedding

@@ -292,6 +292,7 @@ class AlignmentModule(pl.LightningModule):
             "head": f"{type(self.head).__module__}.{type(self.head).__qualname__}",
             "findings": [] if datamodule is None else list(datamodule.findings),
             "image_size": None if datamodule is None else datamodule.loading.image_size,
+            "intensity": None if datamodule is None else datamodule.loading.intensity.plain(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import zlib
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.errors import ConfigError, DataError
-from diptych.radiograph import read_radiograph
+from diptych.intensity import Intensity
+from diptych.radiograph import open_radiograph
 
 __all__ = [
     "IMAGES",
@@ -32,18 +33,48 @@ __all__ = [
     "Folder",
     "Manifest",
     "Packed",
+    "Picture",
     "Store",
+    "is_image",
     "open_images",
     "read_image",
 ]
 
-FORMAT = 1
+FORMAT = 2
 """Of the files described above."""
 PICTURES = 2
 """To be raised when :mod:`diptych.radiograph` or :func:`diptych.transforms.scaled` gives other pixels than before."""
-IMAGES = frozenset({".png", ".jpg", ".jpeg", ".dcm", ".dicom"})
-"""Suffixes of images, in lower case."""
+IMAGES = frozenset({".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".webp", ".bmp"})
+"""Suffixes of images, in lower case. Without one of these, the content decides."""
+TABLES = tuple(
+    f".{kind}{packed}"
+    for kind in ("csv", "tsv", "txt", "json", "jsonl", "xml", "parquet")
+    for packed in ("", ".gz", ".zip")
+)
+"""Ends of names of tables and reports, which are never images."""
 _OPEN = 64  # shards that a process keeps open
+
+
+def is_image(path: Path | str) -> bool:
+    """Whether a file counts as an image, for the reader and for ``prepare`` alike: by its suffix, else by its content."""
+    name = os.path.basename(path)
+    if os.path.splitext(name)[1].lower() in IMAGES:
+        return True
+    if name.lower().endswith(TABLES) or name == "DICOMDIR":
+        return False
+    from diptych.pictures import READ, kind_of
+
+    try:
+        with open(path, "rb") as file:
+            return kind_of(file.read(1024)) in READ
+    except OSError:
+        return False  # whoever needs it finds it missing
+
+
+def stem(name: str) -> str:
+    """A file's name without the suffix of an image: ``1.2.840.5`` has none."""
+    head, suffix = os.path.splitext(name)
+    return head if suffix.lower() in IMAGES else name
 
 
 Row = tuple[str, int, int, int, int, int, int]
@@ -63,6 +94,7 @@ class Manifest:
     """Files of each shard but the last."""
     files: int
     key: str
+    intensity: Intensity = Intensity()
     format: int = FORMAT
     pictures: int = PICTURES
 
@@ -78,6 +110,10 @@ class Manifest:
     def command(self, out: Path) -> str:
         """What makes the store, or what is missing of it."""
         options = ["--size", str(self.size), "--per-shard", str(self.per_shard)]
+        if self.intensity.percentiles is not None:
+            options += ["--percentiles", *(f"{share:g}" for share in self.intensity.percentiles)]
+        if self.intensity.window != Intensity().window:
+            options += ["--window", "none" if self.intensity.window is None else str(self.intensity.window)]
         return shlex.join(["diptych", "prepare", self.data_set, "--root", self.root, "--out", str(out), *options])
 
     def text(self) -> str:
@@ -91,8 +127,13 @@ class Manifest:
             "makes damaged shards anew"
         )
 
-    def index(self, out: Path, number: int) -> tuple[str, list[Row], dict[int, tuple[str, str]]]:
-        """What a shard says of itself: hash of its pixels, a row for each file, rule and message of the unusable ones.
+    def index(
+        self, out: Path, number: int
+    ) -> tuple[str, list[Row], dict[int, tuple[str, str]], dict[int, tuple[str, ...]]]:
+        """What a shard says of itself.
+
+        Returns:
+            Hash of its pixels, a row for each file, rule and message of the unusable ones, what is told of the others.
 
         Raises:
             DataError: it is damaged, as far as its index and the size of its pixels tell.
@@ -111,7 +152,8 @@ class Manifest:
                 raise ValueError(f"{size} bytes of pixels, not {header['bytes']}")
             known = json.loads(body)
             unusable = {int(at): (rule, why) for at, (rule, why) in known["unusable"].items()}
-            return header["sha256"], known["rows"], unusable
+            notes = {int(at): tuple(str(note) for note in told) for at, told in known["notes"].items()}
+            return header["sha256"], known["rows"], unusable, notes
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self.damaged(out, number, f"index: {error}") from error
 
@@ -142,7 +184,7 @@ class Manifest:
             known = json.loads(path.read_text())
             versions = (known["format"], known["pictures"])
             if versions == (FORMAT, PICTURES):
-                return cls(**known)
+                return cls(**known | {"intensity": Intensity.of(known["intensity"], source=str(path))})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: damaged ({type(error).__name__}); run `diptych prepare` again") from error
         raise DataError(
@@ -192,7 +234,7 @@ class Folder(Files):
     def below(self, folder: Path) -> Iterator[tuple[str, Path]]:
         """See :meth:`Files.below`."""
         for here, _, names in os.walk(folder):
-            yield from ((name, Path(here, name)) for name in names if os.path.splitext(name)[1].lower() in IMAGES)
+            yield from ((name, Path(here, name)) for name in names if is_image(os.path.join(here, name)))
 
     def folders(self, folder: Path) -> list[str]:
         """See :meth:`Files.folders`."""
@@ -218,13 +260,16 @@ class Store(Files):
             )
         tables = []
         self.unusable: dict[int, tuple[str, str]] = {}
+        self.notes: dict[int, tuple[str, ...]] = {}
+        known: dict[tuple[str, ...], tuple[str, ...]] = {}  # one object for all images of the same notes
         self._names: list[str] | None = []
         for number in range(manifest.shards):
-            _, files, unusable = manifest.index(root, number)
+            _, files, unusable, notes = manifest.index(root, number)
             first = len(self._names)
             self._names += [row[0] for row in files]
             tables.append(np.array([row[1:] for row in files], np.int64).reshape(-1, 6))
             self.unusable |= {first + at: reason for at, reason in unusable.items()}
+            self.notes |= {first + at: known.setdefault(told, told) for at, told in notes.items()}
         self.table = np.concatenate(tables)  # offset, height, width, native height, native width, CRC-32
         self._open: dict[int, int] = {}
 
@@ -318,24 +363,36 @@ class Store(Files):
         return self._open[number]
 
 
-def read_image(image: Path | Packed) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """A picture ``[h,v]`` and its native size, of which a packed one is a smaller copy.
+class Picture(NamedTuple):
+    """What a reader gives of an image."""
+
+    pixels: NDArray[np.uint8]
+    """``[h,v]``"""
+    native: tuple[int, int]
+    """Rows and columns at its own size, of which a packed picture is a smaller copy."""
+    notes: tuple[str, ...] = ()
+    aspect: float = 1.0
+    """Height of a pixel over its width, in the file; here they are square. A packed picture does not know it."""
+
+
+def read_image(image: Path | Packed, intensity: Intensity = Intensity()) -> Picture:  # noqa: B008  # frozen
+    """A picture, read from its file or from a store, which was made with this intensity.
 
     Raises:
         ImageError: a file cannot be used.
         DataError: a shard is damaged.
     """
     if isinstance(image, Packed):
-        return image.store.read(image.at)
-    picture = read_radiograph(image)
-    return picture, (picture.shape[0], picture.shape[1])
+        return Picture(*image.store.read(image.at), image.store.notes.get(image.at, ()))
+    read = open_radiograph(image, intensity)
+    return Picture(read.pixels, (read.pixels.shape[0], read.pixels.shape[1]), read.notes, read.aspect)
 
 
-def open_images(root: Path, image_size: int) -> Files:
+def open_images(root: Path, image_size: int, intensity: Intensity = Intensity()) -> Files:  # noqa: B008  # frozen
     """The images of a folder, which may be packed.
 
     Raises:
-        ConfigError: they are packed smaller than the input that is wanted.
+        ConfigError: they are packed smaller than the input that is wanted, or with another intensity.
         DataError: see :class:`Store`.
     """
     if not (root / "packed.json").is_file():
@@ -345,5 +402,11 @@ def open_images(root: Path, image_size: int) -> Files:
         raise ConfigError(
             f"data.loading.image_size is {image_size}, and {root} is packed at {store.manifest.size} pixels; give no more, "
             f"or run `diptych prepare` with --size {image_size}"
+        )
+    if store.manifest.intensity != intensity:
+        wanted = replace(store.manifest, intensity=intensity, size=max(store.manifest.size, image_size))
+        raise ConfigError(
+            f"data.loading.intensity is {intensity}, and {root} is packed with {store.manifest.intensity}; give the same, "
+            f"or run `{wanted.command(root)}`"
         )
     return store

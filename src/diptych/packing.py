@@ -11,7 +11,7 @@ from pathlib import Path
 from diptych.errors import DataError
 from diptych.files import replace_bytes
 from diptych.packed import Manifest, Row
-from diptych.radiograph import ImageError, read_radiograph
+from diptych.radiograph import ImageError, open_radiograph
 from diptych.transforms import scaled
 
 __all__ = ["write_shard"]
@@ -27,6 +27,7 @@ def write_shard(manifest: Manifest, out: Path, number: int, names: Sequence[str]
     """
     rows: list[Row] = []
     unusable: dict[int, tuple[str, str]] = {}
+    notes: dict[int, tuple[str, ...]] = {}
     digest, offset = hashlib.sha256(), 0
 
     def pictures() -> Iterator[bytes]:
@@ -34,13 +35,15 @@ def write_shard(manifest: Manifest, out: Path, number: int, names: Sequence[str]
         for at, name in enumerate(names):
             path = Path(manifest.root, name)
             try:
-                image = read_radiograph(path)
+                image, told, _ = open_radiograph(path, manifest.intensity)
             except ImageError as error:
                 if error.rule == "missing image" or getattr(error.__cause__, "errno", None):
                     raise DataError(f"{path}: cannot be got at ({error}); run the command again when it can") from error
                 unusable[at] = (error.rule, str(error))
                 rows.append((name, 0, 0, 0, 0, 0, 0))
                 continue
+            if told:
+                notes[at] = told
             small = scaled(image, manifest.size) if max(image.shape) > manifest.size else image
             raw = small.tobytes()
             rows.append((name, offset, *small.shape, *image.shape, zlib.crc32(raw)))
@@ -50,7 +53,7 @@ def write_shard(manifest: Manifest, out: Path, number: int, names: Sequence[str]
 
     path = manifest.folder(out) / f"{number:05d}.bin"
     replace_bytes(path, pictures(), _AGAIN)
-    body = json.dumps({"unusable": unusable, "rows": rows}, separators=(",", ":")).encode()
+    body = json.dumps({"unusable": unusable, "notes": notes, "rows": rows}, separators=(",", ":")).encode()
     header = {"key": manifest.key, "shard": number, "files": len(rows), "bytes": offset}
     header |= {"sha256": digest.hexdigest(), "crc32": zlib.crc32(body)}
     replace_bytes(path.with_suffix(".index"), [json.dumps(header).encode(), b"\n", body], _AGAIN)

@@ -122,6 +122,8 @@ class Batch(_Tensors):
     """A name for each image, for error messages and tables."""
     masks: Tensor | None = None
     """``[B,H,V]`` bool: where the finding is, in the network's input; what of it lies in the padding is cut off."""
+    notes: list[tuple[str, ...]] | None = None
+    """What is told of each image that is odd and usable; None where nothing is. The datamodule counts it."""
 
     def __len__(self) -> int:
         return self.image.shape[0]
