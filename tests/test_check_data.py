@@ -132,7 +132,7 @@ def test_a_lost_and_a_truncated_image_are_named(name, roots, tmp_path):
     assert line in done.stdout
     assert lost.stem in images["first"][0] or name == "chexpert"
     ((rule, rows),) = report["read"]["unusable"].items()
-    assert rule in {"truncated image", "corrupt image"}
+    assert rule in {"truncated image", "corrupt image", "no image"}
     assert str(broken) in rows[0]["message"]
     assert f"1 {rule}" in done.stdout
     assert str(broken) in done.stdout

@@ -22,7 +22,7 @@ from test_contract import RELEASES
 
 from diptych.data import Loading
 from diptych.errors import ConfigError, DataError
-from diptych.packed import Packed, Store
+from diptych.packed import FORMAT, PICTURES, Packed, Store
 from diptych.plugins import DATAMODULES, find
 from diptych.tables import Columns
 from diptych.text import ScratchText
@@ -440,9 +440,10 @@ def test_cut_and_mixed_up_shards_are_named_at_the_start(store):
 def test_another_version_says_so(store):
     out, _ = store
     text = (out / "packed.json").read_text()
-    (out / "packed.json").write_text(text.replace('"pictures": 1', '"pictures": 0'))
+    (out / "packed.json").write_text(text.replace(f'"pictures": {PICTURES}', '"pictures": 0'))
     with pytest.raises(
-        DataError, match=r"pictures of version 0, and this diptych reads 1 and 1; run `diptych prepare`"
+        DataError,
+        match=rf"pictures of version 0, and this diptych reads {FORMAT} and {PICTURES}; run `diptych prepare`",
     ):
         Store(out)
     (out / "packed.json").write_text(text[:40])

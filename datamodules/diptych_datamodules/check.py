@@ -183,13 +183,17 @@ def _read(
     sizes = {split: len(dataset) for split, dataset in datasets.items()}
     chosen = spread(sizes, sum(sizes.values()) if sample is None else sample, seed)
     parts = {split: Kept(datasets[split], set(range(sizes[split])) - set(chosen[split])) for split in sizes}
-    bad = unusable_images({k: part for k, part in parts.items() if len(part)}, workers, "fork", None)  # as fit
+    bad, noted = unusable_images({k: part for k, part in parts.items() if len(part)}, workers, "fork", None)  # as fit
     rules = {(split, parts[split].kept[index]): rule for split, index, rule, _ in bad}
     by_rule: dict[str, list[Report]] = {}
     for split, index, rule, message in bad:
         by_rule.setdefault(rule, []).append({"id": parts[split].ids[index], "split": split, "message": message})
+    notes: dict[str, list[str]] = {}
+    for split, index, told in noted:
+        for note in told:
+            notes.setdefault(note, []).append(parts[split].ids[index])
     read = [(split, index, rules.get((split, index), "")) for split, picked in chosen.items() for index in picked]
-    return {"images": len(read), "of": sum(sizes.values()), "unusable": by_rule}, read
+    return {"images": len(read), "of": sum(sizes.values()), "unusable": by_rule, "notes": notes}, read
 
 
 def _check(name: str, args: argparse.Namespace, report: Report) -> None:
@@ -280,6 +284,8 @@ def _counts(report: Report, out: Path) -> Iterator[str]:
     for rule, rows in read["unusable"].items():
         yield f"  {len(rows):,} {rule}"
         yield from (f"    {row['split']}: {row['message']}" for row in rows[:_NAMED])
+    for note, keys in read["notes"].items():
+        yield f"  noted {len(keys):,}: {note}: {', '.join(keys[:_NAMED])}{', ...' if len(keys) > _NAMED else ''}"
     splits = report["splits"]
     for split, rows in splits.items():
         reports = f", {rows['reports']:,} with a report" if rows["reports"] else ""

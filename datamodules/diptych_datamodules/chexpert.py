@@ -264,7 +264,7 @@ class Chexpert(Release):
     def _images(self) -> Files:
         if self.images is None or self.images.is_relative_to(self.root):
             return self.files
-        return open_images(self.images, self.loading.image_size)  # packed apart
+        return open_images(self.images, self.loading.image_size, self.loading.intensity)  # packed apart
 
     def _patients(self) -> dict[str, Path]:
         """Patient to the folder that holds the patient's, each folder of patients listed once."""

@@ -47,7 +47,9 @@ class _Matched(RadiographDataset):
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         row, near = self.rows[index], self.candidates[index]
-        return Sample(read_image(row.path)[0], text=self.reports[near[rng.integers(len(near))]], labels=row.labels)
+        image = read_image(row.path, self.intensity)
+        text = self.reports[near[rng.integers(len(near))]]
+        return Sample(image.pixels, text=text, labels=row.labels, notes=image.notes)
 
     def texts(self) -> Iterable[str]:
         return self.reports
@@ -137,6 +139,7 @@ class LabelMatched(RadiographDataModule):
             with_text=False,
             dropped=self.dropped,
             image_size=self.loading.image_size,
+            intensity=self.loading.intensity,
         )
         if self.strict:
             self.dropped.refuse(f"{self.images}, {self.reports}")

@@ -26,17 +26,13 @@ from typing import NoReturn
 
 from diptych.errors import ConfigError, DataError
 from diptych.files import remove_parts, replace_text, replacing
-from diptych.packed import FORMAT, IMAGES, PICTURES, Manifest
+from diptych.intensity import Intensity
+from diptych.packed import FORMAT, PICTURES, TABLES, Manifest, is_image
 from diptych.packing import write_shard
 from diptych.plugins import DATAMODULES, find
 
 __all__ = ["Scan", "main", "prepare", "scan", "verify"]
 
-_TABLES = tuple(
-    f".{kind}{packed}"
-    for kind in ("csv", "tsv", "txt", "json", "jsonl", "xml", "parquet")
-    for packed in ("", ".gz", ".zip")
-)
 _ARCHIVES = (".zip", ".tgz", ".tar.gz")
 """Taken where the name says that they hold reports."""
 
@@ -51,9 +47,9 @@ class Scan:
     """Everything that a datamodule may read beside images."""
     others: list[str]
 
-    def key(self, size: int, per_shard: int) -> str:
+    def key(self, size: int, per_shard: int, intensity: Intensity) -> str:
         """Hash of all that decides the store's bytes."""
-        digest = hashlib.sha256(repr((FORMAT, PICTURES, size, per_shard)).encode())
+        digest = hashlib.sha256(repr((FORMAT, PICTURES, size, per_shard, intensity)).encode())
         for name, number in self.images:
             digest.update(f"{name}\0{number}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
@@ -72,16 +68,18 @@ def scan(root: Path) -> Scan:
         for path, number in _files(str(root), set()):
             name = path[len(str(root)) + 1 :]
             lower = name.lower()
-            if os.path.splitext(lower)[1] in IMAGES:
+            if is_image(path):
                 found.images.append((name, number))
-            elif lower.endswith(_TABLES) or ("report" in os.path.basename(lower) and lower.endswith(_ARCHIVES)):
+            elif lower.endswith(TABLES) or ("report" in os.path.basename(lower) and lower.endswith(_ARCHIVES)):
                 found.tables.append(name)
             else:
                 found.others.append(name)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be listed ({error.strerror}); make it readable") from error
     if not found.images:
-        raise DataError(f"{root}: no image (.png, .jpg, .dcm) below it; unpack the data set's images there")
+        raise DataError(
+            f"{root}: no image (DICOM, PNG, JPEG, TIFF, WebP, BMP) below it; unpack the data set's images there"
+        )
     return Scan(sorted(found.images), sorted(found.tables), sorted(found.others))
 
 
@@ -153,6 +151,7 @@ def prepare(
     shard: tuple[int, int] = (0, 1),
     per_shard: int = 512,
     check: bool = False,
+    intensity: Intensity = Intensity(),  # noqa: B008  # frozen
     say: Callable[[str], None] = print,
 ) -> bool:
     """Pack a data set, or what is missing of it.
@@ -166,6 +165,7 @@ def prepare(
         shard: this job, and how many there are: it makes every ``n``-th shard.
         per_shard: files of a shard.
         check: hash the pixels of the shards that are there, and make damaged ones anew.
+        intensity: how the files' values become grey; training from ``out`` gives the same.
         say: takes lines of progress.
 
     Returns:
@@ -182,8 +182,8 @@ def prepare(
     if strange and not (out / "packed.json").is_file():
         raise DataError(f"{out}: holds other files, as {min(strange)}; give a new or empty folder as --out")
     found = scan(root)
-    key = found.key(size, per_shard)
-    manifest = Manifest(name, str(root), size, per_shard, len(found.images), key)
+    key = found.key(size, per_shard, intensity)
+    manifest = Manifest(name, str(root), size, per_shard, len(found.images), key, intensity)
     _start(manifest, out)
     _copy(root, out, manifest.folder(out), found.tables)
     say(f"{out}: {len(found.images):,} images in {manifest.shards} shards, {len(found.tables)} tables; key {key}")
@@ -225,11 +225,11 @@ def _finish(manifest: Manifest, out: Path, say: Callable[[str], None]) -> None:
     """Make a whole store the one that training reads, and say what is in it."""
     folder = manifest.folder(out)
     indices = [manifest.index(out, number) for number in range(manifest.shards)]
-    bad = [(rule, rows[at][0], why) for _, rows, unusable in indices for at, (rule, why) in unusable.items()]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("rule", "file", "detail"), *bad])
-    if not (listed := folder / "unusable.csv").is_file() or listed.read_text() != text.getvalue():
-        replace_text(listed, text.getvalue())
+    bad = [(rule, rows[at][0], why) for _, rows, unusable, _ in indices for at, (rule, why) in unusable.items()]
+    odd = [(note, rows[at][0]) for _, rows, _, notes in indices for at, told in notes.items() for note in told]
+    listed, noted = folder / "unusable.csv", folder / "notes.csv"
+    _list(listed, [("rule", "file", "detail"), *bad])
+    _list(noted, [("note", "file"), *odd])
     remove_parts(folder)
     current = _current(out)
     if current is None or current.key != manifest.key:
@@ -239,9 +239,19 @@ def _finish(manifest: Manifest, out: Path, say: Callable[[str], None]) -> None:
     if bad:
         counted = ", ".join(f"{number} {rule}" for rule, number in Counter(rule for rule, _, _ in bad).items())
         say(f"{out}: {counted}; listed in {listed}")
+    for note, number in Counter(note for note, _ in odd).items():
+        say(f"{out}: noted {number} image(s): {note}; listed in {noted}")
     for other in sorted(folder.parent.iterdir()):
         if other.is_dir() and other != folder:
             say(f"{other}: of other options; remove it if no run reads it")
+
+
+def _list(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    """A csv file, left alone where it says the same."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    if not path.is_file() or path.read_text() != text.getvalue():
+        replace_text(path, text.getvalue())
 
 
 def _made(
@@ -301,6 +311,14 @@ def _share(text: str) -> tuple[int, int]:
     return int(index), int(number)
 
 
+def _window(text: str) -> int | None:
+    if text == "none":
+        return None
+    if not text.isdigit():
+        raise ConfigError(f"--window is '{text}'; give 0, 1, ... or none")
+    return int(text)
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -326,6 +344,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=_cores(), help="processes; as many as cores")
     parser.add_argument("--shard", type=_share, default=(0, 1), metavar="i/n", help="this is job i of n, from 0")
     parser.add_argument("--per-shard", type=int, default=512, help="images of a shard (512)")
+    parser.add_argument(
+        "--percentiles",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="as loading.intensity.percentiles of training",
+    )
+    parser.add_argument("--window", type=_window, default=0, help="as loading.intensity.window; none ignores windows")
     parser.add_argument("--verify", action="store_true", help="hash every shard; with --root, make damaged ones anew")
     given = parser.parse_args(sys.argv[2:] if arguments is None else arguments)
     for option, value, least in (
@@ -357,6 +383,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             shard=given.shard,
             per_shard=given.per_shard,
             check=given.verify,
+            intensity=Intensity(
+                (given.percentiles[0], given.percentiles[1]) if given.percentiles else None, given.window
+            ),
             say=lambda line: print(line, flush=True),
         )
     finally:

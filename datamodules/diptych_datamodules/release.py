@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from diptych.data import Loading, RadiographDataModule, RadiographDataset, Sample, Split
 from diptych.errors import ConfigError, DataError
-from diptych.packed import Files, Packed, open_images, read_image
+from diptych.packed import Files, Packed, open_images, read_image, stem
 from diptych.splits import nested
 from diptych.tokenizer import Tokenizer
 from diptych.transforms import scaled
@@ -66,7 +66,7 @@ class ReleaseDataset(RadiographDataset):
         """See :meth:`RadiographDataset.read`; nothing about it is random."""
         record = self.records[index]
         assert record.path is not None  # those without were left out
-        image, native = read_image(record.path)
+        image, native, notes, _ = read_image(record.path, self.intensity)
         boxes, mask = record.boxes, self.mask(record)
         if boxes is not None and native != (self.side, self.side):
             boxes = boxes.copy()
@@ -83,7 +83,7 @@ class ReleaseDataset(RadiographDataset):
                 boxes[:, :4] *= longer / max(native)
             if mask is not None:
                 mask = scaled(mask.astype(np.uint8) * np.uint8(255), longer) > 127
-        return Sample(image, text=record.text, labels=record.labels, boxes=boxes, mask=mask)
+        return Sample(image, text=record.text, labels=record.labels, boxes=boxes, mask=mask, notes=notes)
 
     def texts(self) -> Iterable[str]:
         """See :meth:`RadiographDataset.texts`."""
@@ -107,10 +107,10 @@ def label_vector(
     return known[key]
 
 
-def image_file(stem: str, files: Files) -> Path | Packed | None:
+def image_file(path: str, files: Files) -> Path | Packed | None:
     """The image of this path without suffix, as released (``.jpg``) or as a PNG or DICOM copy; None if there is none."""
     for suffix in (".jpg", ".png", ".dcm"):
-        if found := files.find(stem + suffix):
+        if found := files.find(path + suffix):
             return found
     return None
 
@@ -125,7 +125,7 @@ def index_images(folders: Iterable[Path], files: Files) -> dict[str, Path | Pack
     looked = list(folders)
     for folder in looked:
         for name, image in files.below(folder):
-            other = found.setdefault(Path(name).stem, image)
+            other = found.setdefault(stem(name), image)
             if other != image:
                 raise DataError(f"{image} and {other}: two files for one image; keep one of them")
     if not found:
@@ -170,7 +170,7 @@ class Release(RadiographDataModule):
     @cached_property
     def files(self) -> Files:
         """Where its images are: below the root, or packed there."""
-        return open_images(self.root, self.loading.image_size)
+        return open_images(self.root, self.loading.image_size, self.loading.intensity)
 
     @abstractmethod
     def records(self) -> list[Record]:

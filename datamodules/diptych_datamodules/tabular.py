@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from diptych.data import Dropped, Loading, RadiographDataModule, RadiographDataset, Sample, Split
 from diptych.errors import ConfigError, DataError
+from diptych.intensity import Intensity
 from diptych.packed import Packed, Store, open_images, read_image
 from diptych.radiograph import read_mask
 from diptych.tables import Columns, Fractions, label_vector, read_table
@@ -47,6 +48,7 @@ def image_rows(
     with_text: bool,
     dropped: Dropped,
     image_size: int,
+    intensity: Intensity,
 ) -> list[ImageRow]:
     """The usable rows of an image table; others go to ``dropped`` as *missing image*, *missing mask* or *empty report*.
 
@@ -59,7 +61,7 @@ def image_rows(
     single = [columns.image, columns.label_list, columns.patient, columns.split, columns.id, columns.mask]
     table.require([*(name for name in single if name is not None), *text_columns, *(columns.labels or [])])
     folder = Path(path).parent if root is None else Path(root)
-    files = open_images(folder, image_size)
+    files = open_images(folder, image_size, intensity)
     if columns.mask and isinstance(files, Store):
         raise ConfigError(
             f"columns.mask is '{columns.mask}', and {folder} is packed, without masks; give the original root"
@@ -105,17 +107,19 @@ class _Rows(RadiographDataset):
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         row = self.rows[index]
-        image = read_image(row.path)[0]
+        image, _, notes, aspect = read_image(row.path, self.intensity)
         mask = None if row.mask is None else read_mask(row.mask)
         if mask is not None and mask.shape != image.shape:
-            if abs(mask.shape[0] * image.shape[1] / (mask.shape[1] * image.shape[0]) - 1) > 0.02:
+            tall = mask.shape[0] * image.shape[1] / (mask.shape[1] * image.shape[0])
+            # A mask drawn on stored pixels that are not square is resampled with them.
+            if min(abs(tall - 1), abs(tall * aspect - 1)) > 0.02:
                 raise DataError(
                     f"{row.mask} is {mask.shape[0]}x{mask.shape[1]}, of other proportions than its image's "
-                    f"{image.shape[0]}x{image.shape[1]}; give the mask of this image"
+                    f"{image.shape[0]}x{image.shape[1]}{'; '.join(['', *notes])}; give the mask of this image, upright"
                 )
             grey = cv2.resize(mask.astype(np.uint8) * 255, image.shape[::-1], interpolation=cv2.INTER_AREA)
             mask = np.asarray(grey) > 127
-        return Sample(image, text=row.text, labels=row.labels, mask=mask)
+        return Sample(image, text=row.text, labels=row.labels, mask=mask, notes=notes)
 
     def texts(self) -> Iterable[str]:
         return [text for text in self.rows.column("text") if text is not None]
@@ -179,6 +183,7 @@ class Tabular(RadiographDataModule):
             with_text=bool(self.columns.text),
             dropped=self.dropped,
             image_size=self.loading.image_size,
+            intensity=self.loading.intensity,
         )
         if self.strict:
             self.dropped.refuse(self.table)

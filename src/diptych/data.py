@@ -281,7 +281,9 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
             for key, notes in zip(batch.ids, batch.notes, strict=True):
                 for note in notes:
                     if self.notes.add(note, key):
-                        rank_zero_warn(f"{self.protocol}: an image: {note}; such images are counted, and told at the end")
+                        rank_zero_warn(
+                            f"{self.protocol}: an image: {note}; such images are counted, and told at the end"
+                        )
         return batch
 
     def teardown(self, stage: str) -> None:

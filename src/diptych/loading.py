@@ -156,27 +156,35 @@ def heat_at_native(
 class AlignmentModel:
     """A trained dual encoder with its head, for pictures and strings.
 
-    Pictures are paths (DICOM, PNG, JPEG), PIL images or arrays ``[h,v]`` (uint8 as they are, other types stretched to
-    their own range); one or a list of them. Nothing is trained and nothing is random.
+    Pictures are paths (any file that training reads), PIL images or arrays ``[h,v]`` (uint8 as they are, other types
+    stretched to their own range); one or a list of them. All are read with the intensity of training. Nothing is
+    trained and nothing is random.
     """
 
-    def __init__(self, module: AlignmentModule, image_size: int, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self,
+        module: AlignmentModule,
+        image_size: int,
+        device: str | torch.device = "cpu",
+        intensity: Intensity = Intensity(),  # noqa: B008  # frozen
+    ) -> None:
         self.module = module.eval().to(device)
-        self.image_size = image_size
+        self.image_size, self.intensity = image_size, intensity
         self.device = torch.device(device)
 
-    @staticmethod
-    def _grey(picture: Any) -> NDArray[np.uint8]:
+    def _grey(self, picture: Any) -> NDArray[np.uint8]:
         from PIL import Image
 
         if isinstance(picture, str | Path):
-            return read_radiograph(picture)
+            return read_radiograph(picture, self.intensity)
         if isinstance(picture, Image.Image):
-            return grey_of(picture, source="the PIL image")
+            return grey_of(picture, source="the PIL image", intensity=self.intensity)
         array = np.asarray(picture)
         if array.ndim != 2:
             raise ConfigError(f"a picture array has shape {array.shape}; give one grey picture [height, width]")
-        return array if array.dtype == np.uint8 else to_grey(array, source="the array")
+        if array.dtype == np.uint8 and self.intensity.percentiles is None:
+            return array
+        return to_grey(array, source="the array", percentiles=self.intensity.percentiles)
 
     def _boxed(self, pictures: Any) -> tuple[Tensor, list[Letterbox], list[tuple[int, int]]]:
         many = pictures if isinstance(pictures, list | tuple) else [pictures]
@@ -262,4 +270,5 @@ def load(path: Path | str, device: str | torch.device = "cpu") -> AlignmentModel
     """
     checkpoint = read_checkpoint(path)
     module = _module_of(checkpoint, str(path))
-    return AlignmentModel(module, image_size=checkpoint["diptych"]["image_size"], device=device)
+    intensity = Intensity.of(checkpoint["diptych"].get("intensity"), source=str(path))
+    return AlignmentModel(module, checkpoint["diptych"]["image_size"], device, intensity)

@@ -16,7 +16,7 @@ import zlib
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,7 +94,7 @@ class Manifest:
     """Files of each shard but the last."""
     files: int
     key: str
-    intensity: Intensity = Intensity()
+    intensity: Intensity = field(default_factory=Intensity)
     format: int = FORMAT
     pictures: int = PICTURES
 
