@@ -471,7 +471,7 @@ def test_a_larger_input_than_the_store_is_refused(store):
         (["rsna", "--root", "r", "--out", "r/o"], r"lie in each other"),
         (["rsna", "--root", "r/s", "--out", "r"], r"lie in each other"),
         (["rsna", "--root", "r", "--out", "o"], r"stage_2_train_labels.csv .*kaggle.com"),
-        (["tabular", "--root", "r", "--out", "o"], r"no image \(.png, .jpg, .dcm\) below it"),
+        (["tabular", "--root", "r", "--out", "o"], r"no image \(DICOM, PNG, JPEG, TIFF, WebP, BMP\) below it"),
         (["tabular", "--root", "r", "--out", "full"], r"holds other files, as note"),
         (["tabular", "--root", "none", "--out", "o"], r"none: no such folder"),
         (["tabular", "--out", "o", "--verify"], r"packed.json: damaged"),
