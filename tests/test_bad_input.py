@@ -260,7 +260,7 @@ def cutting(name):
         (dropping("Nodule"), ["no column 'Nodule'"]),
         (dropping("patient"), ["no column 'patient'"]),
         (setting(2, "Nodule", "2"), ["table.csv, line 4, column 'Nodule'", "label is '2'", "1 (present)"]),
-        (setting(5, "Effusion", "yes"), ["line 7, column 'Effusion'", "label is 'yes'"]),
+        (setting(5, "Effusion", "maybe"), ["line 7, column 'Effusion'", "label is 'maybe'"]),
         (setting(5, "Effusion", "0.5"), ["line 7, column 'Effusion'", "label is '0.5'"]),
         (setting(None, "text", "NaN"), ["column(s) text", "all 24 reports are empty or NaN"]),
         (setting(23, "patient", "p0"), ["1 patient(s) are in both 'test' and 'train', as p0", "one split"]),

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import fields
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from test_contract import RELEASES
 
 from diptych.data import Loading
 from diptych.errors import ConfigError, DataError
-from diptych.packed import FORMAT, PICTURES, Packed, Store
+from diptych.packed import FORMAT, PICTURES, TEXTS, Packed, Store
 from diptych.plugins import DATAMODULES, find
 from diptych.tables import Columns
 from diptych.text import ScratchText
@@ -107,6 +108,100 @@ def test_batches_equal_those_of_the_originals(name, options, made):
     assert all(same(one, other) for one, other in pairs)
     assert isinstance(packed.datasets["train"].records[0].path, Packed)
     assert not any(path.suffix in {".png", ".jpg", ".dcm"} for path in out.rglob("*"))
+
+
+def unpacked(name, root, folder):
+    """A copy whose reports are small files, as many as there are reports."""
+    shutil.copytree(root, folder)
+    if name == "mimic_cxr":
+        with zipfile.ZipFile(folder / "mimic-cxr-reports.zip") as archive:
+            archive.extractall(folder / "reports")
+        (folder / "mimic-cxr-reports.zip").unlink()
+        return folder, {"reports": "reports"}
+    return folder, {}
+
+
+@pytest.mark.parametrize("name", ["mimic_cxr", "openi"])
+def test_reports_that_are_small_files_are_packed_into_one(name, made, tmp_path, monkeypatch):
+    root, options = unpacked(name, made(name)[0], tmp_path / "in")
+    out, texts = tmp_path / "out", tmp_path / "out" / TEXTS
+    _, said = quiet(name, root, out)
+    number = len([*root.rglob("s*.txt"), *root.rglob("*.xml")])
+    assert f"{number} reports in {texts}" in said
+    assert not [*out.rglob("*.txt"), *out.rglob("*.xml")][1:]  # but the list of tables
+    given = [{key: str(place / folder) for key, folder in options.items()} for place in (root, out)]
+    original = module_of(name, root, given[0])
+    opened = []
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_, **__: opened.append(1))
+    packed = module_of(name, out, given[1])
+    assert not opened  # members are streamed
+    assert [list(packed.datasets[split].texts()) for split in packed.datasets] == [
+        list(original.datasets[split].texts()) for split in original.datasets
+    ]
+    assert packed.split_hash == original.split_hash
+    if name == "mimic_cxr":  # looked for in the root too
+        assert module_of(name, out, {}).split_hash == original.split_hash
+
+
+def test_packed_reports_are_made_again_where_one_changed_and_only_then(made, tmp_path):
+    root, _ = unpacked("mimic_cxr", made("mimic_cxr")[0], tmp_path / "in")
+    out, other = tmp_path / "out", tmp_path / "other"
+    for place in (out, other):
+        quiet("mimic_cxr", root, place)
+    texts = out / TEXTS
+    assert texts.read_bytes() == (other / TEXTS).read_bytes()
+    before = state_of(out)
+    quiet("mimic_cxr", root, out)
+    assert state_of(out) == before
+    changed = next(root.rglob("s*.txt"))
+    changed.write_text(f"{changed.read_text()}\n")
+    quiet("mimic_cxr", root, out, shard=(1, 2))
+    assert state_of(out) == before  # the first job does it
+    quiet("mimic_cxr", root, out)
+    assert {name for name, state in state_of(out).items() if state != before[name]} == {str(TEXTS)}
+    spoilt = bytearray(texts.read_bytes())
+    spoilt[spoilt.index(b"FINAL REPORT")] ^= 1
+    texts.write_bytes(spoilt)
+    with pytest.raises(DataError, match=r"texts\.zip: cannot be read \(bad CRC-32"):
+        module_of("mimic_cxr", out, {})
+    for path in root.rglob("s*.txt"):
+        path.unlink()
+    quiet("mimic_cxr", root, out)
+    assert not texts.exists()
+
+
+def test_copies_of_an_older_version_are_taken_away(made, tmp_path):
+    root, _ = unpacked("mimic_cxr", made("mimic_cxr")[0], tmp_path / "in")
+    out = tmp_path / "out"
+    quiet("mimic_cxr", root, out)
+    name = str(next(root.rglob("s*.txt")).relative_to(root))
+    (out / name).parent.mkdir(parents=True)
+    shutil.copy2(root / name, out / name)
+    listed = out / "packed" / "tables.txt"
+    listed.write_text(f"{listed.read_text()}{name}\n")
+    quiet("mimic_cxr", root, out)
+    assert not (out / name).exists()
+
+
+def test_a_scan_looks_at_each_file_once_and_follows_links_once(tmp_path, monkeypatch):
+    root = tmp_path / "in"
+    for i in range(40):
+        (root / f"d{i % 4}").mkdir(parents=True, exist_ok=True)
+        (root / f"d{i % 4}" / f"{i}.png").write_bytes(b"x")
+    (tmp_path / "aside").mkdir()
+    (tmp_path / "aside" / "a.png").write_bytes(b"x")
+    (tmp_path / "aside" / "back").symlink_to(root)
+    (root / "link").symlink_to(tmp_path / "aside")
+    (root / "d0" / "loop").symlink_to(root)
+    listed, real = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or real(path))
+    looked = []
+    monkeypatch.setattr(os, "stat", lambda path, **_: looked.append(path) or os.lstat(path))
+    found = scan(root)
+    monkeypatch.undo()
+    assert len(found.images) == 41
+    assert len(listed) == len(set(listed)) == 6
+    assert not [path for path in looked if str(path).endswith(".png")]  # what scandir knows is not asked again
 
 
 def test_a_smaller_input_is_taken_from_a_larger_store(made):

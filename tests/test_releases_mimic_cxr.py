@@ -96,6 +96,39 @@ def test_which_section_is_the_text():
     assert choose_text({"last_paragraph": "Tail."}, "both", ()) == ""
 
 
+@pytest.mark.parametrize(
+    ("report", "text"),
+    [  # as create_section_files.py of MIMIC-CXR chooses: impression, findings, last paragraph, comparison
+        (f"{TITLE}COMPARISON:  Chest of ___.\n The lungs are clear.\n", "Chest of ___.\nThe lungs are clear."),
+        (f"{TITLE}COMPARISON:  None.\n \n The lungs are clear.\n", "The lungs are clear."),
+        (f"{TITLE}COMPARISON:  None.\n", ""),
+        (f"{TITLE}COMPARISON:  One.\n \n FINDINGS:  Clear.\n", "Clear."),
+        (f"{TITLE}COMPARISON:  One.\n \n IMPRESSION:  ___\n \n FINDINGS:  Clear.\n", "Clear."),
+        (f"{TITLE}FINDINGS:  Clear.\n \n IMPRESSION:  Normal.\n", "Normal."),
+        (f"{TITLE}HISTORY:  Cough.\n", ""),
+    ],
+)
+def test_the_choice_of_the_official_script(report, text):
+    assert choose_text(find_sections(report), "impression", ("findings", "last_paragraph", "comparison")) == text
+    assert choose_text(find_sections(report), "both", ("last_paragraph",)) != "Chest of ___.\nThe lungs are clear."
+
+
+def test_comparison_from_reports_and_from_the_official_table(root, tmp_path):
+    copy = shutil.copytree(root, tmp_path / "copy")
+    frontal = everything(made(copy))[0]
+    path = f"files/p{frontal.patient[:2]}/p{frontal.patient}/s{frontal.study}.txt"
+    with zipfile.ZipFile(copy / "mimic-cxr-reports.zip", "w") as archive:
+        archive.writestr(path, f"{TITLE}COMPARISON:  Chest of ___.\n The lungs are clear.\n")
+    table = tmp_path / "mimic_cxr_sectioned.csv"
+    table.write_text(f'study,impression,findings,last_paragraph,comparison\ns{frontal.study},,,,"Of ___.\n Clear."\n')
+    for options, text in (({}, "Chest of ___.\nThe lungs are clear."), ({"sectioned": str(table)}, "Of ___.\nClear.")):
+        module = MimicCxr(str(copy), loading=LOADING, fallback="comparison", **options)
+        module.datasets = module.build()
+        assert {(record.study, record.text) for record in everything(module)} == {(frontal.study, text)}
+    module = MimicCxr(str(copy), fallback=["last_paragraph", "comparison"])
+    assert "section both, else last_paragraph, else comparison" in module.protocol
+
+
 # -- the miniature ----------------------------------------------------------------------------------------------------
 
 
@@ -353,3 +386,12 @@ def test_options_that_contradict_each_other():
         ConfigError, match=r"data.split is 'validate'; mimic_cxr has, nearest first: mimic_cxr/official"
     ):
         MimicCxr("x", split="validate")
+
+
+def test_where_the_first_missing_image_was_looked_for(root, tmp_path):
+    copy = shutil.copytree(root, tmp_path / "copy")
+    for path in copy.glob("files/*/*/*/*.jpg"):
+        path.rename(path.with_suffix(".jpeg2000"))
+    place = r"\S*/files/p1\d/p1\d{7}/s\d{8}/[-0-9a-f]{44}.jpg, but \S*/s\d{8} holds"
+    with pytest.raises(DataError, match=f"first was looked for at {place}"):
+        made(copy)

@@ -204,7 +204,9 @@ def _check(name: str, args: argparse.Namespace, report: Report) -> None:
     datasets = _build(module)
     counts = module.dropped.counts()
     missing = [key for rule, key, _ in module.dropped.rows if rule == "missing image"]
-    there = sum(map(len, datasets.values())) + sum(counts.get(rule, 0) for rule in ("empty report", "no report"))
+    there = sum(map(len, datasets.values())) + sum(
+        counts.get(rule, 0) for rule in ("empty report", "no report", "missing patient")
+    )
     report["protocol"] = module.protocol
     report["split_hash"] = split_hash({str(split): dataset.ids for split, dataset in datasets.items()})
     facts = RELEASES.get(name)

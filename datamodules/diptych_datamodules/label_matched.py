@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from diptych.data import Loading, RadiographDataModule, RadiographDataset, Sample, Split
 from diptych.errors import ConfigError, DataError
 from diptych.packed import read_image
-from diptych.tables import Columns, Fractions, label_vector, read_table
+from diptych.tables import Columns, Fractions, Table, label_vector, read_table
 from diptych.tokenizer import Tokenizer
+from diptych_datamodules.patients import Patients
 from diptych_datamodules.tabular import ImageRow, image_rows
 
 __all__ = ["LabelMatched", "nearest_by_jaccard"]
@@ -65,7 +66,8 @@ class LabelMatched(RadiographDataModule):
         findings: findings both tables label, by the same names; pairs are matched on them.
         root: folder that image paths start from; the image table's own, if not given.
         image_columns: which column of the image table holds what (``text`` is not read).
-        report_columns: which column of the report table holds what (``image`` is not read; ``id`` names a report).
+        report_columns: which column of the report table holds what (``image`` is not read; ``id`` names a report; reports of
+            one ``patient`` stay in one split).
         pairing: ``jaccard``, or ``shuffled``: any report of the split, the control that shows what labels bring.
         fractions: shares, where a table names no split.
         split_seed: another seed assigns patients and reports otherwise.
@@ -76,12 +78,13 @@ class LabelMatched(RadiographDataModule):
     paper: ClassVar[str] = "MedCLIP, arXiv 2210.10163"
     needs: ClassVar[frozenset[str]] = frozenset({"a table of labelled images", "a table of labelled reports"})
     holds: ClassVar[frozenset[str]] = frozenset({"image", "text", "labels"})
+    small_texts: ClassVar[str] = r"/[^/]+\.(?:txt|xml)$"
 
     def __init__(
         self,
         images: str,
         reports: str,
-        findings: list[str],
+        findings: str | list[str],
         tokenizer: Tokenizer | None = None,
         *,
         root: str | None = None,
@@ -100,7 +103,7 @@ class LabelMatched(RadiographDataModule):
         self.images, self.reports, self.root = images, reports, root
         self.image_columns, self.report_columns = image_columns, report_columns
         self.pairing, self.fractions, self.split_seed, self.strict = pairing, fractions, split_seed, strict
-        self.findings = tuple(findings)
+        self.findings = (findings,) if isinstance(findings, str) else tuple(findings)
 
     @property
     def protocol(self) -> str:
@@ -110,27 +113,37 @@ class LabelMatched(RadiographDataModule):
     def _report_rows(self) -> dict[str, list[tuple[str, NDArray[np.bool_]]]]:
         """Split to (report, findings present)."""
         columns = self.report_columns
-        table = read_table(self.reports)
-        single = [columns.label_list, columns.split, columns.id]
-        table.require([*(name for name in single if name is not None), *columns.text, *(columns.labels or [])])
+        table = self._table(self.reports, columns, images=False)
+        patients = Patients(table, columns.patient)
         found: dict[str, list[tuple[str, NDArray[np.bool_]]]] = {}
         for row in table.rows():
-            key = row.get(columns.id) if columns.id else str(row.line)
-            text, labels = row.text(columns.text), label_vector(row, columns, self.findings)
+            key = (row.get(columns.id) if columns.id else "") or str(row.line)
+            text, labels = row.text(columns.text_columns), label_vector(row, columns, self.findings)
             if labels is None:
                 raise DataError(f"{self.reports}: no labels; name report_columns.labels or report_columns.label_list")
             if not text:
-                self.dropped.add("empty report", key, f"line {row.line}")
+                self.dropped.add("empty report", key, f"{table.unit} {row.line}")
                 continue
-            split = row.split(columns.split) if columns.split else self.fractions.split(key, self.split_seed)
+            patient = patients.of(row) if columns.patient else key
+            if not patient:
+                self.dropped.add("missing patient", key, f"{table.unit} {row.line}")
+                continue
+            split = row.split(columns.split) if columns.split else self.fractions.split(patient, self.split_seed)
             found.setdefault(split, []).append((text, labels == 1))
+        patients.told()
         return found
+
+    def _table(self, path: str, columns: Columns, *, images: bool) -> Table:
+        needed = columns.needed(images=images, text=not images)
+        if columns.label_columns:
+            needed += [name for name in self.findings if name not in needed]
+        return read_table(path, needed)
 
     def build(self) -> dict[Split, RadiographDataset]:
         """Read both tables and find every image's candidates, once for each set of findings."""
         reports = self._report_rows()
         rows = image_rows(
-            self.images,
+            self._table(self.images, self.image_columns, images=True),
             root=self.root,
             columns=self.image_columns,
             findings=self.findings,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
-import zipfile
-import zlib
-from collections.abc import Container, Iterator, Mapping, Sequence
+import os
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -17,9 +15,10 @@ from numpy.typing import NDArray
 from diptych.data import Loading, RadiographDataset, Sample, Split
 from diptych.errors import ConfigError, DataError
 from diptych.reports import sentence_spans
-from diptych.tables import find_file, scan_table, scan_zip
+from diptych.tables import find_file, scan_table
 from diptych.tokenizer import Tokenizer
 from diptych_datamodules.facts import OBTAIN
+from diptych_datamodules.mimic_reports import Fallback, Section, choose_text, find_sections, read_reports
 from diptych_datamodules.protocols import split as assign_splits
 from diptych_datamodules.release import Record, Release, ReleaseDataset, image_file, label_vector
 from diptych_datamodules.subsets import SUBSETS, Subset
@@ -32,103 +31,8 @@ FINDINGS = (
 )  # fmt: skip
 VIEWS = {"frontal": ("PA", "AP"), "lateral": ("LATERAL", "LL")}
 
-Section = Literal["findings", "impression", "both", "none"]
-Fallback = Literal["findings", "impression", "last_paragraph"]
-
 _OBTAIN, _OBTAIN_REPORTS = OBTAIN["mimic_cxr"], OBTAIN["mimic_cxr/reports"]
 _GIVEN = {"train": "train", "validate": "val", "test": "test"}
-_LARGEST = 2**20  # bytes of one report; the largest has some ten thousand
-
-_HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
-_MAIN = ("impression", "findings", "history", "comparison", "addendum")
-_VIEW_WORDS = re.compile(
-    r"chest|portable|ribs|bone window|(?:pa|ap) and lat|lateral and (?:pa|ap)|frontal (?:and|view|upright|semi-upright)"
-    r"|(?:pa|ap|one|lateral) view|two views"
-)
-# Names that the rules below would not tell, most of them misspelt, as the official script lists them.
-_SPELLED = {
-    "conclusion": "impression", "findings and impression": "impression", "findings/impression": "impression",
-    "findings/ impression": "impression", "impresson": "impression", "imprression": "impression",
-    "imoression": "impression", "impressoin": "impression", "imprssion": "impression", "impresion": "impression",
-    "imperssion": "impression", "mpression": "impression", "impession": "impression", "ndication": "impression",
-    "finding": "findings", "findins": "findings", "findindgs": "findings", "findgings": "findings",
-    "findngs": "findings", "findnings": "findings", "finidngs": "findings",
-}  # fmt: skip
-
-
-def _name(header: str) -> str:
-    header = header.lower().strip()
-    if header in _SPELLED:
-        return _SPELLED[header]
-    for main in _MAIN:
-        if main in header:
-            return main
-    return "findings" if _VIEW_WORDS.search(header) else header
-
-
-def find_sections(report: str) -> dict[str, str]:
-    """The sections of a report by name, as the official ``section_parser.py`` of MIMIC-CXR finds them.
-
-    A header is capitals after a new line and a space, up to a colon; the line that it stands on holds no other. Of equal
-    names the last one counts, but an empty impression or findings never. Where neither is there, ``last_paragraph`` is what
-    follows the first blank line of the last section. (Some 54 reports that the authors treated by hand are parsed alike.)
-    """
-    parts: list[tuple[str, str]] = []
-    name, begin, header = "preamble", 0, _HEADER.search(report)
-    while header:
-        parts.append((name, report[begin : header.start()]))
-        name, begin = _name(header.group(1)), header.end()
-        line = report.find("\n", begin)
-        header = _HEADER.search(report, begin if line < 0 else line)
-    parts.append((name, report[begin:]))
-    parts = [(name, text) for name, text in parts if text.strip() or name not in {"impression", "findings"}]
-    found = {name: text.strip() for name, text in parts}
-    if not found.keys() & {"impression", "findings"} and "\n \n" in parts[-1][1]:
-        found["last_paragraph"] = parts[-1][1].partition("\n \n")[2].strip()
-    return found
-
-
-def choose_text(sections: Mapping[str, str], section: Section, fallback: Sequence[Fallback]) -> str:
-    """The text of a report: what is asked for, or the first fallback that is not empty; lines stripped."""
-    asked = ("findings", "impression") if section == "both" else (section,)
-    parts = [part for part in (sections.get(name, "") for name in asked) if part]
-    parts = parts or [part for part in (sections.get(name, "") for name in fallback) if part][:1]
-    return "\n".join(line.strip() for line in "\n\n".join(parts).splitlines())
-
-
-def _read_reports(source: Path, wanted: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """Study and report of those wanted (study to patient), from the zip or from an unpacked tree."""
-    if source.is_dir():
-        for study, patient in wanted.items():
-            for folder in ("files/", ""):
-                path = source / f"{folder}p{patient[:2]}" / f"p{patient}" / f"s{study}.txt"
-                if path.is_file():
-                    yield study, _decoded(path.read_bytes()[: _LARGEST + 1], str(path))
-                    break
-        return
-
-    def ours(name: str) -> bool:
-        study = _study(name)
-        return study in wanted and name.endswith(f"/p{wanted[study]}/s{study}.txt")
-
-    try:
-        for name, raw in scan_zip(source, ours, _LARGEST + 1):
-            yield _study(name), _decoded(raw, f"{source}: {name}")
-    except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-        raise DataError(f"{source}: cannot be read ({error}); get it anew") from error
-
-
-def _study(name: str) -> str:
-    return name.rpartition("/s")[2].removesuffix(".txt")
-
-
-def _decoded(raw: bytes, source: str) -> str:
-    if len(raw) > _LARGEST:
-        raise DataError(f"{source}: more than {_LARGEST} bytes, which is no report; get it anew")
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{source}: not text ({error.reason} at byte {error.start}); get it anew") from None
 
 
 @dataclass(slots=True)
@@ -165,7 +69,8 @@ class MimicCxr(Release):
         reports: ``mimic-cxr-reports.zip`` or the folder that it was unpacked to; if not given, looked for in the root.
         sectioned: the official ``mimic_cxr_sectioned.csv``, to be used instead of the reports.
         section: what of a report is the text; ``none`` reads no report.
-        fallback: sections to take where that is empty, the first first.
+        fallback: sections to take where that is empty, the first that is not. The text of the official script is
+            ``impression`` with ``[findings, last_paragraph, comparison]``: some reports have no other section.
         views: ``frontal`` (PA, AP), ``lateral`` (LATERAL, LL), or ``all``, also those that are not named.
         per_study: every image of a study with its report, or ``one``: a PA before an AP before another view.
         sentences: train on so many sentences of a report, drawn anew each epoch; None for whole reports.
@@ -182,6 +87,7 @@ class MimicCxr(Release):
     needs: ClassVar[frozenset[str]] = frozenset({"mimic-cxr-2.0.0-*.csv.gz", "files/", "mimic-cxr-reports.zip"})
     holds: ClassVar[frozenset[str]] = frozenset({"image", "text", "labels"})
     data_set: ClassVar[str] = "mimic_cxr"
+    small_texts: ClassVar[str] = r"(?:^|/)p\d\d/p\d{8}/s\d{8}\.txt$"
 
     def __init__(
         self,
@@ -192,7 +98,7 @@ class MimicCxr(Release):
         reports: str | None = None,
         sectioned: str | None = None,
         section: Section = "both",
-        fallback: Sequence[Fallback] = ("last_paragraph",),
+        fallback: Fallback | Sequence[Fallback] = ("last_paragraph",),
         views: Literal["frontal", "lateral", "all"] = "frontal",
         per_study: Literal["all", "one"] = "all",
         sentences: int | None = None,
@@ -223,7 +129,8 @@ class MimicCxr(Release):
         """The images of the subset and their classes."""
         self.reports = None if reports is None else Path(reports)
         self.sectioned = None if sectioned is None else Path(sectioned)
-        self.section, self.fallback = section, tuple(fallback)
+        self.section: Section = section
+        self.fallback: tuple[Fallback, ...] = (fallback,) if isinstance(fallback, str) else tuple(fallback)
         self.views, self.per_study, self.sentences = views, per_study, sentences
         self.labels, self.test_labels = labels, test_labels
         self.findings = FINDINGS
@@ -323,12 +230,19 @@ class MimicCxr(Release):
             if image.labels is None:
                 image.labels = unknown
                 unlabelled.add(image.study)
-            patient = f"p{image.patient}"
-            image.path = image_file(f"{files}/{patient[:3]}/{patient}/s{image.study}/{image.id}", self.files)
+            image.path = image_file(self._stem(image), self.files)
         if unlabelled:
             rank_zero_info(
                 f"{self.data_set}: {len(unlabelled)} studies have no row of labels; none is mentioned in them"
             )
+
+    def _stem(self, image: _Image) -> str:
+        patient = f"p{image.patient}"
+        return f"{self.root}/files/{patient[:3]}/{patient}/s{image.study}/{image.id}"
+
+    def place(self, record: Record) -> str:
+        """See :meth:`Release.place`."""
+        return f"{self._stem(record)}.jpg" if isinstance(record, _Image) else ""
 
     def _usable(self, record: Record) -> bool:
         if self.section != "none" and record.text is None:
@@ -375,19 +289,24 @@ class MimicCxr(Release):
             source = self.reports or self.root
         found = {
             study: choose_text(find_sections(report), self.section, self.fallback)
-            for study, report in (_read_reports(source, wanted) if source.exists() else ())
+            for study, report in read_reports(source, wanted, self._packed(source))
         }
         if not found:
             raise DataError(f"{source}: no report of any study in it; {_OBTAIN_REPORTS}")
         return found
 
+    def _packed(self, source: Path) -> Path | None:
+        """The zip that `diptych prepare` has made of the reports that were below a folder."""
+        inside = os.path.abspath(source).startswith(os.path.abspath(self.root))
+        return self.files.texts if inside and not source.is_file() else None
+
     def _sectioned(self, path: Path, wanted: Container[str]) -> dict[str, str]:
         table, found = find_file(path.parent, [path.name], "make it with create_section_files.py of MIMIC-CXR"), {}
-        for study, *texts in scan_table(table, ["study", "findings", "impression"], ["last_paragraph"]):
+        names = ("findings", "impression", "last_paragraph", "comparison")
+        for study, *texts in scan_table(table, ["study", *names[:2]], names[2:]):
             key = study.removeprefix("s")
             if key in wanted:
-                sections = dict(zip(("findings", "impression", "last_paragraph"), texts, strict=True))
-                found[key] = choose_text(sections, self.section, self.fallback)
+                found[key] = choose_text(dict(zip(names, texts, strict=True)), self.section, self.fallback)
         if not found:
             raise DataError(f"{table}: none of the studies is in it; it must be mimic_cxr_sectioned.csv")
         return found

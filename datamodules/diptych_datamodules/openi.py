@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tarfile
 import xml.etree.ElementTree as ET
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 
 from diptych.data import Loading
 from diptych.errors import ConfigError, DataError
-from diptych.tables import find_file, scan_table
+from diptych.tables import find_file, scan_table, scan_zip
 from diptych.tokenizer import Tokenizer
 from diptych_datamodules.facts import OBTAIN
 from diptych_datamodules.nih import FINDINGS
@@ -92,13 +94,18 @@ class Report:
         return np.array([float(name in named) for name in FINDINGS], np.float32)
 
 
-def read_reports(source: Path) -> list[Report]:
+def read_reports(source: Path, packed: Path | None = None) -> list[Report]:
     """Every report of ``NLMCXR_reports.tgz``, or of a folder of XML files, by its number.
+
+    Args:
+        source: the archive, or the folder.
+        packed: the zip that `diptych prepare` made of the folder.
 
     Raises:
         DataError: it cannot be read, or holds what is no report.
     """
-    found = [_report(raw, name) for raw, name in _members(source)]
+    members = _members(source) if packed is None else _packed(packed)
+    found = [_report(raw, name) for raw, name in members]
     if not found:
         raise DataError(f"{source}: no report (.xml) in it; {_OBTAIN}")
     return sorted(found, key=lambda report: int(report.id.removeprefix("CXR")))
@@ -121,6 +128,16 @@ def _members(source: Path) -> Iterator[tuple[bytes, str]]:
                     yield file.read(), f"{source}: {member.name}"
     except (OSError, EOFError, tarfile.TarError) as error:
         raise DataError(f"{source}: cannot be read ({error}); get it anew") from error
+
+
+def _packed(archive: Path) -> Iterator[tuple[bytes, str]]:
+    try:
+        for name, raw in scan_zip(archive, lambda name: name.endswith(".xml"), _LARGEST + 1):
+            if len(raw) > _LARGEST:
+                raise DataError(f"{archive}: {name} has more than {_LARGEST} bytes, which is no report; remove it")
+            yield raw, f"{archive}: {name}"
+    except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+        raise DataError(f"{archive}: cannot be read ({error}); run `diptych prepare` again") from error
 
 
 def _report(raw: bytes, source: str) -> Report:
@@ -183,6 +200,7 @@ class Openi(Release):
     needs: ClassVar[frozenset[str]] = frozenset({"NLMCXR_reports.tgz or indiana_reports.csv", "the PNG images"})
     holds: ClassVar[frozenset[str]] = frozenset({"image", "text", "labels"})
     data_set: ClassVar[str] = "openi"
+    small_texts: ClassVar[str] = r"^ecgen-radiology/[^/]+\.xml$"
 
     def __init__(
         self,
@@ -227,6 +245,8 @@ class Openi(Release):
 
     def reports(self) -> Sequence[Report]:
         """From whichever copy there is."""
+        if self.files.texts is not None:
+            return read_reports(self.root, self.files.texts)
         for source in (self.root / "ecgen-radiology", self.root / "NLMCXR_reports.tgz"):
             if source.exists():
                 return read_reports(source)

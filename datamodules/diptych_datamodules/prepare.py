@@ -11,6 +11,7 @@ import hashlib
 import io
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -27,8 +28,8 @@ from typing import NoReturn
 from diptych.errors import ConfigError, DataError
 from diptych.files import remove_parts, replace_text, replacing
 from diptych.intensity import Intensity
-from diptych.packed import FORMAT, PICTURES, TABLES, Manifest, is_image
-from diptych.packing import write_shard
+from diptych.packed import FORMAT, PICTURES, TABLES, TEXTS, Manifest, is_image
+from diptych.packing import write_shard, write_texts
 from diptych.plugins import DATAMODULES, find
 
 __all__ = ["Scan", "main", "prepare", "scan", "verify"]
@@ -46,6 +47,8 @@ class Scan:
     tables: list[str]
     """Everything that a datamodule may read beside images."""
     others: list[str]
+    texts: list[tuple[str, int, int]]
+    """Small text files, with their bytes and the time of their last change."""
 
     def key(self, size: int, per_shard: int, intensity: Intensity) -> str:
         """Hash of all that decides the store's bytes."""
@@ -55,21 +58,28 @@ class Scan:
         return digest.hexdigest()[:16]
 
 
-def scan(root: Path) -> Scan:
-    """List a folder, links followed.
+def scan(root: Path, small_texts: str = "") -> Scan:
+    """List a folder, links followed, each file looked at once.
+
+    Args:
+        root: the folder.
+        small_texts: pattern of the paths of files that are packed into one; none, if empty.
 
     Raises:
         DataError: it is not there, holds no image, or cannot be listed.
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; give the data set's as --root")
-    found = Scan([], [], [])
+    found = Scan([], [], [], [])
+    packs = re.compile(small_texts or "(?!)").search
     try:
-        for path, number in _files(str(root), set()):
+        for path, status in _files(str(root), os.path.realpath(root), frozenset()):
             name = path[len(str(root)) + 1 :]
             lower = name.lower()
-            if is_image(path):
-                found.images.append((name, number))
+            if packs(name):
+                found.texts.append((name, status.st_size, status.st_mtime_ns))
+            elif is_image(path):
+                found.images.append((name, status.st_size))
             elif lower.endswith(TABLES) or ("report" in os.path.basename(lower) and lower.endswith(_ARCHIVES)):
                 found.tables.append(name)
             else:
@@ -80,26 +90,26 @@ def scan(root: Path) -> Scan:
         raise DataError(
             f"{root}: no image (DICOM, PNG, JPEG, TIFF, WebP, BMP) below it; unpack the data set's images there"
         )
-    return Scan(sorted(found.images), sorted(found.tables), sorted(found.others))
+    return Scan(sorted(found.images), sorted(found.tables), sorted(found.others), sorted(found.texts))
 
 
-def _files(folder: str, above: set[tuple[int, int]]) -> Iterator[tuple[str, int]]:
-    status = os.stat(folder)
-    here = (status.st_dev, status.st_ino)
-    if here in above:  # a link to a folder that it lies in
+def _files(folder: str, real: str, above: frozenset[str]) -> Iterator[tuple[str, os.stat_result]]:
+    """Every file, with the one look that is taken at it; ``real`` is the folder's path without links."""
+    if real in above:  # a link to a folder that it lies in
         return
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_dir():
-                yield from _files(entry.path, above | {here})
+                inside = os.path.realpath(entry.path) if entry.is_symlink() else f"{real}/{entry.name}"
+                yield from _files(entry.path, inside, above | {real})
             elif entry.is_file():
-                yield entry.path, entry.stat().st_size
+                yield entry.path, entry.stat()
 
 
 def _copy(root: Path, out: Path, folder: Path, tables: Sequence[str]) -> None:
     """Copy what is new or has changed, through ``folder``, and take away what an earlier run copied and is gone."""
     listed = out / "packed" / "tables.txt"
-    before = set(listed.read_text().splitlines()) if listed.is_file() else set()
+    before = set(listed.read_text().split("\n")) - {""} if listed.is_file() else set()
     for name in sorted(before - set(tables)):
         (out / name).unlink(missing_ok=True)
     try:
@@ -122,8 +132,8 @@ def _copy(root: Path, out: Path, folder: Path, tables: Sequence[str]) -> None:
         ) from error
 
 
-def _check(name: str, root: Path) -> None:
-    """That the data set's datamodule finds its tables here."""
+def _check(name: str, root: Path) -> str:
+    """That the data set's datamodule finds its tables here; the pattern of its small text files."""
     from diptych_datamodules.release import Release
 
     target = find(DATAMODULES, name).load()
@@ -131,6 +141,8 @@ def _check(name: str, root: Path) -> None:
         raise ConfigError(f"{name} reads no folder of images, so there is nothing to prepare")
     if issubclass(target, Release):
         target(str(root)).records()
+    pattern: str = target.small_texts
+    return pattern
 
 
 def _current(out: Path) -> Manifest | None:
@@ -177,16 +189,21 @@ def prepare(
     root, out = Path(os.path.abspath(root)), Path(os.path.abspath(out))
     if root.resolve() in (out.resolve(), *out.resolve().parents) or out.resolve() in root.resolve().parents:
         raise ConfigError(f"--out {out} and --root {root} lie in each other; give another --out")
-    _check(name, root)
+    small_texts = _check(name, root)
     strange = [entry.name for entry in out.iterdir() if not entry.name.startswith("packed")] if out.is_dir() else []
     if strange and not (out / "packed.json").is_file():
         raise DataError(f"{out}: holds other files, as {min(strange)}; give a new or empty folder as --out")
-    found = scan(root)
+    found = scan(root, small_texts)
     key = found.key(size, per_shard, intensity)
     manifest = Manifest(name, str(root), size, per_shard, len(found.images), key, intensity)
     _start(manifest, out)
     _copy(root, out, manifest.folder(out), found.tables)
-    say(f"{out}: {len(found.images):,} images in {manifest.shards} shards, {len(found.tables)} tables; key {key}")
+    if shard[0] == 0:
+        write_texts(root, out, found.texts)
+    texts = f", {len(found.texts):,} reports in {out / TEXTS}" if found.texts else ""
+    say(
+        f"{out}: {len(found.images):,} images in {manifest.shards} shards, {len(found.tables)} tables{texts}; key {key}"
+    )
     if found.others:
         say(f"{out}: {len(found.others)} other files are not taken: {', '.join(found.others[:3])}...")
     missing = set(manifest.missing(out))

@@ -222,9 +222,13 @@ class Release(RadiographDataModule):
             self.dropped.refuse(str(self.root))
         return splits
 
+    def place(self, record: Record) -> str:
+        """Where the image of a record was looked for; empty where it is found by its name alone."""
+        return ""
+
     def _usable(self, record: Record) -> bool:
         if record.path is None:
-            self.dropped.add("missing image", record.id)
+            self.dropped.add("missing image", record.id, self.place(record))
         elif record.text == "":
             self.dropped.add("empty report", record.id)
         elif isinstance(record.path, Packed) and record.path.unusable:

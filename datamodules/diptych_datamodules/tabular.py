@@ -1,23 +1,26 @@
-"""Any collection that a table describes: csv, jsonl or parquet with a column map."""
+"""Any collection that a table describes: csv, json, jsonl or parquet with a column map."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import cv2
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 
 from diptych.data import Dropped, Loading, RadiographDataModule, RadiographDataset, Sample, Split
 from diptych.errors import ConfigError, DataError
 from diptych.intensity import Intensity
-from diptych.packed import Packed, Store, open_images, read_image
+from diptych.packed import Files, Folder, Packed, Store, open_images, read_image
 from diptych.radiograph import read_mask
-from diptych.tables import Columns, Fractions, label_vector, read_table
+from diptych.tables import Columns, Fractions, Row, Table, label_vector, read_table
 from diptych.tokenizer import Tokenizer
+from diptych_datamodules.patients import Patients
 from diptych_datamodules.records import Records
 
 __all__ = ["ImageRow", "Tabular", "image_rows"]
@@ -37,8 +40,39 @@ class ImageRow:
     """Path of its mask."""
 
 
+class _Finder:
+    """Finds files below a folder, and counts those that a table does not quite call by their names."""
+
+    def __init__(self, files: Files, folder: Path) -> None:
+        self.files, self.folder = files, folder
+        self.spelled: list[tuple[str, str]] = []
+        """Paths as the table has them, and the files."""
+
+    def find(self, name: str) -> tuple[Path | Packed | None, str]:
+        """The file, and its path below the folder; or None, and where it was looked for."""
+        image = self.files.find(self.folder / name)
+        if image is not None:
+            return image, os.path.normpath(name)
+        near = self.files.spelled(self.folder, name)
+        if len(near) != 1:
+            several = f"; it may be {' or '.join(map(str, near[:3]))}, so write which" if near else ""
+            return None, f"{self.folder / name}{several}"
+        place = os.path.relpath(str(near[0]), self.folder)
+        self.spelled.append((name, place))
+        return near[0], place
+
+    def told(self, source: Path, what: str) -> None:
+        """Say how many there were."""
+        if self.spelled:
+            name, place = self.spelled[0]
+            rank_zero_info(
+                f"{source}: {len(self.spelled)} {what} paths are not quite the names of files, as '{name}' for '{place}'; "
+                "these files are read"
+            )
+
+
 def image_rows(
-    path: str,
+    table: Table,
     *,
     root: str | None,
     columns: Columns,
@@ -50,54 +84,93 @@ def image_rows(
     image_size: int,
     intensity: Intensity,
 ) -> list[ImageRow]:
-    """The usable rows of an image table; others go to ``dropped`` as *missing image*, *missing mask* or *empty report*.
+    """The usable images of a table; others go to ``dropped`` as *empty report*, *missing image*, *patient* or *mask*.
 
     Raises:
         ConfigError: masks are asked for, and the folder is packed.
-        DataError: a column is missing, a label or split cannot be read, an id stands twice, or no row has a report.
+        DataError: a label, split, list or object cannot be used, an id stands twice, no row has a report, or none a patient.
     """
-    table = read_table(path)
-    text_columns = columns.text if with_text else []
-    single = [columns.image, columns.label_list, columns.patient, columns.split, columns.id, columns.mask]
-    table.require([*(name for name in single if name is not None), *text_columns, *(columns.labels or [])])
-    folder = Path(path).parent if root is None else Path(root)
+    folder = table.path.parent if root is None else Path(root)
     files = open_images(folder, image_size, intensity)
     if columns.mask and isinstance(files, Store):
         raise ConfigError(
             f"columns.mask is '{columns.mask}', and {folder} is packed, without masks; give the original root"
         )
+    images, masks = _Finder(files, folder), _Finder(Folder(), folder)
+    patients = Patients(table, columns.patient)
     rows: list[ImageRow] = []
     seen: dict[str, int] = {}
+    called: dict[str, str] = {}
+    reports = 0
     for row in table.rows():
-        name = row.get(columns.image)
-        key = row.get(columns.id) if columns.id else name
-        if key in seen:
-            raise DataError(
-                f"{path}, lines {seen[key]} and {row.line}: both are '{key}'; give each row its own "
-                f"'{columns.id or columns.image}', or name an id column (columns.id)"
-            )
-        seen[key] = row.line
-        text = row.text(text_columns) if with_text else None
-        image = files.find(folder / name) if name else None
-        mask = row.get(columns.mask) if columns.mask else None
-        if text == "":
-            dropped.add("empty report", key, f"line {row.line}")
-        elif image is None:
-            dropped.add("missing image", key, str(folder / name))
-        elif isinstance(image, Packed) and image.unusable:
-            dropped.add(image.unusable[0], key, image.unusable[1])
-        elif mask is not None and not (mask and (folder / mask).is_file()):
-            dropped.add("missing mask", key, str(folder / mask) if mask else f"line {row.line}")
-        else:
-            patient = (row.get(columns.patient) if columns.patient else "") or key
-            split = row.split(columns.split) if columns.split else fractions.split(patient, seed)
-            labels = label_vector(row, columns, findings)
-            rows.append(ImageRow(key, image, patient, split, text, labels, str(folder / mask) if mask else None))
-    if with_text and table.records and dropped.counts().get("empty report", 0) == len(table.records):
+        text = row.text(columns.text_columns) if with_text else None
+        reports += bool(text)
+        for key, name, mask in _views(row, columns):
+            if key in seen:
+                raise DataError(
+                    f"{table.path}, {table.unit}s {seen[key]} and {row.line}: both are '{key}'; give each row its own "
+                    f"'{columns.id or columns.image}', or name an id column (columns.id)"
+                )
+            seen[key] = row.line
+            image, place = images.find(name) if name else (None, f"{table.unit} {row.line}")
+            if image is not None and columns.id is None and called.setdefault(place, name) != name:
+                raise DataError(f"{table.path}: '{called[place]}' and '{name}' are one image, {place}; keep one row")
+            patient = patients.of(row) if columns.patient else place
+            masked, where = masks.find(mask) if mask else (None, f"{table.unit} {row.line}")
+            if text == "":
+                dropped.add("empty report", key, f"{table.unit} {row.line}")
+            elif image is None:
+                dropped.add("missing image", key, place)
+            elif isinstance(image, Packed) and image.unusable:
+                dropped.add(image.unusable[0], key, image.unusable[1])
+            elif not patient:
+                dropped.add("missing patient", key, f"{table.unit} {row.line}")
+            elif mask is not None and masked is None:
+                dropped.add("missing mask", key, where)
+            else:
+                split = row.split(columns.split) if columns.split else fractions.split(patient, seed)
+                labels = label_vector(row, columns, findings)
+                rows.append(ImageRow(key, image, patient, split, text, labels, str(masked) if masked else None))
+    if with_text and table.records and not reports:
         raise DataError(
-            f"{path}: column(s) {', '.join(text_columns)}: all {len(table.records)} reports are empty or NaN"
+            f"{table.path}: column(s) {', '.join(columns.text_columns)}: all {len(table.records)} reports are empty or NaN"
         )
+    patients.told()
+    images.told(table.path, "image")
+    masks.told(table.path, "mask")
+    _tell_torn(table.path, rows)
     return rows
+
+
+def _views(row: Row, columns: Columns) -> list[tuple[str, str, str | None]]:
+    """Id, image and mask of each image of a row, of which a list holds several. Without an image there is one, empty."""
+    names = row.several(columns.image) or [""]
+    masks: list[str | None] = [None] * len(names)
+    if columns.mask:
+        masks = [*row.several(columns.mask)] or [""] * len(names)
+        if len(masks) != len(names):
+            raise DataError(
+                f"{row.where(columns.mask)}: {len(masks)} masks, and {len(names)} images; give a mask for each image"
+            )
+    key = (row.get(columns.id) if columns.id else "") or names[0] or f"{row.table.unit} {row.line}"
+    found = dict(zip(names, masks, strict=True))
+    return [(f"{key}:{name}" if at else key, name, mask) for at, (name, mask) in enumerate(found.items())]
+
+
+def _tell_torn(source: Path, rows: Sequence[ImageRow]) -> None:
+    """Say how many images are in two splits, since the table gives them several patients."""
+    first: dict[Path | tuple[str, int], ImageRow] = {}
+    torn = {}
+    for row in rows:
+        key = row.path if isinstance(row.path, Path) else (str(row.path.store.root), row.path.at)
+        other = first.setdefault(key, row)
+        if other.split != row.split:
+            torn[key] = f"{row.path} in '{other.split}' and '{row.split}'"
+    if torn:
+        rank_zero_warn(
+            f"{source}: {len(torn)} images are in two splits under other patients, as {next(iter(torn.values()))}; "
+            "give every image one patient"
+        )
 
 
 class _Rows(RadiographDataset):
@@ -129,7 +202,7 @@ class Tabular(RadiographDataModule):
     """Images with reports, and labels and masks where there are some, from one table.
 
     Args:
-        table: path of the table: ``.csv``, ``.csv.gz``, ``.tsv``, ``.jsonl`` or ``.parquet``.
+        table: path of the table: ``.csv``, ``.tsv`` (also ``.gz``), ``.jsonl``, ``.json`` or ``.parquet``.
         tokenizer: linked from the text tower by the command line.
         root: folder that image paths start from; the table's own folder, if not given.
         columns: which column holds what.
@@ -141,8 +214,9 @@ class Tabular(RadiographDataModule):
     """
 
     paper: ClassVar[str] = "your own table"
-    needs: ClassVar[frozenset[str]] = frozenset({"a table (csv, jsonl, parquet)", "the images it names"})
+    needs: ClassVar[frozenset[str]] = frozenset({"a table (csv, json, jsonl, parquet)", "the images it names"})
     holds: ClassVar[frozenset[str]] = frozenset({"image", "text", "labels", "masks"})
+    small_texts: ClassVar[str] = r"/[^/]+\.(?:txt|xml)$"
 
     def __init__(
         self,
@@ -151,7 +225,7 @@ class Tabular(RadiographDataModule):
         *,
         root: str | None = None,
         columns: Columns = Columns(),  # noqa: B008  # frozen, and the command line shows its fields
-        findings: list[str] | None = None,
+        findings: str | list[str] | None = None,
         fractions: Fractions = Fractions(),  # noqa: B008  # frozen
         split_seed: int = 0,
         strict: bool = False,
@@ -160,7 +234,7 @@ class Tabular(RadiographDataModule):
         super().__init__(tokenizer, loading)
         self.table, self.root, self.columns = table, root, columns
         self.fractions, self.split_seed, self.strict = fractions, split_seed, strict
-        self.findings = tuple(findings) if findings is not None else ()
+        self.findings = (findings,) if isinstance(findings, str) else tuple(findings or ())
         self._all_findings = findings is None
 
     @property
@@ -171,16 +245,21 @@ class Tabular(RadiographDataModule):
 
     def build(self) -> dict[Split, RadiographDataset]:
         """Read the table once."""
+        with_text = bool(self.columns.text)
+        needed = self.columns.needed(images=True, text=with_text)
+        if self.columns.label_columns:
+            needed += [name for name in self.findings if name not in needed]
+        table = read_table(self.table, needed)
         if self._all_findings:
-            self.findings = read_table(self.table).finding_names(self.columns)
+            self.findings = table.finding_names(self.columns)
         rows = image_rows(
-            self.table,
+            table,
             root=self.root,
             columns=self.columns,
             findings=self.findings,
             fractions=self.fractions,
             seed=self.split_seed,
-            with_text=bool(self.columns.text),
+            with_text=with_text,
             dropped=self.dropped,
             image_size=self.loading.image_size,
             intensity=self.loading.intensity,

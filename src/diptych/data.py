@@ -26,6 +26,7 @@ from diptych.images import Kept, Notes, RadiographDataset, Sample, Split, unusab
 from diptych.intensity import Intensity
 from diptych.radiograph import ImageError, refuse
 from diptych.sampling import Draw, EvaluationSampler, ResumableLoader, TrainingSampler, mix
+from diptych.spelling import nearest_folder
 from diptych.splits import assert_disjoint, shared, split_hash
 from diptych.tokenizer import Tokenizer
 from diptych.transforms import Augment, Augmenter, letterbox
@@ -199,6 +200,8 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
     """Refuse data of which something must be left out."""
     leaky: bool = False
     """The protocol puts the same patients into several splits, as it was published, and its name says so."""
+    small_texts: ClassVar[str] = ""
+    """Pattern of the paths of its many small text files (reports), which ``diptych prepare`` packs into one."""
     overlaps: ClassVar[str] = ""
     """Which other data sets hold the same images, for the warning of an evaluation."""
 
@@ -227,7 +230,34 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
     def prepare_data(self) -> None:
         """Check the images, if that is asked for; on one process, before the others go on."""
         if self.loading.check_images and not self.datasets:
-            self._prepared = self._build()
+            self._prepared = self._built()
+
+    def _built(self) -> dict[Split, RadiographDataset]:
+        """The data sets, none of them empty; what was left out is listed before an error stops the run.
+
+        Raises:
+            DataError: they cannot be made, or nothing is left of one.
+        """
+        try:
+            built = self._build()
+            for name, dataset in built.items():
+                if len(dataset) == 0:
+                    counted = ", ".join(f"{n} {rule}" for rule, n in self.dropped.counts().items()) or "nothing"
+                    raise DataError(
+                        f"{self.protocol}: the split '{name}' is empty; left out: {counted}{self._first_missing()}"
+                    )
+        except DataError:
+            if self.trainer is not None and self.trainer.is_global_zero and self.dropped.rows:
+                self.dropped.write(Path(self.trainer.default_root_dir) / "dropped.csv")
+            raise
+        return built
+
+    def _first_missing(self) -> str:
+        """Where the first missing image was looked for, and what is there instead; for a message."""
+        for rule, _, place in self.dropped.rows:
+            if rule == "missing image" and "/" in place:
+                return f"; the first was looked for at {place}, but {nearest_folder(place)}; set data.root to match"
+        return ""
 
     def _build(self) -> dict[Split, RadiographDataset]:
         """The data sets without images that cannot be used; every process comes to the same."""
@@ -251,11 +281,7 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
     def setup(self, stage: str) -> None:
         """Build every split once, refuse shared patients, and let a scratch tower learn its vocabulary."""
         if not self.datasets:
-            built = self._prepared or self._build()
-            for name, dataset in built.items():
-                if len(dataset) == 0:
-                    counted = ", ".join(f"{n} {rule}" for rule, n in self.dropped.counts().items()) or "nothing"
-                    raise DataError(f"{self.protocol}: the split '{name}' is empty; left out: {counted}")
+            built = self._prepared or self._built()
             patients = {str(name): dataset.patients for name, dataset in built.items()}
             if self.leaky:
                 for one, other, both in shared(patients):
@@ -297,7 +323,11 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
     def _split(self, name: Split) -> RadiographDataset:
         if name not in self.datasets:
             have = ", ".join(self.datasets) or "none"
-            raise DataError(f"{self.protocol}: there is no '{name}' split (there is: {have}); add one to the table")
+            out = ", ".join(f"{n} {rule}" for rule, n in self.dropped.counts().items())
+            left_out = f"; left out: {out}{self._first_missing()}" if out else ""
+            raise DataError(
+                f"{self.protocol}: there is no '{name}' split (there is: {have}{left_out}); add one to the table"
+            )
         return self.datasets[name]
 
     def _processes(self) -> tuple[int, int]:

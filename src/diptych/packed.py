@@ -15,7 +15,7 @@ import shlex
 import zlib
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,9 +26,11 @@ from numpy.typing import NDArray
 from diptych.errors import ConfigError, DataError
 from diptych.intensity import Intensity
 from diptych.radiograph import open_radiograph
+from diptych.spelling import Spelling
 
 __all__ = [
     "IMAGES",
+    "TEXTS",
     "Files",
     "Folder",
     "Manifest",
@@ -52,6 +54,8 @@ TABLES = tuple(
     for packed in ("", ".gz", ".zip")
 )
 """Ends of names of tables and reports, which are never images."""
+TEXTS = Path("packed", "texts.zip")
+"""Reports that were small files, by their paths, below a packed folder."""
 _OPEN = 64  # shards that a process keeps open
 
 
@@ -211,9 +215,16 @@ class Packed(NamedTuple):
 class Files(ABC):
     """Where a data set's images are looked for."""
 
+    texts: Path | None = None
+    """The zip of what were small text files, by their paths below the folder; None where they are files."""
+
     @abstractmethod
     def find(self, name: Path | str) -> Path | Packed | None:
         """The image of this path."""
+
+    @abstractmethod
+    def spelled(self, folder: Path, name: str) -> Sequence[Path | Packed]:
+        """The images that a path below a folder may mean, if it is not quite that of a file (:class:`Spelling`)."""
 
     @abstractmethod
     def below(self, folder: Path) -> Iterator[tuple[str, Path | Packed]]:
@@ -224,12 +235,30 @@ class Files(ABC):
         """Names of the folders directly in a folder, sorted."""
 
 
+def _listed(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except (OSError, ValueError):  # no folder, not to be read, or no name that a folder can have
+        return []
+
+
 class Folder(Files):
     """Files as they are."""
+
+    def __init__(self) -> None:
+        self._spelling = Spelling(_listed, IMAGES)
 
     def find(self, name: Path | str) -> Path | None:
         """See :meth:`Files.find`."""
         return Path(name) if os.path.isfile(name) else None  # a Path first would double the time of large tables
+
+    def spelled(self, folder: Path, name: str) -> list[Path]:
+        """See :meth:`Files.spelled`."""
+        base = os.path.abspath(folder)
+        whole = os.path.normpath(os.path.join(base, name.replace("\\", "/")))
+        inside = whole.startswith(f"{base}/")
+        found = self._spelling.matches(base if inside else "/", os.path.relpath(whole, base if inside else "/"))
+        return [Path(path) for path in found if os.path.isfile(path)]
 
     def below(self, folder: Path) -> Iterator[tuple[str, Path]]:
         """See :meth:`Files.below`."""
@@ -272,9 +301,11 @@ class Store(Files):
             self.notes |= {first + at: known.setdefault(told, told) for at, told in notes.items()}
         self.table = np.concatenate(tables)  # offset, height, width, native height, native width, CRC-32
         self._open: dict[int, int] = {}
+        self._spelling: Spelling | None = None
+        self.texts = root / TEXTS if (root / TEXTS).is_file() else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_names": None, "_open": {}}
+        return self.__dict__ | {"_names": None, "_open": {}, "_spelling": None}
 
     def __del__(self) -> None:
         for file in self.__dict__.get("_open", {}).values():
@@ -315,6 +346,22 @@ class Store(Files):
         inside = self._relative(name)
         at = bisect_left(self.names, inside)
         return Packed(self, at) if at < len(self.names) and self.names[at] == inside else None
+
+    def spelled(self, folder: Path, name: str) -> list[Packed]:
+        """See :meth:`Files.spelled`."""
+        if self._spelling is None:
+            tree: dict[str, dict[str, None]] = {}
+            for path in self.names:
+                while path:
+                    above, _, last = path.rpartition("/")
+                    if last in tree.setdefault(above, {}):
+                        break
+                    tree[above][last] = None
+                    path = above
+            self._spelling = Spelling(lambda here: tree.get(here, ()), IMAGES)
+        inside = self._relative(os.path.normpath(os.path.join(folder, name.replace("\\", "/"))))
+        found = [self.find(self.root / path) for path in self._spelling.matches("", inside)]
+        return [image for image in found if image is not None]
 
     def below(self, folder: Path) -> Iterator[tuple[str, Packed]]:
         """See :meth:`Files.below`."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from diptych.errors import DataError
-from diptych.files import replace_bytes
-from diptych.packed import Manifest, Row
+from diptych.files import replace_bytes, replacing
+from diptych.packed import TEXTS, Manifest, Row
 from diptych.radiograph import ImageError, open_radiograph
 from diptych.transforms import scaled
 
-__all__ = ["write_shard"]
+__all__ = ["write_shard", "write_texts"]
 
 _AGAIN = "make room, and run the command again"
 
@@ -58,3 +59,42 @@ def write_shard(manifest: Manifest, out: Path, number: int, names: Sequence[str]
     header |= {"sha256": digest.hexdigest(), "crc32": zlib.crc32(body)}
     replace_bytes(path.with_suffix(".index"), [json.dumps(header).encode(), b"\n", body], _AGAIN)
     return len(unusable)
+
+
+def write_texts(root: Path, out: Path, texts: Sequence[tuple[str, int, int]]) -> None:
+    """Pack small text files into one zip, not compressed, so that the same files give the same bytes; or leave it as it is.
+
+    Args:
+        root: their folder.
+        out: the packed one.
+        texts: path below the root, bytes, and time of change of each, sorted.
+
+    Raises:
+        DataError: one cannot be read, or the zip cannot be written.
+    """
+    path = out / TEXTS
+    if not texts:
+        path.unlink(missing_ok=True)
+        return
+    digest = hashlib.sha256(repr(texts).encode(errors="surrogateescape")).hexdigest().encode()
+    if _comment(path) == digest:
+        return
+    try:
+        with replacing(path, _AGAIN) as file, zipfile.ZipFile(file, "w") as archive:
+            archive.comment = digest
+            for name, _, _ in texts:
+                with open(root / name, "rb", buffering=0) as text:
+                    archive.writestr(zipfile.ZipInfo(name), text.readall())
+    except (OSError, UnicodeEncodeError) as error:
+        where = getattr(error, "filename", None) or root
+        why = getattr(error, "strerror", None) or "its name is no Unicode"
+        raise DataError(f"{where}: cannot be packed ({why}); mend it, and run the command again") from error
+
+
+def _comment(path: Path) -> bytes:
+    """What a zip says of its sources; nothing where there is none, or it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.comment
+    except (OSError, zipfile.BadZipFile):
+        return b""

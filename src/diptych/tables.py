@@ -1,30 +1,30 @@
-"""Tables as users have them: csv (or csv.gz), jsonl and parquet, read as text with clear errors."""
+"""Tables as users have them: csv, json, jsonl and parquet, with what their columns mean and clear errors.
+
+Files are opened and csv is read in :mod:`diptych.table_files`; what one cell says is in :mod:`diptych.cells`.
+"""
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import json
-import os
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.cells import is_empty, items, name_of, patient_id, values, written
 from diptych.errors import ConfigError, DataError
-from diptych.plugins import nearest
 from diptych.splits import assign
+from diptych.table_files import find_file, lines_of, require, rows_of, scan_table, scan_zip, text_of, unique
 
 __all__ = ["Columns", "Fractions", "Row", "Table", "find_file", "read_table", "scan_table", "scan_zip"]
 
-_EMPTY = {"", "nan", "none", "null", "<na>"}
+T = TypeVar("T")
+
+_LABELS = {"true": 1.0, "t": 1.0, "yes": 1.0, "y": 1.0, "present": 1.0, "positive": 1.0, "uncertain": -1.0}
+_LABELS |= dict.fromkeys(("false", "f", "no", "n", "absent", "negative"), 0.0)
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validate": "val", "validation": "val"}
 _SPLITS["test"] = "test"
 
@@ -34,20 +34,20 @@ class Columns:
     """Which column holds what.
 
     Args:
-        image: path of the image, below the datamodule's ``root``.
-        text: columns of the report, joined by a blank line where more than one is not empty.
+        image: path of the image, below the datamodule's ``root``; or a list of paths, each of which is a sample.
+        text: column of the report, or several, joined by a blank line where more than one is not empty; so are lists.
         labels: one column for each finding, with 1, 0, -1 (uncertain) or nothing.
-        label_list: instead: one column that lists the findings present, as ``Effusion|Cardiomegaly``.
-        separator: between the names in ``label_list``.
-        patient: patient's id; without it every image counts as a patient of its own.
+        label_list: instead: one column that lists the findings present, as ``Effusion|Cardiomegaly`` or as a list.
+        separator: between the names in ``label_list``, where it is no list.
+        patient: patient's id; without it every image counts as a patient of its own. Rows in which it is empty are left out.
         split: ``train``, ``val`` (or ``validate``, ``valid``) and ``test``; without it patients are assigned by hash.
-        id: a name for each row; the image path, if not given.
+        id: a name for each row; the image path, if not given or empty.
         mask: path of a mask's picture (PNG), below ``root`` too, true where it is not black; all black where nothing is there.
     """
 
     image: str = "image"
-    text: list[str] = field(default_factory=lambda: ["text"])
-    labels: list[str] | None = None
+    text: str | list[str] = field(default_factory=lambda: ["text"])
+    labels: str | list[str] | None = None
     label_list: str | None = None
     separator: str = "|"
     patient: str | None = None
@@ -58,6 +58,26 @@ class Columns:
     def __post_init__(self) -> None:
         if self.labels and self.label_list:
             raise ConfigError("columns.labels and columns.label_list are both given; a table has one or the other")
+
+    @property
+    def text_columns(self) -> list[str]:
+        """Those of ``text``."""
+        return [self.text] if isinstance(self.text, str) else self.text
+
+    @property
+    def label_columns(self) -> list[str]:
+        """Those of ``labels``."""
+        return [self.labels] if isinstance(self.labels, str) else self.labels or []
+
+    def needed(self, *, images: bool, text: bool) -> list[str]:
+        """Every column that a table must have, if its images and its reports are read."""
+        single = [self.label_list, self.patient, self.split, self.id, *([self.image, self.mask] if images else [])]
+        named = [
+            *(name for name in single if name is not None),
+            *(self.text_columns if text else []),
+            *self.label_columns,
+        ]
+        return list(dict.fromkeys(named))
 
 
 @dataclass(frozen=True)
@@ -84,35 +104,89 @@ class Fractions:
 class Row:
     """One row, and where it stands."""
 
-    values: dict[str, str]
+    values: dict[str, Any]
     line: int
     table: Table
 
+    def where(self, column: str) -> str:
+        """File, line and column, for messages."""
+        return f"{self.table.path}, {self.table.unit} {self.line}, column '{column}'"
+
+    def _read(self, column: str, read: Callable[[Any], T]) -> T:
+        try:
+            return read(self.values[column])
+        except ValueError as error:
+            raise DataError(f"{self.where(column)}: {error}") from None
+
     def get(self, column: str) -> str:
-        """The column's text, stripped; empty for every way of writing nothing."""
-        value = self.values[column].strip()
-        return "" if value.lower() in _EMPTY else value
+        """The column's text, stripped; empty for every way of writing nothing.
+
+        Raises:
+            DataError: it is several values, an object, or binary.
+        """
+        value = self._read(column, written)
+        return "" if is_empty(value) else value
+
+    def several(self, column: str) -> list[str]:
+        """The column's texts: of a list, or the one there is; none that is empty.
+
+        Raises:
+            DataError: it is an object, a list of lists, or binary.
+        """
+        found = self._read(column, items)
+        return [text for text in (self.get(column),) if text] if found is None else found
 
     def text(self, columns: Sequence[str]) -> str:
-        """The report: its non-empty columns, joined by a blank line."""
-        return "\n\n".join(part for part in (self.get(column) for column in columns) if part)
+        """The report: its non-empty columns, and the texts of those that are lists, joined by a blank line."""
+        return "\n\n".join(part for column in columns for part in self.several(column))
+
+    def patient(self, column: str) -> str:
+        """The patient's id in its one way of writing (:func:`~diptych.cells.patient_id`); empty where none is known.
+
+        Raises:
+            DataError: as :meth:`get`; or its last digits are lost.
+        """
+        return self._read(column, lambda value: patient_id(written(value))) if self.get(column) else ""
+
+    def names(self, column: str, separator: str) -> list[str]:
+        """The names of a list, or those between separators.
+
+        Raises:
+            DataError: it is an object, or a list of what are no names.
+        """
+        found = self._read(column, values)
+        if found is None:
+            value = self.get(column)
+            if value[:1] in {"[", "("}:  # which would otherwise become a name
+                raise DataError(
+                    f"{self.where(column)}: '{value[:40]}' is no list of names; write ['Effusion', 'Nodule']"
+                )
+            return [name for name in map(str.strip, value.split(separator)) if not is_empty(name)]
+        if wrong := [name for name in found if not isinstance(name, str | None)]:
+            raise DataError(
+                f"{self.where(column)}: a list with '{wrong[0]}', which is no name; write the findings' names"
+            )
+        return self.several(column)
 
     def label(self, column: str) -> float:
-        """1, 0, -1 or NaN (empty).
+        """1, 0, -1 or NaN (empty); words as ``True``, ``no`` and ``uncertain`` too.
 
         Raises:
             DataError: anything else.
         """
         value = self.get(column)
-        if not value:
+        if not value and not set(self._read(column, written)) & {"+", "?"}:  # which do not say nothing
             return float("nan")
-        try:
-            number = float(value)
-        except ValueError:
-            number = float("inf")
+        number = _LABELS.get(value.casefold())
+        if number is None:
+            try:
+                number = float(value.replace(",", ".").replace("\N{MINUS SIGN}", "-"))
+            except ValueError:
+                number = float("inf")
         if number not in (1.0, 0.0, -1.0):
+            shown = value or self._read(column, written)
             raise DataError(
-                f"{self.table.path}, line {self.line}, column '{column}': the label is '{value}'; "
+                f"{self.where(column)}: the label is '{shown}'; "
                 "write 1 (present), 0 (absent), -1 (uncertain) or nothing"
             )
         return number
@@ -125,10 +199,7 @@ class Row:
         """
         value = self.get(column)
         if value.lower() not in _SPLITS:
-            raise DataError(
-                f"{self.table.path}, line {self.line}, column '{column}': the split is '{value}'; "
-                f"write one of {', '.join(sorted(_SPLITS))}"
-            )
+            raise DataError(f"{self.where(column)}: the split is '{value}'; write one of {', '.join(sorted(_SPLITS))}")
         return _SPLITS[value.lower()]
 
 
@@ -138,12 +209,15 @@ class Table:
 
     path: Path
     columns: tuple[str, ...]
-    records: list[dict[str, str]]
-    first_line: int = 2
+    records: list[dict[str, Any]]
+    lines: Sequence[int]
+    """Where each record stands."""
+    unit: str = "line"
+    """What ``lines`` counts."""
 
     def rows(self) -> list[Row]:
         """Its rows."""
-        return [Row(values, line, self) for line, values in enumerate(self.records, start=self.first_line)]
+        return [Row(values, line, self) for values, line in zip(self.records, self.lines, strict=True)]
 
     def require(self, columns: Sequence[str]) -> None:
         """Check that columns exist.
@@ -151,17 +225,12 @@ class Table:
         Raises:
             DataError: one does not; names it, and what there is, the nearest first.
         """
-        for column in columns:
-            if column not in self.columns:
-                have = ", ".join(nearest(column, self.columns)[:12])
-                raise DataError(
-                    f"{self.path}: no column '{column}'; it has, nearest first: {have}; set columns to match"
-                )
+        require(self.path, self.columns, columns)
 
     def finding_names(self, columns: Columns) -> tuple[str, ...]:
         """The findings a table labels: its label columns, or every name its lists hold, sorted."""
-        if columns.labels:
-            return tuple(columns.labels)
+        if columns.label_columns:
+            return tuple(columns.label_columns)
         if columns.label_list is None:
             return ()
         return tuple(sorted({name for row in self.rows() for name in names(row, columns)}))
@@ -170,13 +239,12 @@ class Table:
 def names(row: Row, columns: Columns) -> list[str]:
     """The names in a row's label list."""
     assert columns.label_list is not None
-    parts = row.get(columns.label_list).split(columns.separator)
-    return [part.strip() for part in parts if part.strip()]
+    return row.names(columns.label_list, columns.separator)
 
 
 def label_vector(row: Row, columns: Columns, findings: Sequence[str]) -> NDArray[np.float32] | None:
     """The labels ``[L]`` of a row; None where the table has none. A name missing from a list is absent (0)."""
-    if columns.labels:
+    if columns.label_columns:
         return np.array([row.label(name) for name in findings], np.float32)
     if columns.label_list is not None:
         present = set(names(row, columns))
@@ -184,170 +252,119 @@ def label_vector(row: Row, columns: Columns, findings: Sequence[str]) -> NDArray
     return None
 
 
-def _text(value: Any) -> str:
-    return "" if value is None or value != value else str(value)  # NaN is not equal to itself
+def read_table(path: Path | str, columns: Sequence[str] = ()) -> Table:
+    """Read ``.csv`` or ``.tsv`` (also ``.gz``, ``.zip``), ``.jsonl``, ``.json`` or ``.parquet``.
 
+    Names of columns are stripped. A JSON file is a list of objects, or one object with such a list for each split, as
+    R2Gen's ``annotation.json``; the splits' names are then the column ``split``.
 
-def read_table(path: Path | str) -> Table:
-    """Read ``.csv``, ``.csv.gz``, ``.tsv``, ``.jsonl`` or ``.parquet``; names and values are stripped.
+    Args:
+        path: of the table.
+        columns: those that it must have. A csv file in which another separator gives them is read with that one.
 
     Raises:
-        DataError: missing, empty, of another kind, ragged, or not text.
+        DataError: missing, empty, of another kind, ragged, not text, without a column, or with two of one name.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such table; check the path")
-    kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
-    if kind == "parquet":
-        return _parquet(path)
-    if kind not in {"csv", "tsv", "jsonl"}:
-        raise DataError(f"{path}: a table is .csv, .tsv (also .gz), .jsonl or .parquet, not '.{kind}'")
-    if kind == "jsonl":
-        with _text_of(path) as file:
-            return _jsonl(path, file.read())
-    lines = _lines(path, "\t" if kind == "tsv" else ",")
-    header = next(lines)[1]
-    records = [dict(zip(header, values, strict=True)) for _, values in lines]
-    return Table(path, tuple(header), records)
+    kind = path.name.lower().removesuffix(".gz").removesuffix(".zip").rpartition(".")[2]
+    if kind in {"csv", "tsv"}:
+        lines = rows_of(path, "\t" if kind == "tsv" else ",", columns, strict=True)
+        header = next(lines)[1]
+        rows = list(lines)
+        table = Table(
+            path, tuple(header), [dict(zip(header, row, strict=True)) for _, row in rows], [line for line, _ in rows]
+        )
+    elif kind in {"jsonl", "ndjson"}:
+        table = _jsonl(path)
+    elif kind == "json":
+        table = _json(path)
+    elif kind == "parquet":
+        table = _parquet(path, columns)
+    else:
+        sheet = " (save the sheet as csv)" if kind.startswith(("xls", "ods")) else ""
+        raise DataError(f"{path}: a table is .csv, .tsv, .jsonl, .json (also .gz) or .parquet, not '.{kind}'{sheet}")
+    unique(path, table.columns)
+    table.require(columns)
+    return table
 
 
-def find_file(root: Path | str, names: Sequence[str], obtain: str) -> Path:
-    """The first of ``names`` that lies directly in ``root``; a table also as ``.gz`` or ``.zip``, or unpacked.
+def _object(path: Path, where: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """Makes an object of JSON, if no two of its names are equal."""
 
-    Args:
-        root: the folder of a release.
-        names: names it has in the versions of the release, without ``.gz`` or ``.zip``.
-        obtain: where it can be had, for the message.
+    def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = {name_of(key): value for key, value in pairs}
+        if len(found) < len(pairs):
+            unique(f"{path}{where}", [name_of(key) for key, _ in pairs])
+        return found
 
-    Raises:
-        DataError: none of them is there.
-    """
-    root = Path(root)
-    for name in names:
-        for path in (root / name, root / f"{name}.gz", root / f"{name}.zip"):
-            if path.is_file():
-                return path
-    looked = " or ".join(names)
-    there = "the folder does not exist" if not root.is_dir() else f"no {looked} (.gz, .zip) in it"
-    raise DataError(f"{root}: {there}; {obtain}, and give its folder as data.root")
+    return made
 
 
-def scan_table(path: Path | str, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[str, ...]]:
-    """Stream the named columns of a ``.csv`` table (or ``.csv.gz``, ``.csv.zip``), one tuple a row.
-
-    Column names and values are stripped, and columns may stand in any order; so a table of a release needs no more
-    memory than what is kept of it. A column of ``optional`` that is not there is empty.
-
-    Raises:
-        DataError: missing, ragged, not text, damaged, or without one of the columns.
-    """
-    path = Path(path)
-    lines = _lines(path, ",")
-    header = next(lines)[1]
-    Table(path, tuple(header), []).require(columns)
-    at = [header.index(name) if name in header else -1 for name in (*columns, *optional)]
-    for _, values in lines:
-        values.append("")
-        yield tuple([values[i].strip() for i in at])
-
-
-def scan_zip(path: Path, chosen: Callable[[str], bool], largest: int) -> Iterator[tuple[str, bytes]]:
-    """Stream name and content of the chosen members of a zip; of many small ones, twice as fast as ``ZipFile.open``.
-
-    Args:
-        path: of the archive.
-        chosen: tells by a member's name whether it is wanted.
-        largest: bytes after which a member is cut off.
-
-    Raises:
-        zipfile.BadZipFile: or what else :mod:`zipfile` raises of a damaged or encrypted archive.
-    """
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        for member in archive.infolist():
-            if not chosen(member.filename):
-                continue
-            if member.flag_bits & 1 or member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-                with archive.open(member) as slow:
-                    yield member.filename, slow.read(largest)
-                continue
-            file.seek(member.header_offset)
-            header = file.read(30)
-            if len(header) < 30 or header[:4] != b"PK\3\4":
-                raise zipfile.BadZipFile(f"no header of {member.filename}")
-            file.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"), os.SEEK_CUR)
-            raw = file.read(min(member.compress_size, 2 * largest + 64))  # what cannot be compressed grows a little
-            if member.compress_type == zipfile.ZIP_DEFLATED:
-                raw = zlib.decompressobj(-zlib.MAX_WBITS).decompress(raw, largest)
-            raw = raw[:largest]
-            if (len(raw) < largest or member.file_size == largest) and zlib.crc32(raw) != member.CRC:
-                raise zipfile.BadZipFile(f"bad CRC-32 of {member.filename}")
-            yield member.filename, raw
-
-
-@contextmanager
-def _text_of(path: Path) -> Iterator[TextIO]:
-    """The text of a plain, gzipped or zipped file, named in every error."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such table; check the path")
+def _decoded(path: Path, where: str, text: str, remedy: str) -> Any:
+    """JSON, control characters within its strings allowed."""
     try:
-        with path.open("rb") as plain:
-            start = plain.read(4)
-        if start[:2] == b"\x1f\x8b":
-            with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as file:
-                yield file
-        elif start == b"PK\x03\x04":
-            with zipfile.ZipFile(path) as archive:
-                members = [name for name in archive.namelist() if name.endswith(".csv") and "__MACOSX" not in name]
-                if len(members) != 1:
-                    raise DataError(f"{path}: holds {len(members)} csv files, not one; unpack the one that is meant")
-                with archive.open(members[0]) as member:
-                    yield io.TextIOWrapper(member, encoding="utf-8-sig", newline="")
-        else:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                yield file
-    except (OSError, UnicodeDecodeError, EOFError, zlib.error, zipfile.BadZipFile, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error}); save it as UTF-8") from error
+        found = json.loads(text, strict=False, object_pairs_hook=_object(path, where))
+        if "\\u" in text:
+            json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{path}{where}: half of a surrogate pair (\\ud800 to \\udfff), which is no text; mend it"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        said = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise DataError(f"{path}{where}: not JSON ({said}); {remedy}") from error
+    return found
 
 
-def _lines(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """The header, then each row, with the line it ends at; empty cells beyond the last named column are cut off."""
-    with _text_of(path) as file:
-        reader = csv.reader(file, delimiter=delimiter)
-        header = [name.strip() for name in next(reader, [])]
-        while header and not header[-1]:
-            header.pop()
-        if not header:
-            raise DataError(f"{path}: the table is empty; it needs a line of column names")
-        yield 1, header
-        width = len(header)
-        for values in reader:
-            if not values:
-                continue
-            if len(values) != width:
-                if len(values) < width or any(value.strip() for value in values[width:]):
-                    message = f"{len(values)} values for {width} columns; quote commas in text"
-                    raise DataError(f"{path}, line {reader.line_num}: {message}")
-                values = values[:width]
-            yield reader.line_num, values
-
-
-def _jsonl(path: Path, text: str) -> Table:
-    records: list[dict[str, str]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error.msg}); write one object a line") from error
-        if not isinstance(record, dict):
-            raise DataError(f"{path}, line {number}: not an object; write one object a line")
-        records.append({key: _text(value) for key, value in record.items()})
+def _united(path: Path, records: list[dict[str, Any]], lines: Sequence[int], unit: str) -> Table:
+    """A table with every column that a record has."""
+    if not records:
+        raise DataError(f"{path}: the table is empty; it needs an object for each image")
     columns = tuple(dict.fromkeys(key for record in records for key in record))
-    return Table(path, columns, [{key: record.get(key, "") for key in columns} for record in records], first_line=1)
+    return Table(path, columns, [{key: record.get(key) for key in columns} for record in records], lines, unit)
 
 
-def _parquet(path: Path) -> Table:
+def _jsonl(path: Path) -> Table:
+    records, lines = [], []
+    with text_of(path) as file:
+        for number, line in enumerate("".join(lines_of(path, file)).split("\n"), start=1):  # U+2028 ends no line
+            if not line.strip():
+                continue
+            record = _decoded(path, f", line {number}", line, "write one object a line")
+            if not isinstance(record, dict):
+                raise DataError(f"{path}, line {number}: not an object; write one object a line")
+            records.append(record)
+            lines.append(number)
+    return _united(path, records, lines, "line")
+
+
+def _json(path: Path) -> Table:
+    with text_of(path) as file:
+        found = _decoded(path, "", "".join(lines_of(path, file)), "where each line is an object, call it .jsonl")
+    groups = found if isinstance(found, dict) else {"": found}
+    records: list[dict[str, Any]] = []
+    for name, group in groups.items():
+        if (name and name.lower() not in _SPLITS) or not isinstance(group, list):
+            raise DataError(
+                f"{path}: '{name[:40]}' is no list of a split; give a list of objects, or one for each of train, val, test"
+                if name
+                else f"{path}: neither a list nor an object; give a list of objects"
+            )
+        for record in group:
+            if not isinstance(record, dict):
+                raise DataError(f"{path}, record {len(records) + 1}: not an object; give a list of objects")
+            said = record.get("split")
+            if name and isinstance(said, str) and _SPLITS.get(said.lower()) != _SPLITS[name.lower()]:
+                raise DataError(
+                    f"{path}, record {len(records) + 1}: the split is '{said}' in the list '{name}'; mend one of them"
+                )
+            records.append(record | ({"split": name} if name else {}))
+    return _united(path, records, range(1, len(records) + 1), "record")
+
+
+def _parquet(path: Path, columns: Sequence[str]) -> Table:
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
@@ -355,8 +372,14 @@ def _parquet(path: Path) -> Table:
             f"{path}: parquet needs pyarrow; run `pip install diptych[parquet]`, or save it as csv"
         ) from error
     try:
-        table = pq.read_table(path)
+        have = [name_of(name) for name in pq.read_schema(path).names]
+        unique(path, have)
+        require(path, have, columns)
+        raw = {name_of(name): name for name in pq.read_schema(path).names}
+        table = pq.read_table(path, columns=[raw[name] for name in columns] or None)
+        records = [{name_of(key): value for key, value in record.items()} for record in table.to_pylist()]
+    except DataError:
+        raise
     except Exception as error:  # pyarrow raises many kinds
         raise DataError(f"{path}: cannot be read as parquet ({' '.join(str(error).split())[:160]})") from error
-    records = [{key: _text(value) for key, value in record.items()} for record in table.to_pylist()]
-    return Table(path, tuple(table.column_names), records, first_line=1)
+    return Table(path, tuple(have), records, range(1, len(records) + 1), "row")
