@@ -348,6 +348,14 @@ def test_empty_windows_and_rescales_are_none(told):
     assert got.notes == (presentation.RESCALED,)
 
 
+@pytest.mark.parametrize("word", [b"wide", b"NaN ", b"inf ", b"1,5 "])
+def test_numbers_that_are_none_are_ignored_and_told(word, write):
+    raw = dicom(NATIVE, WindowCenter=2000, WindowWidth=8765, RescaleSlope=7, RescaleIntercept=4321)
+    got = open_radiograph(write(raw.replace(b"8765", word).replace(b"4321", word)))
+    assert np.array_equal(got.pixels, PLAIN)
+    assert got.notes == (presentation.RESCALED, presentation.WINDOW)
+
+
 def test_a_window_after_a_negative_slope_or_a_lut_after_a_slope(told):
     got = told(RescaleSlope=-1, RescaleIntercept=4095, WindowCenter=4095 - 1500, WindowWidth=900).pixels
     assert np.abs(got - (255 - windowed(1500, 900))).max() <= 1

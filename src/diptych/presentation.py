@@ -88,7 +88,7 @@ def _overlays(dataset: pydicom.FileDataset) -> int:
 
 def _padding(values: NDArray[Any], dataset: pydicom.FileDataset) -> NDArray[np.bool_] | None:
     """Pixels of a padding value, or of a range of them; None if there are none."""
-    ends = [_numbers(dataset.get(name)) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    ends = [_numbers_of(dataset, name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
     if not ends[0]:
         return None
     limits = np.iinfo(values.dtype)
@@ -105,6 +105,22 @@ def _padding(values: NDArray[Any], dataset: pydicom.FileDataset) -> NDArray[np.b
 
 def _not(padding: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
     return None if padding is None else ~padding
+
+
+def _numbers_of(dataset: pydicom.FileDataset, name: str) -> list[float]:
+    """The numbers of an element; none where it is absent, empty, or is no number, which pydicom says by an error."""
+    try:
+        return _numbers(dataset.get(name))
+    except (ValueError, OverflowError):
+        return []
+
+
+def _is_given(dataset: pydicom.FileDataset, name: str) -> bool:
+    """Whether an element says anything, if only nonsense."""
+    try:
+        return dataset.get(name) not in (None, "")
+    except (ValueError, OverflowError):
+        return True
 
 
 def _numbers(value: Any) -> list[float]:
@@ -148,10 +164,10 @@ def brightness_of(
 
 def _check_rescale(dataset: pydicom.FileDataset, notes: list[str]) -> None:
     """Take a slope or intercept away that is none."""
-    slope, intercept = (_numbers(dataset.get(name)) for name in _RESCALE)
+    slope, intercept = (_numbers_of(dataset, name) for name in _RESCALE)
     if slope and slope[0] and intercept:
         return
-    if any(dataset.get(name) not in (None, "") for name in _RESCALE) and not dataset.get("ModalityLUTSequence"):
+    if any(_is_given(dataset, name) for name in _RESCALE) and not dataset.get("ModalityLUTSequence"):
         notes.append(RESCALED)
     for name in _RESCALE:
         if name in dataset:
@@ -176,10 +192,10 @@ def _window(
 
     Not pydicom's: it turns black and white about where the rescale slope is negative.
     """
-    centers, widths = (_numbers(dataset.get(name)) for name in ("WindowCenter", "WindowWidth"))
+    centers, widths = (_numbers_of(dataset, name) for name in ("WindowCenter", "WindowWidth"))
     number = min(len(centers), len(widths))
     if not number:
-        if any(dataset.get(name) not in (None, "") for name in ("WindowCenter", "WindowWidth")):
+        if any(_is_given(dataset, name) for name in ("WindowCenter", "WindowWidth")):
             notes.append(WINDOW)
         return None
     at = _chosen(window, number, notes)
@@ -200,7 +216,7 @@ def _window(
 def aspect_of(dataset: pydicom.FileDataset, notes: list[str], source: str) -> float:
     """Height of a pixel over its width, from the first element that says it."""
     for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
-        sides = _numbers(dataset.get(name))
+        sides = _numbers_of(dataset, name)
         if len(sides) == 2 and min(sides) > 0:
             aspect = sides[0] / sides[1]
             break
@@ -234,7 +250,7 @@ def tell_orientation(dataset: pydicom.FileDataset, notes: list[str]) -> None:
         elif across == "R":
             notes.append(MIRRORED)
         return
-    rotation = _numbers(dataset.get("FieldOfViewRotation"))
+    rotation = _numbers_of(dataset, "FieldOfViewRotation")
     flipped = str(dataset.get("FieldOfViewHorizontalFlip") or "").strip().upper() == "YES"
     if flipped or (rotation and rotation[0] % 360):
         notes.append(DETECTOR)
