@@ -69,3 +69,41 @@ class Averaged(pl.Callback):
                 self.seen.add(name)
                 if not (buffer == trained[name]).all():
                     self.apart.add(name)
+
+
+class Spoil(pl.Callback):
+    """Something that is no number, after ``step`` optimiser steps: in ``loss``, ``gradient`` or ``weights``.
+
+    ``infinite``: the same in a loss. ``odd``: in a loss, of batches of odd number. ``always``: in every loss from there.
+    ``rank``: on this process alone.
+    """
+
+    def __init__(self, step: int, where: str, rank: int | None = None) -> None:
+        self.step, self.where, self.rank = step, where, rank
+
+    def _now(self, trainer) -> bool:
+        at = trainer.global_step >= self.step if self.where == "always" else trainer.global_step == self.step
+        return at and self.rank in (None, trainer.global_rank)
+
+    def setup(self, trainer, pl_module, stage) -> None:
+        step = pl_module.training_step
+
+        def spoiled(*given):
+            loss = step(*given)
+            value = {
+                "odd": float("nan") if given[1] % 2 else 0.0,
+                "loss": float("nan"),
+                "always": float("nan"),
+                "infinite": float("inf"),
+            }.get(self.where)
+            return loss + value if value is not None and self._now(trainer) else loss
+
+        pl_module.training_step = spoiled
+
+    def on_after_backward(self, trainer, pl_module) -> None:
+        if self.where == "gradient" and self._now(trainer):
+            next(pl_module.head.parameters()).grad.fill_(float("nan"))
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if self.where == "weights" and trainer.global_step == self.step + 1:
+            next(pl_module.parameters()).data.view(-1)[0] = float("inf")

@@ -12,6 +12,7 @@ import inprocess
 import pytest
 import torch
 import yaml
+from chains import differences, left_by
 from mini import ROOT, config, write_pairs
 
 from diptych.loading import read_checkpoint
@@ -159,13 +160,34 @@ def test_two_processes_test_as_one_does(recipe, two):
 
 
 def test_killed_on_two_processes_and_resumed(recipe, two):
+    """At the end of the first epoch and in the second: everything that a run leaves is the same."""
     run = command(recipe, "killed")
-    killed = launch(*run, "--trainer.callbacks+=killer.KillAt", "--trainer.callbacks.step=5")
-    assert killed.returncode == -9, killed.stderr
-    assert read_checkpoint(recipe / "killed" / "checkpoints" / "last.ckpt")["global_step"] == 4
+    for step, moment in ((3, "validating"), (5, "trained")):
+        going_on = ["--ckpt_path", "last"] if step > 3 else []
+        killer = ["--trainer.callbacks+=killer.KillAt", f"--trainer.callbacks.step={step}"]
+        killed = launch(*run, *going_on, *killer, f"--trainer.callbacks.moment={moment}")
+        assert killed.returncode == -9, killed.stderr
+        assert read_checkpoint(recipe / "killed" / "checkpoints" / "last.ckpt")["global_step"] == step - 1
     resumed = launch(*run, "--ckpt_path", "last")
     assert resumed.returncode == 0, resumed.stderr
-    assert apart(trained(two), trained(recipe / "killed"))[0] == 0
+    assert not differences(left_by(recipe / "killed"), left_by(two))
+    # One process goes on with the same steps (each process draws its own dropout, of which there is none here).
+    other = inprocess.diptych(
+        "fit", "-c", str(recipe / "run.yaml"), "--run", str(recipe / "killed"), "--ckpt_path", "last",
+        "--data.loading.batch_size", "4",
+    )  # fmt: skip
+    assert other.returncode == 2
+    assert "8 samples a step, and this one has 4" in other.stderr
+    assert "set it to 8" in other.stderr
+
+
+def test_a_loss_that_is_no_number_on_one_process_stops_both(recipe):
+    spoil = ["--trainer.callbacks+=killer.Spoil", "--trainer.callbacks.step=4", "--trainer.callbacks.where=loss"]
+    done = launch(*command(recipe, "diverged"), *spoil, "--trainer.callbacks.rank=1")
+    assert done.returncode == 2, done.stderr
+    assert "the loss is not finite after step 4" in done.stderr
+    assert len(json.loads((recipe / "diverged" / "diverged.json").read_text())["ids"]) == 4  # of the second process
+    assert read_checkpoint(recipe / "diverged" / "checkpoints" / "last.ckpt")["global_step"] == 4
 
 
 def test_an_image_that_only_the_second_process_cannot_read(recipe, tmp_path):

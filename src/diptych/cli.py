@@ -24,6 +24,7 @@ from lightning.pytorch.plugins.io import CheckpointIO, TorchCheckpointIO
 from diptych.building import import_object, register_names
 from diptych.callbacks import Bar, Results, Throughput
 from diptych.data import RadiographDataModule
+from diptych.divergence import Divergence
 from diptych.errors import ConfigError, DiptychError
 from diptych.figures import Figures
 from diptych.files import replacing
@@ -137,6 +138,7 @@ class DiptychCLI(LightningCLI):
             }
         )
         parser.add_lightning_class_args(Recovery, "recovery")
+        parser.add_lightning_class_args(Divergence, "divergence")
 
     def before_instantiate_classes(self) -> None:
         """Lay everything out below ``--run``."""

@@ -348,6 +348,42 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
         """Batches that each process reads in an epoch of training."""
         return len(self._split("train")) // (self.loading.batch_size * self._processes()[1])
 
+    def state_dict(self) -> dict[str, Any]:
+        """What has to be the same for a run to go on exactly."""
+        return {
+            "samples_a_step": self.loading.batch_size * self._processes()[1],
+            "samples": len(self._split("train")),
+            "seed": self.loading.seed,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse to go on with other steps; their split over processes may change.
+
+        Raises:
+            ConfigError: batch, data or seed are not those of the checkpoint's run.
+        """
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return
+        size, processes = self.loading.batch_size, self._processes()[1]
+        wanted, steps = state_dict["samples_a_step"], "a run goes on with the steps that it began with"
+        if wanted != size * processes:
+            remedy = (
+                f"set it to {wanted // processes}"
+                if wanted % processes == 0
+                else f"use a number of processes that divides {wanted}"
+            )
+            raise ConfigError(
+                f"the checkpoint is of a run with {wanted} samples a step, and this one has {size * processes} "
+                f"(data.loading.batch_size {size}, {processes} process(es)): {steps}; {remedy}, or begin a new run"
+            )
+        for name, here in (("samples", len(self._split("train"))), ("seed", self.loading.seed)):
+            if state_dict[name] != here:
+                what = "training samples" if name == "samples" else "as data.loading.seed"
+                raise ConfigError(
+                    f"the checkpoint is of a run with {state_dict[name]} {what}, and this one has {here}: {steps}; "
+                    "give it what it had, or begin a new run"
+                )
+
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled, augmented, the incomplete last batch left out, exactly resumable."""
         rank, processes = self._processes()
