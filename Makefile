@@ -54,6 +54,7 @@ bench: install
 	$(BIN)/python benchmarks/head_cost.py
 	$(BIN)/python benchmarks/packed.py
 	$(BIN)/python benchmarks/retrieval.py
+	$(BIN)/python benchmarks/kills.py
 
 clean:
 	rm -rf build dist runs .mypy_cache .ruff_cache .pytest_cache *.egg-info
