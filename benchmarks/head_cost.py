@@ -8,13 +8,13 @@ Seconds are the process's own, summed over threads, which other work on the mach
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import time
 from functools import partial
 from typing import Any
 
 import torch
+from memory import peak
 
 from diptych.head import gather_pairs
 from diptych.image import TimmImage
@@ -85,7 +85,7 @@ def main() -> None:
         backward(head, features)
         cost = statistics.median(timed(lambda head=head: backward(head, features)) for _ in range(options.runs))
         print(f"{name:18} {cost:.3f} s, {100 * cost / whole:.1f} % of the step")
-    print(f"most memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
+    print(f"most memory {peak():.1f} GiB")
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import resource
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
+from memory import peak
 from torch import Tensor, nn
 
 from diptych.blockwise import bytes_kept
@@ -123,7 +123,7 @@ def memory() -> None:
     text = TokenEmbedding(unit(t.mean(1)), unit(t), torch.ones(128, 97, dtype=torch.bool))
     begin = time.perf_counter()
     info_nce(10.0 * head.local_scores(image, text), torch.arange(128)).backward()  # type: ignore[no-untyped-call]  # as below
-    gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    gib = peak()
     print(f"B=128, W=97, R=196, budget {head.byte_budget / 2**30:.0f} GiB: {gib:.2f} GiB resident at most", end=", ")
     print(f"{time.perf_counter() - begin:.0f} s")
 

@@ -8,19 +8,14 @@ Every image against every text: of 100,000 pairs the scores alone would take 37 
 from __future__ import annotations
 
 import argparse
-import resource
 import time
 
 import torch
+from memory import peak
 
 from diptych.evaluation import Retrieval
 from diptych.types import Batch, Dims, Embedding, TextBatch
 from diptych_heads.global_ import Global
-
-
-def resident() -> float:
-    """The most memory that the process had so far, GiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def main() -> None:
@@ -50,11 +45,11 @@ def main() -> None:
         texts = vectors(n)
         images = torch.nn.functional.normalize(texts + 2 * vectors(n), dim=-1)
         evaluator.update(batch, Embedding(images), Embedding(texts), head)
-    before, begin = resident(), time.perf_counter()
+    before, begin = peak(), time.perf_counter()
     found = evaluator.compute(head)
     seconds = time.perf_counter() - begin
     print(f"{args.pairs} x {args.pairs}, width {args.width}, {args.threads} threads: {seconds:.0f} s,", end=" ")
-    print(f"{resident():.2f} GiB resident at most ({before:.2f} before the ranking)")
+    print(f"{peak():.2f} GiB resident at most ({before:.2f} before the ranking)")
     for name in ("image_to_text/r@1", "text_to_image/r@1", "image_to_text/median_rank"):
         metric = found[name]
         print(f"{name} {metric.value:.4f} ({metric.low:.4f} to {metric.high:.4f}), n {metric.n}")

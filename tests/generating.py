@@ -30,7 +30,15 @@ def tiny(**options: Any) -> Generate:
     """A task whose tower and decoder are as small as can be, and that knows the words of ``REPORTS``."""
     torch.manual_seed(0)
     image = options.pop("image", None) or TimmImage(**IMAGE)
-    options = {"width": 16, "layers": 2, "heads": 2, "vocabulary": 96, "max_tokens": 24, "dropout": 0.0} | options
+    options = {
+        "width": 16,
+        "layers": 2,
+        "heads": 2,
+        "vocabulary": 96,
+        "max_tokens": 24,
+        "dropout": 0.0,
+        "least_patients": 1,
+    } | options
     task = Generate(image, **options)
     task.tokenizer.learn(REPORTS)
     return task.eval()

@@ -158,6 +158,12 @@ def mutate(raw, suffix, rng):
     return kind, bytes(data)
 
 
+def peak():
+    """MiB that this process had at most; ``ru_maxrss`` would begin at what its parent had."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
 def main(number, seed, folder):
     """Read ``number`` mutants; print what became of them."""
     from diptych.radiograph import ImageError, read_radiograph
@@ -166,7 +172,7 @@ def main(number, seed, folder):
     sources = sorted(seeds().items())
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + 2**30, now + 2**30))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     counts, slowest = Counter(), 0.0
     for i in range(number):
         name, (raw, suffix) = sources[i % len(sources)]
@@ -193,7 +199,7 @@ def main(number, seed, folder):
             raise
         signal.alarm(0)
         slowest = max(slowest, time.perf_counter() - start)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    grown = peak() - before
     print(json.dumps({"counts": counts, "slowest": slowest, "grown_mib": grown, "seeds": [n for n, _ in sources]}))
 
 

@@ -159,7 +159,7 @@ def test_left_out_rows_are_counted_by_rule_or_refused(tmp_path, table):
         (lambda rows: rows[0].__setitem__(1, "report"), r"no column 'text'; it has, nearest first: .*report"),
         (lambda rows: rows[3].__setitem__(4, "2"), r"line 4, column 'Effusion': the label is '2'"),
         (lambda rows: rows[3].__setitem__(3, "dev"), r"line 4, column 'split': the split is 'dev'"),
-        (lambda rows: rows[1].__setitem__(2, "p23"), r"1 patient\(s\) are in both 'test' and 'train', as p23"),
+        (lambda rows: rows[1].__setitem__(2, "p23"), r"1 patient\(s\) are in both 'test' and 'train', as 'p23'"),
         (lambda rows: rows[3].append("x"), r"line 4: 7 values for 6 columns"),
         (lambda rows: rows[2].__setitem__(0, rows[1][0]), r"lines 2 and 3: both are '000.png'"),
         (lambda rows: [row.__setitem__(1, "") for row in rows[1:]], r"all 24 reports are empty or NaN"),

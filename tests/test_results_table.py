@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import stats
 
 from diptych import results_table
-from diptych.errors import ConfigError
+from diptych.errors import ConfigError, DiptychError
 from diptych.metrics import Metric
 from diptych.results import write_results
 
@@ -193,7 +193,7 @@ def test_errors_name_the_file(tmp_path):
         ([a, "--metrics", "f2/*"], r"no metric fits --metrics f2/\*"),
         ([a, "--csv", tmp_path], r"--csv .*: cannot be written"),
     ):
-        with pytest.raises(ConfigError, match=message) as said:
+        with pytest.raises(DiptychError, match=message) as said:
             results_table.main([str(argument) for argument in arguments])
         assert "\n" not in str(said.value)
 

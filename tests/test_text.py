@@ -192,7 +192,7 @@ def test_byte_level_words_and_sentences():
 
 
 def learned(texts, size=200):
-    tokenizer = Tokenizer(None, 64, vocabulary=size)
+    tokenizer = Tokenizer(None, 64, vocabulary=size, least_patients=1)
     tokenizer.learn(texts)
     return tokenizer
 
@@ -225,6 +225,53 @@ def test_learning_twice_keeps_the_first_vocabulary_unless_forced():
     assert tokenizer.state() == before
     tokenizer.learn(["other words"], force=True)
     assert tokenizer.state() != before
+
+
+NAMED = "Reported to Zaphod of MRN 7654321. The effusion is small."
+COMMON = [f"The effusion of case {i} is small." for i in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("texts", "patients", "kept"),
+    [
+        ([*COMMON, NAMED], None, {"effusion", "small"}),
+        ([*COMMON, NAMED, NAMED + " Again."], ["a", "b", "c", "d", "e", "f", "z", "z"], {"effusion", "small"}),
+        ([*COMMON, *[f"{NAMED} {i}" for i in range(9)]], [*"abcdef", *["z"] * 9], {"effusion", "small"}),
+        ([*COMMON, *[NAMED] * 9], None, {"effusion", "small"}),  # nine images of one report
+        ([NAMED] * 5, [*"abcde"], {"effusion", "small", "zaphod"}),  # of five patients: a word as others
+    ],
+    ids=["one report", "two of one patient", "nine of one patient", "one report of nine images", "five patients"],
+)
+def test_the_vocabulary_holds_no_word_of_few_patients_and_no_long_number(texts, patients, kept):
+    tokenizer = Tokenizer(None, 64, vocabulary=200)
+    tokenizer.learn(texts, patients)
+    words = set(tokenizer._backend.get_vocab())
+    assert {"effusion", "small", "zaphod"} & words == kept
+    assert "zaphod" in kept or "zaphod" not in tokenizer.state()
+    assert "765" not in tokenizer.state()
+    assert tokenizer.words(NAMED) == [
+        "Reported",
+        "to",
+        "Zaphod",
+        "of",
+        "MRN",
+        "7654321",
+        "The",
+        "effusion",
+        "is",
+        "small",
+    ]  # spelled
+    assert tokenizer([NAMED]).word_of_piece.max() == 9
+
+
+def test_how_many_patients_can_be_said():
+    tokenizer = Tokenizer(None, 64, vocabulary=200, least_patients=2)
+    tokenizer.learn(["A wedge.", "A wedge and a nodule."], ["a", "b"])
+    words = set(tokenizer._backend.get_vocab())
+    assert "wedge" in words
+    assert "nodule" not in words
+    with pytest.raises(ConfigError, match="least_patients=0: give 1"):
+        Tokenizer(None, 64, vocabulary=200, least_patients=0)
 
 
 def same(one, other):

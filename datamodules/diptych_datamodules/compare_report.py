@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Sequence
@@ -13,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from diptych.dotplot import Panel, draw
+from diptych.escaping import csv_rows, for_markdown
+from diptych.files import replace_text
 from diptych.summaries import Summary, markdown, separated, show, summarise
 
 __all__ = ["LABELS", "Comparison", "Outcome", "Summary", "plain", "separated", "show", "summarise"]
@@ -106,11 +107,11 @@ class Comparison:
             cells += ["-" if value is None else _fact(value.mean) for value in values]
             rows.append([variant, *cells, str(len(runs))])
         chance = [show(self.chance[name]) if name in self.chance else "" for name in columns]
-        rows.append(["*chance*", *chance, *("" for _ in facts), ""])
+        foot = ["chance", *chance, *("" for _ in facts), ""]
         if not parts and any(self.notes[name] for name in self.of):
-            header.append("note")
+            header, foot = [*header, "note"], [*foot, ""]
             rows = [[*row, self.notes.get(row[0], "")] for row in rows]
-        return markdown(header, rows)
+        return markdown(header, rows, foot)
 
     def every_run(self) -> str:
         """Markdown: a row a run, a column a metric and fact."""
@@ -125,7 +126,7 @@ class Comparison:
     def page(self) -> str:
         """The whole page in Markdown."""
         parts = [
-            f"# Comparison: {self.title}",
+            f"# Comparison: {for_markdown(self.title)}",
             "Mean over seeds ± half of the 95 % interval (Student's t over seeds). Last checkpoint of every run, test split.",
             self.means(),
         ]
@@ -133,7 +134,10 @@ class Comparison:
             parts += ["Parts:", self.means(parts=True)]
         parts += ["![the same as a picture](compare.png)", "## Intervals that do not overlap"]
         lines = [
-            f"- {LABELS.get(metric, metric)}: {above} above {', '.join(b for a, b in pairs if a == above)}"
+            "- "
+            + for_markdown(
+                f"{LABELS.get(metric, metric)}: {above} above {', '.join(b for a, b in pairs if a == above)}"
+            )
             for metric, pairs in self.differences().items()
             for above in dict.fromkeys(a for a, _ in pairs)
         ]
@@ -143,7 +147,8 @@ class Comparison:
             parts.append(f"**Not all runs were trained equally long:** {', '.join(show(s, 0) for s in steps)} steps.")
         parts += ["## Every run", self.every_run()]
         if self.missing:
-            parts.append(f"Not there, or made otherwise than they would be now: {', '.join(self.missing)}.")
+            missing = for_markdown(", ".join(self.missing))
+            parts.append(f"Not there, or made otherwise than they would be now: {missing}.")
         return "\n\n".join(parts) + "\n"
 
     def panels(self) -> list[Panel]:
@@ -159,14 +164,17 @@ class Comparison:
         ]
 
     def write(self, folder: Path) -> None:
-        """Write ``compare.md``, ``.csv``, ``.json`` and ``.png``, and print the tables of means."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "compare.md").write_text(self.page(), encoding="utf-8")
-        with (folder / "compare.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["variant", "seed", "metric", "value"])
-            for o in self.outcomes:
-                writer.writerows([o.variant, o.seed, name, value] for name, value in (o.metrics | o.facts).items())
+        """Print the tables of means, then write ``compare.md``, ``.csv``, ``.json`` and ``.png``.
+
+        Raises:
+            DataError: one of them cannot be written.
+        """
+        print(f"\n{self.means()}\n")
+        if any(map(self._is_part, self.metrics)):
+            print(f"{self.means(parts=True)}\n")
+        replace_text(folder / "compare.md", self.page())
+        every = [[o.variant, o.seed, *figure] for o in self.outcomes for figure in (o.metrics | o.facts).items()]
+        replace_text(folder / "compare.csv", csv_rows([["variant", "seed", "metric", "value"], *every]))
         content = {
             "title": self.title,
             "notes": self.notes,
@@ -176,11 +184,8 @@ class Comparison:
             "runs": [asdict(o) for o in self.outcomes],
             "missing": self.missing,
         }
-        (folder / "compare.json").write_text(json.dumps(plain(content), indent=2, allow_nan=False) + "\n", "utf-8")
+        replace_text(folder / "compare.json", json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
         draw(self.panels(), list(self.of), folder / "compare.png")
-        print(f"\n{self.means()}\n")
-        if any(map(self._is_part, self.metrics)):
-            print(f"{self.means(parts=True)}\n")
         print(f"written: {folder / 'compare.md'}, with .csv, .json and .png")
 
 

@@ -88,7 +88,12 @@ class PhantomDataset(RadiographDataset):
 
     def texts(self) -> Iterable[str]:
         """The reports, without drawing."""
-        return [text for plan in self.plans for text in self._texts(plan)]
+        return [text for _, text in self.texts_by_patient()]
+
+    def texts_by_patient(self) -> Iterable[tuple[str | None, str]]:
+        """See :meth:`RadiographDataset.texts_by_patient`."""
+        plans = zip(self.patients, self.plans, strict=True)
+        return [(patient, text) for patient, plan in plans for text in self._texts(plan)]
 
 
 def _draw_all(plans: Sequence[PhantomPlan], make: Callable[[PhantomPlan], Drawn], workers: int) -> Iterator[Drawn]:

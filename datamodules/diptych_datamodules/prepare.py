@@ -6,9 +6,7 @@ What is there is not made again, so an interrupted run goes on where it was, and
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
-import io
 import multiprocessing
 import os
 import re
@@ -26,6 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from diptych.errors import ConfigError, DataError
+from diptych.escaping import csv_rows
 from diptych.files import remove_parts, replace_text, replacing
 from diptych.intensity import Intensity
 from diptych.packed import FORMAT, PICTURES, TABLES, TEXTS, Manifest, is_image
@@ -265,10 +264,9 @@ def _finish(manifest: Manifest, out: Path, say: Callable[[str], None]) -> None:
 
 def _list(path: Path, rows: Sequence[Sequence[str]]) -> None:
     """A csv file, left alone where it says the same."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    if not path.is_file() or path.read_text() != text.getvalue():
-        replace_text(path, text.getvalue())
+    text = csv_rows(rows)
+    if not path.is_file() or path.read_text() != text:
+        replace_text(path, text)
 
 
 def _made(

@@ -87,7 +87,12 @@ class ReleaseDataset(RadiographDataset):
 
     def texts(self) -> Iterable[str]:
         """See :meth:`RadiographDataset.texts`."""
-        return [text for text in self.records.column("text") if text is not None]
+        return [text for _, text in self.texts_by_patient()]
+
+    def texts_by_patient(self) -> Iterable[tuple[str | None, str]]:
+        """See :meth:`RadiographDataset.texts_by_patient`."""
+        rows = zip(self.ids, self.patients, self.records.column("text"), strict=True)
+        return [(None if patient == key else patient, text) for key, patient, text in rows if text is not None]
 
 
 def label_vector(

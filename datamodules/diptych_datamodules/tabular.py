@@ -195,7 +195,12 @@ class _Rows(RadiographDataset):
         return Sample(image, text=row.text, labels=row.labels, mask=mask, notes=notes)
 
     def texts(self) -> Iterable[str]:
-        return [text for text in self.rows.column("text") if text is not None]
+        return [text for _, text in self.texts_by_patient()]
+
+    def texts_by_patient(self) -> Iterable[tuple[str | None, str]]:
+        rows = zip(self.ids, self.patients, self.rows.column("text"), strict=True)
+        # Without a column of patients, an image stands for its patient. Two images of one report are no two patients.
+        return [(None if patient == key else patient, text) for key, patient, text in rows if text is not None]
 
 
 class Tabular(RadiographDataModule):

@@ -91,7 +91,24 @@ class Throughput(pl.Callback):
 
 
 class Results(pl.Callback):
-    """Writes ``results.json`` beside the logs at the end of a test, prints its table, and lists dropped rows."""
+    """Prints the figures at the end of a test, then writes them to ``results.json``, and lists dropped rows.
+
+    It stands before other callbacks, and figures are printed before anything is written: nothing that cannot be written
+    takes hours of a test with it.
+    """
+
+    def __init__(self) -> None:
+        self._printed = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Nothing is printed yet."""
+        self._printed = False
+
+    @rank_zero_only
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Print figures that a logger on a full disk, or another callback, has kept from the end of the test."""
+        if trainer.state.fn in {"test", "validate"} and isinstance(pl_module, AlignmentModule | Task):
+            self._print(pl_module)
 
     @rank_zero_only
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -104,30 +121,45 @@ class Results(pl.Callback):
         datamodule = getattr(trainer, "datamodule", None)
         if isinstance(datamodule, RadiographDataModule) and datamodule.dropped.rows:
             counted = ", ".join(f"{n} {rule}" for rule, n in datamodule.dropped.counts().items())
-            rank_zero_info(f"left out: {counted}; every one is in {Path(trainer.default_root_dir) / 'dropped.csv'}")
+            path = Path(trainer.default_root_dir) / "dropped.csv"
+            rank_zero_info(
+                f"left out: {counted}; {'counted' if datamodule.loading.private else 'every one is'} in {path}"
+            )
 
     @rank_zero_only
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write and print."""
-        self._dropped(trainer)
-        self._write(trainer, pl_module, "results.json")
+        """Print and write."""
+        self._finish(trainer, pl_module, "results.json")
 
     @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write and print after ``diptych validate``, not within training."""
+        """Print and write after ``diptych validate``, not within training."""
         if trainer.state.fn == "validate":
-            self._write(trainer, pl_module, "results-val.json")
+            self._finish(trainer, pl_module, "results-val.json")
+
+    def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> None:
+        if isinstance(pl_module, AlignmentModule | Task):
+            try:
+                self._print(pl_module)
+            finally:  # a reader that has gone, as of `| head`, costs no figures either
+                self._write(trainer, pl_module, name)
+        self._dropped(trainer)
+
+    def _print(self, pl_module: AlignmentModule | Task) -> None:
+        if pl_module.results and not self._printed:
+            self._printed = True
+            print_table(pl_module.results)
 
     @staticmethod
     def _dropped(trainer: pl.Trainer) -> None:
         datamodule = getattr(trainer, "datamodule", None)
         if isinstance(datamodule, RadiographDataModule) and datamodule.dropped.rows:
-            datamodule.dropped.write(Path(trainer.default_root_dir) / "dropped.csv")
+            datamodule.dropped.write(Path(trainer.default_root_dir) / "dropped.csv", datamodule.loading.private)
 
     @staticmethod
-    def _write(trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> None:
+    def _write(trainer: pl.Trainer, pl_module: AlignmentModule | Task, name: str) -> None:
         datamodule = getattr(trainer, "datamodule", None)
-        if not isinstance(pl_module, AlignmentModule | Task) or not isinstance(datamodule, RadiographDataModule):
+        if not isinstance(datamodule, RadiographDataModule):
             return
         checkpoint = str(trainer.ckpt_path) if trainer.ckpt_path else None
         protocol: dict[str, Any] = {"data": datamodule.protocol}
@@ -148,5 +180,4 @@ class Results(pl.Callback):
             head=pl_module.title,
             data=type(datamodule).__name__,
         )
-        print_table(pl_module.results)
         rank_zero_info(f"written: {Path(trainer.default_root_dir) / name}")

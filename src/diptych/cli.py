@@ -188,7 +188,7 @@ class DiptychCLI(LightningCLI):
         trainer_config = config.trainer
         if trainer_config.get("logger") in (None, True):
             kwargs["logger"] = TensorBoardLogger(save_dir=config.run, name="", version="")
-        extra: list[Any] = [Throughput(), Results(), LearningRateMonitor("step")]
+        extra: list[Any] = [Throughput(), LearningRateMonitor("step")]
         if trainer_config.get("enable_progress_bar") is not False:
             extra.append(Bar())
         if not config.checkpoint.monitor and self.subcommand == "fit":
@@ -202,7 +202,9 @@ class DiptychCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             config["plugins"] = [*plugins, AtomicCheckpointIO()]
         try:
-            return super()._instantiate_trainer(config, [_Monitors(), _EndTogether(), *callbacks, *self._extra])
+            return super()._instantiate_trainer(
+                config, [Results(), _Monitors(), _EndTogether(), *callbacks, *self._extra]
+            )
         except (MisconfigurationException, TypeError, ValueError) as error:
             raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
 

@@ -7,10 +7,11 @@ file; see CONTRIBUTING.md, "A data set in one file".
 
 from __future__ import annotations
 
-import csv
+import inspect
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -22,8 +23,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from diptych.errors import ConfigError, DataError
+from diptych.escaping import csv_rows
+from diptych.files import replace_text
 from diptych.images import Kept, Notes, RadiographDataset, Sample, Split, unusable_images
 from diptych.intensity import Intensity
+from diptych.privacy import discreet, strings
 from diptych.radiograph import ImageError, refuse
 from diptych.sampling import Draw, EvaluationSampler, ResumableLoader, TrainingSampler, mix
 from diptych.spelling import nearest_folder
@@ -64,13 +68,14 @@ class Dropped:
                 "repair the table, or set strict: false to leave such rows out and count them"
             )
 
-    def write(self, path: Path) -> None:
-        """List every row as csv."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["rule", "id", "detail"])
-            writer.writerows(self.rows)
+    def write(self, path: Path, private: bool = False) -> None:
+        """List every row as csv; if ``private``, only how many each rule left out.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        rows = [("rule", "rows"), *self.counts().items()] if private else [("rule", "id", "detail"), *self.rows]
+        replace_text(path, csv_rows(rows))
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,8 @@ class Loading:
             otherwise the first one stops the run by name. The list is kept in the run's folder (``images.json``) and
             read again by whatever goes on there.
         intensity: how the files' values become grey: percentiles, and which window of a DICOM file.
+        private: leave ids and texts of reports out of what the run writes and says: pictures, TensorBoard, ``dropped.csv``,
+            ``images.json``, ``reports.csv`` and errors. A sample is then called by its number in the split.
     """
 
     batch_size: int = 32
@@ -100,6 +107,7 @@ class Loading:
     start_method: Literal["fork", "spawn", "forkserver"] = "fork"
     check_images: bool = False
     intensity: Intensity = field(default_factory=Intensity)
+    private: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("image_size", 8), ("workers", 0)):
@@ -120,11 +128,14 @@ class _Loaded(Dataset[dict[str, Any]]):
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         seed = mix(self.loading.seed, draw.epoch, draw.index)
         try:
-            sample = self.dataset.read(draw.index, np.random.default_rng(seed))
+            with discreet(()) if self.loading.private else nullcontext():
+                sample = self.dataset.read(draw.index, np.random.default_rng(seed))
         except ImageError as error:
             remedy = "or set data.loading.check_images: true, which leaves such files out and counts them"
             if self.loading.check_images:  # it broke after the check
                 remedy = "or remove the run's images.json, and all images are checked again"
+            if self.loading.private:
+                raise refuse(error.rule, f"image {draw.index} of its split: {error.rule}; {remedy}") from None
             raise refuse(error.rule, f"{error}; {remedy}") from error
         image, place = letterbox(sample.image, self.loading.image_size)
         boxes = None if sample.boxes is None else place.boxes(sample.boxes)
@@ -142,7 +153,7 @@ class _Loaded(Dataset[dict[str, Any]]):
             "mask": mask,
             "draw": draw,
             "group": self.groups[draw.index],
-            "id": self.dataset.ids[draw.index],
+            "id": str(draw.index) if self.loading.private else self.dataset.ids[draw.index],
             "notes": sample.notes,
         }
 
@@ -259,15 +270,27 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
                 return f"; the first was looked for at {place}, but {nearest_folder(place)}; set data.root to match"
         return ""
 
+    def _discreet(self) -> AbstractContextManager[None]:
+        """Within it, what a private run says of the data is nothing but what stands in the configuration."""
+        if not self.loading.private:
+            return nullcontext()
+        given = [getattr(self, name, None) for name in inspect.signature(type(self)).parameters]
+        return discreet(strings([*given, self.findings, self.protocol, ["train", "val", "test"]]))
+
     def _build(self) -> dict[Split, RadiographDataset]:
         """The data sets without images that cannot be used; every process comes to the same."""
-        built = self.build()
-        for dataset in built.values():
-            dataset.intensity = self.loading.intensity
+        with self._discreet():
+            built = self.build()
+            for dataset in built.values():
+                dataset.intensity = self.loading.intensity
+            return self._checked(built)
+
+    def _checked(self, built: dict[Split, RadiographDataset]) -> dict[Split, RadiographDataset]:
         if not self.loading.check_images:
             return built
         folder = None if self.trainer is None else Path(self.trainer.default_root_dir)
-        bad, noted = unusable_images(built, self.loading.workers, self.loading.start_method, folder)
+        private = self.loading.private
+        bad, noted = unusable_images(built, self.loading.workers, self.loading.start_method, folder, private)
         for split, index, rule, detail in bad:
             self.dropped.add(rule, built[split].ids[index], detail)
         if self.strict:
@@ -289,7 +312,8 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
                         f"{self.protocol}: {len(both)} images are in both '{one}' and '{other}', as published"
                     )
             else:
-                assert_disjoint(patients, source=self.protocol)
+                with self._discreet():
+                    assert_disjoint(patients, source=self.protocol)
             self.datasets = built
             sizes = ", ".join(f"{len(dataset)} {name}" for name, dataset in built.items())
             rank_zero_info(f"{self.protocol}: {sizes}; split {self.split_hash}")
@@ -299,11 +323,13 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
         if stage in {"validate", "test"} and self.overlaps:
             rank_zero_warn(f"{self.protocol}: {self.overlaps}")
         if stage == "fit" and self.tokenizer is not None and self.tokenizer.learnable:
-            self.tokenizer.learn(self._split("train").texts())
+            reports = list(self._split("train").texts_by_patient())
+            self.tokenizer.learn([text for _, text in reports], [patient for patient, _ in reports])
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Count what the workers tell of the images; the first of a kind is told at once."""
-        if isinstance(batch, Batch) and batch.notes is not None:
+        told = self.loading.private and self.loading.check_images  # by other names, of the same images
+        if isinstance(batch, Batch) and batch.notes is not None and not told:
             for key, notes in zip(batch.ids, batch.notes, strict=True):
                 for note in notes:
                     if self.notes.add(note, key):

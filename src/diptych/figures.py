@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,8 @@ def draw_similarity(
 class Figures(pl.Callback):
     """Draws chosen validation pairs with the attention of words, and a similarity matrix, as PNG and in TensorBoard.
 
+    Where ``data.loading.private`` is set, no report and no word of one is written into a picture.
+
     Attention is drawn for heads with a ``heatmap``, and that of their own queries for heads that have some; the matrix
     for every head. Where the head weighs words, each has its weight, and a panel shows all maps as they weigh.
 
@@ -260,14 +263,16 @@ class Figures(pl.Callback):
         training = module.training
         model = AlignmentModel(module, data.loading.image_size, module.device)
         try:
+            private = data.loading.private
             chosen = self.indices or np.linspace(0, size - 1, min(self.pairs, size)).astype(int).tolist()
             for index in chosen[: self.pairs]:
                 sample = data.native(split, index)
                 if sample.text and isinstance(module.head, Grounds):
-                    picture = self._attention(model, sample, data.findings)
+                    picture = self._attention(model, sample, data.findings, private)
                     self._save(trainer, picture, f"{stem}-attention-{index}", f"{split}/attention/{index}")
                 if isinstance(module.head, Observes):
-                    picture = self._queries(model, sample, data.findings)
+                    shown = replace(sample, text=None) if private else sample
+                    picture = self._queries(model, shown, data.findings)
                     self._save(trainer, picture, f"{stem}-queries-{index}", f"{split}/queries/{index}")
             samples = [
                 data.native(split, i) for i in np.linspace(0, size - 1, min(self.matrix, size)).astype(int).tolist()
@@ -276,11 +281,14 @@ class Figures(pl.Callback):
             if len(texts) == len(samples):
                 images = [sample.image for sample in samples]
                 scores = model.similarity(images, texts).float().cpu().numpy()
-                self._save(trainer, draw_similarity(scores, images, texts), f"{stem}-similarity", f"{split}/similarity")
+                picture = draw_similarity(scores, images, [""] * len(texts) if private else texts)
+                self._save(trainer, picture, f"{stem}-similarity", f"{split}/similarity")
         finally:
             module.train(training)
 
-    def _attention(self, model: AlignmentModel, sample: Sample, findings: Sequence[str]) -> Image.Image:
+    def _attention(
+        self, model: AlignmentModel, sample: Sample, findings: Sequence[str], private: bool = False
+    ) -> Image.Image:
         words, maps = model.heatmap(sample.image, sample.text or "")
         if self.words is None:
             chosen = sharpest(words, maps, self.words_per_pair)
@@ -288,9 +296,13 @@ class Figures(pl.Callback):
             wanted = {word.lower() for word in self.words}
             chosen = [i for i, word in enumerate(words) if word.lower() in wanted][: self.words_per_pair]
         drawn = maps[chosen]
-        head = model.module.head
+        head, text = model.module.head, sample.text or ""
+        if private:
+            sample = replace(sample, text=None)
+            if self.words is None:  # those asked for stand in the recipe, and are no secret
+                words = [f"word {i + 1}" for i in range(len(words))]
         if isinstance(head, WeighsWords) and head.weighs_words and len(words):
-            weights = model.importance(sample.image, sample.text or "")
+            weights = model.importance(sample.image, text)
             words = [f"{word} {weight:.0%}" for word, weight in zip(words, weights, strict=True)]
             whole = np.tensordot(weights, maps, 1)[None]
             return draw_attention(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from diptych import distributed, metrics, nlg, scoring
 from diptych.clinical import clinical
 from diptych.errors import ConfigError
+from diptych.escaping import csv_rows
+from diptych.files import replace_text
 from diptych.image import ImageTower
 from diptych.labeller import Labeller, Rules
 from diptych.metrics import Metric
@@ -136,6 +137,8 @@ class Generate(Tuned):
         heads: of its attention.
         dropout: of the decoder, 0 to 1.
         vocabulary: most word pieces that are learned, at least 77.
+        least_patients: patients whose reports must share a word for it to be learned; rarer words, which may be names, are
+            spelled in letters.
         max_tokens: most word pieces of a report, start and end included; longer references lose their last sentences in
             training, and none in evaluation.
         beams: of the search; 1 is greedy.
@@ -165,6 +168,7 @@ class Generate(Tuned):
         heads: int = 8,
         dropout: float = 0.1,
         vocabulary: int = 8192,
+        least_patients: int = 5,
         max_tokens: int = 112,
         beams: int = 3,
         length_penalty: float = 1.0,
@@ -198,7 +202,7 @@ class Generate(Tuned):
         self.attend: Attend = attend
         self.beams, self.length_penalty, self.block_ngram = beams, length_penalty, block_ngram
         self.labeller, self.uncertain = labeller or Rules(), uncertain
-        self.tokenizer = Tokenizer(None, max_tokens, vocabulary=vocabulary)
+        self.tokenizer = Tokenizer(None, max_tokens, vocabulary=vocabulary, least_patients=least_patients)
         self.vocabulary = vocabulary
         self.regions, self.queries = (
             nn.Sequential(nn.Linear(size, width), nn.LayerNorm(width)) if attend in (of, "both") else None
@@ -223,10 +227,10 @@ class Generate(Tuned):
         super().setup(stage)
         self.data.tokenizer = self.tokenizer
         if stage == "fit":
-            texts = list(self.data.datasets["train"].texts()) if "train" in self.data.datasets else []
-            if not any(text.strip() for text in texts):
+            reports = list(self.data.datasets["train"].texts_by_patient()) if "train" in self.data.datasets else []
+            if not any(text.strip() for _, text in reports):
                 raise self._no_reports()
-            self.tokenizer.learn(texts)
+            self.tokenizer.learn([text for _, text in reports], [patient for patient, _ in reports])
 
     def configure_model(self) -> None:
         """Train what the decoder attends to."""
@@ -338,10 +342,8 @@ class Generate(Tuned):
             "labeller": self.labeller.origin,
             "clinical": facts,
         }
-        if stage == "test" and self.trainer.is_global_zero:
+        if stage == "test" and self.trainer.is_global_zero and not self.data.loading.private:
             path = Path(self.trainer.default_root_dir) / "reports.csv"
-            with path.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(["id", "reference", "generated"])
-                writer.writerows(zip(ids, references, written, strict=True))
+            rows = zip(ids, references, written, strict=True)
+            replace_text(path, csv_rows([("id", "reference", "generated"), *rows]))
             rank_zero_info(f"written: {path}, with the reports themselves; keep it where the data may be")

@@ -89,6 +89,14 @@ class RadiographDataset(ABC):
     def texts(self) -> Iterable[str]:
         """Every report of the split, without reading images; a scratch tower learns its vocabulary from them."""
 
+    def texts_by_patient(self) -> Iterable[tuple[str | None, str]]:
+        """The same, each with its patient, or None where that is not known.
+
+        A data set whose reports are those of its samples gives the patients, so that words that few of them share are
+        not learned.
+        """
+        return ((None, text) for text in self.texts())
+
 
 class Kept(RadiographDataset):
     """A data set without some of its samples; its vocabulary stays."""
@@ -106,6 +114,10 @@ class Kept(RadiographDataset):
     def texts(self) -> Iterable[str]:
         """See :meth:`RadiographDataset.texts`."""
         return self.dataset.texts()
+
+    def texts_by_patient(self) -> Iterable[tuple[str | None, str]]:
+        """See :meth:`RadiographDataset.texts_by_patient`."""
+        return self.dataset.texts_by_patient()
 
 
 class _Probe(Dataset[tuple[int, str, str, tuple[str, ...]]]):
@@ -126,7 +138,11 @@ class _Probe(Dataset[tuple[int, str, str, tuple[str, ...]]]):
 
 
 def unusable_images(
-    datasets: Mapping[Split, RadiographDataset], workers: int, start_method: str, folder: Path | None
+    datasets: Mapping[Split, RadiographDataset],
+    workers: int,
+    start_method: str,
+    folder: Path | None,
+    private: bool = False,
 ) -> tuple[list[Unusable], list[Noted]]:
     """Read every image once, in parallel, and say which cannot be used, and what is told of the others.
 
@@ -135,6 +151,7 @@ def unusable_images(
         workers: processes; 0 reads here.
         start_method: how they start.
         folder: where the answer is kept, and taken from if it is about these very samples; None for nowhere.
+        private: leave out the messages, which name the files.
 
     Raises:
         DataError: the answer cannot be written, or the file of an older one is damaged.
@@ -166,7 +183,7 @@ def unusable_images(
         )
         for index, rule, text, notes in chain.from_iterable(loader):
             if rule:
-                found.append((split, index, rule, text))
+                found.append((split, index, rule, "" if private else text))
             elif notes:
                 noted.append((split, index, notes))
     if kept is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from diptych.errors import ConfigError, DiptychError
+from diptych.files import WRITE_ERRORS
 
 __all__ = ["main"]
 
@@ -87,6 +89,9 @@ def _one_line(error: DiptychError) -> str:
 
 def main() -> None:
     """Entry point. Errors a user can cause are printed in one line, with exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks loses no table
     try:
         _dispatch(sys.argv[1:])
     except DiptychError as error:
@@ -95,5 +100,14 @@ def main() -> None:
     except BrokenPipeError:  # `diptych heads | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in WRITE_ERRORS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"diptych: error: {where}cannot be read or written ({error.strerror}); make room or give rights, and start again",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diptych.errors import ConfigError
+from diptych.escaping import one_line
 from diptych.files import replace_text
 from diptych.metrics import Metric
 
@@ -111,8 +112,9 @@ def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
 def table(metrics: Mapping[str, Metric], title: str | None = None) -> Table:
     """The metrics as a table of the terminal: one row each, a line between groups (all but a name's last part)."""
     from rich.table import Table
+    from rich.text import Text  # names are no markup: rich would read [left] as a style and leave it out
 
-    view = Table(title=title)
+    view = Table(title=None if title is None else Text(one_line(title)))
     view.add_column("metric")
     for name in ("value", "95 % interval", "n"):
         view.add_column(name, justify="right")
@@ -125,7 +127,7 @@ def table(metrics: Mapping[str, Metric], title: str | None = None) -> Table:
         figures = (metric.value, metric.low, metric.high)
         digits = 3 if all(math.isnan(figure) or abs(figure) <= 1 for figure in figures) else 1  # ranks are above 1
         value, low, high = ("-" if math.isnan(figure) else f"{figure:.{digits}f}" for figure in figures)
-        view.add_row(name, value, "-" if low == high == "-" else f"{low} - {high}", str(metric.n))
+        view.add_row(Text(one_line(name)), value, "-" if low == high == "-" else f"{low} - {high}", str(metric.n))
     return view
 
 

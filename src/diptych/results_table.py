@@ -8,7 +8,6 @@ their own, headed by what is different.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import re
@@ -19,7 +18,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from diptych.errors import ConfigError
+from diptych.errors import ConfigError, DataError
+from diptych.escaping import csv_rows, for_latex, for_markdown
+from diptych.files import replace_text
 from diptych.metrics import Metric
 from diptych.results import read_results
 from diptych.summaries import Summary, markdown, show, summarise
@@ -240,54 +241,46 @@ def page(found: Sequence[Table], view: View) -> str:
     parts = []
     for table, title, different in _heads(found):
         header, *rows = view.cells(table)
-        parts.append(f"## {title}")
-        parts.append(f"{table.protocol['data']}; split {table.protocol['split_hash']}. {view.note(table)}")
+        parts.append(f"## {for_markdown(title)}")
+        said = f"{table.protocol['data']}; split {table.protocol['split_hash']}. {view.note(table)}"
+        parts.append(for_markdown(said))
         if different:
-            parts.append(f"**Not to be compared with the first table of {table.name}:** {different}.")
+            parts.append(
+                f"**Not to be compared with the first table of {for_markdown(table.name)}:** {for_markdown(different)}."
+            )
         parts.append(markdown(header, rows))
     return "\n\n".join(parts) + "\n"
 
 
-_ESCAPES = {c: f"\\{c}" for c in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
-
-
 def latex(found: Sequence[Table], view: View) -> str:
     """All tables as LaTeX, for the packages booktabs and nothing else."""
-
-    def escaped(text: str) -> str:
-        return "".join(_ESCAPES.get(c, c) for c in text).replace("±", r"$\pm$")
-
     parts = []
     for table, title, different in _heads(found):
-        header, *rows = ([escaped(cell) for cell in row] for row in view.cells(table))
+        header, *rows = ([for_latex(cell) for cell in row] for row in view.cells(table))
         said = f"{title}. {table.protocol['data']}; split {table.protocol['split_hash']}. {view.note(table)}"
         caption = said + (f" Not to be compared with the first table: {different}." if different else "")
         body = "\n".join(" & ".join(row) + r" \\" for row in rows)
         parts.append(
-            f"\\begin{{table}}\n\\caption{{{escaped(caption)}}}\n\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}\n\\toprule\n"
+            f"\\begin{{table}}\n\\caption{{{for_latex(caption)}}}\n"
+            f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}\n\\toprule\n"
             f"{' & '.join(header)} \\\\\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
         )
     return "\n".join(parts)
 
 
-def _write_csv(found: Sequence[Table], path: Path) -> None:
+def _csv(found: Sequence[Table]) -> str:
     """Every figure of every run, one a row, with all that tells protocols apart."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["table", "run", "seed", "head", "metric", "value", "low", "high", "n", "protocol", "file"])
-        for table, title, _ in _heads(found):
-            for run in table.runs:
-                for column in table.metrics():
-                    if (m := table.get(run, column)) is not None:
-                        figures = ["" if math.isnan(x) else repr(x) for x in (m.value, m.low, m.high)]
-                        protocol = json.dumps(table.protocol)
-                        writer.writerow(
-                            [title, run.label, run.seed, run.head, column, *figures, m.n, protocol, run.file]
-                        )
+    rows: list[list[object]] = [
+        ["table", "run", "seed", "head", "metric", "value", "low", "high", "n", "protocol", "file"]
+    ]
+    for table, title, _ in _heads(found):
+        protocol = json.dumps(table.protocol)
+        for run in table.runs:
+            for column in table.metrics():
+                if (m := table.get(run, column)) is not None:
+                    figures = [m.value, m.low, m.high, m.n]
+                    rows.append([title, run.label, run.seed, run.head, column, *figures, protocol, run.file])
+    return csv_rows(rows)
 
 
 def _draw(found: Sequence[Table], view: View, path: Path) -> None:
@@ -339,6 +332,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         ConfigError: a file holds no results, or two runs cannot be told apart.
+        DataError: a file cannot be written.
     """
     parser = argparse.ArgumentParser(
         prog="diptych table",
@@ -363,17 +357,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(f"no metric fits --metrics {' '.join(args.metrics)}; write '*' to see them all")
     text = page(found, view)
     writers: dict[str, Callable[[Path], object]] = {
-        "markdown": lambda path: path.write_text(text, encoding="utf-8"),
-        "latex": lambda path: path.write_text(latex(found, view), encoding="utf-8"),
-        "csv": lambda path: _write_csv(found, path),
+        "markdown": lambda path: replace_text(path, text),
+        "latex": lambda path: replace_text(path, latex(found, view)),
+        "csv": lambda path: replace_text(path, _csv(found)),
         "plot": lambda path: _draw(found, view, path),
         "shares": lambda path: _draw_shares(found, view, path),
     }
-    print(text, end="")
+    print(text, end="", flush=True)
+    failed: list[str] = []
     for form, write in writers.items():
         if (path := getattr(args, form)) is not None:
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
                 write(path)
-            except OSError as error:
-                raise ConfigError(f"--{form} {path}: cannot be written ({error.strerror}); give another file") from None
+            except DataError as error:  # the others are written all the same
+                failed.append(f"--{form} {error}")
+    if failed:
+        raise DataError("; ".join(failed))

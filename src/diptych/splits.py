@@ -33,9 +33,10 @@ def assert_disjoint(patients: Mapping[str, Sequence[str]], *, source: str) -> No
         DataError: two splits share patients; names the splits, how many, and three of them.
     """
     for first, second, both in shared(patients):
+        named = ", ".join(f"'{patient}'" for patient in both[:3])
         raise DataError(
-            f"{source}: {len(both)} patient(s) are in both '{first}' and '{second}', as "
-            f"{', '.join(both[:3])}; give every patient one split (or name the right patient column)"
+            f"{source}: {len(both)} patient(s) are in both '{first}' and '{second}', as {named}; "
+            "give every patient one split (or name the right patient column)"
         )
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diptych.escaping import for_markdown
+
 __all__ = ["Summary", "markdown", "separated", "show", "summarise"]
 
 
@@ -49,9 +51,17 @@ def show(value: float, digits: int | None = None) -> str:
     return f"{value:,.{digits}f}"
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Markdown whose columns stand under each other as text too."""
-    cells = [list(header), *map(list, rows)]
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], foot: Sequence[str] = ()) -> str:
+    """Markdown whose columns stand under each other as text too; what stands in cells is shown as it is.
+
+    Args:
+        header: names of the columns.
+        rows: as long as the header.
+        foot: a last row, its name in italics.
+    """
+    cells = [[for_markdown(cell) for cell in row] for row in [header, *rows]]
+    if foot:
+        cells.append([f"*{for_markdown(foot[0])}*", *map(for_markdown, foot[1:])])
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in cells]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")

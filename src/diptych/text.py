@@ -268,6 +268,8 @@ class ScratchText(_EncoderText):
         depth: number of blocks.
         heads: attention heads in each block.
         vocabulary: most pieces that are learned, at least 77.
+        least_patients: patients whose reports must share a word for it to be learned. Rarer words, which may be names,
+            are spelled in letters. Where patients are not known, every different report counts as one.
         max_tokens: most word pieces of a report.
         dropout: of the blocks and of the attention, 0 to 1.
         last_layers: word vectors are the sum of the last k layers'.
@@ -286,6 +288,7 @@ class ScratchText(_EncoderText):
         depth: int = 2,
         heads: int = 4,
         vocabulary: int = 4096,
+        least_patients: int = 5,
         max_tokens: int = 112,
         dropout: float = 0.1,
         last_layers: int = 1,
@@ -295,7 +298,7 @@ class ScratchText(_EncoderText):
     ) -> None:
         if width % heads:
             raise ConfigError(f"width={width}: not a multiple of heads={heads}")
-        tokenizer = Tokenizer(None, max_tokens, vocabulary=vocabulary)
+        tokenizer = Tokenizer(None, max_tokens, vocabulary=vocabulary, least_patients=least_patients)
         config = BertConfig(
             vocab_size=vocabulary,
             hidden_size=width,

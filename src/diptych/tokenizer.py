@@ -6,6 +6,7 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ __all__ = ["Tokenizer", "learn_vocabulary"]
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _TIGHT = re.compile(r"(?<=\w) ?([-/]) ?(?=\w)|(?<=\d)(\.) (?=\d)")  # "left - sided", "1. 5"
+_NUMBER = re.compile(r"\d{3}")
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 _SMALLEST = len(_SPECIAL) + 2 * len(_ALPHABET)
 
@@ -33,23 +35,39 @@ class _Report(NamedTuple):
     cut: bool
 
 
-def learn_vocabulary(texts: Iterable[str], size: int) -> Backend:
+def learn_vocabulary(
+    texts: Iterable[str], size: int, *, patients: Iterable[str | None] | None = None, least: int = 5
+) -> Backend:
     """A lower-casing word-piece backend whose vocabulary is the reports' own, the same in every process.
 
     The pieces are five special tokens, the letters a-z and digits, then the reports' words and other characters by
     falling count (ties by alphabet) until ``size`` is reached. A word outside it is spelled in characters. (The
     trainers of the tokenizers library give another vocabulary in each process.)
 
+    Checkpoints hold the vocabulary, so it leaves out what could tell of a patient: words that the reports of fewer than
+    ``least`` patients use, and words with three digits in a row, as record numbers and dates have. They are spelled.
+
     Args:
         texts: training reports.
         size: most pieces, at least 77.
+        patients: the patient of each report, None where that is not known. Then every different report counts as a
+            patient.
+        least: patients who must share a word.
     """
     normalizer = normalizers.BertNormalizer(lowercase=True)
     splitter = pre_tokenizers.BertPreTokenizer()
     counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
-    ranked = [word for word in sorted(counts, key=lambda word: (-counts[word], word)) if word not in _ALPHABET]
+    users: dict[str, set[tuple[str, bool]]] = {}
+    for text, patient in zip(texts, repeat(None) if patients is None else patients, strict=patients is not None):
+        plain = normalizer.normalize_str(text)
+        user = (patient, True) if patient else (" ".join(plain.split()), False)
+        words = [word for word, _ in splitter.pre_tokenize_str(plain)]
+        counts.update(words)
+        for word in words:
+            if len(known := users.setdefault(word, set())) < least:
+                known.add(user)
+    shared = [word for word, known in users.items() if len(known) >= least and not _NUMBER.search(word)]
+    ranked = [word for word in sorted(shared, key=lambda word: (-counts[word], word)) if word not in _ALPHABET]
     pieces = [*_SPECIAL, *_ALPHABET, *("##" + c for c in _ALPHABET), *ranked]
     vocabulary = {piece: number for number, piece in enumerate(pieces[:size])}
     backend = Backend(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
@@ -73,18 +91,23 @@ class Tokenizer:
         backend: a tokenizer of the tokenizers library; None if it is still to be learned or loaded.
         max_tokens: most word pieces of a report, special tokens included.
         vocabulary: most pieces to learn; 0: this tokenizer is not learned.
+        least_patients: patients whose reports must share a word for it to be learned; see :func:`learn_vocabulary`.
         pad_id: number of the padding piece.
     """
 
-    def __init__(self, backend: Backend | None, max_tokens: int, *, vocabulary: int = 0, pad_id: int = 0) -> None:
+    def __init__(
+        self, backend: Backend | None, max_tokens: int, *, vocabulary: int = 0, least_patients: int = 5, pad_id: int = 0
+    ) -> None:
         if max_tokens < 8:
             raise ConfigError(f"max_tokens={max_tokens}: a report needs room for at least 8 word pieces")
         if vocabulary and vocabulary < _SMALLEST:
             raise ConfigError(
                 f"vocabulary={vocabulary}: give at least {_SMALLEST}, for the special tokens and characters"
             )
+        if least_patients < 1:
+            raise ConfigError(f"least_patients={least_patients}: give 1 (every word is learned) or more")
         self.max_tokens = max_tokens
-        self.vocabulary = vocabulary
+        self.vocabulary, self.least_patients = vocabulary, least_patients
         self._backend: Backend | None = None
         if backend is not None:
             backend.no_truncation()  # ours is at a sentence boundary
@@ -112,10 +135,11 @@ class Tokenizer:
         normalizer = self._ready().normalizer
         return bool(normalizer.lowercase) if isinstance(normalizer, normalizers.BertNormalizer) else None
 
-    def learn(self, texts: Iterable[str], *, force: bool = False) -> None:
+    def learn(self, texts: Iterable[str], patients: Iterable[str | None] | None = None, *, force: bool = False) -> None:
         """Learn the vocabulary from the training reports; the same reports give the same vocabulary in any process.
 
-        Does nothing where it is already learned (a run that resumes must keep its vocabulary), unless ``force``.
+        Does nothing where it is already learned (a run that resumes must keep its vocabulary), unless ``force``. The
+        arguments are those of :func:`learn_vocabulary`.
 
         Raises:
             ConfigError: this tokenizer belongs to a pretrained tower.
@@ -123,7 +147,7 @@ class Tokenizer:
         if not self.learnable:
             raise ConfigError("the vocabulary of a pretrained text tower cannot be learned; use ScratchText for that")
         if self._backend is None or force:
-            backend = learn_vocabulary(texts, self.vocabulary)
+            backend = learn_vocabulary(texts, self.vocabulary, patients=patients, least=self.least_patients)
             backend.enable_padding(pad_id=0)
             self._backend = backend
 

@@ -1,0 +1,74 @@
+"""Names in tables: a name from a file is shown as it is, and is never read as markup, a formula or a command.
+
+One function for each form. All take names as one line: control characters, which could clear a terminal, become spaces.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+import unicodedata
+from collections.abc import Iterable
+
+__all__ = ["csv_rows", "for_latex", "for_markdown", "one_line"]
+
+# An underscore inside a word is no markup, and metrics are full of them.
+_MARKDOWN = re.compile(r"[\\`*{}\[\]|~$#!]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[-+](?=[-+ ]|$)")
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "`": r"\textasciigrave{}",
+    "±": r"$\pm$",
+    "[": "{[}",  # after the end of a row, a bracket or a star would be an argument of that end
+    "]": "{]}",
+    "*": "{*}",
+}
+_FORMULA = frozenset("=+-@\t\r\n" + "＝＋－＠")  # the wide forms start a formula too
+
+
+def one_line(text: str) -> str:
+    """The text without control characters and line ends; a run of them is one space."""
+    kept = "".join(" " if unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"} else c for c in text)
+    return kept if kept == text else " ".join(kept.split())
+
+
+def for_markdown(text: str) -> str:
+    """The text as Markdown shows it, in a cell of a table too."""
+    line = "".join(_HTML.get(c, c) for c in one_line(text))
+    if numbered := re.match(r"(\d+)([.)](?: .*)?)$", line):  # it would begin a list
+        return numbered[1] + "\\" + _MARKDOWN.sub(lambda found: f"\\{found[0]}", numbered[2])
+    return _MARKDOWN.sub(lambda found: f"\\{found[0]}", line)
+
+
+def for_latex(text: str) -> str:
+    """The text as LaTeX prints it."""
+    return re.sub("-(?=-)", "-{}", "".join(_LATEX.get(c, c) for c in one_line(text)))  # hyphens would join into a dash
+
+
+def csv_rows(rows: Iterable[Iterable[object]]) -> str:
+    """Rows as csv. None and NaN are empty cells.
+
+    Text that a spreadsheet would take for a formula (it begins with ``=``, ``+``, ``-`` or ``@``) gets an apostrophe before it,
+    as OWASP advises. Numbers stay as they are.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, int | float):
+        return value
+    text = str(value).replace("\r\n", "\n").replace("\r", "\n")  # alone it is not quoted, and would begin a row
+    return f"'{text}" if text.lstrip(" ")[:1] in _FORMULA and text.strip(" ") else text
