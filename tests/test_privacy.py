@@ -111,6 +111,10 @@ def test_what_fails_in_a_private_run_is_told_by_number(table, tmp_path):
         return done.stderr
 
     assert re.search(r"image \d of its split: corrupt image; or set", told(config(table, private=True)))
+    content = yaml.safe_load(config(table, private=True))
+    content["data"]["init_args"]["root"] = str(tmp_path)
+    assert "missing image" in told(yaml.safe_dump(content))
+    assert found((tmp_path / "run" / "dropped.csv").read_bytes()) == set()
     rows = list(csv.reader(table.open()))
     twice = table.with_name("twice.csv")
     with twice.open("w", newline="") as file:

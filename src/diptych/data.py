@@ -259,13 +259,13 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
                     )
         except DataError:
             if self.trainer is not None and self.trainer.is_global_zero and self.dropped.rows:
-                self.dropped.write(Path(self.trainer.default_root_dir) / "dropped.csv")
+                self.dropped.write(Path(self.trainer.default_root_dir) / "dropped.csv", self.loading.private)
             raise
         return built
 
     def _first_missing(self) -> str:
         """Where the first missing image was looked for, and what is there instead; for a message."""
-        for rule, _, place in self.dropped.rows:
+        for rule, _, place in () if self.loading.private else self.dropped.rows:
             if rule == "missing image" and "/" in place:
                 return f"; the first was looked for at {place}, but {nearest_folder(place)}; set data.root to match"
         return ""
