@@ -237,4 +237,4 @@ def _ids(trainer: pl.Trainer, index: list[int]) -> list[str]:
     if not isinstance(datamodule, RadiographDataModule):
         return [str(number) for number in index]
     ids = datamodule.datasets["train"].ids
-    return [ids[number] for number in index]
+    return [str(number) if datamodule.loading.private else ids[number] for number in index]
