@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import pickle
+import warnings
 
 import lightning.pytorch as pl
 import numpy as np
@@ -62,6 +63,50 @@ def test_epochs_augment_and_draw_anew_but_validation_never_does(table):
     assert any(a[1] != b[1] for a, b in seen.values())
     first, second = (torch.cat([b.image for b in module.val_dataloader()]) for _ in range(2))
     assert torch.equal(first, second)
+
+
+class _Reads(pl.LightningModule):
+    """Writes down what it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.read = []
+
+    def training_step(self, batch, batch_idx):
+        self.read.append((batch.ids, batch.image))
+
+    def configure_optimizers(self):
+        return None
+
+
+def test_a_loop_of_ones_own_reads_what_lightning_reads(table):
+    reads = _Reads()
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = pl.Trainer(max_epochs=2, accelerator="cpu", limit_val_batches=0, use_distributed_sampler=False, **quiet)
+    trainer.fit(reads, datamodule=make("tabular", table))
+    module = make("tabular", table)
+    module.setup("fit")
+    loader = module.train_dataloader()
+    own = [(batch.ids, batch.image) for _ in range(2) for batch in loader]
+    assert [ids for ids, _ in own] == [ids for ids, _ in reads.read]
+    assert own[0][0] != own[4][0]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(own, reads.read, strict=True))
+
+
+def test_enough_validation_samples_are_not_warned_of(tmp_path):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for name, rows in (("few", 99), ("enough", 100)):
+            write_pairs(tmp_path / name, n=rows * 6, size=8)
+            module = make("tabular", tmp_path / name / "table.csv")
+            module.setup("validate")
+    assert [str(one.message).split(";")[0] for one in caught] == ["samples of val: 99"]
 
 
 def test_batches_move_pin_and_select():

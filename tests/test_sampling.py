@@ -80,3 +80,30 @@ def test_evaluation_reads_everything_once_in_equal_batches(size, processes):
 def test_seeds_depend_on_every_number_and_their_order():
     assert len({mix(a, b, c) for a in range(8) for b in range(8) for c in range(8)}) == 512
     assert all(0 <= mix(n) < 2**63 for n in range(100))
+
+
+def passes(given, number):
+    return [[(d.index, d.epoch) for d in batch] for _ in range(number) for batch in given]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loop_without_a_trainer_goes_on_to_the_next_epoch(workers):
+    given = loader(workers=workers)
+    given.advances = True
+    assert passes(given, 3) == epochs(loader(), [0, 1, 2])
+    state = given.state_dict()
+    next(iter(given))  # a pass that is broken off is begun again
+    again = loader()
+    again.load_state_dict(state)
+    again.advances = True
+    assert passes(given, 1) == passes(again, 1) == epochs(loader(), [3])
+
+
+def test_set_epoch_is_found_on_the_loader():
+    given = loader()
+    given.advances = True
+    read = []
+    for epoch in (0, 1, 1):
+        given.set_epoch(epoch)
+        read += passes(given, 1)
+    assert read == epochs(loader(), [0, 1]) + epochs(loader(), [1])

@@ -7,27 +7,71 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ModelSummary, RichProgressBar
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.model_summary.model_summary import get_human_readable_count
+from rich.progress import BarColumn, ProgressColumn
+from rich.table import Column
+from torch import nn
 
 from diptych.data import RadiographDataModule
+from diptych.encoder import DualEncoder
 from diptych.files import sha256
 from diptych.intensity import Intensity
 from diptych.module import AlignmentModule
 from diptych.results import print_table, write_results
 from diptych.task import Task
 
-__all__ = ["Bar", "Results", "Throughput"]
+__all__ = ["Bar", "Results", "Summary", "Throughput"]
 
 
 class Bar(RichProgressBar):
-    """Lightning's rich progress bar without the version number of a run that has none."""
+    """Lightning's rich progress bar within 80 columns: epochs count from one, and only losses stand beside it."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """The metrics beside the bar."""
+        """The losses; all else is in the line after each validation, and in the logs."""
         metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics
+        return {
+            short: f"{metrics[name]:.4g}"
+            for name, short in (("train/loss", "loss"), ("val/loss", "val"))
+            if isinstance(metrics.get(name), float)
+        }
+
+    def _init_progress(self, trainer: pl.Trainer) -> None:
+        super()._init_progress(trainer)
+        for column in () if self.progress is None else self.progress.columns:
+            if isinstance(column, BarColumn):
+                column.bar_width = None  # it gives way to what is written beside it
+            elif isinstance(column, ProgressColumn):
+                column._table_column = Column(no_wrap=True)
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"Epoch {_of_all(self.trainer, current_epoch)}"
+
+
+def _of_all(trainer: pl.Trainer, epoch: int) -> str:
+    """An epoch, counted from one, of how many if that is known."""
+    known = trainer.max_epochs is not None and trainer.max_epochs > 0
+    return f"{epoch + 1}/{trainer.max_epochs}" if known else f"{epoch + 1}"
+
+
+class Summary(ModelSummary):
+    """Says in one line how many parameters each part of the model has, and how many of all are trained."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count."""
+        parts: dict[str, nn.Module] = {}
+        for name, child in pl_module.named_children():
+            parts |= dict(child.named_children()) if isinstance(child, DualEncoder) else {name: child}
+        counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+        told = ", ".join(f"{name} {_count(number)}" for name, number in counts.items() if number)
+        trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
+        rank_zero_info(f"parameters: {told}; {_count(trained)} of {_count(sum(counts.values()))} are trained")
+
+
+def _count(number: int) -> str:
+    """A number of parameters as people say it."""
+    return get_human_readable_count(number).replace("  ", " ").strip()
 
 
 class Throughput(pl.Callback):
@@ -58,12 +102,13 @@ class Throughput(pl.Callback):
                 for name in logged
                 if name.startswith("val/")
                 and (
-                    name.endswith(("/r@5", "/auroc/macro", "macro_auroc"))
+                    name == "val/retrieval/r@5"
+                    or name.endswith(("/auroc/macro", "macro_auroc"))
                     or name == getattr(pl_module, "monitor", None)
                 )
             ]
             values = ", ".join(f"{name} {float(logged[name]):.3f}" for name in shown)
-            rank_zero_info(f"epoch {trainer.current_epoch}, step {trainer.global_step}: {values}")
+            rank_zero_info(f"epoch {_of_all(trainer, trainer.current_epoch)}, step {trainer.global_step}: {values}")
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -86,7 +131,7 @@ class Throughput(pl.Callback):
                 "train/seconds_per_step": elapsed / self.steps,
                 "train/data_wait": self.waited / elapsed,
             }
-            pl_module.log_dict(rates, prog_bar=True, rank_zero_only=True, batch_size=len(batch))
+            pl_module.log_dict(rates, rank_zero_only=True, batch_size=len(batch))
             self._reset()
 
 

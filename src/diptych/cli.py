@@ -16,20 +16,21 @@ import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO, TorchCheckpointIO
 
 from diptych.building import import_object, register_names
-from diptych.callbacks import Bar, Results, Throughput
+from diptych.callbacks import Bar, Results, Summary, Throughput
 from diptych.data import RadiographDataModule
 from diptych.divergence import Divergence
 from diptych.errors import ConfigError, DiptychError
 from diptych.figures import Figures
 from diptych.files import replacing
+from diptych.help import class_help
 from diptych.loading import read_checkpoint
-from diptych.messages import Parser, own_message
+from diptych.loggers import Events, SavedConfig
+from diptych.messages import Parser, own_message, refused_by_lightning, tidy_console, trainer_message
 from diptych.module import AlignmentModule
 from diptych.plugins import nearest
 from diptych.recovery import Best, Recovery
@@ -187,13 +188,11 @@ class DiptychCLI(LightningCLI):
         config = self.config[self.subcommand]
         trainer_config = config.trainer
         if trainer_config.get("logger") in (None, True):
-            kwargs["logger"] = TensorBoardLogger(save_dir=config.run, name="", version="")
-        extra: list[Any] = [Throughput(), LearningRateMonitor("step")]
-        if trainer_config.get("enable_progress_bar") is not False:
-            extra.append(Bar())
+            kwargs["logger"] = Events(config.run)
+        if trainer_config.get("enable_progress_bar") is None:
+            kwargs["enable_progress_bar"] = sys.stdout.isatty()  # in a file it would be one long line
         if not config.checkpoint.monitor and self.subcommand == "fit":
             raise ConfigError("checkpoint.monitor is empty; name a validation metric, as val/retrieval/r@5")
-        self._extra = extra
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
@@ -201,18 +200,29 @@ class DiptychCLI(LightningCLI):
         plugins = given if isinstance(given, list) else [given]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             config["plugins"] = [*plugins, AtomicCheckpointIO()]
+        callbacks = [Results(), _Monitors(), _EndTogether(), *callbacks, Throughput()]
+        own = config.get("callbacks") or []
+        own = own if isinstance(own, list) else [own]
+        if config.get("logger"):
+            callbacks.append(LearningRateMonitor("step"))
+        if config.get("enable_progress_bar") is not False and not any(isinstance(one, ProgressBar) for one in own):
+            callbacks.append(Bar())
+        if config.get("enable_model_summary") is not False and not any(isinstance(one, ModelSummary) for one in own):
+            callbacks.append(Summary())
         try:
-            return super()._instantiate_trainer(
-                config, [Results(), _Monitors(), _EndTogether(), *callbacks, *self._extra]
-            )
+            return super()._instantiate_trainer(config, callbacks)
         except (MisconfigurationException, TypeError, ValueError) as error:
-            raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"trainer: {trainer_message(str(error), config)}") from error
 
     def instantiate_classes(self) -> None:
         """Build everything; the module keeps the plain configuration it was built from."""
         super().instantiate_classes()
         dumped = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_validation=True)
         self.model.config = yaml.safe_load(dumped)["model"]
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Read the command line."""
+        self.config = parser.parse_args(class_help(sys.argv[1:]))
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would read hyper-parameters out of the checkpoint; here they are in the recipe alone."""
@@ -272,6 +282,7 @@ def run(command: str) -> None:
         ConfigError: an option, key, type or name is wrong.
     """
     register_names()
+    tidy_console()
     Parser.command = command
     of_task = _names_a_task(sys.argv[2:])
     kind: type[DiptychCLI] = TaskCLI if of_task else DiptychCLI
@@ -284,9 +295,10 @@ def run(command: str) -> None:
             seed_everything_default=0,
             trainer_class=Trainer,
             trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
+            save_config_callback=SavedConfig,
             # A test must not replace the recipe that the run was trained with.
             save_config_kwargs={
-                "overwrite": True,
+                "save_to_log_dir": False,
                 "config_filename": "config.yaml" if command == "fit" else f"config-{command}.yaml",
             },
             parser_class=Parser,
@@ -296,7 +308,8 @@ def run(command: str) -> None:
     except DiptychError:
         raise
     except Exception as error:
-        if message := own_message(error):  # constructors' errors come wrapped in jsonargparse's
+        # Constructors' errors come wrapped in jsonargparse's.
+        if message := own_message(error) or refused_by_lightning(error):
             raise ConfigError(message) from error
         if isinstance(error, MisconfigurationException):
             raise ConfigError(" ".join(str(error).split())) from error

@@ -49,6 +49,8 @@ class Evaluator(ABC):
     """Embeds uint8 images ``[B,1,H,V]`` with the model as it is now; the module gives it before each pass."""
     count: int
     """Samples counted over all processes; known after ``compute``."""
+    doubt: str = ""
+    """Why figures of the last ``compute`` say nothing of the model, if some do; told in one line."""
 
     def __init__(self, name: str, resamples: int = 1000, seed: int = 0) -> None:
         if resamples < 0:
@@ -193,6 +195,12 @@ class Retrieval(Evaluator):
             "ties": f"count against the model; scores within {scoring.TIE:g} of the largest are tied",
             "resampling": "ranks are held; a text goes with the patient of its first image",
         }
+        self.doubt = ""
+        if certain := [f"r@{k}" for k in self._ks if k >= len(unique)]:
+            self.doubt = (
+                f"{self.name}: {self.count} pairs hold {len(unique)} different reports, so image_to_text/"
+                f"{', '.join(certain)} is 1 whatever the model; give more pairs, or Retrieval smaller ks"
+            )
         found: dict[str, Metric] = {}
         sides = {
             "image_to_text": (image_ranks.numpy(), weights),

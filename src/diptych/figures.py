@@ -11,7 +11,6 @@ from typing import Any
 import cv2
 import lightning.pytorch as pl
 import numpy as np
-from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
@@ -20,6 +19,7 @@ from diptych.files import replace_picture
 from diptych.grounding import Grounding
 from diptych.head import Grounds, Observes, WeighsWords
 from diptych.loading import AlignmentModel
+from diptych.loggers import log_picture
 from diptych.module import AlignmentModule
 
 __all__ = ["Figures", "draw_attention", "draw_boxes", "draw_masks", "draw_similarity", "overlay", "sharpest"]
@@ -319,8 +319,4 @@ class Figures(pl.Callback):
     @staticmethod
     def _save(trainer: pl.Trainer, picture: Image.Image, name: str, tag: str) -> None:
         replace_picture(Path(trainer.default_root_dir) / "figures" / f"{name}.png", picture)
-        logger = trainer.logger
-        if isinstance(logger, TensorBoardLogger):
-            small = picture.copy()
-            small.thumbnail((2048, 2048))  # the event file is no archive; the PNG has every pixel
-            logger.experiment.add_image(tag, np.asarray(small), trainer.global_step, dataformats="HWC")
+        log_picture(trainer, picture, tag)

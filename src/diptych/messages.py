@@ -5,35 +5,116 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import os
 import re
+import sys
 import warnings
-from collections.abc import Sequence
+from argparse import HelpFormatter
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
 from diptych.errors import ConfigError, DiptychError
+from diptych.help import GROUPS, Help
 from diptych.plugins import nearest
 
-__all__ = ["Parser", "own_message"]
+__all__ = ["Parser", "own_message", "refused_by_lightning", "tidy_console", "trainer_message"]
 
-# Lightning's adverts, and warnings about choices that are made on purpose here.
-warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-warnings.filterwarnings("ignore", message=".*Found .* module.* in eval mode.*")
-warnings.filterwarnings("ignore", message=".*The number of training batches .* is smaller than the logging interval.*")
-warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-warnings.filterwarnings("ignore", message=".*on epoch level in distributed setting.*")  # evaluators have synchronised
-warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")  # every resumed run
-warnings.filterwarnings("ignore", message=".*Detected pickle protocol.*")  # what follows says it better
+_UNUSABLE = (
+    "litlogger",  # adverts
+    "litmodels",
+    "💡",
+    "Tip:",
+    "`weights_only` was not set",  # about saving, where it has no meaning for a user
+    "TPU available",
+    "HPU available",
+    "IPU available",
+    "Trainer already configured with model summary callbacks",  # ours
+)
+"""Parts of Lightning's lines that nobody can act on."""
+
+_IGNORED = (
+    "does not have many workers",
+    "Found .* module.* in eval mode",
+    "The number of training batches .* is smaller than the logging interval",
+    "treespec, LeafSpec",
+    "on epoch level in distributed setting",  # evaluators have synchronised
+    "Checkpoint directory .* exists and is not empty",  # every resumed run
+    "Detected pickle protocol",  # what follows says it better
+)
+"""Warnings about choices that are made on purpose here."""
+
+_PLAIN = (
+    (r"^`Trainer\.fit` stopped: `(\w+)=(\d+)` reached\.$", r"training ends: trainer.\1 is \2"),
+    (
+        r"^GPU available but not used\..*",
+        "there is a GPU, and it is not used; add -c experiments/machine/gpu.yaml (or --trainer.accelerator gpu)",
+    ),
+    (r"^`max_epochs` was not set\. Setting it to (\d+) epochs\..*", r"trainer.max_epochs is not given: \1 epochs"),
+)
+"""Lightning's words, and ours."""
 
 
-class _NoAdverts(logging.Filter):
+_SPEAKERS = (
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.pytorch",
+    "lightning.pytorch.trainer.connectors.checkpoint_connector",
+    "lightning.pytorch.utilities.rank_zero",
+)
+
+
+def _plain_words(text: str) -> str:
+    for theirs, ours in _PLAIN:
+        text = re.sub(theirs, ours, text)
+    return text
+
+
+class _Readable(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        return not any(word in record.getMessage() for word in ("litlogger", "litmodels", "💡", "Tip:"))
+        text = record.getMessage()
+        record.msg, record.args = _plain_words(text), ()
+        return not any(part in text for part in _UNUSABLE)
 
 
-for _name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch", "lightning.fabric.utilities.rank_zero"):
-    logging.getLogger(_name).addFilter(_NoAdverts())
+_READABLE = _Readable()
+
+
+class _ToStderr(logging.Handler):
+    """Writes where standard error is now: above the progress bar while there is one, not into it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+_TO_STDERR = _ToStderr()
+
+
+def _one_line_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as one line, with the package it is from unless it is Lightning's or ours."""
+    _, installed, path = filename.rpartition("site-packages/")
+    package = path.partition("/")[0] if installed else ""
+    source = f" ({package})" if package not in {"", "diptych", "lightning"} else ""
+    return f"warning{source}: {_plain_words(' '.join(str(message).split()))}\n"
+
+
+def tidy_console() -> None:
+    """Leave out lines that nobody can use, and print the others plainly. Errors and warnings that matter stay."""
+    for text in _IGNORED:
+        warnings.filterwarnings("ignore", message=f".*{text}.*")
+    if "SLURM_JOB_ID" not in os.environ:  # within a job it matters that srun was forgotten
+        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
+    warnings.formatwarning = _one_line_warning
+    for name in _SPEAKERS:  # a logger's filter does not see what its children say
+        logging.getLogger(name).addFilter(_READABLE)
+    for name in ("lightning.fabric", "lightning.pytorch"):
+        logger = logging.getLogger(name)
+        for handler in [one for one in logger.handlers if type(one) is logging.StreamHandler]:  # Lightning's own
+            logger.removeHandler(handler)
+            logger.addHandler(_TO_STDERR)
 
 
 class Parser(LightningArgumentParser):
@@ -46,6 +127,21 @@ class Parser(LightningArgumentParser):
         if args is not None and not self.exit_on_error:
             args = [_as_yaml(word) for word in args]
         return super().parse_args(args, **options)
+
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+        """Our own groups of options first, the trainer's last, under titles that say what they are."""
+        self.formatter_class = Help
+        names = {id(group): name for name, group in (self.groups or {}).items()}
+        if "trainer" in names.values():  # the command's own help, not that of one class
+            names[id(self._optionals)] = ""
+            for group in self._action_groups:
+                group.title = GROUPS.get(names.get(id(group), ""), group.title)
+                if any(action.dest == "ckpt_path" for action in group._group_actions):
+                    group.title, names[id(group)] = "checkpoint to go on from", "ckpt_path"
+            order = ["", "ckpt_path", *list(GROUPS)[:-1], "others", "trainer"]
+            place = {id(group): order.index(names.get(id(group), "others")) for group in self._action_groups}
+            self._action_groups = sorted(self._action_groups, key=lambda group: place[id(group)])
+        return super().format_help(formatter)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what jsonargparse has to say. It wraps reasons in reasons; ours, if one is inside, is the clearest."""
@@ -107,3 +203,35 @@ def own_message(error: BaseException | None) -> str | None:
             return str(error)
         error = error.__cause__ or error.__context__
     return None
+
+
+def refused_by_lightning(error: BaseException) -> str | None:
+    """One line for a class of Lightning (a logger, say) that could not be made, as of a package that is missing."""
+    text = str(error)
+    named = re.findall(r"class_path='lightning(?:\.\w+)*\.(\w+)'", text)
+    if not named:
+        return None
+    if found := re.search(r"Requirement '([\w.-]+)[^']*' not met", text):
+        wanting = re.findall(r"class_path '(?:\w+\.)*(\w+)'", text[: found.start()])
+        who = wanting[-1] if wanting else named[0]
+        return f"{who} needs the package {found[1]}, which is not installed: pip install {found[1]}"
+    found = re.search(r"Errors:\s+- (.*?)\s+- Expected ", text, re.DOTALL)
+    return None if found is None else f"{named[0]}: {' '.join(found[1].split())[:400]}"
+
+
+def trainer_message(text: str, config: Mapping[str, Any]) -> str:
+    """Why Lightning refuses a trainer, in one line with the remedy where a machine lacks what is asked for."""
+    text = " ".join(text.split())
+    if re.search("No supported gpu backend|can not run on your system", text):
+        asked = config.get("accelerator")
+        built = torch.version.cuda or torch.version.hip
+        build = "" if built else f"; PyTorch {torch.__version__} is built for CPUs only"
+        return (
+            f"accelerator is '{asked}', but PyTorch sees none here{build}; to train without it add "
+            "-c experiments/machine/cpu.yaml after the other recipes"
+        )
+    if found := re.search(r"You requested gpu: (\[.*?\]) But your machine only has: (\[.*?\])", text):
+        return (
+            f"devices asks for GPUs {found[1]}, but PyTorch sees {found[2]} here; give trainer.devices: auto, or fewer"
+        )
+    return text

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from diptych import distributed
@@ -74,6 +75,7 @@ class AlignmentModule(pl.LightningModule):
         """What the command line built this module from; stored in checkpoints, so that ``diptych.load`` needs no more."""
         self.results: dict[str, Metric] = {}
         """Metrics of the last validation or test pass, with intervals."""
+        self._told: set[str] = set()
 
     # -- features ---------------------------------------------------------------------------------------------------
 
@@ -228,6 +230,9 @@ class AlignmentModule(pl.LightningModule):
         for evaluator in self.evaluators:
             for name, metric in evaluator.compute(self.head).items():
                 self.results[f"{stage}/{evaluator.name}/{name}"] = metric
+            if evaluator.doubt and not self.trainer.sanity_checking and evaluator.doubt not in self._told:
+                self._told.add(evaluator.doubt)
+                rank_zero_warn(f"{stage}/{evaluator.doubt}")
         # Every process has computed the same value: nothing is left to be reduced.
         self.log_dict({name: metric.value for name, metric in self.results.items()}, rank_zero_only=False)
 

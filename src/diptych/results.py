@@ -133,9 +133,11 @@ def table(metrics: Mapping[str, Metric], title: str | None = None) -> Table:
 
 def print_table(metrics: Mapping[str, Metric], title: str | None = None) -> None:
     """Print :func:`table` to standard output."""
+    from rich import get_console
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 120).print(table(metrics, title))
+    console = get_console() if sys.stdout.isatty() else Console(width=120)  # the first knows of the progress bar
+    console.print(table(metrics, title))
 
 
 def _metric(row: object, where: str) -> Metric:

@@ -106,18 +106,33 @@ class ResumableLoader(DataLoader[Any]):
     """A DataLoader over a :class:`TrainingSampler` that Lightning saves with each checkpoint and restores exactly.
 
     Its state counts the batches *given out*, not those that workers have read ahead, and is equal on every process.
+    Lightning sets the epoch before each. In a loop of your own the loader goes on to the next epoch by itself after each
+    full pass; :meth:`set_epoch` chooses one, as after a restart::
+
+        loader = datamodule.train_dataloader()
+        for epoch in range(epochs):
+            loader.set_epoch(epoch)
+            for batch in loader: ...
     """
 
     batch_sampler: TrainingSampler
+    advances: bool = False
+    """Each full pass is followed by the next epoch: for loops outside a trainer."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the order, captions and augmentation of this epoch from now on, as Lightning has them in it."""
+        self.batch_sampler.set_epoch(epoch)
 
     def __iter__(self) -> Any:
         # A generator: nothing is read ahead before the first batch is asked for, when Lightning has set the epoch.
         sampler = self.batch_sampler
-        self.given = sampler.start
+        epoch, self.given = sampler.epoch, sampler.start
         for batch in super().__iter__():
             self.given += 1
             yield batch
         sampler.start = 0
+        if self.advances:
+            sampler.epoch, self.given = epoch + 1, 0
 
     given: int = 0
 

@@ -1,0 +1,61 @@
+"""Loggers of a run: TensorBoard unless another is named, pictures to each that takes them, and ``config.yaml``.
+
+``trainer.logger`` names other loggers of Lightning, one or a list, or ``false`` for none. What a run needs lies in its
+folder in any case: the configuration, checkpoints, pictures and results.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import yaml
+from lightning.fabric.loggers.tensorboard import TensorBoardLogger as FabricTensorBoardLogger
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+
+from diptych.files import replace_text
+
+__all__ = ["Events", "SavedConfig", "log_picture"]
+
+
+class Events(TensorBoardLogger):
+    """TensorBoard's event files in the run's folder; ``config.yaml`` is there already, so no hparams.yaml.
+
+    Args:
+        run: the folder.
+    """
+
+    def __init__(self, run: str) -> None:
+        super().__init__(save_dir=run, name="", version="")
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write out what is waiting."""
+        FabricTensorBoardLogger.save(self)
+
+
+class SavedConfig(SaveConfigCallback):
+    """Writes the configuration into the run's folder before training, whatever the logger, and gives it to loggers."""
+
+    def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write, on the first process; see Lightning's ``SaveConfigCallback``."""
+        text = self.parser.dump(self.config, skip_none=False)
+        replace_text(Path(trainer.default_root_dir) / self.config_filename, text)
+        for logger in trainer.loggers:
+            if not isinstance(logger, Events):
+                logger.log_hyperparams(yaml.safe_load(text))
+
+
+def log_picture(trainer: pl.Trainer, picture: Image.Image, tag: str) -> None:
+    """Give a picture to each logger that takes some; no side is longer than 2,048 pixels, as logs are no archive."""
+    small = picture.copy()
+    small.thumbnail((2048, 2048))
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(tag, np.asarray(small), trainer.global_step, dataformats="HWC")
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(tag, [small], trainer.global_step)
