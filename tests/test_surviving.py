@@ -32,6 +32,8 @@ def fitted(tmp_path_factory):
 
 def of_test(fitted, run, *options):
     checkpoint = str(fitted / "run" / "checkpoints" / "last.ckpt")
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "last.ckpt.0.part").write_text("half, of a killed process")
     words = ["-c", str(fitted / "recipe.yaml"), "--run", str(run), "--ckpt_path", checkpoint]
     done = inprocess.diptych("test", *words, *options)
     assert not list(run.rglob("*.part"))

@@ -26,7 +26,7 @@ from diptych.data import RadiographDataModule
 from diptych.divergence import Divergence
 from diptych.errors import ConfigError, DiptychError
 from diptych.figures import Figures
-from diptych.files import replacing
+from diptych.files import remove_parts, replacing
 from diptych.help import class_help
 from diptych.loading import read_checkpoint
 from diptych.loggers import Events, SavedConfig
@@ -151,6 +151,7 @@ class DiptychCLI(LightningCLI):
                 pass
         except OSError as error:
             raise ConfigError(f"--run {run}: cannot be written ({error.strerror}); give a folder that can") from error
+        remove_parts(run)  # of processes that were killed
         config.trainer.default_root_dir = str(run)
         config.checkpoint.dirpath = config.checkpoint.dirpath or str(run / "checkpoints")
         config.recovery.dirpath = config.recovery.dirpath or str(run / "checkpoints")
