@@ -13,7 +13,7 @@ export NO_ALBUMENTATIONS_UPDATE = 1
 .PHONY: demo compare install test check lint format types bench wheel clean
 
 demo: install  ## train and test a small dual encoder on phantoms: table, pictures, results.json
-	$(BIN)/diptych fit -c $(RECIPE) --model.head $(HEAD) --run $(RUN)
+	$(BIN)/diptych fit -c $(RECIPE) --model.head $(HEAD) --run $(RUN) --overwrite
 	$(BIN)/diptych test -c $(RUN)/config.yaml --run $(RUN) --ckpt_path best
 	@echo "pictures: $(RUN)/figures   results: $(RUN)/results.json   logs: $(BIN)/tensorboard --logdir $(RUN)"
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from typing import ClassVar
 
 import lightning.pytorch as pl
@@ -15,17 +16,19 @@ class At(pl.Callback):
         step: optimiser steps that are done by then.
         moment: ``trained`` (at the end of a batch, before anything is saved), ``begun`` (at the start of the next),
             ``validating`` (before the second batch of a validation), ``validated`` (at its end, before best.ckpt).
+        rank: on which process of the job; on all if -1.
     """
 
-    def __init__(self, step: int, moment: str = "trained") -> None:
-        self.step, self.moment = step, moment
+    def __init__(self, step: int, moment: str = "trained", rank: int = -1) -> None:
+        self.step, self.moment, self.rank = step, moment, rank
 
     def happen(self) -> None:
         raise NotImplementedError
 
     def _pass(self, trainer: pl.Trainer, moment: str) -> None:
         if moment == self.moment and trainer.global_step >= self.step and not trainer.sanity_checking:
-            self.happen()
+            if self.rank in (-1, trainer.global_rank):
+                self.happen()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self._pass(trainer, "trained")
@@ -107,3 +110,37 @@ class Spoil(pl.Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if self.where == "weights" and trainer.global_step == self.step + 1:
             next(pl_module.parameters()).data.view(-1)[0] = float("inf")
+
+
+class SignalAt(pl.Callback):
+    """A signal to this very process in the midst of a step, on one rank of the job or on all (-1).
+
+    Args:
+        step: optimiser steps that are done by then.
+        number: the signal's.
+        rank: who is sent it.
+        moment: ``batch`` (before a step), ``validation`` (in its first batch) or ``end`` (of the run).
+        times: how often, ``apart`` seconds from each other.
+    """
+
+    def __init__(
+        self, step: int, number: int, rank: int = -1, moment: str = "batch", times: int = 1, apart: float = 0.0
+    ) -> None:
+        self.step, self.number, self.rank, self.moment = step, number, rank, moment
+        self.times, self.apart = times, apart
+
+    def _send(self, trainer, moment) -> None:
+        if moment == self.moment and trainer.global_step == self.step and self.rank in (-1, trainer.global_rank):
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.number)
+                time.sleep(self.apart or 0.05)  # the thread that reads signals has come to it
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self._send(trainer, "batch")
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
+        if not trainer.sanity_checking:
+            self._send(trainer, "validation" if batch_idx == 0 else "")
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        self._send(trainer, "end")

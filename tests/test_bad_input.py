@@ -440,7 +440,9 @@ def test_testing_leaves_the_recipe_of_the_run_alone(trained):
     )
     assert (run / "config.yaml").read_text() == before
     assert "eval_batch_size: 2" in (run / "config-test.yaml").read_text()
-    assert inprocess.diptych("fit", *words, "--trainer.fast_dev_run", "true").returncode == 0
+    told = message(inprocess.diptych("fit", *words, "--trainer.fast_dev_run", "true"))
+    holds(told, f"--run {run}: holds a run already (best.ckpt, last.ckpt", "--overwrite")
+    assert (run / "config.yaml").read_text() == before
 
 
 def test_checkpoints_are_written_whole_or_not_at_all(trained, tmp_path, monkeypatch):

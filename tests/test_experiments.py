@@ -1,7 +1,9 @@
 """Every shipped YAML fits the signatures, and every command of the README runs."""
 
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import inprocess
 import pytest
 import yaml
-from mini import ROOT, TEXT, config, diptych, write_pairs
+from mini import ROOT, SHIPPED, TEXT, config, diptych, write_pairs
 
 RECIPES = sorted(
     p for folder in ("pretrain", "real", "compare", "phantom") for p in (ROOT / "experiments" / folder).glob("*.yaml")
@@ -87,8 +89,66 @@ def test_machine_files_say_nothing_but_the_machine():
         assert set(yaml.safe_load(machine.read_text())) <= {"trainer", "recovery"}, machine
 
 
-def test_sbatch_is_a_script_that_bash_reads():
-    subprocess.run(["bash", "-n", str(ROOT / "experiments/machine/slurm.sbatch")], check=True)
+SRUN = """#!/usr/bin/env bash
+while [[ $1 == --* ]]; do echo "srun $1"; shift; done
+exec "$@"
+"""
+"""What it was given, and the command itself: a job of one task."""
+
+
+def sbatch(folder, *arguments, **env):
+    """The script as SLURM runs it: a copy in a folder of its own, with commands that stand for SLURM's."""
+    for name, text in {"srun": SRUN, "diptych": '#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n'}.items():
+        (folder / "bin").mkdir(exist_ok=True)
+        (folder / "bin" / name).write_text(text)
+        (folder / "bin" / name).chmod(0o755)
+    spool = folder / "spool"
+    spool.mkdir(exist_ok=True)
+    script = shutil.copy(ROOT / "experiments/machine/slurm.sbatch", spool / "slurm_script")
+    given = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_NNODES": "3", **env}
+    return subprocess.run(
+        ["bash", str(script), *arguments], capture_output=True, text=True, env=given, cwd=folder, check=False
+    )
+
+
+def scontrol(folder, file):
+    """What tells where a job's script was."""
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "bin" / "scontrol").write_text(f"#!/usr/bin/env bash\necho '   Command={file} a.yaml runs/a'\n")
+    (folder / "bin" / "scontrol").chmod(0o755)
+
+
+@pytest.mark.parametrize("found", ["scontrol", "submit", "root"])
+def test_sbatch_finds_its_machine_and_takes_what_the_job_has(found, tmp_path):
+    where = {"submit": {"SLURM_SUBMIT_DIR": str(ROOT)}, "root": {"DIPTYCH_ROOT": str(ROOT)}}.get(found, {})
+    if found == "scontrol":
+        scontrol(tmp_path, ROOT / "experiments/machine/slurm.sbatch")
+    job = {"SLURM_NTASKS_PER_NODE": "2", "SLURM_CPUS_PER_TASK": "5", "SLURM_GPUS_ON_NODE": "2"}
+    done = sbatch(tmp_path, "a.yaml", "runs/a", "--trainer.max_epochs", "2", **job, **where)
+    assert done.returncode == 0, done.stderr
+    asked, words = [], []
+    for line in done.stdout.splitlines():
+        (asked if line.startswith("srun ") else words).append(line)
+    assert asked == ["srun --kill-on-bad-exit=1", "srun --cpus-per-task=5"]
+    options = ["--trainer.num_nodes", "3", "--trainer.devices", "2", "--trainer.max_epochs", "2"]
+    assert words == ["fit", "-c", "a.yaml", "-c", str(SHIPPED / "machine/slurm.yaml"), "--run", "runs/a", *options]
+
+
+def test_sbatch_goes_on_and_says_what_is_missing(tmp_path):
+    done = sbatch(tmp_path, "a.yaml", "runs/a")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "set DIPTYCH_ROOT" in done.stderr
+    assert "usage: sbatch slurm.sbatch RECIPE RUN" in sbatch(tmp_path, DIPTYCH_ROOT=str(ROOT)).stderr
+    scontrol(tmp_path, ROOT / "experiments/machine/slurm.sbatch")
+    (tmp_path / "a/checkpoints").mkdir(parents=True)
+    for file in ("a/hpc_ckpt_1.ckpt", "a/checkpoints/last.ckpt"):
+        (tmp_path / file).touch()
+        words = sbatch(tmp_path, "a.yaml", "a").stdout.splitlines()
+        assert words[-2:] == ["--ckpt_path", "last"]
+        assert words[-4:-2] == ["--trainer.accelerator", "cpu"]  # the job has no GPU
+        (tmp_path / file).unlink()
+    recipe = re.search(r"slurm.sbatch (\S+\.yaml)", (SHIPPED / "machine/slurm.sbatch").read_text())
+    assert (ROOT / recipe[1]).is_file()
 
 
 def commands(text):

@@ -162,25 +162,38 @@ def _check(variants: Sequence[Variant], base: dict[str, Any], path: Path, recipe
 
 
 def _call(command: Sequence[str], log: Path, what: str) -> None:
-    """Run ``diptych`` with its output in a file.
+    """Run ``diptych`` with its output in a file. A signal goes on to it, so that a run in training saves itself first.
 
     Raises:
         ConfigError: it failed; with its own message and the file.
     """
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the child is ended too
-    try:
-        with log.open("w", encoding="utf-8") as file:
-            done = subprocess.run(
-                [sys.executable, "-m", "diptych", *command], stdout=file, stderr=subprocess.STDOUT, check=False
-            )
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if done.returncode:
+    from diptych.interruption import ENDING
+
+    told: list[int] = []
+    with log.open("w", encoding="utf-8") as file:
+        child = subprocess.Popen([sys.executable, "-m", "diptych", *command], stdout=file, stderr=subprocess.STDOUT)
+
+        def pass_on(number: int, frame: object) -> None:
+            told.append(number)
+            child.send_signal(number)
+
+        before = {
+            number: signal.signal(number, pass_on) for number in ENDING if signal.getsignal(number) != signal.SIG_IGN
+        }
+        try:
+            code = child.wait()
+        finally:
+            child.kill()  # if an error has come between
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if told:
+        sys.exit(128 + told[0])
+    if code:
         lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
         said = [line.partition("diptych: error: ")[2] for line in lines if line.startswith("diptych: error: ")]
         last = (said or [line for line in lines if line] or ["it said nothing"])[-1]
-        if done.returncode < 0:
-            last = f"ended by {signal.Signals(-done.returncode).name}"
+        if code < 0:
+            last = f"ended by {signal.Signals(-code).name}"
         raise ConfigError(f"{what} failed: {last} (log: {log})")
 
 
@@ -247,6 +260,8 @@ def carry_out(run: Run, recipe: Path, extra: Sequence[str], pairs: int | None) -
         if (run.folder / "checkpoints" / "last.ckpt").is_file():
             command += ["--ckpt_path", "last"]
             said = "taken up where it was interrupted"
+        else:
+            command.append("--overwrite")  # what an interrupted run has left before it could save itself
         _call(command, run.folder / "fit.log", f"{run.name}: diptych fit")
         command = ["test", "-c", str(run.folder / "config.yaml"), "--run", str(run.folder), "--ckpt_path", "last"]
         _call(command, run.folder / "test.log", f"{run.name}: diptych test")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +18,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO, TorchCheckpointIO
+from lightning.pytorch.plugins.layer_sync import LayerSync
+from lightning.pytorch.utilities import rank_zero_warn
 
+from diptych import distributed
 from diptych.building import import_object, register_names
 from diptych.callbacks import Bar, Results, Summary, Throughput
 from diptych.data import RadiographDataModule
@@ -28,12 +30,16 @@ from diptych.errors import ConfigError, DiptychError
 from diptych.figures import Figures
 from diptych.files import remove_parts, replacing
 from diptych.help import class_help
+from diptych.interruption import Interrupted, Interruption, Signals
 from diptych.loading import read_checkpoint
 from diptych.loggers import Events, SavedConfig
 from diptych.messages import Parser, own_message, refused_by_lightning, tidy_console, trainer_message
 from diptych.module import AlignmentModule
 from diptych.plugins import nearest
+from diptych.processes import Peers
 from diptych.recovery import Best, Recovery
+from diptych.run_folder import Anew, RunLock, earlier, first_process, lies_in, newest, written
+from diptych.sync_norm import TowerNorms
 from diptych.task import Task
 
 __all__ = ["AtomicCheckpointIO", "DiptychCLI", "TaskCLI", "run"]
@@ -90,24 +96,18 @@ class _Monitors(Callback):
                 )
 
 
-class _EndTogether(Callback):
-    """When the first process of a job fails, those it has started end too.
-
-    gloo notices a closed connection; NCCL would wait for its timeout. Should another process fail, Lightning's observer
-    ends the first.
-    """
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """End them."""
-        launcher = trainer.strategy.launcher
-        if trainer.is_global_zero and launcher is not None and trainer.strategy.root_device.type != "cpu":
-            launcher.kill(signal.SIGKILL)
-
-
 class DiptychCLI(LightningCLI):
     """One run: a module, a datamodule, a trainer, and a folder where everything of the run lies."""
 
     monitor = "val/retrieval/r@5"
+
+    def __init__(
+        self, *args: Any, signals: Signals, lock: RunLock, peers: Peers, **options: Any
+    ) -> None:  # Lightning's
+        self._signals, self._lock, self._peers = signals, lock, peers
+        self._resumes: str | None = None
+        self._anew = Anew([])
+        super().__init__(*args, **options)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run folder, the callbacks every run has, and the one link: the tower's tokenizer reads the reports."""
@@ -117,7 +117,14 @@ class DiptychCLI(LightningCLI):
 
     def _add_to_every(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
-            "--run", type=str, default="runs/default", help="folder of logs, checkpoints, pictures, results"
+            "--run",
+            "--run_folder",  # torchrun takes --run for one of its own
+            type=str,
+            default="runs/default",
+            help="folder of logs, checkpoints, pictures, results",
+        )
+        parser.add_argument(
+            "--overwrite", action="store_true", help="fit: remove the run that the folder holds, and begin anew"
         )
         parser.add_lightning_class_args(Best, "checkpoint")
         parser.set_defaults(
@@ -153,8 +160,9 @@ class DiptychCLI(LightningCLI):
             raise ConfigError(f"--run {run}: cannot be written ({error.strerror}); give a folder that can") from error
         remove_parts(run)  # of processes that were killed
         config.trainer.default_root_dir = str(run)
-        config.checkpoint.dirpath = config.checkpoint.dirpath or str(run / "checkpoints")
-        config.recovery.dirpath = config.recovery.dirpath or str(run / "checkpoints")
+        self._placed = [part for part in (config.checkpoint, config.recovery) if not part.dirpath]
+        for part in self._placed:
+            part.dirpath = str(run / "checkpoints")
         if self.subcommand != "fit":
             config.verbose = False  # Lightning's own table; ours has intervals
             if config.get("ckpt_path") is None and self._trained():
@@ -164,23 +172,58 @@ class DiptychCLI(LightningCLI):
                 )
         if config.get("ckpt_path") == "none":
             config.ckpt_path = None
-        if config.get("ckpt_path") in {"best", "last"}:
-            config.ckpt_path = self._checkpoint(Path(config.checkpoint.dirpath), config.ckpt_path)
+        checkpoints = Path(config.checkpoint.dirpath)
+        if self.subcommand == "fit" and first_process():
+            self._claim(run, checkpoints)
+        if config.get("ckpt_path") == "last":
+            config.ckpt_path = str(newest(run, checkpoints, best=self.subcommand == "fit"))
+        elif config.get("ckpt_path") == "best":
+            config.ckpt_path = self._best(checkpoints)
+        if self.subcommand == "fit":  # the recipe that is kept begins no other run with it
+            self._resumes, config.ckpt_path = config.get("ckpt_path"), None
+            config.overwrite = False
+
+    def _claim(self, run: Path, checkpoints: Path) -> None:
+        """Make the folder this run's.
+
+        Raises:
+            ConfigError: it is another's.
+        """
+        config = self.config.fit
+        given = config.get("ckpt_path")
+        goes_on = given in {"last", "best"} or (given is not None and lies_in(Path(given), run))
+        self._lock.take(run)
+        if config.overwrite and goes_on:
+            raise ConfigError(
+                f"--overwrite would remove the run that --ckpt_path {given} goes on with; give one of the two"
+            )
+        if not config.overwrite and not goes_on and (held := earlier(run, checkpoints)):
+            names = ", ".join(path.name for path in held[:4])
+            raise ConfigError(
+                f"--run {run}: holds a run already ({names}); --ckpt_path last goes on with it, --overwrite removes it; "
+                "or give another --run"
+            )
+        if config.overwrite:
+            self._anew = Anew(written(run, checkpoints, config.checkpoint.filename or "best"))
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        given = super()._prepare_subcommand_kwargs(subcommand)
+        return given | {"ckpt_path": self._resumes} if subcommand == "fit" else given
 
     def _trained(self) -> bool:
         """Whether what is evaluated has to be fitted before."""
         return True
 
     @staticmethod
-    def _checkpoint(folder: Path, which: str) -> str:
-        path = folder / f"{which}.ckpt"
+    def _best(folder: Path) -> str:
+        path = folder / "best.ckpt"
         if not path.is_file():
             have = sorted(p.name for p in folder.glob("*.ckpt")) if folder.is_dir() else []
             remedy = "train with the same --run first, or give a file's path"
-            if which == "best" and "last.ckpt" in have:
+            if "last.ckpt" in have:
                 remedy = "nothing was validated in this run; give --ckpt_path last"
             raise ConfigError(
-                f"--ckpt_path {which}: {path} does not exist (there: {', '.join(have) or 'nothing'}); {remedy}"
+                f"--ckpt_path best: {path} does not exist (there: {', '.join(have) or 'nothing'}); {remedy}"
             )
         return str(path)
 
@@ -201,7 +244,7 @@ class DiptychCLI(LightningCLI):
         plugins = given if isinstance(given, list) else [given]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             config["plugins"] = [*plugins, AtomicCheckpointIO()]
-        callbacks = [Results(), _Monitors(), _EndTogether(), *callbacks, Throughput()]
+        callbacks = [self._anew, Results(), _Monitors(), self._peers, *callbacks, Throughput()]
         own = config.get("callbacks") or []
         own = own if isinstance(own, list) else [own]
         if config.get("logger"):
@@ -210,14 +253,29 @@ class DiptychCLI(LightningCLI):
             callbacks.append(Bar())
         if config.get("enable_model_summary") is not False and not any(isinstance(one, ModelSummary) for one in own):
             callbacks.append(Summary())
+        if self.subcommand == "fit":
+            callbacks.append(Interruption(self._signals))
+        if config.get("sync_batchnorm") and not any(isinstance(plugin, LayerSync) for plugin in plugins):
+            config["plugins"] = [*(config.get("plugins") or []), TowerNorms()]
         try:
-            return super()._instantiate_trainer(config, callbacks)
+            trainer: Trainer = super()._instantiate_trainer(config, callbacks)
         except (MisconfigurationException, TypeError, ValueError) as error:
             raise ConfigError(f"trainer: {trainer_message(str(error), config)}") from error
+        # Lightning's handlers wait for the other processes within the handler, for ever if those were sent no signal.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores:
+            rank_zero_warn(
+                f"trainer.devices: {trainer.num_devices} processes share {cores} CPU core(s), and each is the slower for it; "
+                f"--trainer.devices {cores} is the most that helps"
+            )
+        return trainer
 
     def instantiate_classes(self) -> None:
         """Build everything; the module keeps the plain configuration it was built from."""
         super().instantiate_classes()
+        for part in self._placed:  # the recipe that is kept must not send another run's checkpoints here
+            part.dirpath = None
         dumped = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_validation=True)
         self.model.config = yaml.safe_load(dumped)["model"]
 
@@ -276,6 +334,10 @@ def _names_a_task(arguments: Sequence[str]) -> bool:
     return False
 
 
+_LOST = r"Connection (closed|reset)|Broken pipe|NCCL|Gloo|gloo|Socket Timeout"
+"""What torch says when another process does not answer."""
+
+
 def run(command: str) -> None:
     """Run ``fit``, ``validate`` or ``test`` with the options on the command line.
 
@@ -287,25 +349,32 @@ def run(command: str) -> None:
     Parser.command = command
     of_task = _names_a_task(sys.argv[2:])
     kind: type[DiptychCLI] = TaskCLI if of_task else DiptychCLI
+    peers, lock = Peers(), RunLock()
     try:
-        kind(
-            Task if of_task else AlignmentModule,
-            RadiographDataModule,
-            subclass_mode_model=of_task,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            trainer_class=Trainer,
-            trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
-            save_config_callback=SavedConfig,
-            # A test must not replace the recipe that the run was trained with.
-            save_config_kwargs={
-                "save_to_log_dir": False,
-                "config_filename": "config.yaml" if command == "fit" else f"config-{command}.yaml",
-            },
-            parser_class=Parser,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
+        with Signals() as signals:
+            kind(
+                Task if of_task else AlignmentModule,
+                RadiographDataModule,
+                subclass_mode_model=of_task,
+                subclass_mode_data=True,
+                seed_everything_default=0,
+                trainer_class=Trainer,
+                trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
+                save_config_callback=SavedConfig,
+                # A test must not replace the recipe that the run was trained with.
+                save_config_kwargs={
+                    "save_to_log_dir": False,
+                    "config_filename": "config.yaml" if command == "fit" else f"config-{command}.yaml",
+                },
+                parser_class=Parser,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                signals=signals,
+                lock=lock,
+                peers=peers,
+            )
+            if signals.received:  # the run was at its end
+                raise Interrupted(128 + signals.received)
     except DiptychError:
         raise
     except Exception as error:
@@ -314,8 +383,12 @@ def run(command: str) -> None:
             raise ConfigError(message) from error
         if isinstance(error, MisconfigurationException):
             raise ConfigError(" ".join(str(error).split())) from error
-        if isinstance(error, RuntimeError) and re.search(r"Connection (closed|reset) by peer", str(error)):
-            if os.environ.get("LOCAL_RANK", "0") != "0":
-                sys.exit(2)  # the first process says it
-            raise DiptychError("another process of this job has ended; its own message says why") from error
+        if isinstance(error, RuntimeError) and re.search(_LOST, str(error)):
+            told = peers.gone(seconds=3)
+            if told is None and "Connection" not in str(error):
+                raise
+            told = told or "another process of this job has ended; its own message says why"
+            raise DiptychError(f"{told}; this process, rank {distributed.rank()}, ends too") from error
         raise
+    finally:
+        lock.release()

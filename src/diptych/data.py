@@ -28,6 +28,7 @@ from diptych.escaping import csv_rows
 from diptych.files import replace_text
 from diptych.images import Kept, Notes, RadiographDataset, Sample, Split, unusable_images
 from diptych.intensity import Intensity
+from diptych.interruption import leave_to_parent
 from diptych.privacy import discreet, strings
 from diptych.radiograph import ImageError, refuse
 from diptych.sampling import Draw, EvaluationSampler, ResumableLoader, TrainingSampler, mix
@@ -376,6 +377,7 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
             # Under DDP every process must give the gather one shape.
             "collate_fn": _Collate(self.tokenizer, to_max=training and self._processes()[1] > 1),
             "num_workers": workers,
+            "worker_init_fn": leave_to_parent,
             "pin_memory": torch.cuda.is_available(),
             "persistent_workers": training and workers > 0,
             "multiprocessing_context": self.loading.start_method if workers else None,

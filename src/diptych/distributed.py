@@ -19,6 +19,7 @@ __all__ = [
     "alone",
     "barrier",
     "gather",
+    "gather_objects",
     "gather_uneven",
     "max_over_processes",
     "mean_loss",
@@ -107,6 +108,15 @@ def gather_uneven(x: Tensor) -> Tensor:
     padded[tuple(slice(n) for n in x.shape)] = x
     parts = torch.split(_all_gather(padded), longest[0])
     return torch.cat([part[: int(n)] for part, n in zip(parts, shapes[:, 0], strict=True)])
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """One small value of each process, in rank order."""
+    found: list[Any] = [None] * world_size()
+    if len(found) == 1:
+        return [value]
+    dist.all_gather_object(found, value)
+    return found
 
 
 def sum_over_processes(x: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from diptych.errors import DataError
 from diptych.files import replace_text
 from diptych.intensity import Intensity
+from diptych.interruption import leave_to_parent
 from diptych.packed import PICTURES
 from diptych.radiograph import ImageError
 from diptych.splits import split_hash
@@ -179,6 +180,7 @@ def unusable_images(
             batch_size=32,
             collate_fn=list,
             num_workers=workers,
+            worker_init_fn=leave_to_parent,
             multiprocessing_context=start_method if workers else None,
         )
         for index, rule, text, notes in chain.from_iterable(loader):

@@ -20,7 +20,7 @@ from typing import Any
 
 from diptych.errors import ConfigError, DataError
 from diptych.escaping import csv_rows, for_latex, for_markdown
-from diptych.files import replace_text
+from diptych.files import replace_text, sha256
 from diptych.metrics import Metric
 from diptych.results import read_results
 from diptych.summaries import Summary, markdown, show, summarise
@@ -47,6 +47,8 @@ class Run:
     """By full name, as ``test/zero_shot/auroc/macro``."""
     protocol: Mapping[str, Any]
     split_hash: str | None
+    doubt: str | None = None
+    """Why the results may not be those of the run's checkpoint."""
 
     def task(self, name: str) -> dict[str, str]:
         """All that the figures of ``stage/evaluator`` depend on, as text."""
@@ -112,7 +114,21 @@ def read_run(given: str) -> Run:
         found["metrics"],
         protocol,
         found.get("split_hash"),
+        _doubt(found.get("checkpoint"), folder),
     )
+
+
+def _doubt(checkpoint: Any, folder: Path) -> str | None:
+    """What is wrong with the checkpoint that results name: gone, or not the file that was tested. None if all is well."""
+    if not isinstance(checkpoint, dict) or not isinstance(named := checkpoint.get("path"), str):
+        return None  # of weights in memory, as the probes train them
+    own = folder / "checkpoints" / Path(named).name  # of a run that was moved
+    there = [path for path in dict.fromkeys((Path(named), own)) if path.is_file()]
+    if not there:
+        return f"the checkpoint that was tested, {named}, is gone"
+    if checkpoint.get("sha256") not in map(sha256, there):
+        return f"the checkpoint {there[0]} is not the one that was tested (another SHA-256); test it again"
+    return None
 
 
 def tables(runs: Sequence[Run]) -> list[Table]:
@@ -249,6 +265,7 @@ def page(found: Sequence[Table], view: View) -> str:
                 f"**Not to be compared with the first table of {for_markdown(table.name)}:** {for_markdown(different)}."
             )
         parts.append(markdown(header, rows))
+        parts += [f"**{for_markdown(run.label)}:** {for_markdown(run.doubt)}." for run in table.runs if run.doubt]
     return "\n\n".join(parts) + "\n"
 
 

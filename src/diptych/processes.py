@@ -1,0 +1,143 @@
+"""The processes of a job: when one dies, the others say which, and end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+
+from diptych import distributed
+
+__all__ = ["Peer", "Peers"]
+
+_LOOK = 0.5
+"""Seconds between two looks at the others."""
+_PATIENCE = 10.0
+"""Seconds that this process has to end by itself, once another is gone."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One process of the job."""
+
+    rank: int
+    host: str
+    place: str
+    """Host and table of processes: two containers of one host name have each their own."""
+    process: int
+    started: str
+    """As the system counts it, so that a later process of the same number is not taken for this one."""
+
+    @staticmethod
+    def here() -> Peer:
+        """This process."""
+        host = socket.gethostname()
+        try:
+            table = os.readlink("/proc/self/ns/pid")
+        except OSError:  # not Linux
+            table = ""
+        return Peer(distributed.rank(), host, f"{host} {table}", os.getpid(), _started(os.getpid()) or "")
+
+    def alive(self) -> bool:
+        """Whether it still runs; asked where ``place`` is the same."""
+        return _started(self.process) == self.started
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} (host {self.host}, process {self.process})"
+
+
+def _started(process: int) -> str | None:
+    """When a process has started, None if it has ended."""
+    if Path("/proc/self/stat").exists():
+        try:
+            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if fields[0] in "ZX" else fields[19]
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return None
+    return ""
+
+
+class Peers(pl.Callback):
+    """Watches the other processes of this host. When one has died, this one says so and ends, even from a hanging collective.
+
+    gloo notices a closed connection; NCCL would wait for its timeout.
+    """
+
+    def __init__(self) -> None:
+        self._others: list[Peer] = []
+        self._here = Peer.here()
+        self._children: Sequence[subprocess.Popen[Any]] = ()
+        self._done = threading.Event()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Get to know each other, and begin to watch."""
+        if distributed.world_size() == 1:
+            return
+        self._here = Peer.here()
+        self._others = [peer for peer in distributed.gather_objects(self._here) if peer.rank != self._here.rank]
+        self._children = getattr(trainer.strategy.launcher, "procs", ())
+        for thread in threading.enumerate():
+            if thread.name == "child-process-observer":  # Lightning's: it would kill this process before it can speak
+                thread._child_processes = []  # type: ignore[attr-defined]  # of that class, which is private
+        threading.Thread(target=self._watch, daemon=True, name="peers").start()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """All have come to the end: who leaves now is not missed."""
+        if self._others:
+            distributed.barrier()
+        self._done.set()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """When the first process of a job fails, those it has started end too: NCCL would let them wait."""
+        if isinstance(exception, SystemExit):
+            self._done.set()  # all have agreed to end
+        elif trainer.is_global_zero and trainer.strategy.root_device.type != "cpu":
+            for child in self._children:
+                child.kill()
+
+    def gone(self, seconds: float = 0.0) -> str | None:
+        """Which processes have ended, in words; None if none is known to have within so many seconds."""
+        until = time.monotonic() + seconds
+        while not (dead := [p for p in self._others if p.place == self._here.place and not p.alive()]):
+            if time.monotonic() >= until:
+                break
+            time.sleep(0.05)
+        if dead:
+            return "; ".join(self._ended(peer) for peer in dead)
+        if seconds and (far := [peer for peer in self._others if peer.place != self._here.place]):
+            return f"one of these has ended or cannot be reached: {', '.join(map(str, far))}"
+        return None
+
+    def _ended(self, peer: Peer) -> str:
+        code = next((child.poll() for child in self._children if child.pid == peer.process), None)
+        if code is None:
+            return f"{peer} has ended"
+        return (
+            f"{peer} was ended by {signal.Signals(-code).name}"
+            if code < 0
+            else f"{peer} has ended with exit code {code}"
+        )
+
+    def _watch(self) -> None:
+        while not self._done.wait(_LOOK):
+            if (told := self.gone()) is None:
+                continue
+            if self._done.wait(_PATIENCE):
+                return
+            os.write(2, f"diptych: error: {told}; this process, rank {self._here.rank}, ends too\n".encode())
+            for child in self._children:
+                child.kill()
+            os._exit(2)
