@@ -26,9 +26,9 @@ class At(pl.Callback):
         raise NotImplementedError
 
     def _pass(self, trainer: pl.Trainer, moment: str) -> None:
-        if moment == self.moment and trainer.global_step >= self.step and not trainer.sanity_checking:
-            if self.rank in (-1, trainer.global_rank):
-                self.happen()
+        here = self.rank in (-1, trainer.global_rank) and not trainer.sanity_checking
+        if here and moment == self.moment and trainer.global_step >= self.step:
+            self.happen()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         self._pass(trainer, "trained")

@@ -111,6 +111,10 @@ def two(recipe):
     return recipe / "two"
 
 
+def at(callback, **options):
+    return [f"--trainer.callbacks+=killer.{callback}", *[f"--trainer.callbacks.{k}={v}" for k, v in options.items()]]
+
+
 def trained(run):
     """Weights and both moments of the optimiser, after the last step."""
     checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
@@ -190,6 +194,37 @@ def test_a_loss_that_is_no_number_on_one_process_stops_both(recipe):
     assert read_checkpoint(recipe / "diverged" / "checkpoints" / "last.ckpt")["global_step"] == 4
 
 
+def test_a_signal_to_one_process_saves_and_ends_both(recipe, two):
+    run = command(recipe, "told")
+    told = launch(*run, *at("SignalAt", step=3, number=15, rank=1))
+    assert told.returncode == 128 + signal.SIGTERM, told.stderr
+    assert "Traceback" not in told.stderr
+    assert "diptych: error" not in told.stderr
+    assert read_checkpoint(recipe / "told" / "checkpoints" / "last.ckpt")["global_step"] == 4
+    resumed = launch(*run, "--ckpt_path", "last")
+    assert resumed.returncode == 0, resumed.stderr
+    assert apart(trained(two), trained(recipe / "told"))[0] == 0
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_dies_is_named_by_the_other(recipe, rank):
+    """With ResNet towers, whose norms ddp.yaml synchronises: on CPUs too."""
+    resnet = ["--model.image", "TimmImage", "--model.image.name", "resnet10t", "--model.image.pretrained", "false"]
+    resnet += [
+        "--model.image.model_args",
+        "{channels: [8, 8, 16, 16], stem_width: 8}",
+        "--trainer.precision",
+        "32-true",
+    ]
+    run = [*command(recipe, f"died{rank}"), *resnet, *at("KillAt", step=2, rank=rank)]
+    done = launch(*run)
+    assert done.returncode == (-9 if rank == 0 else 2), done.stderr
+    assert "Traceback" not in done.stderr
+    told = [line for line in done.stderr.splitlines() if line.startswith(f"diptych: error: rank {rank} (host ")]
+    assert len(told) == 1
+    assert (" was ended by SIGKILL; " if rank else " has ended; ") in told[0]
+
+
 def test_an_image_that_only_the_second_process_cannot_read(recipe, tmp_path):
     write_pairs(tmp_path, n=39)
     second = TrainingSampler(26, 4, seed=0, rank=1, processes=2)
@@ -201,4 +236,4 @@ def test_an_image_that_only_the_second_process_cannot_read(recipe, tmp_path):
     assert "Traceback" not in done.stderr
     told = [line for line in done.stderr.splitlines() if line.startswith("diptych: error: ")]
     assert f"/{name}: the PNG data are truncated" in told[0]
-    assert told[1:] in ([], ["diptych: error: another process of this job has ended; its own message says why"])
+    assert told[1:] == [] or told[1].startswith("diptych: error: rank 1 (host ")

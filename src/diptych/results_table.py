@@ -126,7 +126,7 @@ def _doubt(checkpoint: Any, folder: Path) -> str | None:
     there = [path for path in dict.fromkeys((Path(named), own)) if path.is_file()]
     if not there:
         return f"the checkpoint that was tested, {named}, is gone"
-    if checkpoint.get("sha256") not in map(sha256, there):
+    if checkpoint.get("sha256") not in [sha256(path) for path in there]:
         return f"the checkpoint {there[0]} is not the one that was tested (another SHA-256); test it again"
     return None
 

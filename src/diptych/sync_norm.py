@@ -6,7 +6,7 @@ from typing import cast
 
 import torch
 from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
-from timm.layers import SyncBatchNormAct, convert_sync_batchnorm
+from timm.layers.norm_act import SyncBatchNormAct, convert_sync_batchnorm
 from torch import Tensor, nn
 
 from diptych import distributed
@@ -52,7 +52,7 @@ class SyncNorm(nn.SyncBatchNorm):
         self.running_var.lerp_(variance.to(self.running_var.dtype), share)
 
 
-class _SyncNormAct(SyncBatchNormAct, SyncNorm):  # type: ignore[misc]  # timm has no types
+class _SyncNormAct(SyncBatchNormAct, SyncNorm):
     """The same with the activation that timm keeps in it, which torch's own conversion would drop."""
 
 
@@ -61,7 +61,7 @@ class TowerNorms(TorchSyncBatchNorm):
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Before training on several processes."""
-        model = cast(nn.Module, convert_sync_batchnorm(model))
+        model = cast(nn.Module, convert_sync_batchnorm(model))  # type: ignore[no-untyped-call]  # timm's
         for layer in model.modules():
             if isinstance(layer, nn.SyncBatchNorm):
                 layer.__class__ = _SyncNormAct if isinstance(layer, SyncBatchNormAct) else SyncNorm
