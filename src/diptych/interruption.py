@@ -30,6 +30,8 @@ _TOGETHER = 1.0
 """Seconds in which further signals are the same order: ``timeout``, torchrun and terminals give one twice."""
 _PATIENCE = 50.0
 """Seconds until an ordered end comes without the next step."""
+_BLOCKED = 10.0
+"""The same outside training, where there is nothing to save: a call of a library blocks, as when processes are to meet."""
 
 _current: Signals | None = None
 
@@ -95,12 +97,13 @@ class Signals:
 
     def _watch(self) -> None:
         while True:
-            left = None if not self.received else max(0.0, self._since + _PATIENCE - time.monotonic())
+            patience = _PATIENCE if self.training else _BLOCKED
+            left = None if not self.received else max(0.0, self._since + patience - time.monotonic())
             ready, _, _ = select.select([self._reader], [], [], 1.0 if self.saving else left)
             if not ready:
                 if not self.saving:
                     self._end(
-                        self.received, f"no step has ended within {_PATIENCE:.0f} s: ends without saving", late=True
+                        self.received, f"no step has ended within {patience:.0f} s: ends without saving", late=True
                     )
                 continue
             numbers = os.read(self._reader, 64)
