@@ -10,24 +10,28 @@ import pickle
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diptych.errors import ConfigError
 from diptych.head import Grounds, Observes, WeighsWords
+from diptych.inputs import each_picture, each_text, grey_picture
 from diptych.intensity import Intensity
-from diptych.radiograph import grey_of, read_radiograph, to_grey
+from diptych.scoring import blocks, stack
 from diptych.transforms import Letterbox, letterbox
 from diptych.types import Embedding
 
 if TYPE_CHECKING:
     from diptych.module import AlignmentModule
 
-__all__ = ["AlignmentModel", "check_fit", "heat_at_native", "load", "load_module", "read_checkpoint"]
+__all__ = ["AlignmentModel", "check_fit", "checkpoint_in", "heat_at_native", "load", "load_module", "read_checkpoint"]
+
+T = TypeVar("T")
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
@@ -95,7 +99,8 @@ def load_module(path: Path | str) -> AlignmentModule:
     Raises:
         ConfigError: the file is not ours, holds no configuration, names a head that is not installed, or does not fit.
     """
-    return _module_of(read_checkpoint(path), str(path))
+    file = checkpoint_in(path)
+    return _module_of(read_checkpoint(file), str(file))
 
 
 def _module_of(checkpoint: dict[str, Any], path: str) -> AlignmentModule:
@@ -156,9 +161,18 @@ def heat_at_native(
 class AlignmentModel:
     """A trained dual encoder with its head, for pictures and strings.
 
-    Pictures are paths (any file that training reads), PIL images or arrays ``[h,v]`` (uint8 as they are, other types
-    stretched to their own range); one or a list of them. All are read with the intensity of training. Nothing is
-    trained and nothing is random.
+    Pictures are paths (any file that training reads), PIL images, arrays or tensors; one, a list, or an array of many, as
+    :func:`diptych.inputs.each_picture` has it. uint8 arrays are taken as they are, other types stretched to their own range.
+    All are read with the intensity of training. Nothing is trained and nothing is random.
+
+    Args:
+        module: the trained module.
+        image_size: side of the square input.
+        device: where to put it.
+        intensity: how pictures were read in training.
+
+    Raises:
+        ConfigError: there is no such device.
     """
 
     def __init__(
@@ -168,45 +182,64 @@ class AlignmentModel:
         device: str | torch.device = "cpu",
         intensity: Intensity = Intensity(),  # noqa: B008  # frozen
     ) -> None:
-        self.module = module.eval().to(device)
+        self.device = _device(device)
+        self.module = module.eval().to(self.device)
         self.image_size, self.intensity = image_size, intensity
-        self.device = torch.device(device)
 
-    def _grey(self, picture: Any) -> NDArray[np.uint8]:
-        from PIL import Image
-
-        if isinstance(picture, str | Path):
-            return read_radiograph(picture, self.intensity)
-        if isinstance(picture, Image.Image):
-            return grey_of(picture, source="the PIL image", intensity=self.intensity)
-        array = np.asarray(picture)
-        if array.ndim != 2:
-            raise ConfigError(f"a picture array has shape {array.shape}; give one grey picture [height, width]")
-        if array.dtype == np.uint8 and self.intensity.percentiles is None:
-            return array
-        return to_grey(array, source="the array", percentiles=self.intensity.percentiles)
-
-    def _boxed(self, pictures: Any) -> tuple[Tensor, list[Letterbox], list[tuple[int, int]]]:
-        many = pictures if isinstance(pictures, list | tuple) else [pictures]
-        greys = [self._grey(picture) for picture in many]
+    def _boxed(self, pictures: Sequence[Any], start: int = 0) -> tuple[Tensor, list[Letterbox], list[tuple[int, int]]]:
+        greys = [
+            grey_picture(picture, f"pictures[{index}]", self.intensity) for index, picture in enumerate(pictures, start)
+        ]
         boxed = [letterbox(grey, self.image_size) for grey in greys]
         images = torch.from_numpy(np.stack([image for image, _ in boxed]))[:, None].to(self.device)
         return images, [place for _, place in boxed], [cast("tuple[int, int]", grey.shape) for grey in greys]
 
     @torch.inference_mode()
-    def encode_image(self, pictures: Any) -> Embedding:
-        """Embedding of ``I`` pictures; ``.pooled`` is ``[I,E]``, L2-normalised."""
-        return self.module.embed_image(self._boxed(pictures)[0])
+    def encode_image(self, pictures: Any, *, batch_size: int = 32) -> Embedding:
+        """Embedding of ``I`` pictures; ``.pooled`` is ``[I,E]``, L2-normalised.
+
+        Args:
+            pictures: one or many, or none.
+            batch_size: how many are read and go through the tower at a time.
+        """
+        many = each_picture(pictures)
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; give 1 or more")
+        if not many:
+            black = torch.zeros(1, 1, self.image_size, self.image_size, dtype=torch.uint8, device=self.device)
+            return self.module.embed_image(black).select(torch.arange(0, device=self.device))
+        starts = range(0, len(many), batch_size)
+        return stack([self.module.embed_image(self._boxed(many[i : i + batch_size], i)[0]) for i in starts])
 
     @torch.inference_mode()
-    def encode_text(self, texts: str | Sequence[str]) -> Embedding:
-        """Embedding of ``T`` texts; ``.pooled`` is ``[T,E]``, L2-normalised."""
-        return self.module.embed_prompts([texts] if isinstance(texts, str) else list(texts))
+    def encode_text(self, texts: str | Sequence[str], *, batch_size: int = 64) -> Embedding:
+        """Embedding of ``T`` texts; ``.pooled`` is ``[T,E]``, L2-normalised.
+
+        Args:
+            texts: one or many, or none.
+            batch_size: how many go through the tower at a time.
+        """
+        many = each_text(texts)
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; give 1 or more")
+        if not many:
+            return self.module.embed_prompts([""]).select(torch.arange(0, device=self.device))
+        return self.module.embed_prompts(many, batch_size)
 
     @torch.inference_mode()
-    def similarity(self, pictures: Any, texts: str | Sequence[str]) -> Tensor:
-        """The head's score ``[I,T]`` of every picture with every text: what training optimised and testing ranks by."""
-        scores: Tensor = self.module.head.similarity(self.encode_image(pictures), self.encode_text(texts))
+    def similarity(self, pictures: Any, texts: str | Sequence[str], *, batch_size: int = 32) -> Tensor:
+        """The head's score ``[I,T]`` of every picture with every text: what training optimised and testing ranks by.
+
+        Args:
+            pictures: one or many, or none.
+            texts: one or many, or none.
+            batch_size: how many pictures are read, encoded and scored at a time.
+        """
+        images, read = self.encode_image(pictures, batch_size=batch_size), self.encode_text(texts)
+        scores = torch.zeros(len(images.pooled), len(read.pooled), device=self.device)
+        if scores.numel():
+            for rows, block in blocks(self.module.head, images, read, self.device, min(batch_size, len(images.pooled))):
+                scores[rows.to(self.device)] = block.to(self.device)
         return scores
 
     @torch.inference_mode()
@@ -214,24 +247,30 @@ class AlignmentModel:
         """The words of a text, and where in the picture the head sees each: ``[words,h,v]`` at the picture's own size.
 
         Raises:
-            ConfigError: the head cannot ground words.
+            ConfigError: the head cannot ground words, or there is more than one picture or text.
         """
         head = self.module.head
         if not isinstance(head, Grounds):
             raise ConfigError(f"the head {type(head).__name__} has no heatmap; train one with word matchings")
+        text = _single(each_text(text), "heatmap", "text")
         words = self.module.tokenizer.words(text)
-        return words, self._maps(picture, lambda image: head.heatmap(image, self.encode_text(text))[0, : len(words)])
+        maps = self._maps(
+            picture, "heatmap", lambda image: head.heatmap(image, self.encode_text(text))[0, : len(words)]
+        )
+        return words, maps
 
     @torch.inference_mode()
     def importance(self, picture: Any, text: str) -> NDArray[np.float32]:
         """How much each word of a text counts in its score with the picture: ``[words]``, as the words of :meth:`heatmap`.
 
         Raises:
-            ConfigError: the head weighs no words.
+            ConfigError: the head weighs no words, or there is more than one picture or text.
         """
         head = self.module.head
         if not isinstance(head, WeighsWords) or not head.weighs_words:
             raise ConfigError(f"the head {type(head).__name__} weighs no words; train one that does, as reclf")
+        picture = _single(each_picture(picture), "importance", "picture")
+        text = _single(each_text(text), "importance", "text")
         weights = head.importance(self.encode_image(picture), self.encode_text(text))[0]
         return np.asarray(weights[: len(self.module.tokenizer.words(text))].float().cpu())
 
@@ -240,16 +279,16 @@ class AlignmentModel:
         """Where in the picture each of the head's queries looks: ``[queries,h,v]`` at the picture's own size.
 
         Raises:
-            ConfigError: the head has no queries.
+            ConfigError: the head has no queries, or there is more than one picture.
         """
         head = self.module.head
         if not isinstance(head, Observes):
             raise ConfigError(f"the head {type(head).__name__} has no queries to draw; train one that has, as pcma")
-        return self._maps(picture, lambda image: head.observations(image)[0])
+        return self._maps(picture, "observations", lambda image: head.observations(image)[0])
 
-    def _maps(self, picture: Any, heat_of: Callable[[Embedding], Tensor]) -> NDArray[np.float32]:
+    def _maps(self, picture: Any, what: str, heat_of: Callable[[Embedding], Tensor]) -> NDArray[np.float32]:
         """What ``heat_of`` the embedded picture gives, ``[maps,N_regions]``, at the picture's own size."""
-        images, places, shapes = self._boxed(picture)
+        images, places, shapes = self._boxed([_single(each_picture(picture), what, "picture")])
         features = self.module.encoder.encode_image(images)
         if features.grid is None:
             raise ConfigError("the image tower gives no region grid, so there is nothing to draw")
@@ -258,17 +297,62 @@ class AlignmentModel:
         return np.stack(maps) if maps else np.zeros((0, *shapes[0]), np.float32)
 
 
+def _single(given: Sequence[T], what: str, kind: str) -> T:
+    if len(given) != 1:
+        raise ConfigError(f"{what} takes one {kind}, and here are {len(given)}; call it for each")
+    return given[0]
+
+
+def _device(given: str | torch.device) -> torch.device:
+    """A device that is there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        device = torch.device(given)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or ["it does not answer"])[0][:160]
+        have = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+        raise ConfigError(f"device '{given}' cannot be used here ({reason}); choose among: {have}") from error
+    return device
+
+
+def checkpoint_in(path: Path | str) -> Path:
+    """The checkpoint file of a path: the file itself, or of a run's folder the best, else the last, which is told.
+
+    Raises:
+        ConfigError: the folder holds neither.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    for folder in (path / "checkpoints", path):
+        for name in ("best.ckpt", "last.ckpt"):
+            if (file := folder / name).is_file():
+                rank_zero_info(
+                    f"{path}: {'the best' if name == 'best.ckpt' else 'no best checkpoint, so the last'}, {file}"
+                )
+                return file
+    raise ConfigError(
+        f"{path}: a folder without checkpoints/best.ckpt or last.ckpt; give the folder of a run, or a .ckpt"
+    )
+
+
 def load(path: Path | str, device: str | torch.device = "cpu") -> AlignmentModel:
     """A trained model from its checkpoint, ready for pictures and strings.
 
     Args:
-        path: a ``.ckpt`` that ``diptych fit`` wrote.
+        path: a ``.ckpt`` that ``diptych fit`` wrote, or a run's folder: its best checkpoint, else its last.
         device: where to put it.
 
     Raises:
-        ConfigError: see :func:`read_checkpoint` and :func:`load_module`.
+        ConfigError: see :func:`read_checkpoint` and :func:`load_module`; or there is no such device.
     """
-    checkpoint = read_checkpoint(path)
-    module = _module_of(checkpoint, str(path))
-    intensity = Intensity.of(checkpoint["diptych"].get("intensity"), source=str(path))
-    return AlignmentModel(module, checkpoint["diptych"]["image_size"], device, intensity)
+    place = _device(device)
+    file = checkpoint_in(path)
+    checkpoint = read_checkpoint(file)
+    module = _module_of(checkpoint, str(file))
+    intensity = Intensity.of(checkpoint["diptych"].get("intensity"), source=str(file))
+    return AlignmentModel(module, checkpoint["diptych"]["image_size"], place, intensity)

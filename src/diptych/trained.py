@@ -11,7 +11,7 @@ from diptych.errors import ConfigError
 from diptych.files import sha256
 from diptych.head import Extracts
 from diptych.image import ImageTower
-from diptych.loading import load
+from diptych.loading import checkpoint_in, load
 from diptych.types import Features
 
 __all__ = ["TrainedImage"]
@@ -23,7 +23,7 @@ class TrainedImage(ImageTower):
     Its text tower is left behind, and its head too unless a task asks for its queries.
 
     Args:
-        checkpoint: a ``.ckpt`` of a pre-training run.
+        checkpoint: a ``.ckpt`` of a pre-training run, or the run's folder: its best, else its last.
         queries: keep the head for what its queries find in an image; for tasks that can use it (``Generate``).
         frozen: no parameter is trained, and batch statistics do not move.
         freeze_layers: how many of the lowest layers (the stem counts as one) are not trained.
@@ -44,7 +44,8 @@ class TrainedImage(ImageTower):
         layer_decay: float = 1.0,
     ) -> None:
         super().__init__()
-        model = load(checkpoint)
+        file = checkpoint_in(checkpoint)
+        model = load(file)
         tower, head = model.module.encoder.image, type(model.module.head)
         self.head = None
         if queries:
@@ -63,8 +64,8 @@ class TrainedImage(ImageTower):
         self.width, self.token_width, self.num_layers = tower.width, tower.token_width, tower.num_layers
         self.gives_attention, self.pyramid_widths = tower.gives_attention, tower.pyramid_widths
         self._origin = {
-            "checkpoint": str(checkpoint),
-            "sha256": sha256(checkpoint),
+            "checkpoint": str(file),
+            "sha256": sha256(file),
             "head": f"{head.__module__}.{head.__qualname__}",
             "trained_at": model.image_size,
             "tower": tower.origin,
