@@ -126,9 +126,12 @@ def without(*names):
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        (without("layer3.0.conv1"), r"holds 64 of its 65 weights.*missing: 1 \(layer3.0.conv1.weight\)"),
-        (below("m.", without("bn1.running_mean")), r"below the prefix 'm\.'; missing: 1 \(bn1.running_mean\)"),
-        (without("layer"), r"missing: 60 \(layer1.0.conv1.weight, .*, \.\.\.\)"),
+        (without("layer3.0.conv1"), r"holds 64 of its 65 weights; 1 weights are missing \(layer3.0.conv1.weight\)"),
+        (
+            below("m.", without("bn1.running_mean")),
+            r"below the prefix 'm\.'; 1 weights are missing \(bn1.running_mean\)",
+        ),
+        (without("layer"), r"60 weights are missing \(layer1.0.conv1.weight, .*, \.\.\.\)"),
         (
             bare(backbone(channels=[8, 8, 16, 24])),
             r"other shape: .*layer4.0.conv1.weight \[24, 16, 3, 3\] for \[16, 16, 3, 3\]",
@@ -232,7 +235,7 @@ def test_a_folder_loads_whole_too(tmp_path):
     assert tower.origin["sha256"] == sha256(tmp_path / "pytorch_model.bin")
     assert (tower.origin["mean"], tower.origin["std"]) == (0.5, 0.25)
     local_dir(tmp_path, without("layer4"))
-    with pytest.raises(ConfigError, match=r"pytorch_model.bin' holds 50 of its 65.*missing: 15 \(layer4"):
+    with pytest.raises(ConfigError, match=r"pytorch_model.bin' holds 50 of its 65.*15 weights are missing \(layer4"):
         TimmImage(name)
     (tmp_path / "pytorch_model.bin").unlink()
     with pytest.raises(ConfigError, match=r"holds no weights; it should have model\.safetensors"):
@@ -244,7 +247,7 @@ def test_a_folder_loads_whole_too(tmp_path):
     [
         (
             lambda s: {k: v for k, v in s.items() if not k.startswith("layer2")},
-            r"'a1_in1k' holds .* missing: 15 \(layer2",
+            r"'a1_in1k' holds .* 15 weights are missing \(layer2",
         ),
         (lambda s: below("model.", s), "'a1_in1k' holds 0 of its"),
         (lambda s: s | {"layer1.1.conv1.weight": torch.zeros(8, 8, 3, 3)}, "deeper model"),

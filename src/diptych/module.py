@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from diptych import distributed
@@ -22,7 +22,9 @@ from diptych.optim import parameter_groups, total_steps, warmup_cosine
 from diptych.sampling import mix
 from diptych.scoring import stack
 from diptych.text import TextTower
+from diptych.tower import unused_parameters
 from diptych.types import Batch, Embedding, Pairs, TextBatch
+from diptych.weights import some
 
 __all__ = ["AlignmentModule"]
 
@@ -125,6 +127,8 @@ class AlignmentModule(pl.LightningModule):
                 f"they give {', '.join(sorted(available))}"
             )
         datamodule = self._datamodule()
+        if stage == "fit" and datamodule:
+            self._name_unused(datamodule.loading.image_size)
         if stage == "fit" and datamodule and datamodule.loading.batch_size * self.trainer.world_size < 2:
             raise ConfigError(
                 "loading.batch_size is 1, on one process: a pair without others has nothing to be told from, and no head "
@@ -135,6 +139,25 @@ class AlignmentModule(pl.LightningModule):
                 "trainer.use_distributed_sampler is true: Lightning would replace the exact samplers, count some test "
                 "samples twice and break resuming; set it to false"
             )
+
+    def _name_unused(self, image_size: int) -> None:
+        """Name what of the towers can learn nothing: on several processes its gradient would be waited for."""
+        device = self.device
+        image = torch.zeros(1, 1, image_size, image_size, dtype=torch.uint8, device=device)
+        unused = unused_parameters(self.encoder.image, lambda: self.encoder.encode_image(image))
+        if self.tokenizer.learned:
+            text = self.tokenizer(["No pleural effusion."]).to(device)
+            unused += unused_parameters(self.encoder.text, lambda: self.encoder.encode_text(text))
+        if not unused:
+            return
+        told = f"{some(unused)} of the towers' parameters take no part in what the towers give"
+        finds: bool = getattr(self.trainer.strategy, "_ddp_kwargs", {}).get("find_unused_parameters", False)
+        if self.trainer.world_size > 1 and not finds:
+            raise ConfigError(
+                f"{told}, and the other processes would wait for their gradients; set "
+                "trainer.strategy: ddp_find_unused_parameters_true"
+            )
+        rank_zero_info(f"{told}: they are not trained")
 
     def _pairs(self, batch: Batch) -> Pairs[Any]:
         if batch.text is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import logging
 import re
@@ -16,13 +15,13 @@ import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import normalizers
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AttentionInterface, AutoConfig, AutoTokenizer, BertConfig, BertModel
+from transformers import AttentionInterface, AutoConfig, AutoTokenizer, BertConfig, BertModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import logging as transformers_logging
 
 from diptych.errors import ConfigError
+from diptych.text_model import load_text_model, quiet_loading
 from diptych.tokenizer import Tokenizer
-from diptych.tower import Tower, class_attention
+from diptych.tower import Tower, class_attention, origin_of
 from diptych.types import Features, TextBatch
 
 __all__ = ["ScratchText", "TextTower", "TransformersText", "sum_pieces"]
@@ -85,6 +84,7 @@ class _EncoderText(TextTower):
         model: nn.Module,
         tokenizer: Tokenizer,
         *,
+        origin: dict[str, Any],
         last_layers: int,
         pool: Pool,
         frozen: bool,
@@ -106,8 +106,14 @@ class _EncoderText(TextTower):
             raise ConfigError(
                 f"the tokenizer has {tokenizer.size} pieces, the tower {config.vocab_size}: take both from one model"
             )
+        if pool == "cls" and _looks_back_only(model):
+            raise ConfigError(
+                f"text tower '{origin['name']}' is causal ('{config.model_type}'): its first piece sees no other, so with "
+                "pool: cls all reports of one first word would be alike; set pool: mean"
+            )
         self.model = model
         self.tokenizer = tokenizer
+        self._origin = origin
         self.width = self.token_width = int(config.hidden_size)
         self.num_layers = depth
         self.last_layers = last_layers
@@ -123,8 +129,19 @@ class _EncoderText(TextTower):
         self._broadcast_mask = config.model_type in _TAKES_BROADCAST_MASK and config._attn_implementation == "sdpa"
         if gradient_checkpointing:
             enable: Any = model.gradient_checkpointing_enable
-            enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            try:
+                enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            except ValueError as error:
+                raise ConfigError(
+                    f"text tower '{origin['name']}' ('{config.model_type}') has no gradient checkpointing; set "
+                    "gradient_checkpointing: false"
+                ) from error
         self._set_up_training(frozen=frozen, freeze_layers=freeze_layers, layer_decay=layer_decay)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Its name; the hub's name, the file or ``random`` as ``weights``; a file's hash and prefix."""
+        return dict(self._origin)
 
     def layer_of(self, name: str) -> int:
         """0 for the embeddings, ``i + 1`` for the i-th block, ``num_layers`` for what comes after the blocks."""
@@ -183,13 +200,18 @@ class _EncoderText(TextTower):
         ]
 
     def get_extra_state(self) -> dict[str, str]:
-        """What a checkpoint carries besides weights: ``tokenizer`` and ``architecture``, both JSON."""
+        """What a checkpoint carries besides weights: ``tokenizer``, ``architecture`` and ``origin``, all JSON."""
         config: Any = self.model.config
-        return {"tokenizer": self.tokenizer.state(), "architecture": str(config.to_json_string())}
+        return {
+            "tokenizer": self.tokenizer.state(),
+            "architecture": str(config.to_json_string()),
+            "origin": json.dumps(self._origin),
+        }
 
     def set_extra_state(self, state: dict[str, str]) -> None:
-        """Take the tokenizer of a checkpoint."""
+        """Take the tokenizer and the origin of a checkpoint."""
         self.tokenizer.load(state["tokenizer"])
+        self._origin = origin_of(state, self._origin["name"])
 
 
 class TransformersText(_EncoderText):
@@ -198,10 +220,13 @@ class TransformersText(_EncoderText):
     Args:
         name: as ``emilyalsentzer/Bio_ClinicalBERT``, or a folder with config.json, weights and tokenizer files.
         pretrained: False starts from random weights of the same architecture.
+        weights: a local file of weights for it (.safetensors, .pth), instead of the hub's or the folder's. The prefix before
+            their names, as ``text_encoder.model.``, is found; what is not of the model is left out and told.
+        weights_prefix: that prefix, where a file has the model more than once; "" for none.
         max_tokens: most word pieces of a report, special tokens included; longer ones lose their last sentences.
         last_layers: word vectors are the sum of the last k layers' (GLoRIA: 4).
         pool: the report's vector: the last layer's first piece (``cls``) or the mean of all pieces (``mean``, as
-            sentence encoders such as MiniLM are trained).
+            sentence encoders such as MiniLM are trained). A causal model as GPT-2 takes ``mean`` alone.
         frozen: no parameter is trained, and dropout is off.
         freeze_layers: how many of the lowest layers are not trained; the embeddings count as one.
         layer_decay: factor of the learning rate from each layer to the one below, above 0 to 1.
@@ -221,6 +246,8 @@ class TransformersText(_EncoderText):
         name: str = "emilyalsentzer/Bio_ClinicalBERT",
         *,
         pretrained: bool = True,
+        weights: str | None = None,
+        weights_prefix: str | None = None,
         max_tokens: int = 112,
         last_layers: int = 1,
         pool: Pool = "cls",
@@ -232,18 +259,22 @@ class TransformersText(_EncoderText):
         architecture: str | None = None,
     ) -> None:
         if architecture is None:
-            with _loading(name):
+            with quiet_loading(name):
                 config = AutoConfig.from_pretrained(name, trust_remote_code=False)
             tokenizer = _load_tokenizer(name, max_tokens, lower_case)
-        elif pretrained:
-            raise ConfigError(f"text tower '{name}': `architecture` is for checkpoints; set pretrained: false")
+        elif pretrained or weights:
+            raise ConfigError(
+                f"text tower '{name}': `architecture` is for checkpoints; set pretrained: false, weights: null"
+            )
         else:
             fields = json.loads(architecture)
             config = AutoConfig.for_model(fields.pop("model_type"), **fields)
             tokenizer = Tokenizer(None, max_tokens)
+        model, origin = load_text_model(name, config, pretrained, weights, weights_prefix)
         super().__init__(
-            _load_model(name, config, pretrained),
+            model,
             tokenizer,
+            origin=origin,
             last_layers=last_layers,
             pool=pool,
             frozen=frozen,
@@ -255,7 +286,12 @@ class TransformersText(_EncoderText):
     @classmethod
     def rebuild_args(cls, extra_state: dict[str, str]) -> dict[str, Any]:
         """The architecture instead of the pretrained model."""
-        return {"pretrained": False, "architecture": extra_state["architecture"]}
+        return {
+            "pretrained": False,
+            "weights": None,
+            "weights_prefix": None,
+            "architecture": extra_state["architecture"],
+        }
 
 
 class ScratchText(_EncoderText):
@@ -312,6 +348,7 @@ class ScratchText(_EncoderText):
         super().__init__(
             BertModel(config, add_pooling_layer=False),
             tokenizer,
+            origin={"name": type(self).__name__, "weights": "random"},
             last_layers=last_layers,
             pool=pool,
             frozen=False,
@@ -321,49 +358,19 @@ class ScratchText(_EncoderText):
         )
 
 
-@contextmanager
-def _loading(name: str) -> Iterator[None]:
-    """Within it, transformers keeps its reports and bars to itself, and a failure becomes one line with a remedy."""
-    log: Any = transformers_logging
-    verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ConfigError(
-            f"text tower '{name}' could not be loaded ({reason}); give the path of a local folder with config.json, "
-            "weights and tokenizer files, or a hub name with the network allowed (HF_HUB_OFFLINE unset)"
-        ) from error
-    finally:
-        log.set_verbosity(verbosity)
-        if bars:
-            log.enable_progress_bar()
-
-
-def _load_model(name: str, config: Any, pretrained: bool) -> nn.Module:
-    kind: Any = MODEL_MAPPING.get(type(config), None)
-    if not callable(kind) or getattr(config, "is_encoder_decoder", False):
-        raise ConfigError(f"text tower '{name}': '{config.model_type}' is not a text encoder; use a BERT-like model")
-    bare = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
-    if not pretrained:
-        return kind(config, **bare)  # type: ignore[no-any-return]  # a class chosen at run time
-    with _loading(name):
-        model, info = kind.from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **bare
-        )
-    lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    if lacking:
-        raise ConfigError(
-            f"text tower '{name}': {len(lacking)} weights are missing or of another shape (first: {lacking[0]}); "
-            "the folder does not hold this model"
-        )
-    return model  # type: ignore[no-any-return]  # as above
+def _looks_back_only(model: nn.Module) -> bool:
+    """Whether the first piece's vector stays as it is when a later piece changes: of what model, and how, is seen by trying."""
+    last = int(model.config.vocab_size) - 1  # type: ignore[union-attr, arg-type]  # special pieces are the first
+    ids = torch.tensor([[last - 1, last], [last - 1, last - 2]], device=next(model.parameters()).device)
+    training = model.training
+    with torch.no_grad():
+        first = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0]
+    model.train(training)
+    return bool(torch.equal(first[0], first[1]))
 
 
 def _load_tokenizer(name: str, max_tokens: int, lower_case: bool | None) -> Tokenizer:
-    with _loading(name):
+    with quiet_loading(name):
         wrapper = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         backend: Backend | None = getattr(wrapper, "backend_tokenizer", None)
     if backend is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -11,8 +12,29 @@ from torch import Tensor, nn
 
 from diptych.errors import ConfigError
 from diptych.functional import full
+from diptych.types import Features
 
-__all__ = ["Tower", "class_attention", "origin_of"]
+__all__ = ["Tower", "class_attention", "origin_of", "unused_parameters"]
+
+
+def unused_parameters(tower: nn.Module, features: Callable[[], Features]) -> list[str]:
+    """Names of trained parameters on which neither the pooled vector nor the tokens depend; no gradient reaches them.
+
+    Args:
+        tower: of which; it is in evaluation mode meanwhile.
+        features: what it gives for some input.
+    """
+    trained = [(name, parameter) for name, parameter in tower.named_parameters() if parameter.requires_grad]
+    if not trained:
+        return []
+    training = tower.training
+    tower.eval()
+    with torch.inference_mode(False), torch.enable_grad():
+        found = features()
+        total = found.pooled.float().sum() + found.tokens.float().sum()
+        gradients = torch.autograd.grad(total, [parameter for _, parameter in trained], allow_unused=True)
+    tower.train(training)
+    return [name for (name, _), gradient in zip(trained, gradients, strict=True) if gradient is None]
 
 
 def origin_of(extra_state: dict[str, Any], name: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ _DEEPEST = 8
 
 def some(names: Sequence[str], most: int = 8) -> str:
     """How many there are, and the first of them by name."""
-    return "none" if not names else f"{len(names)} ({', '.join(names[:most])}{', ...' if len(names) > most else ''})"
+    return "none" if not names else f"{len(names)} ({_list(names, most)})"
 
 
 def files_of(folder: str | Path, *, of: str) -> list[Path]:
@@ -230,8 +230,8 @@ def load_whole(
                 f"needed: {some(list(needed), 4)}{_shapes(best)}; give a file of this architecture"
             )
         raise ConfigError(
-            f"{of}: {file} holds {have} of its {len(needed)} weights{_behind(best)}; missing: {some(best.missing)}"
-            f"{_shapes(best)}; left over: {some(best.left, 4)}; give a file of this architecture"
+            f"{of}: {file} holds {have} of its {len(needed)} weights{_behind(best)}{_lack(best.missing)}{_shapes(best)}; left "
+            f"over: {some(best.left, 4)}; give a file of this architecture"
         )
     chosen = {name: best.state[name] for name in needed}
     _refuse_deeper(needed, best.left, of, file)
@@ -257,6 +257,14 @@ def load_whole(
 
 def _behind(fit: _Fit) -> str:
     return f" below the prefix '{fit.prefix}'" if fit.prefix else ""
+
+
+def _lack(missing: Sequence[str]) -> str:
+    return f"; {len(missing)} weights are missing ({_list(missing, 8)})" if missing else ""
+
+
+def _list(names: Sequence[str], most: int) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def _shapes(fit: _Fit) -> str:
@@ -314,8 +322,11 @@ def check_loaded(module: nn.Module, missing: Sequence[str], unexpected: Sequence
     needed = _needed(module)
     if lacking := [name for name in missing if name in needed]:
         raise ConfigError(
-            f"{of}: {file} holds {len(needed) - len(lacking)} of its {len(needed)} weights; missing: {some(lacking)}; "
-            f"left over: {some(list(unexpected), 4)}; give weights of this architecture"
+            f"{of}: {file} holds {len(needed) - len(lacking)} of its {len(needed)} weights{_lack(lacking)}; left over: "
+            f"{some(list(unexpected), 4)}; give weights of this architecture"
         )
     _refuse_deeper(needed, unexpected, of, file)
     _refuse_not_finite(needed, of, file)
+    rank_zero_info(
+        f"{of}: loaded {len(needed)} of {len(needed)} weights from {file}; left over: {some(list(unexpected), 4)}"
+    )
