@@ -21,6 +21,7 @@ GROUPS = {
     "checkpoint": "checkpoint: which weights are kept as best.ckpt",
     "early_stopping": "early_stopping: when training stops",
     "recovery": "recovery: how often last.ckpt is saved",
+    "divergence": "divergence: what is done when a loss or a gradient is not finite",
     "trainer": "trainer: Lightning's Trainer (lightning.ai/docs/pytorch has a page on it)",
 }
 """Titles of groups of options, in the order of the help."""

@@ -139,8 +139,10 @@ class Parser(LightningArgumentParser):
                 if any(action.dest == "ckpt_path" for action in group._group_actions):
                     group.title, names[id(group)] = "checkpoint to go on from", "ckpt_path"
             order = ["", "ckpt_path", *list(GROUPS)[:-1], "others", "trainer"]
-            place = {id(group): order.index(names.get(id(group), "others")) for group in self._action_groups}
-            self._action_groups = sorted(self._action_groups, key=lambda group: place[id(group)])
+            named = {place: name if name in order else "others" for place, name in names.items()}
+            self._action_groups = sorted(
+                self._action_groups, key=lambda group: order.index(named.get(id(group), "others"))
+            )
         return super().format_help(formatter)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
