@@ -12,11 +12,11 @@ from mini import IMAGE, TEXT
 from pcma_twins import DIMS, Step, raw_batch
 from torch import nn
 
-from diptych.building import build_module
 from diptych.errors import ConfigError
 from diptych.head import Grounds, Observes, ScoresMatchings, WeighsWords, tell_step
 from diptych.image import TimmImage
 from diptych.module import AlignmentModule
+from diptych.stored import build_module
 from diptych.text import ScratchText
 from diptych.types import Features, Pairs
 from diptych_heads.cce import Cce, correlation_loss, draw_patches, patch_views, sincos

@@ -12,7 +12,6 @@ from mini import FINDINGS, IMAGE, TEXT, config, diptych, write_pairs
 from PIL import Image
 
 from diptych import load
-from diptych.building import build_module
 from diptych.callbacks import Throughput
 from diptych.data import Loading
 from diptych.errors import ConfigError
@@ -21,6 +20,7 @@ from diptych.image import TimmImage
 from diptych.loading import load_module, read_checkpoint
 from diptych.module import AlignmentModule
 from diptych.optim import parameter_groups, warmup_cosine
+from diptych.stored import build_module
 from diptych.tables import Columns
 from diptych.text import ScratchText
 from diptych_datamodules.tabular import Tabular
@@ -270,7 +270,8 @@ def test_foreign_and_unfit_checkpoints_are_refused_by_name(run, tmp_path):
         "head": {"class_path": "subprocess.Popen", "init_args": {"args": "true"}},
     }
     refused(
-        {**checkpoint, "diptych": {**checkpoint["diptych"], "config": broken}}, "'subprocess.Popen' is no AlignmentHead"
+        {**checkpoint, "diptych": {**checkpoint["diptych"], "config": broken}},
+        "'subprocess.Popen' is no head of the catalogue",
     )
     (tmp_path / "evil.ckpt").write_bytes(pickle.dumps({"state_dict": print}))
     with pytest.raises(ConfigError, match=r"evil.ckpt: refused"):

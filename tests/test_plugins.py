@@ -21,6 +21,7 @@ from diptych import building, plugins
 from diptych.data import RadiographDataModule
 from diptych.errors import ConfigError
 from diptych.head import AlignmentHead
+from diptych.module import AlignmentModule
 from diptych.plugins import DATAMODULES, HEADS
 
 KEYS = ["name", "class", "distribution", "paper", "needs", "gathers"]
@@ -205,11 +206,13 @@ def test_jsonargparse_still_asks_where_the_names_are_hooked_in(monkeypatch):
         return hook(cls, name)
 
     with monkeypatch.context() as patched:
-        patched.setattr(building, "_resolve_with_catalogue", listen)  # build_module hooks it in
+        patched.setattr(building, "_resolve_with_catalogue", listen)
+        building.register_names()
+        parser = jsonargparse.ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(AlignmentModule, "model")
         image = {"class_path": "TimmImage", "init_args": {"name": "resnet10t", "pretrained": False}}
-        building.build_module(
-            {"image": image, "text": {"class_path": "ScratchText"}, "head": {"class_path": "local_pooling"}}
-        )
+        model = {"image": image, "text": {"class_path": "ScratchText"}, "head": {"class_path": "local_pooling"}}
+        parser.parse_object({"model": model})
     building.register_names()
     assert {"local_pooling", "TimmImage", "ScratchText"} <= set(asked)
 

@@ -1,72 +1,81 @@
-"""From names and plain values to objects: entry-point names in every configuration, and modules from stored ones."""
+"""From names to classes in recipes: the catalogue's names and diptych's public names, wherever a class is asked for.
+
+A recipe is like code: a class path in it is imported. What is built is a class of the base that its place asks for, never
+a function.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import jsonargparse
-from jsonargparse import _typehints
+from jsonargparse import Namespace, _typehints
 from jsonargparse._util import import_object
 
-from diptych.errors import ConfigError
+from diptych.errors import ConfigError, shown
+from diptych.names import PUBLIC, public_path
 from diptych.plugins import DATAMODULES, HEADS, Plugin, find, known, nearest
 
-if TYPE_CHECKING:
-    from diptych.module import AlignmentModule
-
-__all__ = ["build_module", "import_object", "register_names"]
-
-_NAMED = (
-    "chexbert",
-    "class_retrieval",
-    "detect",
-    "few_shot",
-    "finetune",
-    "generate",
-    "grounding",
-    "labeller",
-    "multi_resolution",
-    "multiple_instance",
-    "probe",
-    "segment",
-    "trained",
-)
-"""Modules of classes that a configuration may name bare: jsonargparse looks among those that are imported."""
+__all__ = ["import_object", "refuse_functions", "register_names"]
 
 _resolve: Callable[[Any, str], str] = _typehints.resolve_class_path_by_name
 
 
 def _resolve_with_catalogue(cls: Any, name: str) -> str:
-    """What jsonargparse asks to turn a bare name into an import path, with our catalogues consulted first."""
+    """What jsonargparse asks to turn a name into an import path, with our catalogues and public names consulted first."""
     from diptych.data import RadiographDataModule
     from diptych.head import AlignmentHead
 
-    bases = cls if isinstance(cls, tuple) else (cls,)
+    bases = tuple(base for base in (cls if isinstance(cls, tuple) else (cls,)) if isinstance(base, type))
     for base, group in ((AlignmentHead, HEADS), (RadiographDataModule, DATAMODULES)):
-        if any(isinstance(b, type) and issubclass(b, base) for b in bases):
+        if any(issubclass(b, base) for b in bases):
             return _path_of(name, base, group)
-    path = _resolve(cls, name)
+    path = public_path(name) or _resolve(cls, name)
     if "." not in path:
         names = [p.rpartition(".")[2] for b in bases for p in _typehints.get_all_subclass_paths(b)]
         raise ConfigError(f"unknown class '{name}'; known here, nearest first: {', '.join(nearest(name, names)[:8])}")
+    if bases and all(base.__module__.partition(".")[0] == "diptych" for base in bases):
+        _check_class(path, bases, "")
     return path
 
 
 def _path_of(name: str, base: type, group: str) -> str:
     """The import path of a plug-in that can be imported, from any of its names."""
+    path = name
     if "." not in name:
         plugin: Plugin = find(group, name)
         plugin.load()
-        return plugin.path
+        path = plugin.path
+    _check_class(path, (base,), f"; known by name: {known(group, name)}")
+    return path
+
+
+def _check_class(path: str, bases: tuple[type, ...], remedy: str) -> None:
+    """Refuse what is no class of one of the bases, before it is called."""
     try:
-        target = import_object(name)
+        target = import_object(path)
     except Exception as error:  # whatever a module does when it is imported
-        raise ConfigError(f"'{name}' cannot be imported: {error}; known by name: {known(group, name)}") from error
-    if isinstance(target, type) and not issubclass(target, base):
-        raise ConfigError(f"'{name}' is no {base.__name__}; known by name: {known(group, name)}")
-    return name
+        raise ConfigError(f"'{path}' cannot be imported: {error}{remedy}") from error
+    if not isinstance(target, type) or not issubclass(target, bases):
+        raise ConfigError(f"'{path}' is no {' or '.join(base.__name__ for base in bases)}{remedy}")
+
+
+def refuse_functions(config: Any, where: str) -> None:
+    """Refuse functions among parsed values: a class is what every place of ours asks for.
+
+    Raises:
+        ConfigError: there is one; the message names its place.
+    """
+    if callable(config) and not isinstance(config, type):
+        name = f"{getattr(config, '__module__', '')}.{getattr(config, '__qualname__', shown(config))}"
+        raise ConfigError(f"{where}: '{name}' is a function; give a class, by name or import path")
+    if isinstance(config, dict | Namespace):
+        for key, value in (vars(config) if isinstance(config, Namespace) else config).items():
+            refuse_functions(value, f"{where}.{key}")
+    elif isinstance(config, list | tuple):
+        for value in config:
+            refuse_functions(value, where)
 
 
 def register_names() -> None:
@@ -75,26 +84,6 @@ def register_names() -> None:
     jsonargparse has no public place for this: its name resolution is wrapped where all its uses find it, and a test
     holds it.
     """
-    for name in _NAMED:
-        import_module(f"diptych.{name}")
+    for module in set(PUBLIC.values()):  # jsonargparse's lists of known classes are of what is imported
+        import_module(module)
     _typehints.resolve_class_path_by_name = _resolve_with_catalogue
-
-
-def build_module(config: dict[str, Any]) -> AlignmentModule:
-    """The AlignmentModule that a plain configuration (the ``model:`` part of a YAML) describes.
-
-    Raises:
-        ConfigError: a key, type or name in it is wrong.
-    """
-    from diptych.module import AlignmentModule
-
-    register_names()
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(AlignmentModule, "model")
-    try:
-        parsed = parser.parse_object({"model": config})
-    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(f"the stored configuration cannot be used: {error}") from error
-    module: AlignmentModule = parser.instantiate_classes(parsed).model
-    module.config = config
-    return module

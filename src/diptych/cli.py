@@ -22,18 +22,18 @@ from lightning.pytorch.plugins.layer_sync import LayerSync
 from lightning.pytorch.utilities import rank_zero_warn
 
 from diptych import distributed
-from diptych.building import import_object, register_names
+from diptych.building import import_object, refuse_functions, register_names
 from diptych.callbacks import Bar, Results, Summary, Throughput
 from diptych.data import RadiographDataModule
 from diptych.divergence import Divergence
-from diptych.errors import ConfigError, DiptychError
+from diptych.errors import ConfigError, DiptychError, shown
 from diptych.figures import Figures
 from diptych.files import remove_parts, replacing
 from diptych.help import class_help
 from diptych.interruption import Interrupted, Interruption, Signals
 from diptych.loading import read_checkpoint
 from diptych.loggers import Events, SavedConfig
-from diptych.messages import Parser, own_message, refused_by_lightning, tidy_console, trainer_message
+from diptych.messages import Parser, own_message, refused_by_lightning, restoring, tidy_console, trainer_message
 from diptych.module import AlignmentModule
 from diptych.plugins import nearest
 from diptych.processes import Peers
@@ -149,8 +149,10 @@ class DiptychCLI(LightningCLI):
         parser.add_lightning_class_args(Divergence, "divergence")
 
     def before_instantiate_classes(self) -> None:
-        """Lay everything out below ``--run``."""
+        """Refuse functions where classes are asked for, and lay everything out below ``--run``."""
         config = self.config[self.subcommand]
+        refuse_functions(config.model, "model")
+        refuse_functions(config.data, "data")
         run = Path(config.run)
         try:
             run.mkdir(parents=True, exist_ok=True)
@@ -389,6 +391,11 @@ def run(command: str) -> None:
                 raise
             told = told or "another process of this job has ended; its own message says why"
             raise DiptychError(f"{told}; this process, rank {distributed.rank()}, ends too") from error
+        if restoring(error):
+            raise ConfigError(
+                f"--ckpt_path: its state cannot be taken ({type(error).__name__}: {shown(str(error))}); it is damaged, or "
+                "no run of this recipe wrote it"
+            ) from error
         raise
     finally:
         lock.release()

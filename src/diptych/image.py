@@ -16,6 +16,7 @@ from timm.models.vision_transformer import Attention  # type: ignore[attr-define
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from diptych.architecture import check_model_args, timm_architecture
 from diptych.backbone import make_backbone
 from diptych.errors import ConfigError
 from diptych.tower import Tower, class_attention, origin_of
@@ -141,8 +142,8 @@ class TimmImage(ImageTower):
                 raise ConfigError(
                     f"image tower '{name}': `architecture` is for checkpoints; set pretrained: false, weights: null"
                 )
-            saved = json.loads(architecture)
-            name, args = saved["name"], saved["model_args"]
+            name, args = timm_architecture(architecture)
+        check_model_args(name, args)
         self.backbone, origin = make_backbone(name, pretrained, weights, weights_prefix, args)
         backbone: Any = self.backbone
         if not hasattr(backbone, "forward_intermediates") or not hasattr(backbone, "group_matcher"):
@@ -178,6 +179,7 @@ class TimmImage(ImageTower):
             else:
                 saved_args = load_model_config_from_hf(place)[2]
             args = {**(saved_args or {}), **args}
+            check_model_args(name, args)
         resolved = preset["architecture"] + (f".{tag}" if tag else "")
         try:
             self._architecture = json.dumps({"name": resolved if ":" in name else name, "model_args": args})
@@ -293,7 +295,13 @@ class TimmImage(ImageTower):
 
     @classmethod
     def rebuild_args(cls, extra_state: dict[str, str]) -> dict[str, Any]:
-        """The architecture instead of the pretrained model."""
+        """The architecture instead of the pretrained model.
+
+        Raises:
+            ConfigError: the checkpoint has none, so that its weights would have to be fetched.
+        """
+        if "architecture" not in extra_state:
+            raise ConfigError("the image tower's architecture is not in the checkpoint; no run of diptych wrote it")
         return {
             "pretrained": False,
             "weights": None,

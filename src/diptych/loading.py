@@ -1,14 +1,15 @@
 """A trained model in Python: ``diptych.load(path)``.
 
-Checkpoints are read with ``weights_only=True``: a file from elsewhere can hold numbers and strings, and run nothing.
+A file from elsewhere runs nothing: it is read with ``weights_only=True``, so that it holds numbers and texts alone, and
+the classes that these name are those of diptych and of installed heads (:mod:`diptych.stored`).
 """
 
 from __future__ import annotations
 
-import copy
 import pickle
 import re
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -18,11 +19,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diptych.errors import ConfigError
+from diptych.errors import ConfigError, shown
+from diptych.escaping import one_line
 from diptych.head import Grounds, Observes, WeighsWords
 from diptych.inputs import each_picture, each_text, grey_picture
 from diptych.intensity import Intensity
+from diptych.plain import check_plain
 from diptych.scoring import blocks, stack
+from diptych.stored import build_stored, check_weights, load_weights
 from diptych.transforms import Letterbox, letterbox
 from diptych.types import Embedding
 
@@ -32,6 +36,10 @@ if TYPE_CHECKING:
 __all__ = ["AlignmentModel", "check_fit", "checkpoint_in", "heat_at_native", "load", "load_module", "read_checkpoint"]
 
 T = TypeVar("T")
+
+
+LARGEST_IMAGE = 8192
+"""Side of the square input, in pixels, that a checkpoint may ask for."""
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
@@ -44,6 +52,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such checkpoint file; give the path of a .ckpt below the run's checkpoints/")
     try:
+        _refuse_compressed(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch goes on to recommend weights_only=False, which would run what the file says
@@ -59,7 +68,17 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ConfigError(f"{path}: not a training checkpoint (it has no state_dict); weights alone cannot be loaded")
+    check_weights(checkpoint["state_dict"], str(path))
     return checkpoint
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Refuse an archive that would grow in memory; torch writes none."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > path.stat().st_size:
+            raise ValueError(f"its contents are {size:,} bytes, more than the file")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -81,60 +100,52 @@ def check_fit(checkpoint: dict[str, Any], module: nn.Module, *, source: str) -> 
         if isinstance(want[name], Tensor) and have[name].shape != want[name].shape
     ]
     if missing or unexpected or shapes:
-        stored = checkpoint.get("diptych") or {}
+        stored = checkpoint.get("diptych")
         trained = "not written by diptych"
-        if of := stored.get("task") or stored.get("head"):
-            trained = f"trained {'for the task' if 'task' in stored else 'with the head'} {of}"
+        if isinstance(stored, dict) and (of := stored.get("task") or stored.get("head")):
+            trained = f"trained {'for the task' if 'task' in stored else 'with the head'} {one_line(str(of))}"
         raise ConfigError(
             f"{source} does not fit this model; it was {trained}; missing: {_some(missing)}; unexpected: "
             f"{_some(unexpected)}; other shape: {_some(shapes)}; use the configuration it was trained with"
         )
 
 
-def load_module(path: Path | str) -> AlignmentModule:
+def load_module(path: Path | str, trust: Collection[str] = ()) -> AlignmentModule:
     """Rebuild the module a checkpoint was trained as, with its weights, in eval mode; needs no network.
 
     Its evaluators are left behind: the prompt files that they read may be elsewhere, or gone.
 
+    Args:
+        path: a checkpoint.
+        trust: see :func:`load`.
+
     Raises:
-        ConfigError: the file is not ours, holds no configuration, names a head that is not installed, or does not fit.
+        ConfigError: the file is not ours, holds no configuration, names a class that is not known, or does not fit.
     """
     file = checkpoint_in(path)
-    return _module_of(read_checkpoint(file), str(file))
+    return _module_of(read_checkpoint(file), str(file), trust)
 
 
-def _module_of(checkpoint: dict[str, Any], path: str) -> AlignmentModule:
-    from diptych.building import build_module, import_object
-
+def _module_of(checkpoint: dict[str, Any], path: str, trust: Collection[str] = ()) -> AlignmentModule:
     stored = checkpoint.get("diptych")
-    if not stored:
+    if stored is None:
         names = sorted(checkpoint["state_dict"])
         raise ConfigError(f"{path}: not written by diptych; its {len(names)} weights are {_some(names)}")
+    if not isinstance(stored, dict):
+        raise ConfigError(f"{path}: refused: what it says of itself is {shown(stored)}; no run of diptych wrote it")
     if "task" in stored:
         raise ConfigError(
-            f"{path}: of the downstream task {stored['task']}; test it with its own configuration, or give the "
+            f"{path}: of the downstream task {shown(stored['task'])}; test it with its own configuration, or give the "
             "checkpoint of a pre-training run"
         )
-    if stored["config"] is None:
+    if stored.get("config") is None:
         raise ConfigError(
             f"{path}: trained from Python, so it holds no configuration; build the same AlignmentModule and call "
             "load_state_dict(diptych.loading.read_checkpoint(path)['state_dict'])"
         )
-    config = copy.deepcopy(stored["config"])
-    for name in ("image", "text"):  # the weights, vocabulary and architecture come from the checkpoint
-        try:
-            tower = import_object(config[name]["class_path"])
-        except Exception as error:  # whatever a module does when it is imported
-            raise ConfigError(
-                f"{path}: its {name} tower {config[name]['class_path']} cannot be imported ({error}); install its package"
-            ) from error
-        extra = checkpoint["state_dict"].get(f"encoder.{name}._extra_state")
-        if extra is not None:
-            config[name]["init_args"] |= tower.rebuild_args(extra)
-    config["evaluators"] = []
-    module = build_module(config)
+    module = build_stored(stored["config"], checkpoint["state_dict"], path, trust)
     check_fit(checkpoint, module, source=path)
-    module.load_state_dict(checkpoint["state_dict"])
+    load_weights(module, checkpoint["state_dict"], path)
     return module.eval()
 
 
@@ -340,12 +351,16 @@ def checkpoint_in(path: Path | str) -> Path:
     )
 
 
-def load(path: Path | str, device: str | torch.device = "cpu") -> AlignmentModel:
+def load(path: Path | str, device: str | torch.device = "cpu", *, trust: Collection[str] = ()) -> AlignmentModel:
     """A trained model from its checkpoint, ready for pictures and strings.
+
+    A checkpoint from elsewhere runs nothing but diptych and the heads of installed packages.
 
     Args:
         path: a ``.ckpt`` that ``diptych fit`` wrote, or a run's folder: its best checkpoint, else its last.
         device: where to put it.
+        trust: import paths of your own towers and evaluators that the checkpoint may name, as ``my_package.MyTower``.
+            They are imported, so name only what you would run.
 
     Raises:
         ConfigError: see :func:`read_checkpoint` and :func:`load_module`; or there is no such device.
@@ -353,6 +368,13 @@ def load(path: Path | str, device: str | torch.device = "cpu") -> AlignmentModel
     place = _device(device)
     file = checkpoint_in(path)
     checkpoint = read_checkpoint(file)
-    module = _module_of(checkpoint, str(file))
+    module = _module_of(checkpoint, str(file), trust)
+    size = checkpoint["diptych"].get("image_size")
+    if type(size) is not int or not 1 <= size <= LARGEST_IMAGE:
+        raise ConfigError(
+            f"{file}: refused: its image_size is {shown(size)}, and must be 1 to {LARGEST_IMAGE}; the module alone is given "
+            "by diptych.loading.load_module(path)"
+        )
+    check_plain(checkpoint["diptych"].get("intensity"), f"{file}: intensity")
     intensity = Intensity.of(checkpoint["diptych"].get("intensity"), source=str(file))
-    return AlignmentModel(module, checkpoint["diptych"]["image_size"], place, intensity)
+    return AlignmentModel(module, size, place, intensity)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from diptych.errors import ConfigError, DiptychError
+from diptych.escaping import one_line
 from diptych.files import WRITE_ERRORS
 
 __all__ = ["main"]
@@ -84,7 +85,7 @@ def _dispatch(arguments: list[str]) -> None:
 def _one_line(error: DiptychError) -> str:
     """The message; of an error that crossed from a loader's worker, without the traceback it was wrapped in."""
     text = str(error)
-    return text.rsplit(f"{type(error).__name__}: ", 1)[-1].strip() if "Original Traceback" in text else text
+    return one_line(text.rsplit(f"{type(error).__name__}: ", 1)[-1] if "Original Traceback" in text else text)
 
 
 def main() -> None:

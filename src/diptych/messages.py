@@ -237,3 +237,14 @@ def trainer_message(text: str, config: Mapping[str, Any]) -> str:
             f"devices asks for GPUs {found[1]}, but PyTorch sees {found[2]} here; give trainer.devices: auto, or fewer"
         )
     return text
+
+
+def restoring(error: BaseException) -> bool:
+    """Whether an error came up while Lightning took over the state of a checkpoint."""
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if code.co_filename.endswith("checkpoint_connector.py") and code.co_name.lstrip("_").startswith(("re", "load")):
+            return True
+        trace = trace.tb_next
+    return False

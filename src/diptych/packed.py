@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 import zlib
 from abc import ABC, abstractmethod
@@ -23,7 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.errors import ConfigError, DataError
+from diptych.errors import ConfigError, DataError, shown
+from diptych.escaping import one_line
 from diptych.intensity import Intensity
 from diptych.radiograph import open_radiograph
 from diptych.spelling import Spelling
@@ -83,6 +85,14 @@ def stem(name: str) -> str:
 
 Row = tuple[str, int, int, int, int, int, int]
 """Path below the root, offset, height, width, native height, native width, CRC-32; all zero of an unusable file."""
+
+
+_LONGEST = 2**20
+"""Bytes of ``packed.json``."""
+_RANGES = {"size": (1, 2**16), "per_shard": (1, 2**20), "files": (0, 2**31)}
+_MOST_SHARDS = 2**20
+_PLAIN_PATH = re.compile(r"(?!\.\.?(?:/|$))(?:(?!/\.\.?(?:/|$)|//).)+", re.DOTALL).fullmatch
+"""Without ``.``, ``..`` and empty parts."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +157,8 @@ class Manifest:
         try:
             line, _, body = path.read_bytes().partition(b"\n")
             header = json.loads(line)
+            if not isinstance(header, dict):
+                raise ValueError("its first line is no mapping")
             if header["crc32"] != zlib.crc32(body):
                 raise ValueError("wrong checksum")
             if (header["key"], header["shard"], header["files"]) != (self.key, number, wanted):
@@ -155,11 +167,12 @@ class Manifest:
             if size != header["bytes"]:
                 raise ValueError(f"{size} bytes of pixels, not {header['bytes']}")
             known = json.loads(body)
-            unusable = {int(at): (rule, why) for at, (rule, why) in known["unusable"].items()}
-            notes = {int(at): tuple(str(note) for note in told) for at, told in known["notes"].items()}
-            return header["sha256"], known["rows"], unusable, notes
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise self.damaged(out, number, f"index: {error}") from error
+            rows, unusable = _checked(known, wanted, size, self.size)
+            if not isinstance(header["sha256"], str):
+                raise ValueError("its sha256 is no text")
+            return header["sha256"], rows, unusable, _notes(known["notes"], wanted)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
+            raise self.damaged(out, number, f"index: {one_line(str(error)) or type(error).__name__}") from error
 
     def verify(self, out: Path, number: int) -> str:
         """What is wrong with a shard, its pixels hashed; empty if it is whole."""
@@ -185,16 +198,82 @@ class Manifest:
             DataError: it is damaged, or of another version.
         """
         try:
-            known = json.loads(path.read_text())
+            if path.stat().st_size > _LONGEST:
+                raise ValueError("too long")
+            known = json.loads(path.read_text(encoding="utf-8"))
             versions = (known["format"], known["pictures"])
+            found = None
             if versions == (FORMAT, PICTURES):
-                return cls(**known | {"intensity": Intensity.of(known["intensity"], source=str(path))})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+                found = cls(**known | {"intensity": Intensity.of(known["intensity"], source=str(path))})
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{path}: damaged ({type(error).__name__}); run `diptych prepare` again") from error
-        raise DataError(
-            f"{path}: packed in format {versions[0]} with pictures of version {versions[1]}, and this diptych reads "
-            f"{FORMAT} and {PICTURES}; run `diptych prepare` again"
-        )
+        if found is None:
+            raise DataError(
+                f"{path}: packed in format {shown(versions[0])} with pictures of version {shown(versions[1])}, and this "
+                f"diptych reads {FORMAT} and {PICTURES}; run `diptych prepare` again"
+            )
+        for name, (least, most) in _RANGES.items():
+            if type(value := getattr(found, name)) is not int or not least <= value <= most:
+                raise DataError(
+                    f"{path}: damaged ('{name}' is {shown(value)}, not {least} to {most}); run `diptych prepare` again"
+                )
+        for name in ("data_set", "root", "key"):
+            value = getattr(found, name)
+            if not isinstance(value, str) or len(value) > 4096 or (name == "key" and not value.isalnum()):
+                raise DataError(f"{path}: damaged ('{name}' is {shown(value)}); run `diptych prepare` again")
+        if found.shards > _MOST_SHARDS:
+            raise DataError(
+                f"{path}: damaged ({found.files:,} files would be {found.shards:,} shards, more than {_MOST_SHARDS:,}); run "
+                "`diptych prepare` again"
+            )
+        return found
+
+
+def _checked(known: Any, files: int, size: int, side: int) -> tuple[list[Row], dict[int, tuple[str, str]]]:
+    """Rows and unusable files of an index, if each row lies in the shard.
+
+    Args:
+        known: the index.
+        files: how many rows there must be.
+        size: bytes of pixels.
+        side: longest side of a picture.
+
+    Raises:
+        ValueError: something in it is wrong.
+    """
+    rows, reasons = known["rows"], known["unusable"]
+    if not isinstance(rows, list) or len(rows) != files or not isinstance(reasons, dict):
+        raise ValueError(f"it has not one row for each of {files} files")
+    for row in rows:
+        if not isinstance(row, list) or len(row) != 7 or not all(type(value) is int for value in row[1:]):
+            raise ValueError(f"the row {shown(row)} is not a path and six numbers")
+        name, offset, height, width, native_height, native_width, crc = row
+        if not isinstance(name, str) or name.startswith("/") or not name or not _PLAIN_PATH(name):
+            raise ValueError(f"the path {shown(name)} is not below the data set's folder")
+        inside = offset >= 0 and 0 <= height <= side and 0 <= width <= side and offset + height * width <= size
+        if not inside or not (0 <= native_height < 2**31 and 0 <= native_width < 2**31 and 0 <= crc < 2**32):
+            raise ValueError(f"the picture of {shown(name)} lies outside of the shard")
+    unusable = {}
+    for at, reason in reasons.items():
+        if not (at.isdecimal() and int(at) < files) or not isinstance(reason, list) or len(reason) != 2:
+            raise ValueError(f"the unusable file {shown(at)} is not among its {files}")
+        if not all(isinstance(text, str) for text in reason):
+            raise ValueError(f"the reason of the unusable file {at} is no text")
+        unusable[int(at)] = (reason[0], reason[1])
+    return rows, unusable
+
+
+def _notes(known: Any, files: int) -> dict[int, tuple[str, ...]]:
+    """What is told of files, by their place.
+
+    Raises:
+        ValueError: something in it is wrong.
+    """
+    for at, told in known.items() if isinstance(known, dict) else [("", known)]:
+        texts = isinstance(told, list) and all(isinstance(note, str) for note in told)
+        if not texts or not (at.isdecimal() and int(at) < files):
+            raise ValueError(f"the notes of the file {shown(at)} are no texts, or it is not among its {files}")
+    return {int(at): tuple(told) for at, told in known.items()}
 
 
 class Packed(NamedTuple):

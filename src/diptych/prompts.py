@@ -22,19 +22,22 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from diptych.errors import ConfigError
+from diptych.errors import ConfigError, shown
+from diptych.escaping import one_line
+from diptych.plain import read_yaml
 
 __all__ = ["Entry", "PromptSet", "labelled", "load_prompts", "shipped_prompts"]
 
 _SET_KEYS = ("name", "version", "source", "findings", "classes")
+_MOST_PROMPTS = 10_000
 _ENTRY_KEYS = {"findings": ("positive", "negative", "any_of"), "classes": ("prompts", "combine", "any_of")}
 
 
@@ -92,7 +95,10 @@ def load_prompts(prompts: str) -> PromptSet:
         where, path = prompts, Path(prompts).expanduser()
         if not path.is_file():
             raise ConfigError(f"prompts: there is no file '{prompts}'; shipped sets are {', '.join(shipped_prompts())}")
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"prompts: '{where}' cannot be read ({one_line(str(error))}); give a YAML file") from None
     else:
         known = shipped_prompts()
         if prompts not in known:
@@ -102,11 +108,7 @@ def load_prompts(prompts: str) -> PromptSet:
             )
         where = f"{prompts}.yaml"
         text = (resources.files("diptych") / "prompt_sets" / where).read_text(encoding="utf-8")
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"prompts: '{where}' is not YAML: {' '.join(str(error).split())}") from None
-    return _parse(data, where)
+    return _parse(read_yaml(text, f"prompts: '{where}'"), where)
 
 
 def labelled(
@@ -140,7 +142,9 @@ def labelled(
 def _parse(data: object, where: str) -> PromptSet:
     top = _mapping(data, _SET_KEYS, where)
     for key in ("name", "version", "source"):
-        if not isinstance(top.get(key), str | int | float) or not str(top[key]).strip():
+        value = top.get(key)
+        long = isinstance(value, int) and abs(value) > 2**63
+        if long or not isinstance(value, str | int | float) or not str(value).strip():
             raise ConfigError(f"prompts: '{where}' has no '{key}'; add a line '{key}: ...'")
     kinds = [key for key in _ENTRY_KEYS if key in top]
     if len(kinds) != 1:
@@ -177,6 +181,8 @@ def _entry(name: object, value: object, kind: str, where: str) -> Entry:
     if not isinstance(places, list) or not places:
         raise ConfigError(f"prompts: '{at}.combine' must be a list of lists and is {_show(places)}")
     lists = [_texts(place, f"{at}.combine", empty=True) for place in places]
+    if (number := math.prod(map(len, lists))) > _MOST_PROMPTS:
+        raise ConfigError(f"prompts: '{at}.combine' makes {number:,} prompts; give at most {_MOST_PROMPTS:,}")
     phrases = [" ".join(" ".join(words).split()) for words in itertools.product(*lists)]
     return Entry(name, _texts(phrases, f"{at}.combine"), (), any_of)
 
@@ -199,10 +205,10 @@ def _texts(value: object, where: str, empty: bool = False) -> tuple[str, ...]:
             raise ConfigError(
                 f"prompts: '{where}' holds {_show(text)} where a text is expected (quote it if it is one)"
             )
-        if value.count(text) > 1:
-            raise ConfigError(f"prompts: '{where}' holds {_show(text)} twice; delete one")
+    if twice := [text for text, number in Counter(value).items() if number > 1]:
+        raise ConfigError(f"prompts: '{where}' holds {_show(twice[0])} twice; delete one")
     return tuple(value)
 
 
 def _show(value: object) -> str:
-    return "missing or empty" if value is None else repr(value)[:60]
+    return "missing or empty" if value is None else shown(value)

@@ -13,10 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diptych.errors import ConfigError
+from diptych.errors import ConfigError, shown
 from diptych.escaping import one_line
 from diptych.files import replace_text
 from diptych.metrics import Metric
+from diptych.plain import check_plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -97,10 +98,11 @@ def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         content: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+        check_plain(content, os.fspath(path), most=1_000_000)
     except OSError as error:
         raise ConfigError(f"'{os.fspath(path)}' cannot be read: {error.strerror}; give a results.json") from None
-    except ValueError as error:
-        raise ConfigError(f"'{os.fspath(path)}' is not JSON ({error}); give a results.json") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"'{os.fspath(path)}' is not JSON ({one_line(str(error))}); give a results.json") from None
     rows = content.get("metrics") if isinstance(content, dict) else None
     if not isinstance(rows, dict):
         raise ConfigError(f"'{os.fspath(path)}' holds no 'metrics'; give a results.json written by 'diptych test'")
@@ -143,8 +145,12 @@ def print_table(metrics: Mapping[str, Metric], title: str | None = None) -> None
 def _metric(row: object, where: str) -> Metric:
     if not isinstance(row, dict) or not {"value", "low", "high", "n"} <= row.keys():
         raise ConfigError(f"'{where}' must have value, low, high and n; give a results.json written by 'diptych test'")
+    for key in ("value", "low", "high", "n"):
+        figure = row[key]
+        if isinstance(figure, bool) or not isinstance(figure, int | float | None if key != "n" else int):
+            raise ConfigError(f"'{where}.{key}' is {shown(figure)}, and must be a number; test the run anew")
     value, low, high = (float("nan") if row[key] is None else float(row[key]) for key in ("value", "low", "high"))
-    return Metric(value, low, high, int(row["n"]))
+    return Metric(value, low, high, row["n"])
 
 
 def _plain(value: Any) -> Any:

@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from diptych.errors import ConfigError, DataError
+from diptych.errors import ConfigError, DataError, shown
 from diptych.escaping import csv_rows, for_latex, for_markdown
 from diptych.files import replace_text, sha256
 from diptych.metrics import Metric
@@ -104,12 +104,15 @@ def read_run(given: str) -> Run:
     protocol, head = found.get("protocol"), found.get("head")
     if not isinstance(protocol, dict):
         raise ConfigError(f"'{file}' holds no 'protocol'; give a results.json written by 'diptych test'")
+    seed = found.get("seed")
+    if seed is not None and type(seed) is not int:
+        raise ConfigError(f"'{file}': the seed is {shown(seed)}, and must be a whole number; test the run anew")
     if odd := [metric for metric in found["metrics"] if metric.count("/") < 2]:
         raise ConfigError(f"'{file}': the metric '{odd[0]}' is not named stage/evaluator/metric; test the run anew")
     return Run(
         name if named else short or str(folder),
         file,
-        found.get("seed"),
+        seed,
         head if isinstance(head, str) else json.dumps(head),
         found["metrics"],
         protocol,

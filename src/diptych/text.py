@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoTokenizer, BertConfig, BertModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from diptych.errors import ConfigError
+from diptych.architecture import declared, transformers_architecture
+from diptych.errors import ConfigError, shown
 from diptych.text_model import load_text_model, quiet_loading
 from diptych.tokenizer import Tokenizer
 from diptych.tower import Tower, class_attention, origin_of
@@ -202,15 +203,24 @@ class _EncoderText(TextTower):
     def get_extra_state(self) -> dict[str, str]:
         """What a checkpoint carries besides weights: ``tokenizer``, ``architecture`` and ``origin``, all JSON."""
         config: Any = self.model.config
+        known = declared(type(config))
+        held = {key: value for key, value in json.loads(config.to_json_string()).items() if key in known}
         return {
             "tokenizer": self.tokenizer.state(),
-            "architecture": str(config.to_json_string()),
+            "architecture": json.dumps(held, indent=2, sort_keys=True),
             "origin": json.dumps(self._origin),
         }
 
     def set_extra_state(self, state: dict[str, str]) -> None:
-        """Take the tokenizer and the origin of a checkpoint."""
-        self.tokenizer.load(state["tokenizer"])
+        """Take the tokenizer and the origin of a checkpoint.
+
+        Raises:
+            ConfigError: the tokenizer is damaged, or has more pieces than the tower.
+        """
+        if not isinstance(state, dict):
+            raise ConfigError(f"the text tower's state is refused: it is {shown(state)}, and must be a mapping")
+        config: Any = self.model.config
+        self.tokenizer.load(state.get("tokenizer", ""), most=int(config.vocab_size))
         self._origin = origin_of(state, self._origin["name"])
 
 
@@ -267,8 +277,7 @@ class TransformersText(_EncoderText):
                 f"text tower '{name}': `architecture` is for checkpoints; set pretrained: false, weights: null"
             )
         else:
-            fields = json.loads(architecture)
-            config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+            config = transformers_architecture(architecture)
             tokenizer = Tokenizer(None, max_tokens)
         model, origin = load_text_model(name, config, pretrained, weights, weights_prefix)
         super().__init__(
@@ -285,7 +294,13 @@ class TransformersText(_EncoderText):
 
     @classmethod
     def rebuild_args(cls, extra_state: dict[str, str]) -> dict[str, Any]:
-        """The architecture instead of the pretrained model."""
+        """The architecture instead of the pretrained model.
+
+        Raises:
+            ConfigError: the checkpoint has none, so that its weights would have to be fetched.
+        """
+        if "architecture" not in extra_state:
+            raise ConfigError("the text tower's architecture is not in the checkpoint; no run of diptych wrote it")
         return {
             "pretrained": False,
             "weights": None,

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from diptych.errors import ConfigError
+from diptych.errors import ConfigError, shown
 from diptych.reports import sentence_spans, text_hash
 from diptych.types import TextBatch
 
@@ -23,6 +23,7 @@ _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _TIGHT = re.compile(r"(?<=\w) ?([-/]) ?(?=\w)|(?<=\d)(\.) (?=\d)")  # "left - sided", "1. 5"
 _NUMBER = re.compile(r"\d{3}")
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
+_LARGEST_STATE = 100_000_000  # letters; a vocabulary of 250,000 pieces has some 17 million
 _SMALLEST = len(_SPECIAL) + 2 * len(_ALPHABET)
 
 
@@ -155,10 +156,36 @@ class Tokenizer:
         """Everything it has learned or loaded, as JSON; empty if that is nothing."""
         return "" if self._backend is None else str(self._backend.to_str())
 
-    def load(self, state: str) -> None:
-        """Take over what :meth:`state` gave; an empty string changes nothing."""
-        if state:
-            self._backend = Backend.from_str(state)
+    def load(self, state: str, most: int | None = None) -> None:
+        """Take over what :meth:`state` gave; an empty string changes nothing.
+
+        Args:
+            state: a text from a checkpoint.
+            most: pieces that the tower knows.
+
+        Raises:
+            ConfigError: it is damaged, or holds other pieces than the tower.
+        """
+        if not state:
+            return
+        where = "the stored tokenizer is refused"
+        if not isinstance(state, str) or len(state) > _LARGEST_STATE:
+            raise ConfigError(f"{where}: it is no text of at most {_LARGEST_STATE:,} letters")
+        try:
+            backend = Backend.from_str(state)
+            padding = backend.padding or {}
+            backend.no_truncation()
+            backend.enable_padding(pad_id=int(padding.get("pad_id", 0)))  # to the longest, whatever the state says
+            numbers = [*backend.get_vocab().values(), *backend.encode("A 1.").ids]
+        except Exception as error:  # the library's own errors are bare Exceptions
+            raise ConfigError(f"{where}: {shown(str(error))}") from error
+        except BaseException as error:  # a panic of the library's Rust code, which is no Exception
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ConfigError(f"{where}: the tokenizers library fails on it") from error
+        if most is not None and max([int(padding.get("pad_id", 0)), *numbers]) >= most:
+            raise ConfigError(f"{where}: it has pieces numbered up to {max(numbers)}, and the text tower has {most}")
+        self._backend = backend
 
     def __call__(self, texts: Sequence[str], *, to_max: bool = False) -> TextBatch:
         """Tokenise reports.

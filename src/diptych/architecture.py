@@ -1,0 +1,109 @@
+"""What a checkpoint may say of a tower's architecture: a kind of model and its shape, nothing that opens or fetches."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from difflib import get_close_matches
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
+
+from diptych.errors import ConfigError, shown
+from diptych.escaping import one_line
+from diptych.plain import read_json
+
+__all__ = ["check_model_args", "declared", "timm_architecture", "transformers_architecture"]
+
+_MODEL_ARGS = frozenset({
+    "act_layer", "aa_layer", "always_partition", "attn_drop_rate", "avg_down", "base_width", "block_config",
+    "cardinality", "channels", "class_token", "conv_mlp", "depth", "depths", "dims", "drop_block_rate",
+    "drop_path_rate", "drop_rate", "dynamic_img_pad", "dynamic_img_size", "embed_dim", "fc_norm", "final_norm",
+    "global_pool", "growth_rate", "head_init_scale", "img_size", "init_values", "kernel_sizes", "layers",
+    "ls_init_value", "mlp_ratio", "no_embed_class", "norm_eps", "norm_layer", "num_heads", "num_stages",
+    "output_stride", "patch_drop_rate", "patch_size", "pos_drop_rate", "pos_embed", "pre_norm", "proj_bias",
+    "proj_drop_rate", "qk_norm", "qkv_bias", "reg_tokens", "replace_stem_pool", "stem_stride", "stem_type",
+    "stem_width", "strict_img_size", "use_abs_pos_emb", "use_grn", "use_rel_pos_bias", "window_size",
+    "zero_init_last",
+})  # fmt: skip
+"""What ``model_args`` may hold: shapes and layers, nothing that opens a file or an address."""
+
+
+def check_model_args(name: str, args: dict[str, Any]) -> None:
+    """Refuse arguments of a timm model that a checkpoint may not hold.
+
+    Raises:
+        ConfigError: one is not known to be harmless, or is not plain and small; the message names it.
+    """
+    for key, value in args.items():
+        if key not in _MODEL_ARGS:
+            near = get_close_matches(str(key), _MODEL_ARGS, n=4, cutoff=0.5)
+            raise ConfigError(
+                f"image tower '{name}': model_args.{one_line(key)} is not among the arguments that a checkpoint may hold; "
+                f"nearest: {', '.join(near) or 'none'}"
+            )
+        values = value if isinstance(value, list | tuple) else [value]
+        if len(values) > 64 or any(
+            item is not None
+            and not isinstance(item, int | float)
+            and not (isinstance(item, str) and item.isidentifier())
+            for item in values
+        ):
+            raise ConfigError(
+                f"image tower '{name}': model_args.{key} is {shown(value)}; it must be plain: a number, a name, or a short "
+                "list of them, for the checkpoint"
+            )
+
+
+def timm_architecture(architecture: str) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of the timm model that a checkpoint holds.
+
+    Raises:
+        ConfigError: it holds anything else.
+    """
+    saved = read_json(architecture, "the image tower's stored architecture")
+    name, args = saved.get("name"), saved.get("model_args")
+    if set(saved) != {"name", "model_args"} or not isinstance(name, str) or not isinstance(args, dict):
+        raise ConfigError("the image tower's stored architecture is refused: it must hold a name and model_args alone")
+    if not re.fullmatch(r"\w{1,100}(\.\w{1,100})?", name):
+        raise ConfigError(f"the image tower's stored architecture is refused: {shown(name)} is no name of a timm model")
+    return name, args
+
+
+_INERT = frozenset({
+    "_name_or_path", "architectures", "chunk_size_feed_forward", "directionality", "dtype", "gradient_checkpointing",
+    "id2label", "is_encoder_decoder", "label2id", "model_type", "output_attentions", "output_hidden_states",
+    "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type",
+    "position_embedding_type", "problem_type", "return_dict", "torch_dtype", "transformers_version",
+})  # fmt: skip
+"""Keys of configurations that say nothing of an encoder's shape; older checkpoints hold them, and they are left out."""
+
+
+def declared(kind: type) -> frozenset[str]:
+    """What the configuration of one kind of model declares of its shape, and the kind.
+
+    Its base is left out, which knows addresses, attention implementations and code to be fetched.
+    """
+    own = set(vars(kind).get("__annotations__", {})) | set(inspect.signature(kind).parameters)
+    return frozenset(own - set(inspect.signature(PretrainedConfig).parameters) | {"model_type"})
+
+
+def transformers_architecture(architecture: str) -> Any:
+    """The transformers configuration that a checkpoint holds.
+
+    Raises:
+        ConfigError: it is of no text encoder, or holds more than its shape.
+    """
+    where = "the text tower's stored architecture"
+    fields = read_json(architecture, where)
+    model_type = fields.get("model_type")
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise ConfigError(f"{where} is refused: model_type is {shown(model_type)}, which transformers does not know")
+    kind = CONFIG_MAPPING[model_type]
+    own = declared(kind)
+    if odd := sorted(set(fields) - own - _INERT - set(kind().to_dict())):
+        raise ConfigError(f"{where} is refused: '{odd[0]}' is nothing that a {model_type} declares of its shape")
+    try:
+        return AutoConfig.for_model(model_type, **{k: v for k, v in fields.items() if k in own - {"model_type"}})
+    except Exception as error:  # each configuration judges its values in its own way
+        raise ConfigError(f"{where} is refused: a {model_type} has no such shape ({shown(str(error))})") from error
