@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from diptych.main import main as run_command
+from diptych.cli import run as run_command
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -34,14 +34,14 @@ KILLS = 10  # of one run
 
 
 def _fit(folder: Path, run: Path) -> None:
-    """In a process of its own, which has the parent's imports: what ``diptych fit`` does."""
+    """In a process of its own, which has the parent's imports: ``diptych fit``."""
     log = os.open(folder / "log.txt", os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     torch.set_num_threads(1)
     going_on = ["--ckpt_path", "last"] if (run / "checkpoints" / "last.ckpt").exists() else []
     sys.argv = ["diptych", "fit", "-c", str(folder / "run.yaml"), "--run", str(run), *going_on]
-    run_command()
+    run_command("fit")
 
 
 def _start(folder: Path, run: Path) -> ForkProcess:
@@ -63,7 +63,7 @@ def main(cycles: int, seed: int) -> None:
     """Kill, go on, compare, and print."""
     draw = random.Random(seed)
     folder = Path(tempfile.mkdtemp(prefix="kills"))
-    described = yaml.safe_load(config(write_pairs(folder / "data", n=36), epochs=8))
+    described = yaml.safe_load(config(write_pairs(folder / "data", n=36), epochs=4))
     described["trainer"]["callbacks"] = [{"class_path": "EMAWeightAveraging", "init_args": {"decay": 0.9}}]
     described["trainer"]["val_check_interval"] = 0.5
     described["recovery"] = {"every_n_train_steps": 1}

@@ -27,7 +27,7 @@ GLOO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.str
 TWO = [*GLOO, "--trainer.precision", "32-true", "--data.loading.batch_size", "4"]
 
 
-def launch(*arguments, timeout=200):
+def launch(*arguments, timeout=500):
     """Run the command in a session of its own, and see that no process of it is left."""
     process = subprocess.Popen(
         [str(Path(sys.executable).with_name("diptych")), *arguments],
@@ -164,9 +164,9 @@ def test_two_processes_test_as_one_does(recipe, two):
 
 
 def test_killed_on_two_processes_and_resumed(recipe, two):
-    """At the end of the first epoch and in the second: everything that a run leaves is the same."""
+    """At the end of a validation, and in mid-epoch: everything that a run leaves is the same."""
     run = command(recipe, "killed")
-    for step, moment in ((3, "validating"), (5, "trained")):
+    for step, moment in ((3, "validated"), (5, "trained")):
         going_on = ["--ckpt_path", "last"] if step > 3 else []
         killer = ["--trainer.callbacks+=killer.KillAt", f"--trainer.callbacks.step={step}"]
         killed = launch(*run, *going_on, *killer, f"--trainer.callbacks.moment={moment}")
