@@ -263,7 +263,7 @@ def cutting(name):
         (setting(5, "Effusion", "maybe"), ["line 7, column 'Effusion'", "label is 'maybe'"]),
         (setting(5, "Effusion", "0.5"), ["line 7, column 'Effusion'", "label is '0.5'"]),
         (setting(None, "text", "NaN"), ["column(s) text", "all 24 reports are empty or NaN"]),
-        (setting(23, "patient", "p0"), ["1 patient(s) are in both 'test' and 'train', as p0", "one split"]),
+        (setting(23, "patient", "p0"), ["1 patient(s) are in both 'test' and 'train', as 'p0'", "one split"]),
         (setting(3, "split", "holdout"), ["line 5, column 'split'", "'holdout'", "write one of"]),
         (setting(3, "image", "000.png"), ["lines 2 and 5", "'000.png'"]),
         (lambda rows, folder: without(rows, folder, split="val"), ["no 'val' split", "train, test"]),
@@ -288,7 +288,7 @@ def test_a_few_empty_reports_are_left_out_counted_and_listed_or_refused(spoil, t
     assert "left out 1 (empty report)" in done.stderr
     assert "001.png" in (tmp_path / "run" / "dropped.csv").read_text()
     holds(
-        message(inprocess.diptych("fit", *options, "--data.strict", "true")),
+        message(inprocess.diptych("fit", *options, "--overwrite", "--data.strict", "true")),
         "1 empty report",
         "'001.png'",
         "strict: false",

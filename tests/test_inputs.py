@@ -12,10 +12,10 @@ from mini import IMAGE, TEXT
 from PIL import Image
 
 import diptych
-from diptych.building import build_module
 from diptych.errors import ConfigError, DiptychError
 from diptych.inputs import each_picture, grey_picture
 from diptych.loading import AlignmentModel
+from diptych.stored import build_module
 from diptych.trained import TrainedImage
 
 CONFIG = {
