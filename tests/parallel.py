@@ -54,3 +54,25 @@ def task_loss(kind: str) -> tuple[float, Tensor]:
     (gradient,) = torch.autograd.grad(loss, shared)
     total, of_inputs = (distributed.sum_over_processes(x) / world for x in (loss.detach(), gradient))
     return float(total), of_inputs
+
+
+def synced_norm(kind: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, gradient of the input's scale, and running variance of a tower's norm on what each process has of a batch."""
+    from timm.layers.norm_act import BatchNormAct2d
+    from torch import nn
+
+    from diptych.sync_norm import TowerNorms
+
+    world, share = distributed.world_size(), IMAGES // distributed.world_size()
+    rows = slice(distributed.rank() * share, (distributed.rank() + 1) * share)
+    x = torch.randn(IMAGES, 3, 5, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64) + 1
+    layer: nn.Module = BatchNormAct2d(3) if kind == "act" else nn.BatchNorm2d(3)
+    layer = nn.Sequential(layer).double()
+    if world > 1:
+        layer = TowerNorms(on_cpu=True).apply(layer)
+        if world == 2:  # DDP refuses torch's own layers on CPUs
+            nn.parallel.DistributedDataParallel(layer)
+    scale = torch.linspace(1, 2, 25, dtype=torch.float64).view(5, 5).requires_grad_()
+    out = layer(x[rows] * scale)
+    (gradient,) = torch.autograd.grad((out**3).sum(), scale)
+    return distributed.gather(out.detach()), distributed.sum_over_processes(gradient), layer[0].running_var.detach()

@@ -12,3 +12,12 @@ def test_two_processes_give_the_gradient_of_one(kind, gloo2):
     for theirs, of_them in gloo2(parallel.task_loss, kind):
         assert theirs == pytest.approx(loss, rel=1e-9)
         torch.testing.assert_close(of_them, gradient, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["act", "plain"])
+def test_norms_of_towers_are_those_of_the_whole_batch_and_keep_their_activation(kind, gloo2):
+    whole = parallel.synced_norm(kind)
+    assert (whole[0].min() == 0) == (kind == "act")
+    for found in gloo2(parallel.synced_norm, kind):
+        for theirs, of_one in zip(found, whole, strict=True):
+            torch.testing.assert_close(theirs, of_one, rtol=1e-9, atol=1e-9)

@@ -257,16 +257,18 @@ class DiptychCLI(LightningCLI):
             callbacks.append(Summary())
         if self.subcommand == "fit":
             callbacks.append(Interruption(self._signals))
+        norms = TowerNorms(on_cpu=False)
         if config.get("sync_batchnorm") and not any(isinstance(plugin, LayerSync) for plugin in plugins):
-            config["plugins"] = [*(config.get("plugins") or []), TowerNorms()]
+            config["plugins"] = [*(config.get("plugins") or []), norms]
         try:
             trainer: Trainer = super()._instantiate_trainer(config, callbacks)
         except (MisconfigurationException, TypeError, ValueError) as error:
             raise ConfigError(f"trainer: {trainer_message(str(error), config)}") from error
+        norms.on_cpu = trainer.strategy.root_device.type == "cpu"
         # Lightning's handlers wait for the other processes within the handler, for ever if those were sent no signal.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores:
+        if norms.on_cpu and trainer.num_devices > cores:
             rank_zero_warn(
                 f"trainer.devices: {trainer.num_devices} processes share {cores} CPU core(s), and each is the slower for it; "
                 f"--trainer.devices {cores} is the most that helps"

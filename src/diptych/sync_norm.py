@@ -6,22 +6,22 @@ from typing import cast
 
 import torch
 from lightning.pytorch.plugins.layer_sync import TorchSyncBatchNorm
-from timm.layers.norm_act import SyncBatchNormAct, convert_sync_batchnorm
+from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from diptych import distributed
+from diptych.errors import ConfigError
 from diptych.functional import full
 
-__all__ = ["SyncNorm", "TowerNorms"]
+__all__ = ["SyncNorm", "SyncNormAct", "TowerNorms"]
 
 
-class SyncNorm(nn.SyncBatchNorm):
-    """torch's, which refuses tensors on the CPU; there the same is computed here, with exact gradients."""
+class SyncNorm(_BatchNorm):
+    """What torch's ``SyncBatchNorm`` computes, on the CPU too, which that refuses; with exact gradients."""
 
     def forward(self, input: Tensor) -> Tensor:  # torch's name
         """Normalise ``[B,C,...]`` by the statistics of all processes; in evaluation by the running ones."""
-        if input.device.type != "cpu":
-            return super().forward(input)
         if not self.training and self.running_mean is not None:
             return nn.functional.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
@@ -52,19 +52,47 @@ class SyncNorm(nn.SyncBatchNorm):
         self.running_var.lerp_(variance.to(self.running_var.dtype), share)
 
 
-class _SyncNormAct(SyncBatchNormAct, SyncNorm):
-    """The same with the activation that timm keeps in it, which torch's own conversion would drop."""
+class SyncNormAct(SyncNorm):
+    """The same with the activation that timm keeps in the layer, which torch's own conversion would drop."""
+
+    act: nn.Module
+    drop: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:  # torch's name
+        """Normalise, and activate."""
+        activated: Tensor = self.act(self.drop(super().forward(input)))
+        return activated
+
+
+_ON_CPU: dict[type[nn.Module], type[SyncNorm]] = {
+    nn.BatchNorm1d: SyncNorm,
+    nn.BatchNorm2d: SyncNorm,
+    nn.BatchNorm3d: SyncNorm,
+    BatchNormAct2d: SyncNormAct,
+}
 
 
 class TowerNorms(TorchSyncBatchNorm):
-    """Turns the batch normalisation of a module into such layers."""
+    """Makes the batch normalisation of a module that of all processes.
+
+    Args:
+        on_cpu: whether the model trains on CPUs. It is moved to its device later.
+    """
+
+    def __init__(self, on_cpu: bool) -> None:
+        self.on_cpu = on_cpu
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Before training on several processes."""
-        model = cast(nn.Module, convert_sync_batchnorm(model))  # type: ignore[no-untyped-call]  # timm's
-        for layer in model.modules():
-            if isinstance(layer, nn.SyncBatchNorm):
-                layer.__class__ = _SyncNormAct if isinstance(layer, SyncBatchNormAct) else SyncNorm
+        """Before training on several processes: on GPUs by torch's layers, which DDP refuses on CPUs."""
+        if not self.on_cpu:
+            return cast(nn.Module, convert_sync_batchnorm(model))  # type: ignore[no-untyped-call]  # timm's
+        for name, layer in model.named_modules():
+            if type(layer) in _ON_CPU:
+                layer.__class__ = _ON_CPU[type(layer)]
+            elif isinstance(layer, _BatchNorm):
+                raise ConfigError(
+                    f"trainer.sync_batchnorm: {name} is a {type(layer).__name__}, which is not known on CPUs; set it to false"
+                )
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
