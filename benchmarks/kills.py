@@ -79,6 +79,7 @@ def main(cycles: int, seed: int) -> None:
         for _ in range(KILLS):
             if done == cycles:
                 break
+            before = set(run.rglob("*.part"))
             process = _start(folder, run)
             process.join(draw.uniform(0.0, seconds / 2))
             if not process.is_alive():
@@ -88,7 +89,7 @@ def main(cycles: int, seed: int) -> None:
             os.kill(process.pid, signal.SIGKILL)
             process.join()
             done += 1
-            parts += any(run.rglob("*.part"))
+            parts += bool(set(run.rglob("*.part")) - before)
         _finish(folder, run)
         left = left_by(run)
         found = differences(left, whole)
