@@ -39,7 +39,8 @@ def diptych(*arguments: str) -> subprocess.CompletedProcess[str]:
             logging.getLogger("lightning.pytorch").removeHandler(log)
             torch.set_num_threads(threads)
             for worker in set(multiprocessing.active_children()) - set(before):  # of a loader that an error has left
-                worker.kill()
+                worker.terminate()  # not kill: torch would raise in the next test that a worker was killed
+                worker.join(10)
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
