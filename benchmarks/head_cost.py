@@ -17,8 +17,8 @@ import torch
 from memory import peak
 
 from diptych.head import gather_pairs
-from diptych.image import TimmImage
-from diptych.text import ScratchText
+from diptych.towers.image import TimmImage
+from diptych.towers.text import ScratchText
 from diptych.types import Dims, Pairs
 from diptych_heads.global_ import Global
 from diptych_heads.local_pooling import LocalPooling

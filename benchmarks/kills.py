@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from diptych.cli import run as run_command
+from diptych.cli.run import run as run_command
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 

@@ -16,8 +16,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diptych.blockwise import bytes_kept
-from diptych.functional import info_nce, local_scores, unit
+from diptych.nn.blockwise import bytes_kept
+from diptych.nn.functional import info_nce, unit
+from diptych_heads.equations.local_pooling import local_scores
 
 Scores = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -32,14 +32,15 @@ from PIL import Image
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from torch.utils.data import DataLoader, Dataset
 
-from diptych.data import Loading, _Collate
+from diptych.cli.prepare import prepare
+from diptych.data.augment import Augment, Augmenter
+from diptych.data.loading import Loading, _Collate
+from diptych.data.sampling import Draw, TrainingSampler, mix
+from diptych.data.tables import Columns
 from diptych.files import replace_text
-from diptych.packed import Manifest
-from diptych.sampling import Draw, TrainingSampler, mix
-from diptych.tables import Columns
-from diptych.transforms import Augment, Augmenter, letterbox
+from diptych.radiographs.letterbox import letterbox
+from diptych.radiographs.packed import Manifest
 from diptych_datamodules.mimic_cxr import FINDINGS
-from diptych_datamodules.prepare import prepare
 from diptych_datamodules.tabular import Tabular
 
 SIZE = 224

@@ -17,8 +17,8 @@ import torch
 from memory import peak
 from torch import Tensor, nn
 
-from diptych.blockwise import bytes_kept
-from diptych.functional import info_nce, unit
+from diptych.nn.blockwise import bytes_kept
+from diptych.nn.functional import info_nce, unit
 from diptych.types import Dims, TokenEmbedding
 from diptych_heads.reclf import Reclf
 
@@ -173,7 +173,7 @@ def main() -> None:
         for name in budgets:
             our_loss, our_gradients = found[name]
             off, loss_off = difference(our_gradients, gradients), abs(float((our_loss - loss) / loss))
-            # Rounding: of random inputs' scores, which are all nearly equal. In float64 it is 1e-14 (tests/test_reclf.py).
+            # Rounding: of random inputs' scores, which are all nearly equal. In float64: 1e-14 (tests/heads/test_reclf.py).
             assert off < 1e-2, f"gradients differ by {off}"
             assert loss_off < 1e-5, f"losses differ by {loss_off}"
             print(

@@ -13,7 +13,7 @@ import time
 import torch
 from memory import peak
 
-from diptych.evaluation import Retrieval
+from diptych.evaluation.retrieval import Retrieval
 from diptych.types import Batch, Dims, Embedding, TextBatch
 from diptych_heads.global_ import Global
 

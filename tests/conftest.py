@@ -12,7 +12,9 @@ for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "NO_ALBUMENTATIONS_UPDAT
 _THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # `make test` has a worker a core
 if _THREADS == 1:
     os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start
-sys.path.insert(0, str(Path(__file__).parent))  # helper modules are imported by name, here and in the pool's processes
+sys.path.insert(
+    0, str(Path(__file__).parent / "support")
+)  # helper modules are imported by name, here and in the pool's processes
 
 import pytest  # noqa: E402  # after the environment is set
 import torch  # noqa: E402  # as above

@@ -5,10 +5,11 @@ import io
 
 import pytest
 
-from diptych import results, results_table
 from diptych.escaping import csv_rows, for_latex, for_markdown, one_line
-from diptych.metrics import Metric
-from diptych.summaries import markdown
+from diptych.metrics.bootstrap import Metric
+from diptych.results import record as results
+from diptych.results import table as results_table
+from diptych.results.seeds import markdown
 
 
 @pytest.mark.parametrize(

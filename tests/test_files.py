@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from diptych.cli import AtomicCheckpointIO
 from diptych.errors import ConfigError, DataError
 from diptych.files import remove_parts, replace_bytes, replace_picture, replace_text, replacing, sha256
+from diptych.model.checkpoint import AtomicCheckpointIO
 
 
 @pytest.fixture

@@ -17,11 +17,12 @@ import yaml
 from mini import ROOT, config, diptych, write_pairs
 
 import diptych as package
-from diptych import building, plugins
-from diptych.data import RadiographDataModule
+from diptych import plugins
+from diptych.data.datamodule import RadiographDataModule
 from diptych.errors import ConfigError
 from diptych.head import AlignmentHead
-from diptych.module import AlignmentModule
+from diptych.model import building
+from diptych.model.module import AlignmentModule
 from diptych.plugins import DATAMODULES, HEADS
 
 KEYS = ["name", "class", "distribution", "paper", "needs", "gathers"]
@@ -158,7 +159,8 @@ def test_overrides_reach_the_trained_model(recipe, tmp_path):
         "fit", "-c", str(recipe), *options, "--run", str(tmp_path / "run"), "--data.loading.batch_size", "8"
     )
     assert done.returncode == 0, done.stderr
-    from diptych.loading import load_module, read_checkpoint
+    from diptych.model.checkpoint import read_checkpoint
+    from diptych.model.inference import load_module
 
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
     module = load_module(best)
@@ -358,7 +360,7 @@ def elsewhere(tmp_path_factory):
     (packages,) = (folder / "env").glob("lib/python3*/site-packages")
     # addsitedir, unlike a bare path, also reads that folder's .pth files: diptych may be installed through one.
     (packages / "beside.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
-    return folder, [str(python), "-c", "from diptych.main import main; main()"]
+    return folder, [str(python), "-c", "from diptych.cli.main import main; main()"]
 
 
 @pytest.mark.slow
@@ -415,17 +417,17 @@ def imported(statement):
 
 
 def test_importing_the_package_imports_no_torch():
-    assert imported("import diptych, diptych.main, diptych.plugins; diptych.__version__") == "[]"
+    assert imported("import diptych, diptych.cli.main, diptych.plugins; diptych.__version__") == "[]"
     assert "torch" in imported("import diptych; diptych.load")
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_quick_answers_import_nothing_heavy(option):
-    assert imported(f"from diptych.main import main; sys.argv.append('{option}'); main()") == "[]"
+    assert imported(f"from diptych.cli.main import main; sys.argv.append('{option}'); main()") == "[]"
 
 
 def test_listing_the_heads_imports_no_lightning():
-    found = imported("from diptych.main import main; sys.argv += ['heads', '--json']; main()")
+    found = imported("from diptych.cli.main import main; sys.argv += ['heads', '--json']; main()")
     assert "lightning" not in found
     assert "transformers" not in found
 

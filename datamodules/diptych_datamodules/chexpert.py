@@ -12,16 +12,16 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.data import Loading
+from diptych.data.loading import Loading
+from diptych.data.splits import filled
+from diptych.data.tables import find_file, scan_table
 from diptych.errors import ConfigError, DataError
-from diptych.packed import Files, open_images
-from diptych.splits import filled
-from diptych.tables import find_file, scan_table
-from diptych.tokenizer import Tokenizer
-from diptych_datamodules.facts import OBTAIN
-from diptych_datamodules.protocols import PROTOCOLS, split
-from diptych_datamodules.release import Record, Release, image_file, label_vector
-from diptych_datamodules.subsets import COMPETITION, SUBSETS, Subset
+from diptych.radiographs.packed import Files, open_images
+from diptych.reports.tokenizer import Tokenizer
+from diptych_datamodules.releases.base import Record, Release, image_file, label_vector
+from diptych_datamodules.releases.facts import OBTAIN
+from diptych_datamodules.releases.protocols import PROTOCOLS, split
+from diptych_datamodules.releases.subsets import COMPETITION, SUBSETS, Subset
 
 __all__ = ["FINDINGS", "Chexpert", "settle"]
 

@@ -13,11 +13,13 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.data import Loading, RadiographDataModule, RadiographDataset, Sample, Split
+from diptych.data.datamodule import RadiographDataModule, RadiographDataset, Sample, Split
+from diptych.data.loading import Loading
+from diptych.data.splits import Fractions
+from diptych.data.tables import Columns, Table, label_vector, read_table
 from diptych.errors import ConfigError, DataError
-from diptych.packed import read_image
-from diptych.tables import Columns, Fractions, Table, label_vector, read_table
-from diptych.tokenizer import Tokenizer
+from diptych.radiographs.packed import read_image
+from diptych.reports.tokenizer import Tokenizer
 from diptych_datamodules.patients import Patients
 from diptych_datamodules.tabular import ImageRow, image_rows
 

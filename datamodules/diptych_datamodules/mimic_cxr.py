@@ -12,16 +12,17 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
-from diptych.data import Loading, RadiographDataset, Sample, Split
+from diptych.data.datamodule import RadiographDataset, Sample, Split
+from diptych.data.loading import Loading
+from diptych.data.tables import find_file, scan_table
 from diptych.errors import ConfigError, DataError
-from diptych.reports import sentence_spans
-from diptych.tables import find_file, scan_table
-from diptych.tokenizer import Tokenizer
-from diptych_datamodules.facts import OBTAIN
+from diptych.reports.text import sentence_spans
+from diptych.reports.tokenizer import Tokenizer
 from diptych_datamodules.mimic_reports import Fallback, Section, choose_text, find_sections, read_reports
-from diptych_datamodules.protocols import split as assign_splits
-from diptych_datamodules.release import Record, Release, ReleaseDataset, image_file, label_vector
-from diptych_datamodules.subsets import SUBSETS, Subset
+from diptych_datamodules.releases.base import Record, Release, ReleaseDataset, image_file, label_vector
+from diptych_datamodules.releases.facts import OBTAIN
+from diptych_datamodules.releases.protocols import split as assign_splits
+from diptych_datamodules.releases.subsets import SUBSETS, Subset
 
 __all__ = ["FINDINGS", "MimicCxr", "choose_text", "find_sections"]
 

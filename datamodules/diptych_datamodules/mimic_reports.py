@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from diptych.cells import is_empty
+from diptych.data.cells import is_empty
+from diptych.data.table_files import scan_zip
 from diptych.errors import DataError
-from diptych.table_files import scan_zip
 
 __all__ = ["Fallback", "Section", "choose_text", "find_sections", "read_reports"]
 

@@ -9,13 +9,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from diptych.data import Loading
+from diptych.data.loading import Loading
+from diptych.data.splits import assign
+from diptych.data.tables import find_file, scan_table
 from diptych.errors import DataError
-from diptych.splits import assign
-from diptych.tables import find_file, scan_table
-from diptych.tokenizer import Tokenizer
-from diptych_datamodules.facts import OBTAIN
-from diptych_datamodules.release import Record, Release, index_images
+from diptych.reports.tokenizer import Tokenizer
+from diptych_datamodules.releases.base import Record, Release, index_images
+from diptych_datamodules.releases.facts import OBTAIN
 
 __all__ = ["FINDINGS", "Nih"]
 

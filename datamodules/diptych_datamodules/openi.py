@@ -14,13 +14,13 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.data import Loading
+from diptych.data.loading import Loading
+from diptych.data.tables import find_file, scan_table, scan_zip
 from diptych.errors import ConfigError, DataError
-from diptych.tables import find_file, scan_table, scan_zip
-from diptych.tokenizer import Tokenizer
-from diptych_datamodules.facts import OBTAIN
+from diptych.reports.tokenizer import Tokenizer
 from diptych_datamodules.nih import FINDINGS
-from diptych_datamodules.release import Record, Release, index_images
+from diptych_datamodules.releases.base import Record, Release, index_images
+from diptych_datamodules.releases.facts import OBTAIN
 
 __all__ = ["Openi", "Report", "nih_names", "read_reports"]
 

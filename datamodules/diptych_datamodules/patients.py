@@ -7,8 +7,8 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from diptych.data.tables import Row, Table
 from diptych.errors import DataError
-from diptych.tables import Row, Table
 
 __all__ = ["Patients"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -16,11 +16,13 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
-from diptych import __version__
-from diptych.data import Loading, RadiographDataModule, RadiographDataset, Sample, Split
+from diptych.data.datamodule import RadiographDataModule, RadiographDataset, Sample, Split
+from diptych.data.loading import Loading
 from diptych.errors import ConfigError, DataError
-from diptych.tokenizer import Tokenizer
+from diptych.reports.tokenizer import Tokenizer
+from diptych.version import __version__
 from diptych_datamodules.phantoms import FINDINGS, PhantomPlan, plan_phantom, render
+from diptych_datamodules.phantoms.probes import CHANCE, run_probes
 
 __all__ = ["Phantom", "PhantomDataset"]
 
@@ -164,6 +166,13 @@ class Phantom(RadiographDataModule):
     paper: ClassVar[str] = "diptych's own; no patient is in it"
     holds: ClassVar[frozenset[str]] = frozenset({"image", "text", "labels", "boxes", "masks"})
     findings = FINDINGS
+    probe_chances = CHANCE
+
+    @classmethod
+    def probes(cls, model: Any, options: Mapping[str, Any], pairs: int | None) -> dict[str, float]:
+        """With the findings and the part of the report that the model was trained on; see ``phantoms/probes.py``."""
+        section: Any = "both" if options["section"] == "sampled" else options["section"]
+        return run_probes(model, mix=options["mix"], section=section, **({} if pairs is None else {"pairs": pairs}))
 
     def __init__(
         self,

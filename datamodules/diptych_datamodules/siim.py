@@ -8,13 +8,14 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.data import Loading, RadiographDataset
+from diptych.data.datamodule import RadiographDataset
+from diptych.data.loading import Loading
+from diptych.data.tables import find_file, scan_table
 from diptych.errors import DataError
-from diptych.tables import find_file, scan_table
-from diptych.tokenizer import Tokenizer
-from diptych_datamodules.facts import OBTAIN
-from diptych_datamodules.protocols import PROTOCOLS, split
-from diptych_datamodules.release import Record, Release, ReleaseDataset, index_images
+from diptych.reports.tokenizer import Tokenizer
+from diptych_datamodules.releases.base import Record, Release, ReleaseDataset, index_images
+from diptych_datamodules.releases.facts import OBTAIN
+from diptych_datamodules.releases.protocols import PROTOCOLS, split
 
 __all__ = ["Siim", "rle_decode"]
 

@@ -13,15 +13,17 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 
-from diptych.data import Dropped, Loading, RadiographDataModule, RadiographDataset, Sample, Split
+from diptych.data.columns import Records
+from diptych.data.datamodule import Dropped, RadiographDataModule, RadiographDataset, Sample, Split
+from diptych.data.loading import Loading
+from diptych.data.splits import Fractions
+from diptych.data.tables import Columns, Row, Table, label_vector, read_table
 from diptych.errors import ConfigError, DataError
-from diptych.intensity import Intensity
-from diptych.packed import Files, Folder, Packed, Store, open_images, read_image
-from diptych.radiograph import read_mask
-from diptych.tables import Columns, Fractions, Row, Table, label_vector, read_table
-from diptych.tokenizer import Tokenizer
+from diptych.radiographs.intensity import Intensity
+from diptych.radiographs.packed import Files, Folder, Packed, Store, open_images, read_image
+from diptych.radiographs.read import read_mask
+from diptych.reports.tokenizer import Tokenizer
 from diptych_datamodules.patients import Patients
-from diptych_datamodules.records import Records
 
 __all__ = ["ImageRow", "Tabular", "image_rows"]
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from diptych import functional as F
 from diptych.errors import ConfigError
 from diptych.head import AlignmentHead
-from diptych.layers import DecoderLayer
+from diptych.nn import functional as F
+from diptych.nn.layers import DecoderLayer
 from diptych.types import Dims, Embedding, Features, Pairs
 
 __all__ = ["Cce", "Explored", "Source", "correlation_loss", "draw_patches", "patch_views", "sincos"]

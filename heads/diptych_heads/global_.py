@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from diptych import distributed
-from diptych import functional as F
 from diptych.errors import ConfigError
 from diptych.head import AlignmentHead
+from diptych.nn import functional as F
 from diptych.types import Dims, Embedding, Features, Pairs
 
 __all__ = ["Global"]

@@ -7,10 +7,11 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from diptych import distributed
-from diptych import functional as F
 from diptych.errors import ConfigError
 from diptych.head import AlignmentHead
+from diptych.nn import functional as F
 from diptych.types import Dims, Features, Pairs, TokenEmbedding
+from diptych_heads.equations import local_pooling as equations
 
 __all__ = ["LocalPooling"]
 
@@ -54,7 +55,7 @@ class LocalPooling(AlignmentHead[TokenEmbedding]):
         dims: Dims,
         *,
         width: int = 512,
-        pooling: F.Pooling = "logsumexp",
+        pooling: equations.Pooling = "logsumexp",
         scale: float = 10.0,
         learn_scale: bool = False,
         region_scale: float = 4.0,
@@ -113,11 +114,11 @@ class LocalPooling(AlignmentHead[TokenEmbedding]):
 
     def heatmap(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
         """Attention ``[B,N_words,N_regions]`` of each word over its own image; a padded word's is zero."""
-        return F.region_attention(image.tokens, text.tokens, text.mask, self.region_scale)
+        return equations.region_attention(image.tokens, text.tokens, text.mask, self.region_scale)
 
     def local_scores(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
         """The pooled matchings of every image with every report, ``[I,T]``."""
-        return F.local_scores(
+        return equations.local_scores(
             image.tokens,
             text.tokens,
             text.mask,

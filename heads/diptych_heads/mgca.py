@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from diptych import distributed
-from diptych import functional as F
 from diptych.errors import ConfigError
 from diptych.head import AlignmentHead
-from diptych.norm import GlobalBatchNorm
+from diptych.nn import functional as F
+from diptych.nn.norm import GlobalBatchNorm
 from diptych.types import Dims, Features, Pairs, TokenEmbedding
 
 __all__ = ["MGCA", "AttendedEmbedding", "assign", "clipped_shares", "swapped_prediction", "token_loss"]

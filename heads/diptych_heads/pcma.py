@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from diptych import distributed
-from diptych import functional as F
 from diptych.errors import ConfigError
 from diptych.head import AlignmentHead
-from diptych.layers import Extractor
-from diptych.matching import Match, Matching, intra_loss, match_weights, pair_scores, sentence_slots
+from diptych.nn import functional as F
+from diptych.nn.layers import Extractor
 from diptych.types import Dims, Features, Pairs
 from diptych_heads.cce import Cce, Explored, Source
+from diptych_heads.equations.pcma import Match, Matching, intra_loss, match_weights, pair_scores, sentence_slots
 
 __all__ = ["Observations", "Pcma"]
 
@@ -43,7 +43,7 @@ class Pcma(AlignmentHead[Observations]):
     """Pathology-level cross-modal alignment (PLACE, arXiv 2506.10573).
 
     Queries extract observations from the patches, and each sentence of the report finds those that it speaks of. The
-    queries never see the text, and no disease labels are used. The equations are in ``diptych.matching``.
+    queries never see the text, and no disease labels are used. The equations are in ``diptych_heads.equations.pcma``.
 
     Terms: ``global``, InfoNCE of the pooled vectors; ``inter``, InfoNCE of ``S``, the mean over a report's sentences of
     their matchings (``pair_scores``); ``intra``, the same inside a report (``intra_loss``); and, unless ``cce`` is 0,

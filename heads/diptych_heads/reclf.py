@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from diptych import distributed
-from diptych import functional as F
-from diptych.blockwise import blockwise
 from diptych.errors import ConfigError
 from diptych.head import AlignmentHead
-from diptych.relations import compare, pool, reason, unit_nodes
+from diptych.nn import functional as F
+from diptych.nn.blockwise import blockwise
 from diptych.types import Dims, Features, Pairs, TokenEmbedding
+from diptych_heads.equations.reclf import compare, pool, reason, unit_nodes
 
 __all__ = ["Reclf", "attention_logits"]
 
@@ -55,7 +55,7 @@ def _linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
 
 
 class _Fused(NamedTuple):
-    """The weights of one step as :func:`~diptych.relations.reason` takes them."""
+    """The weights of one step as :func:`~diptych_heads.equations.reclf.reason` takes them."""
 
     fused: Tensor
     c: Tensor

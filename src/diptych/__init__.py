@@ -6,23 +6,65 @@ imports no torch: what needs it is loaded when it is first asked for.
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from diptych.lazy import face
+from diptych.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from diptych.loading import AlignmentModel, load
+    from diptych.data.datamodule import RadiographDataModule as RadiographDataModule
+    from diptych.data.dataset import RadiographDataset as RadiographDataset
+    from diptych.data.dataset import Sample as Sample
+    from diptych.data.loading import Loading as Loading
+    from diptych.data.splits import Fractions as Fractions
+    from diptych.data.tables import Columns as Columns
+    from diptych.errors import ConfigError as ConfigError
+    from diptych.errors import DataError as DataError
+    from diptych.errors import DiptychError as DiptychError
+    from diptych.evaluation.base import Evaluator as Evaluator
+    from diptych.evaluation.class_retrieval import ClassRetrieval as ClassRetrieval
+    from diptych.evaluation.grounding import Grounding as Grounding
+    from diptych.evaluation.multi_resolution import MultiResolution as MultiResolution
+    from diptych.evaluation.prompts import PromptSet as PromptSet
+    from diptych.evaluation.prompts import load_prompts as load_prompts
+    from diptych.evaluation.retrieval import Retrieval as Retrieval
+    from diptych.evaluation.zero_shot import ZeroShot as ZeroShot
+    from diptych.head import AlignmentHead as AlignmentHead
+    from diptych.head import gather_pairs as gather_pairs
+    from diptych.metrics.bootstrap import Metric as Metric
+    from diptych.model.encoder import DualEncoder as DualEncoder
+    from diptych.model.inference import AlignmentModel as AlignmentModel
+    from diptych.model.inference import load as load
+    from diptych.model.module import AlignmentModule as AlignmentModule
+    from diptych.nn.norm import GlobalBatchNorm as GlobalBatchNorm
+    from diptych.reports.chexbert import Chexbert as Chexbert
+    from diptych.reports.labeller import Labeller as Labeller
+    from diptych.reports.labeller import Rules as Rules
+    from diptych.reports.tokenizer import Tokenizer as Tokenizer
+    from diptych.tasks.base import Located as Located
+    from diptych.tasks.base import Task as Task
+    from diptych.tasks.base import Tuned as Tuned
+    from diptych.tasks.detect import Detect as Detect
+    from diptych.tasks.few_shot import FewShot as FewShot
+    from diptych.tasks.finetune import FineTune as FineTune
+    from diptych.tasks.generate import Generate as Generate
+    from diptych.tasks.multiple_instance import MultipleInstance as MultipleInstance
+    from diptych.tasks.probe import Probe as Probe
+    from diptych.tasks.segment import Segment as Segment
+    from diptych.tasks.trained_image import TrainedImage as TrainedImage
+    from diptych.towers.base import Tower as Tower
+    from diptych.towers.image import ImageTower as ImageTower
+    from diptych.towers.image import TimmImage as TimmImage
+    from diptych.towers.text import ScratchText as ScratchText
+    from diptych.towers.text import TextTower as TextTower
+    from diptych.towers.text import TransformersText as TransformersText
+    from diptych.training.figures import Figures as Figures
+    from diptych.types import Batch as Batch
+    from diptych.types import Dims as Dims
+    from diptych.types import Embedding as Embedding
+    from diptych.types import Features as Features
+    from diptych.types import Pairs as Pairs
+    from diptych.types import TextBatch as TextBatch
+    from diptych.types import TokenEmbedding as TokenEmbedding
 
-__all__ = ["AlignmentModel", "__version__", "load"]
-
-try:
-    __version__ = version("diptych")
-except PackageNotFoundError:  # run from a source tree that was never installed: there is no catalogue either
-    __version__ = "0+uninstalled"
-
-
-def __getattr__(name: str) -> Any:
-    if name in {"load", "AlignmentModel"}:
-        from diptych import loading
-
-        return getattr(loading, name)
-    raise AttributeError(f"module 'diptych' has no attribute {name!r}")
+__getattr__, __dir__ = face(__name__)

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 __all__ = ["csv_rows", "for_latex", "for_markdown", "one_line"]
 
 # An underscore inside a word is no markup, and metrics are full of them.
-_MARKDOWN = re.compile(r"[\\`*{}\[\]|~$#!]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[-+](?=[-+ ]|$)")
+_MARKDOWN = re.compile(r"[\\`*{}\[\]|~$#!]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[-+](?=[-+ ])")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",

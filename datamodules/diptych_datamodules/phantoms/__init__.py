@@ -8,7 +8,7 @@ the public data sets are laid out on disk.
 from __future__ import annotations
 
 from diptych_datamodules.phantoms.findings import DEVICES, FINDINGS, KINDS, Finding, FindingSpec
-from diptych_datamodules.phantoms.phantom import Phantom, PhantomPlan, make_phantom, plan_phantom, render, with_findings
+from diptych_datamodules.phantoms.plan import Phantom, PhantomPlan, make_phantom, plan_phantom, render, with_findings
 from diptych_datamodules.phantoms.report import ROLES, Link, Report
 
 __all__ = [

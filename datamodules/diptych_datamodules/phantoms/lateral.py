@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from diptych_datamodules.phantoms.anatomy import draw_build
 from diptych_datamodules.phantoms.canvas import Frame, Points, smooth
 from diptych_datamodules.phantoms.exposure import expose
-from diptych_datamodules.phantoms.phantom import PhantomPlan
+from diptych_datamodules.phantoms.plan import PhantomPlan
 
 __all__ = ["render_lateral"]
 

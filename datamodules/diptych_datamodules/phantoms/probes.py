@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diptych.evaluation.scoring import ranks
 from diptych.head import Grounds, ScoresMatchings, WeighsWords
-from diptych.scoring import ranks
 from diptych_datamodules.phantoms.findings import KINDS, FindingSpec
-from diptych_datamodules.phantoms.phantom import PhantomPlan, plan_phantom, render, with_findings
+from diptych_datamodules.phantoms.plan import PhantomPlan, plan_phantom, render, with_findings
 from diptych_datamodules.phantoms.wording import FILLER as WORDING
 
 if TYPE_CHECKING:
-    from diptych.loading import AlignmentModel
+    from diptych.model.inference import AlignmentModel
 
 __all__ = ["CHANCE", "FILLER", "pairs_of_sides", "pairs_of_zones", "run_probes", "swaps"]
 

@@ -1,0 +1,1 @@
+"""Phantoms in the layouts of public releases."""

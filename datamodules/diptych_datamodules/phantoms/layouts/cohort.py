@@ -1,0 +1,126 @@
+"""Patients with their studies and splits, and the tables that every layout writes."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diptych_datamodules.phantoms.plan import Phantom, PhantomPlan, plan_phantom
+
+__all__ = [
+    "BOX_COLUMNS",
+    "Options",
+    "Study",
+    "box_rows",
+    "draw_cohort",
+    "release_labels",
+    "stream",
+    "truth_row",
+    "write_csv",
+]
+
+BOX_COLUMNS = ("image", "finding", "side", "zone", "severity", "x0", "y0", "x1", "y1")
+"""Columns of the boxes table; the corners are pixels of the written image, half-open."""
+
+_TABLES = 20  # stream number that no part of a phantom uses
+_RELEASE_NAME = {"Nodule": "Lung Lesion"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a collection is made of; see :func:`.plan_phantom`."""
+
+    seed: int = 0
+    size: int = 512
+    mix: Mapping[str, float] | None = None
+    normal: float = 0.3
+    max_findings: int = 3
+    filler: float = 0.3
+    uncertain: float = 0.3
+
+    def plan(self, index: int, patient: int | None = None, mix: Mapping[str, float] | None = None) -> PhantomPlan:
+        """The plan with this index; ``mix`` stands in where the user gave none."""
+        return plan_phantom(
+            index,
+            seed=self.seed,
+            mix=self.mix or mix,
+            normal=self.normal,
+            max_findings=self.max_findings,
+            filler=self.filler,
+            uncertain=self.uncertain,
+            patient=patient,
+        )
+
+
+@dataclass(frozen=True)
+class Study:
+    """One study of one patient."""
+
+    plan: PhantomPlan
+    patient: int
+    number: int
+    """1 for the patient's first study."""
+    split: str
+
+
+def stream(options: Options, *keys: int) -> np.random.Generator:
+    """Random numbers for identifiers, dates and the like, apart from those that make the phantoms."""
+    return np.random.default_rng([options.seed, 0, _TABLES, *keys])
+
+
+def draw_cohort(n: int, options: Options, splits: Sequence[str] = ("train", "val", "test")) -> list[Study]:
+    """Spread ``n`` studies over patients with one to three each, and the patients over splits.
+
+    The first split takes eight of ten patients, the others share the rest; each gets at least one where there are
+    enough patients.
+    """
+    rng = stream(options, 0)
+    sizes: list[int] = []
+    while sum(sizes) < n:
+        sizes.append(min(int(rng.choice(3, p=(0.6, 0.27, 0.13))) + 1, n - sum(sizes)))
+    count, rest = len(sizes), splits[1:]
+    each = max(1, round(0.2 * count / len(rest)))
+    of_patient = [splits[0]] * count
+    for i, patient in enumerate(rng.permutation(count)[: min(each * len(rest), count - 1)]):
+        of_patient[patient] = rest[i % len(rest)]
+    pairs = [(patient, number + 1) for patient, size in enumerate(sizes) for number in range(size)]
+    return [
+        Study(options.plan(i, patient), patient, number, of_patient[patient])
+        for i, (patient, number) in enumerate(pairs)
+    ]
+
+
+def release_labels(plan: PhantomPlan) -> dict[str, float]:
+    """What the report says under the names of CheXpert and MIMIC-CXR; findings not mentioned are missing."""
+    labels = {_RELEASE_NAME.get(name, name): value for name, value in plan.labels.items()}
+    if all(spec.name == "Support Devices" for spec in plan.specs):
+        labels["No Finding"] = 1.0
+    return labels
+
+
+def box_rows(image: str, phantom: Phantom, scale: float = 1.0) -> Iterator[list[object]]:
+    """Rows of the boxes table for one picture, its corners multiplied by ``scale``."""
+    for f in phantom.findings:
+        yield [image, f.name, f.side or "", f.zone or "", f.severity or f.device or "", *(v * scale for v in f.box)]
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table; gzipped where the name ends in ``.gz``, with the same bytes every time."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    data = text.getvalue().encode()
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+
+
+def truth_row(plan: PhantomPlan) -> list[int]:
+    """1 or 0 for each finding, in order."""
+    return [int(value) for value in plan.truth]

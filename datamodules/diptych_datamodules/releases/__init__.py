@@ -1,0 +1,1 @@
+"""What public releases have in common: tables, splits, counts, checks."""

@@ -1,0 +1,178 @@
+"""The named splits of the public data sets, as data: which recipe, which sizes, and the hash of what comes out.
+
+A protocol is computed from the release's own table, before any file is looked for, so it does not depend on which images
+are there. On a whole release the hash must be the one below; on a part of one the shares are kept, and the name says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from diptych.data.dataset import Split
+from diptych.data.splits import assign, filled, shuffled, split_hash
+from diptych.errors import ConfigError, DataError
+from diptych.plugins import nearest
+
+__all__ = ["PROTOCOLS", "Assigned", "Protocol", "choose", "split"]
+
+Rule = Literal["shuffled", "filled", "last", "shares", "given"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A recipe.
+
+    ``shuffled``: scikit-learn's ``train_test_split`` twice with seed 0, over the ids in alphabetical order (``rows``: over
+    the table's rows as they stand). ``filled``: whole patients by hash into splits of exact size. ``last``: the last ids in
+    alphabetical order validate. ``shares``: each patient by hash. ``given``: the release, or the user, lists the splits.
+    """
+
+    rule: Rule
+    sizes: Mapping[Split, int]
+    """Images (``rows``: rows; ``shares``: parts of the sum) of each split."""
+    about: str
+    hash: str = ""
+    """:func:`diptych.data.splits.split_hash` on the whole release. Of a subset it is the test's alone. It is
+    empty where no public copy of the table is at hand."""
+    rows: bool = False
+    """The units are rows of the table, of which an image may have several."""
+    leaky: bool = False
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    "rsna/gloria-cls": Protocol(
+        "shuffled", {"train": 18_678, "val": 4_003, "test": 4_003},
+        "GLoRIA (ICCV 2021) and most classification since: 70/15/15 by image.", "0477c8044e48fa12",
+    ),
+    "rsna/mgca-det": Protocol(
+        "shuffled", {"train": 16_010, "val": 5_337, "test": 5_337},
+        "MGCA (NeurIPS 2022), detection: 60/20/20 by image.", "045658eff352ef83",
+    ),
+    "rsna/mrm": Protocol(
+        "last", {"train": 25_184, "val": 1_500},
+        "MRM (ICLR 2023): the last 1,500 ids validate; its test set are the 3,000 images of stage_2_test_images, whose labels "
+        "are not in the Kaggle release: give its test_list.txt as data.test_list.", "cda1c677fe442d09",
+    ),
+    "siim/image-level": Protocol(
+        "filled", {"train": 8_433, "val": 1_807, "test": 1_807},
+        "70/15/15 by image.", "b8a93540032fe872",
+    ),
+    "siim/gloria-rows-leaky": Protocol(
+        "shuffled", {"train": 9_067, "val": 1_943, "test": 1_944},
+        "GLoRIA (ICCV 2021): 70/15/15 by ROW of the table. An image has as many rows as masks, so 624 images can stand in "
+        "several splits: for comparison with published figures alone.", "b7ef50eeeaddfaff", rows=True, leaky=True,
+    ),
+    "nih/official": Protocol(
+        "given", {"test": 25_596},
+        "The release's test_list.txt; a tenth of train_val_list.txt's patients, by hash, validates.",
+    ),
+    "nih/chexnet": Protocol(
+        "given", {"train": 78_468, "val": 11_219, "test": 22_433},
+        "The lists of the arnoweng/CheXNet repository, 70/10/20 by patient: ANOTHER test set than the release's.",
+    ),
+    "openi/hash": Protocol(
+        "shares", {"train": 70, "val": 10, "test": 20}, "70/10/20 by report, by hash.",
+    ),
+    "chexpert/linear": Protocol(
+        "filled", {"train": 186_027, "val": 5_000},
+        "Frontal images of train.csv, 5,000 of them from patients of their own for validation; the 202 frontal images of "
+        "valid.csv are the test.", "e4428a235e2b22a2",
+    ),
+    "chexpert/official": Protocol(
+        "given", {"train": 223_414, "val": 234},
+        "train.csv trains and valid.csv, read by radiologists, validates; nothing is left for a test.",
+    ),
+    "chexpert/test500": Protocol(
+        "given", {"train": 223_414, "val": 234, "test": 668},
+        "As chexpert/official, and the test set of 500 studies (518 frontal images) that radiologists read, published with "
+        "CheXlocalize (2022).",
+    ),
+    "chexpert/5x200": Protocol(
+        "given", {"val": 5_000, "test": 1_000},
+        "GLoRIA (ICCV 2021): 200 frontal images each that show one of five findings alone, drawn from train.csv by hash; their "
+        "patients are in no other split, and 5,000 images of others validate.", "4e4925ac92bd47c5",
+    ),
+    "chexpert/8x200": Protocol(
+        "given", {"val": 5_000, "test": 1_600},
+        "The same with ConVIRT's (MLHC 2022) eight classes, without its radiologist's choice among them.", "228e3ea30da4f897",
+    ),
+    "mimic_cxr/official": Protocol(
+        "given", {"train": 368_960, "val": 2_991, "test": 5_159},
+        "The split table of MIMIC-CXR-JPG; 'validate' validates.",
+    ),
+    "mimic_cxr/5x200": Protocol(
+        "given", {"val": 2_991, "test": 1_000},
+        "200 frontal images each, of as many studies, that show one of five findings alone by CheXpert's labeller, drawn by "
+        "hash from the official training images; their patients leave training, and the official test is not used.",
+    ),
+}  # fmt: skip
+"""All protocols by name."""
+
+
+def choose(name: str, data_set: str) -> Protocol:
+    """The protocol of a data set.
+
+    Raises:
+        ConfigError: it has none of that name; the message lists them.
+    """
+    own = [known for known in PROTOCOLS if known.startswith(f"{data_set}/")]
+    if name not in own:
+        raise ConfigError(f"data.split is '{name}'; {data_set} has, nearest first: {', '.join(nearest(name, own))}")
+    return PROTOCOLS[name]
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """A protocol on a table."""
+
+    splits: list[str]
+    """The split of each unit, in the order they were given."""
+    name: str
+    """The protocol's name, and how much of the release there was if it was not all."""
+
+
+def split(name: str, ids: Sequence[str], patients: Sequence[str], given: Sequence[str] = ()) -> Assigned:
+    """Assign every image (or row) of a table to a split.
+
+    Args:
+        name: of the protocol, in :data:`PROTOCOLS`.
+        ids: of each image; equal ids are rows of one image, where the protocol works on rows.
+        patients: of each image; the id where no patient is known.
+        given: the split of each image, for a protocol whose lists are given.
+
+    Raises:
+        DataError: the table is as large as the release but not the release, or a given list has another size.
+    """
+    protocol = PROTOCOLS[name]
+    number, total = len(ids), sum(protocol.sizes.values())
+    if protocol.rule == "given":
+        for which, size in protocol.sizes.items():
+            if given.count(which) > size:
+                raise DataError(
+                    f"{name}: {given.count(which)} images in '{which}', not {size}; use the lists of that name"
+                )
+        whole = all(given.count(which) == size for which, size in protocol.sizes.items())
+        return Assigned(list(given), name if whole else f"{name} (a part: {len(given):,} images)")
+    if protocol.rule == "shares":
+        shares = {str(which): size / total for which, size in protocol.sizes.items()}
+        return Assigned([assign(patient, shares, 0) for patient in patients], name)
+    sizes = {which: size if number == total else round(size * number / total) for which, size in protocol.sizes.items()}
+    val, test = sizes.get("val", 0), sizes.get("test", 0)
+    if protocol.rule == "filled":
+        splits = filled(patients, {str(which): sizes[which] for which in sizes if which != "train"}, "train", seed=0)
+    else:
+        order = list(range(number)) if protocol.rows else sorted(range(number), key=lambda i: ids[i])
+        ranked = ["train"] * (number - val) + ["val"] * val if protocol.rule == "last" else shuffled(number, val, test)
+        splits = [""] * number
+        for place, index in enumerate(order):
+            splits[index] = ranked[place]
+    if number != total:
+        return Assigned(splits, f"{name} (a part: {number:,} of {total:,})")
+    found = split_hash({w: [key for key, s in zip(ids, splits, strict=True) if s == w] for w in sizes})
+    if protocol.hash and found != protocol.hash:
+        raise DataError(
+            f"{name}: the table has the release's {total:,} entries, but others (split {found}, not {protocol.hash})"
+        )
+    return Assigned(splits, name)

@@ -1,0 +1,1 @@
+"""Equations of single heads, as pure functions."""

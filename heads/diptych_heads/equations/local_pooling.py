@@ -1,0 +1,219 @@
+"""Words attend to regions, and their matchings are pooled to a score."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from diptych.nn.blockwise import block_bytes, column_blocks
+from diptych.nn.functional import _no_autocast, full
+
+__all__ = ["Pooling", "local_scores", "region_attention"]
+
+
+Pooling = Literal["logsumexp", "mean", "max"]
+"""How the matchings of a pair become one score; see :func:`local_scores`."""
+
+
+def region_attention(regions: Tensor, words: Tensor, mask: Tensor, region_scale: float = 4.0) -> Tensor:
+    """Where each word looks in its own image: ``a`` of :func:`local_scores` for the pairs only (GLoRIA, eq. 3-4).
+
+    Args:
+        regions: ``[B,R,E]`` unit vectors.
+        words: ``[B,N,E]`` unit vectors.
+        mask: ``[B,N]``, True at real words.
+        region_scale: sharpness over the regions.
+
+    Returns:
+        ``[B,N,R]``: each real word's row sums to 1, a padded word's is zero.
+    """
+    with _no_autocast(regions):
+        s = full(words) @ full(regions).transpose(1, 2)  # [B,N,R]
+        p = (s.exp() * mask.unsqueeze(-1)) / (s.exp() * mask.unsqueeze(-1)).sum(1, keepdim=True).clamp_min(1e-30)
+        return (region_scale * p).softmax(-1).masked_fill(~mask.unsqueeze(-1), 0.0)
+
+
+def local_scores(
+    regions: Tensor,
+    words: Tensor,
+    mask: Tensor,
+    *,
+    pooling: Pooling = "logsumexp",
+    region_scale: float = 4.0,
+    word_scale: float = 5.0,
+    byte_budget: int = 2**30,
+) -> Tensor:
+    """Score every image with every report by the matchings of words and regions (GLoRIA, ICCV 2021, eq. 3-8).
+
+    For image ``i`` and report ``c``: ``s_rw = v_r . t_w``; ``p_rw`` = soft-max of ``s`` over the real words;
+    ``a_wr`` = soft-max of ``region_scale * p`` over the regions; ``x_w = sum_r a_wr v_r``; ``m_w = cos(x_w, t_w)``.
+    Over the real words,
+
+    * ``logsumexp`` (GLoRIA): ``1/k log sum_w exp(k m_w)`` with ``k = word_scale``; the published logit is ``10 k`` as much;
+    * ``mean``: ``mean_w m_w``;
+    * ``max`` (FILIP, arXiv 2111.07783, eq. 4-5): half ``mean_w max_r s_rw``, half ``mean_r max_w s_rw``.
+
+    The context ``x_w`` is never formed, for with the Gram matrix ``G = V V'`` ``x_w . t_w = sum_r a_wr s_rw`` and
+    ``|x_w|^2 = a_w' G a_w``. The denominator of ``a`` cancels in the cosine.
+
+    Reports are taken in blocks, the longest first, each cut to its longest report. (On the CPU only: a GPU would have to
+    be waited for in every step to learn the lengths, so there the padding is computed; it changes nothing.) Blocks are
+    kept for backward while ``byte_budget`` lasts, and recomputed in backward once it is spent. Without gradients nothing
+    is kept, and any number of images and reports is worked through in tiles.
+
+    Args:
+        regions: ``[I,R,E]`` unit vectors.
+        words: ``[T,N,E]`` unit vectors.
+        mask: ``[T,N]``, True at real words.
+        pooling: how matchings become a score, as above.
+        region_scale: sharpness of the attention over the regions, in (0, 20]; 4 in GLoRIA.
+        word_scale: sharpness of ``logsumexp``; 5 in GLoRIA.
+        byte_budget: bytes of grids that may be kept for backward; 0 keeps none. Working memory is about six blocks, of 2
+            to 8 MiB each on a CPU and of up to 128 MiB on a GPU.
+
+    Returns:
+        ``[I,T]``, at least float32; 0 for a report without words.
+    """
+
+    def scores(regions: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+        if pooling == "max":
+            return _max_scores(regions, words, mask, byte_budget)
+        m = _matchings(regions, words, mask, region_scale, byte_budget)
+        return _pool(m, mask, word_scale if pooling == "logsumexp" else None)
+
+    with _no_autocast(regions):
+        regions, words = full(regions), full(words)
+        if torch.is_grad_enabled():
+            return scores(regions, words, mask)
+        tiles = list(zip(torch.split(words, 256), torch.split(mask, 256), strict=True))
+        return torch.cat([torch.cat([scores(v, t, real) for t, real in tiles], 1) for v in torch.split(regions, 256)])
+
+
+def _pool(m: Tensor, mask: Tensor, word_scale: float | None) -> Tensor:
+    """``[I,T,N]`` matchings to ``[I,T]``: log-sum-exp, or the mean if there is no scale; 0 for a report without words."""
+    if word_scale is None:
+        return (m * mask).sum(-1) / mask.sum(-1).clamp_min(1)
+    empty = ~mask.any(-1)
+    unread = ~(mask | empty.unsqueeze(-1))  # all of an empty report is read, or its gradient is not a number
+    scores = (word_scale * m).masked_fill(unread, -math.inf).logsumexp(-1) / word_scale
+    return scores.masked_fill(empty, 0.0)
+
+
+def _products(regions: Tensor, words: Tensor) -> Tensor:
+    """``s`` ``[I,R,T,N]`` from ``[I,R,E]`` and ``[T,N,E]``."""
+    return (regions.flatten(0, 1) @ words.flatten(0, 1).T).view(*regions.shape[:2], *words.shape[:2])
+
+
+def _matchings(regions: Tensor, words: Tensor, mask: Tensor, region_scale: float, byte_budget: int) -> Tensor:
+    """``m`` ``[I,T,N]`` of :func:`local_scores`; what stands at padded words is for the pooling to leave out."""
+    keep = torch.is_grad_enabled() and (regions.requires_grad or words.requires_grad)
+    dot_over_length = cast(Tensor, _Matchings.apply(regions, words, mask, region_scale, byte_budget, keep))
+    length: Tensor = torch.linalg.vector_norm(words, dim=-1)
+    return dot_over_length / length.clamp_min(1e-8)
+
+
+class _Matchings(torch.autograd.Function):
+    """``dot(x_w, t_w) / |x_w|`` by tiles of images and reports, with its backward written out.
+
+    With ``u = exp(region_scale * p)``, the attention before its denominator, it is ``u . s / sqrt(u' G u)``. A tile keeps
+    ``s`` and ``G u``, the two that take matrix products, or nothing.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, regions: Tensor, words: Tensor, mask: Tensor, region_scale: float, byte_budget: int, keep: bool
+    ) -> Tensor:
+        images, n_regions, _ = regions.shape
+        texts, longest = mask.shape
+        block = block_bytes(regions, byte_budget)
+        item = n_regions * regions.element_size()
+        # Images in a tile: neither one column of it nor its Gram matrices exceed a block.
+        step = max(1, block // (item * max(1, longest, n_regions)))
+        blocks = list(column_blocks(mask, min(step, images) * item, block))
+        m = regions.new_zeros(images, texts, longest)
+        squares = torch.ones_like(m)  # u' G u
+        floor = 1e-8 * n_regions**2  # a context of length 1e-4 or so, since u >= 1: of regions that cancel, or are zero
+        kept: list[Tensor | None] = []
+        for start in range(0, images, step):
+            rows = slice(start, start + step)
+            gram = regions[rows] @ regions[rows].transpose(1, 2)
+            for columns, width in blocks:
+                s = _products(regions[rows], words[columns, :width])
+                _, u = _attend(s, mask[columns, :width], region_scale)
+                gram_u = gram @ u
+                square = (u * gram_u).sum(1).clamp_min_(floor)  # [I,c*w]
+                dot = (u * s.flatten(2)).sum(1)
+                m[rows, columns, :width] = (dot * square.rsqrt()).view(len(s), -1, width)
+                squares[rows, columns, :width] = square.view(len(s), -1, width)
+                byte_budget -= 2 * s.nbytes
+                kept += [s, gram_u] if keep and byte_budget >= 0 else [None, None]
+        ctx.save_for_backward(regions, words, mask, m, squares, *kept)
+        ctx.plan = region_scale, step, blocks, floor
+        return m
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_m: Tensor) -> tuple[Tensor | None, ...]:
+        regions, words, mask, m, squares, *kept = ctx.saved_tensors
+        scale, step, blocks, floor = ctx.plan
+        saved = iter(kept)
+        grad_regions, grad_words = regions.new_zeros(regions.shape), words.new_zeros(words.shape)  # contiguous
+        with _no_autocast(regions):
+            grad_dots = grad_m * squares.rsqrt()
+            grad_squares = -0.5 * grad_m * m / squares * (squares > floor)
+            for start in range(0, len(regions), step):
+                rows = slice(start, start + step)
+                v = regions[rows]
+                gram = v @ v.transpose(1, 2)
+                grad_gram = torch.zeros_like(gram)
+                for columns, width in blocks:
+                    t = words[columns, :width]
+                    s, gram_u = next(saved), next(saved)
+                    s = _products(v, t) if s is None else s
+                    q, u = _attend(s, mask[columns, :width], scale)
+                    gram_u = gram @ u if gram_u is None else gram_u
+                    grad_dot = grad_dots[rows, columns, :width].flatten(1).unsqueeze(1)  # [I,1,c*w]
+                    grad_square = grad_squares[rows, columns, :width].flatten(1).unsqueeze(1)
+                    grad_gram.baddbmm_(u * grad_square, u.transpose(1, 2))
+                    grad_u = (gram_u * (2 * grad_square)).addcmul_(s.flatten(2), grad_dot)
+                    # Through u = exp(q) and the soft-max q / scale, whose backward takes sum_w q grad_q off.
+                    through = grad_u.mul_(u).view_as(s).mul_(q)
+                    centre = through.sum(-1, keepdim=True).div_(-scale)
+                    grad_s = u.mul_(grad_dot).view_as(s).add_(through).addcmul_(q, centre)
+                    flat = grad_s.flatten(2).flatten(0, 1)  # [I*R,c*w]
+                    grad_regions[rows].flatten(0, 1).addmm_(flat, t.flatten(0, 1))
+                    grad_words[columns, :width] += (flat.T @ v.flatten(0, 1)).view_as(t)
+                grad_regions[rows].baddbmm_(grad_gram, v, alpha=2)  # grad_gram is symmetric
+        return grad_regions, grad_words, None, None, None, None
+
+
+def _attend(s: Tensor, mask: Tensor, region_scale: float) -> tuple[Tensor, Tensor]:
+    """From ``s`` ``[I,R,c,w]``: ``q = region_scale * p`` ``[I,R,c,w]`` and ``u = exp(q)`` ``[I,R,c*w]``."""
+    q = s.exp().mul_(mask)  # |s| <= 1: nothing to subtract
+    q /= q.sum(-1, keepdim=True).div_(region_scale).clamp_min_(1e-30)
+    return q, q.exp().flatten(2)
+
+
+def _max_scores(regions: Tensor, words: Tensor, mask: Tensor, byte_budget: int) -> Tensor:
+    """FILIP's score by blocks of reports; for backward it keeps the places of the maxima, not the grid."""
+    bytes_a_word = regions.shape[0] * regions.shape[1] * regions.element_size()
+    blocks = list(column_blocks(mask, bytes_a_word, block_bytes(regions, byte_budget)))
+    scores = regions.new_zeros(len(regions), len(words))
+    for columns, width in blocks:
+        real = mask[columns, :width]
+        s = _products(regions, words[columns, :width])
+        best_region = s.max(1).values.mul(real).sum(-1) / real.sum(-1).clamp_min(1)
+        best_word = s.masked_fill(~real, -2.0).max(-1).values.mean(1)  # below any cosine, and finite
+        block = ((best_region + best_word) / 2).masked_fill(~real.any(-1), 0.0)
+        scores = scores.index_copy(1, _index(columns, scores), block)
+    return scores
+
+
+def _index(columns: Tensor | slice, scores: Tensor) -> Tensor:
+    if isinstance(columns, Tensor):
+        return columns
+    return torch.arange(*columns.indices(scores.shape[1]), device=scores.device)

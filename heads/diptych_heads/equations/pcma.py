@@ -1,0 +1,218 @@
+"""Observations of an image matched with sentences of a report: equations of the head ``pcma`` as pure functions."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from diptych.nn.blockwise import block_bytes
+from diptych.nn.functional import full
+from diptych.types import Features
+
+__all__ = ["Match", "Matching", "block_scores", "intra_loss", "match_weights", "pair_scores", "sentence_slots"]
+
+Matching = Literal["soft", "hungarian", "sinkhorn", "max"]
+"""How a sentence finds its observations; see :func:`match_weights`."""
+
+
+GRIDS = 5
+"""Grids as large as the cosines that a block keeps for backward, at most."""
+
+
+class Match(NamedTuple):
+    """How sentences find their observations; see :func:`match_weights`."""
+
+    kind: Matching = "soft"
+    softness: float = 0.1
+    """Temperature of ``soft``."""
+    epsilon: float = 0.05
+    """Entropy of ``sinkhorn``."""
+    rounds: int = 5
+    """Of ``sinkhorn``."""
+
+
+def sentence_slots(text: Features, least: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which sentences of a report become T-PORs: those of at least ``least`` words, moved to the front.
+
+    A report without any is taken as one sentence, so that "Pneumothorax." can be asked for.
+
+    Args:
+        text: features of ``B`` reports.
+        least: fewest words of a sentence, at least 1.
+
+    Returns:
+        ``[B,N]`` the slot of each word, -1 for none; ``[B,M]`` whether a slot is taken, with ``M`` the most that there
+        can be; ``[B,M]`` int64 hashes of the sentences (their sum, for a report taken as one), -1 for none.
+    """
+    mask, words = text.mask, text.mask.shape[1]
+    sentences = torch.zeros_like(mask, dtype=torch.int64) if text.sentences is None else text.sentences
+    hashes = torch.full_like(sentences, -1) if text.sentence_hash is None else text.sentence_hash
+    index = sentences.clamp(0, hashes.shape[1] - 1)
+    counts = torch.zeros_like(hashes).scatter_add_(1, index, mask.long())
+    long = counts >= least  # [B,sentences]
+    short_only = ~long.any(1, keepdim=True)
+    rank = long.cumsum(1) - 1
+    slots = torch.where(long.gather(1, index) & mask, rank.gather(1, index), -1)
+    slots = torch.where(short_only & mask, 0, slots)
+    most = max(1, words // least)
+    spare = torch.full((len(mask), most + 1), -1, dtype=torch.int64, device=mask.device)  # one more, for the dropped
+    taken_hash = spare.scatter(1, torch.where(long, rank, most), hashes)[:, :most]
+    whole = torch.where(hashes == -1, 0, hashes).mul(counts > 0).sum(1)  # wraps around
+    whole = torch.where((hashes == -1).all(1), -1, whole)
+    taken_hash[:, 0] = torch.where(short_only.squeeze(1), whole, taken_hash[:, 0])
+    number = torch.where(short_only, mask.any(1, keepdim=True).long(), long.sum(1, keepdim=True))
+    taken = torch.arange(most, device=mask.device) < number
+    return slots, taken, taken_hash.masked_fill(~taken, -1)
+
+
+def match_weights(s: Tensor, mask: Tensor, match: Match) -> Tensor:
+    """How much each sentence takes of each observation, from their cosines.
+
+    * ``soft``: ``softmax_k(s / softness)``;
+    * ``max``: the best observation alone;
+    * ``sinkhorn``: the transport of equal shares of sentences to equal shares of observations, entropy ``epsilon``
+      (Cuturi, NeurIPS 2013), made to sum to 1 a sentence;
+    * ``hungarian``: one observation to one sentence, of the largest total; a sentence left over takes nothing.
+
+    All but ``soft`` are constants of the gradient.
+
+    Args:
+        s: ``[...,M,K]`` cosines.
+        mask: ``[...,M]``, True at real sentences.
+        match: as above.
+
+    Returns:
+        ``[...,M,K]``; a real sentence's row sums to 1 (or 0 where it is left over). What stands at padding means nothing.
+    """
+    if match.kind == "soft":
+        return (s / match.softness).softmax(-1)
+    s = s.detach()
+    if match.kind == "max":
+        return nnf.one_hot(s.argmax(-1), s.shape[-1]).to(s.dtype)
+    if match.kind == "hungarian":
+        return _hungarian(s, mask)
+    padded = ~mask.unsqueeze(-1)
+    number = mask.sum(-1)[..., None, None].clamp_min(1)
+    log_p = (s / match.epsilon).masked_fill(padded, torch.finfo(s.dtype).min)  # finite: a report may have none
+    for _ in range(match.rounds):
+        log_p = log_p - log_p.logsumexp(-2, keepdim=True) + (number / s.shape[-1]).log()
+        log_p = (log_p - log_p.logsumexp(-1, keepdim=True)).masked_fill(padded, torch.finfo(s.dtype).min)
+    return log_p.exp()
+
+
+def _hungarian(s: Tensor, mask: Tensor) -> Tensor:
+    from scipy.optimize import linear_sum_assignment
+
+    w = torch.zeros(s.shape, dtype=s.dtype)
+    reals = mask.expand(s.shape[:-1]).reshape(-1, s.shape[-2]).cpu().numpy()
+    for scores, real, chosen in zip(
+        s.reshape(-1, *s.shape[-2:]).cpu().numpy(), reals, w.view(-1, *s.shape[-2:]), strict=True
+    ):
+        rows, columns = linear_sum_assignment(scores[real], maximize=True)
+        chosen[torch.from_numpy(real.nonzero()[0][rows]), torch.from_numpy(columns)] = 1.0
+    return w.to(s.device)
+
+
+def block_scores(
+    observations: Tensor,
+    sentences: Tensor,
+    mask: Tensor,
+    counted: Tensor,
+    match: Match,
+) -> Tensor:
+    """``S`` of :func:`pair_scores` for one block.
+
+    ``match_m = t_m . z_m`` with ``z_m = unit(sum_k w_mk v_k)`` needs no ``z``: with ``s_mk = t_m . v_k`` and the Gram
+    matrix ``G = V V'`` it is ``w_m . s_m / sqrt(w_m' G w_m)``.
+    """
+    s = (observations.flatten(0, 1) @ sentences.flatten(0, 1).T).view(*observations.shape[:2], *sentences.shape[:2])
+    s = s.permute(0, 2, 3, 1)  # [I,c,M,K]
+    w = match_weights(s, mask, match)
+    gram = observations @ observations.transpose(1, 2)  # [I,K,K]
+    square = ((w.flatten(1, 2) @ gram).view_as(w) * w).sum(-1)
+    matched = (w * s).sum(-1) * square.clamp_min(1e-12).rsqrt()  # [I,c,M]
+    return (matched * counted).sum(-1) / counted.sum(-1).clamp_min(1)
+
+
+def pair_scores(
+    observations: Tensor,
+    sentences: Tensor,
+    mask: Tensor,
+    *,
+    own: Tensor | None = None,
+    hashes: tuple[Tensor, Tensor] | None = None,
+    match: Match = Match(),  # noqa: B008  # it cannot change
+    byte_budget: int = 2**30,
+) -> tuple[Tensor, Tensor]:
+    """Score every image with every report: the mean over its sentences of how well each is matched (PLACE, inferred).
+
+    A sentence that stands in an image's own report too is true of that image, whichever report it is read from: with
+    ``hashes`` it does not count in the score of the others' reports that hold it. A pair of which nothing is left is
+    no pair to contrast.
+
+    Reports are taken in blocks, which are kept for backward while ``byte_budget`` lasts and recomputed once it is spent.
+
+    Args:
+        observations: ``[I,K,E]`` unit vectors.
+        sentences: ``[T,M,E]`` unit vectors, real ones first.
+        mask: ``[T,M]``, True at real sentences.
+        own: ``[I]`` the column of each image's own report; needed with ``hashes``.
+        hashes: of the sentences of the images' own reports ``[I,M]`` and of all ``[T,M]``; -1 equals none.
+        match: see :func:`match_weights`.
+        byte_budget: bytes of grids that may be kept for backward; 0 keeps none but a block.
+
+    Returns:
+        ``[I,T]`` scores from -1 to 1, 0 for a report without words; and ``[I,T]`` bool, True where no sentence counts.
+    """
+    with torch.autocast(observations.device.type, enabled=False):
+        v, t = full(observations), full(sentences)
+        if v.device.type == "cpu":  # a GPU would have to be waited for
+            longest = max(1, int(mask.sum(1).max())) if len(mask) else 1
+            t, mask = t[:, :longest], mask[:, :longest]
+            hashes = None if hashes is None else (hashes[0], hashes[1][:, :longest])
+        column = v.shape[0] * v.shape[1] * t.shape[1] * v.element_size()  # bytes of one report's cosines
+        step = max(1, block_bytes(v, byte_budget) // column)
+        scores, blank = [], []
+        for start in range(0, len(t), step):
+            part = slice(start, start + step)
+            real = mask[part]
+            counted = real.expand(len(v), -1, -1)
+            if hashes is not None and own is not None:
+                shared = hashes[0][:, None, :, None] == hashes[1][None, part, None, :]
+                shared = (shared & (hashes[0] != -1)[:, None, :, None]).any(2)  # [I,c,M]
+                mine = own.unsqueeze(1) == torch.arange(start, start + len(real), device=own.device)
+                counted = real & (~shared | mine.unsqueeze(-1))
+            blank.append(~counted.any(-1) & real.any(-1))
+            byte_budget -= GRIDS * column * len(real)
+            arguments = v, t[part], real, counted, match
+            if byte_budget >= 0 or not torch.is_grad_enabled():
+                scores.append(block_scores(*arguments))
+            else:
+                scores.append(checkpoint(block_scores, *arguments, use_reentrant=False, preserve_rng_state=False))
+        return torch.cat(scores, 1), torch.cat(blank, 1)
+
+
+def intra_loss(sentences: Tensor, contexts: Tensor, mask: Tensor, hash: Tensor, scale: Tensor) -> Tensor:
+    """InfoNCE inside each report: a sentence against what the other sentences of its report matched (inferred).
+
+    ``mean_b mean_m -log(exp l_mm / sum_n exp l_mn)`` with ``l_mn = scale * t_m . z_n``; equal sentences are not
+    negatives of each other. Each report counts alike, so that the mean over processes is the whole batch's.
+
+    Args:
+        sentences: ``[B,M,E]``, ``t``.
+        contexts: ``[B,M,E]``, ``z``: unit vectors, of the report's own image.
+        mask: ``[B,M]``, True at real sentences.
+        hash: ``[B,M]``; -1 equals none.
+        scale: scalar.
+    """
+    logits = scale * (sentences @ contexts.transpose(1, 2))
+    own = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device)
+    same = (hash.unsqueeze(2) == hash.unsqueeze(1)) & (hash != -1).unsqueeze(1)
+    logits = logits.masked_fill((same | ~mask.unsqueeze(1)) & ~own, -math.inf)
+    loss = logits.logsumexp(2) - logits.diagonal(dim1=1, dim2=2)
+    return ((loss * mask).sum(1) / mask.sum(1).clamp_min(1)).mean()

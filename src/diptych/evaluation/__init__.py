@@ -1,0 +1,7 @@
+"""From scored pairs to figures."""
+
+from __future__ import annotations
+
+from diptych.lazy import face
+
+__getattr__, __dir__ = face(__name__)

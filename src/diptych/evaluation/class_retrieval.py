@@ -1,0 +1,302 @@
+"""Class-level retrieval: images and texts of sets such as 5x200, where every text of the query's class is right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diptych import distributed
+from diptych.errors import ConfigError, DataError
+from diptych.evaluation import scoring
+from diptych.evaluation.base import EmbedText, Evaluator
+from diptych.evaluation.prompts import Entry, PromptSet, labelled, load_prompts
+from diptych.evaluation.rows import gather_embedding, gather_rows, stack
+from diptych.head import AlignmentHead
+from diptych.metrics import measures as metrics
+from diptych.metrics.bootstrap import Metric
+from diptych.types import Batch, Embedding
+
+__all__ = ["ClassRetrieval", "Leaders", "hits_among", "hits_at"]
+
+Head = AlignmentHead[Any]
+Array = NDArray[Any]
+
+_DEFINED = {
+    "reports": "image_to_text as in GLoRIA (ICCV 2021): each image against the reports of all images of the set, its own "
+    "among them and equal reports each counted; text_to_image is its mirror",
+    "prompts": "text_to_image as in ConVIRT (MLHC 2022): each prompt against all images; image_to_text is its mirror",
+}
+
+
+class Leaders:
+    """For each query the best right and the best wrong scores so far, ``[Q,k]`` falling; all that precision needs.
+
+    A score that is no number is the lowest of a right candidate and the highest of a wrong one.
+    """
+
+    def __init__(self, queries: int, k: int) -> None:
+        self.k = k
+        self.right = torch.full((queries, k), -torch.inf)
+        self.wrong = torch.full((queries, k), -torch.inf)
+
+    def add(self, scores: Tensor, relevant: Tensor) -> None:
+        """Take in the candidates of a block: ``scores`` and ``relevant`` ``[Q,c]``."""
+        low = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).masked_fill(~relevant, -torch.inf)
+        high = scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).masked_fill(relevant, -torch.inf)
+        self.merge(low, high)
+
+    def merge(self, right: Tensor, wrong: Tensor) -> None:
+        """Take in scores ``[Q,c]`` of right and of wrong candidates; -inf is none."""
+        self.right = torch.cat([self.right, right], dim=1).topk(self.k, dim=1).values
+        self.wrong = torch.cat([self.wrong, wrong], dim=1).topk(self.k, dim=1).values
+
+
+def hits_at(right: Tensor, wrong: Tensor, ks: Sequence[int], slack: float) -> Tensor:
+    """Right candidates among the first ``k`` of a ranking, ``[Q,len(ks)]``; ties count against the model.
+
+    The ``r``-th best right one stands behind every wrong one that is not more than ``slack`` below it.
+
+    Args:
+        right: ``[Q,K]`` scores of right candidates, falling; -inf is none.
+        wrong: ``[Q,K]`` of wrong ones. ``K`` must reach the largest of ``ks`` or hold all there are.
+        ks: cut-offs.
+        slack: scores closer than this are tied.
+    """
+    # Counted in a sequence that rises: the wrong ones with -wrong <= -(right - slack).
+    before = torch.searchsorted(-wrong.contiguous(), -(right - slack).contiguous(), right=True)
+    place = torch.arange(1, right.shape[1] + 1) + before
+    return torch.stack([((place <= k) & (right > -torch.inf)).sum(dim=1) for k in ks], dim=1)
+
+
+def hits_among(scores: Array, relevant: Array, ks: Sequence[int], slack: float, weights: Array) -> Array:
+    """:func:`hits_at` of one query for many weightings of its candidates at once, as a resampled set is ranked.
+
+    Args:
+        scores: ``[n]`` of the candidates.
+        relevant: ``[n]`` bool.
+        ks: cut-offs.
+        slack: scores closer than this are tied.
+        weights: ``[R,n]``: how often each candidate is in the set.
+
+    Returns:
+        ``[R,len(ks)]``.
+    """
+    placed = np.where(np.isnan(scores), np.where(relevant, -np.inf, np.inf), scores) + np.where(relevant, 0, slack)
+    order = np.lexsort((relevant, -placed))  # of equals the wrong ones first
+    order = order[(scores[order] > -np.inf) | ~relevant[order]]
+    deepest = max(ks)
+    for reach in (8 * deepest, len(order)):  # what stands behind is rarely needed
+        upto = weights[:, order[:reach]].astype(np.int32).cumsum(axis=1)
+        if reach >= len(order) or (upto[:, -1] >= deepest).all():
+            break
+    right = relevant[order[:reach]]
+    taken = [np.diff(np.minimum(upto, k), axis=1, prepend=0)[:, right].sum(axis=1) for k in ks]
+    return np.stack(taken, axis=1)
+
+
+class ClassRetrieval(Evaluator):
+    """Retrieval among images and texts of several classes: a candidate is right if it has the query's class.
+
+    The texts are the reports of the set (image-to-text as GLoRIA and MGCA do it on CheXpert 5x200: 1,000 images, 1,000
+    reports), or the prompts of the classes (text-to-image as ConVIRT does it); either way the other direction is given too.
+    Samples with exactly one of the classes are used. Metrics, means over the queries: ``image_to_text/p@k`` and
+    ``text_to_image/p@k``, the share of the first ``k`` that is right, and ``*/hit@k``, whether any of them is. Ties count
+    against the model, as in ``Retrieval``. A class without images is listed as ``absent``. No query asks for it.
+
+    The bootstrap draws patients. Reports are ranked once, and a query goes with its patient; where prompts are the texts, each
+    resampled set of images is ranked anew. Scores are computed by blocks, and only the best of each query are kept; with
+    prompts, all.
+
+    Args:
+        prompts: name of a shipped multi-class prompt set or path of a YAML file; the classes are its classes.
+        texts: what is retrieved: ``reports`` or ``prompts``.
+        precision: cut-offs of P@k.
+        hits: cut-offs of Hit@k.
+        name: first part of the metrics' names; give different ones to evaluate both kinds of texts.
+        resamples: bootstrap resamples for the intervals; 0 for none.
+        seed: of the bootstrap.
+
+    Raises:
+        ConfigError: the prompt set is not multi-class, or a cut-off is below 1.
+    """
+
+    def __init__(
+        self,
+        prompts: str,
+        texts: Literal["reports", "prompts"] = "reports",
+        precision: Sequence[int] = (5, 10, 100),
+        hits: Sequence[int] = (1, 5, 10),
+        name: str = "class_retrieval",
+        resamples: int = 1000,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(name, resamples, seed)
+        self.prompts: PromptSet = load_prompts(prompts)
+        if self.prompts.kind != "multiclass":
+            raise ConfigError(
+                f"{name}: prompt set '{prompts}' has findings, not classes; give one such as chexpert5x200"
+            )
+        if not precision or not hits or min(*precision, *hits) < 1:
+            raise ConfigError(
+                f"{name}: precision is {list(precision)} and hits {list(hits)}; each must hold at least one cut-off, 1 or more"
+            )
+        self._texts, self._precision, self._hits = texts, tuple(precision), tuple(hits)
+        self._ks = (*self._precision, *self._hits)
+
+    def start(self, embed_text: EmbedText, findings: Sequence[str], intervals: bool = True) -> None:
+        """See :meth:`Evaluator.start`.
+
+        Raises:
+            ConfigError: not each of the classes is labelled.
+        """
+        super().start(embed_text, findings, intervals)
+        none = torch.zeros(0, dtype=torch.int64)
+        self._columns: dict[Entry, list[int]] = {}
+        self._images: list[Embedding] = []
+        self._reports: list[Embedding] = [self._example.to("cpu").select(none)]
+        self._classes: list[Tensor] = [none]
+        self._facts = {"texts": self._texts, "definition": _DEFINED[self._texts]}
+        self._facts |= self.prompts.facts
+        self._without = 0
+        if findings:
+            self._columns = labelled(self.prompts, findings, self.name)
+        if self._columns and self._texts == "prompts":
+            texts = [text for entry in self._columns for text in entry.positive]
+            self._prompts = embed_text(texts).to("cpu")
+            owners = [len(entry.positive) for entry in self._columns]
+            self._owner = torch.arange(len(owners)).repeat_interleave(torch.tensor(owners))
+
+    def update(self, batch: Batch, image: Embedding, text: Embedding | None, head: Head) -> None:
+        """See :meth:`Evaluator.update`."""
+        rows = self._valid(batch)
+        if not self._columns or len(rows) == 0:
+            return
+        labels = self._labels_of(batch, rows)
+        shown = torch.stack([(labels[:, columns] == 1).any(dim=1) for columns in self._columns.values()], dim=1)
+        single = shown.sum(dim=1) == 1
+        self._classes.append(torch.where(single, shown.int().argmax(dim=1), -1))
+        self._images.append(image.select(rows).to("cpu"))
+        if text is None:
+            self._without += len(rows)
+        else:
+            self._reports.append(text.select(rows).to("cpu"))
+
+    @torch.no_grad()
+    def compute(self, head: Head) -> dict[str, Metric]:
+        """See :meth:`Evaluator.compute`."""
+        device = self._device
+        own, order, weights = self._order(device)
+        without = int(distributed.sum_over_processes(torch.tensor(self._without, device=device)))
+        skipped = None if self._columns else "the data set has no labels"
+        if self._columns and self._texts == "reports" and without == self.count:
+            skipped = "the data set has no reports"
+        if skipped:
+            self._facts["skipped"] = skipped
+            return {}
+        if self._texts == "reports" and without:
+            raise DataError(
+                f"{self.name}: only {self.count - without} of {self.count} samples have a report; drop the others"
+            )
+        here = torch.cat(self._classes)[own]
+        classes = gather_rows(here, device)[order]
+        used, own = classes >= 0, own[here >= 0]
+        here, weights, place = here[here >= 0], weights[:, used.numpy()], order[used]
+        # Of all processes' used rows, in the order in which they are gathered.
+        if self._texts == "reports":
+            texts = gather_embedding(stack(self._reports).select(own), device).select(_ranks(place))
+            candidates = classes[used]
+        else:
+            texts, candidates = self._prompts, self._owner
+        images = stack(self._images).select(own) if self._images else None
+        n, width, k = int(used.sum()), len(candidates), max(self._ks)
+        of_images, of_texts = Leaders(0, min(k, width)), Leaders(width, min(k, max(n, 1)))
+        kept, largest = [torch.zeros(0, width)], torch.zeros(1)
+        blocks = (
+            () if images is None else scoring.blocks(head, images, texts, device, min(max(n, 1), 4 * scoring.IMAGES))
+        )
+        rights, wrongs = [of_images.right], [of_images.wrong]
+        for rows, scores in blocks:
+            relevant = here[rows, None] == candidates
+            largest = torch.cat([largest, scores[scores.isfinite()].abs()]).amax(dim=0, keepdim=True)
+            block = Leaders(len(rows), of_images.k)
+            block.add(scores, relevant)
+            rights.append(block.right)
+            wrongs.append(block.wrong)
+            if self._texts == "reports":
+                of_texts.add(scores.T, relevant.T)
+            else:
+                kept.append(scores)
+        slack = scoring.TIE * float(distributed.max_over_processes(largest.to(device)))
+        of_image = gather_rows(hits_at(torch.cat(rights), torch.cat(wrongs), self._ks, slack), device)
+        of_image = of_image[_ranks(place)]
+        sizes = classes[used].bincount(minlength=len(self._columns)).numpy()
+        self._describe(sizes, candidates.bincount(minlength=len(self._columns)).numpy(), n)
+        found = self._metrics("image_to_text", [metrics.mean(h, weights) for h in self._shares(of_image.numpy())], n)
+        if self._texts == "reports":
+            self._merge(of_texts, device)
+            of_text = hits_at(of_texts.right, of_texts.wrong, self._ks, slack)
+            return found | self._metrics(
+                "text_to_image", [metrics.mean(h, weights) for h in self._shares(of_text.numpy())], n
+            )
+        table = gather_rows(torch.cat(kept), device)[_ranks(place)].numpy()
+        asked = np.flatnonzero(sizes[candidates.numpy()])  # prompts of classes that some image has
+        shares, sets = np.zeros((len(self._ks), len(weights))), np.zeros(len(weights))
+        for j in asked:
+            right = classes[used].numpy() == int(candidates[j])
+            there = weights[:, right].any(axis=1)  # a resampled set may lack the class
+            shares += there * np.stack(self._shares(hits_among(table[:, j], right, self._ks, slack, weights)))
+            sets += there
+        means = np.divide(shares, sets, out=np.full(shares.shape, np.nan), where=sets > 0)
+        return found | self._metrics("text_to_image", list(means), len(asked))
+
+    def _merge(self, leaders: Leaders, device: torch.device) -> None:
+        """The leaders over the images of all processes."""
+        gathered = gather_rows(torch.stack([leaders.right, leaders.wrong])[None], device)  # [W,2,T,k]
+        leaders.right, leaders.wrong = leaders.right[:, :0], leaders.wrong[:, :0]
+        flat = gathered.permute(1, 2, 0, 3).flatten(2)  # [2,T,W*k]
+        leaders.merge(flat[0], flat[1])
+
+    def _shares(self, hits: Array) -> list[Array]:
+        """P@k and Hit@k of each row of ``hits`` ``[n,len(ks)]``, in the order of the cut-offs."""
+        p = len(self._precision)
+        return [hits[:, i] / k for i, k in enumerate(self._precision)] + [
+            (hits[:, p + i] > 0).astype(np.float64) for i in range(len(self._hits))
+        ]
+
+    def _metrics(self, side: str, values: Sequence[Array], n: int) -> dict[str, Metric]:
+        names = [*(f"p@{k}" for k in self._precision), *(f"hit@{k}" for k in self._hits)]
+        return {f"{side}/{name}": Metric.of(row, n) for name, row in zip(names, values, strict=True)}
+
+    def _describe(self, images: Array, texts: Array, n: int) -> None:
+        """Facts on the set: what is absent, and the best that a perfect model could get where that is below 1."""
+        names = [entry.name for entry in self._columns]
+        asked = images > 0
+        sides = {"image_to_text": (images, texts), "text_to_image": (texts * asked, images)}
+        self._facts |= {
+            "images": {name: int(number) for name, number in zip(names, images, strict=True)},
+            "candidates": {name: int(number) for name, number in zip(names, texts, strict=True)},
+            "absent": [name for name, number in zip(names, images, strict=True) if number == 0],
+            "excluded": {"none of the classes or several": self.count - n},
+            "ties": f"count against the model; scores within {scoring.TIE:g} of the largest are tied",
+            "ceiling": {
+                f"{side}/p@{k}": float((queries * np.minimum(right, k) / k).sum() / queries.sum())
+                for side, (queries, right) in sides.items()
+                for k in self._precision
+                if queries.sum() and (right[queries > 0] < k).any()
+            },
+            "chance": {
+                side: float((queries * right).sum() / (queries.sum() * right.sum()))
+                for side, (queries, right) in sides.items()
+                if queries.sum() and right.sum()
+            },
+        }
+
+
+def _ranks(x: Tensor) -> Tensor:
+    """Places ``[n]`` of distinct numbers among each other, 0 the smallest."""
+    return x.argsort().argsort()

@@ -1,0 +1,116 @@
+"""Retrieval of reports by images and of images by reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diptych import distributed
+from diptych.errors import ConfigError, DataError
+from diptych.evaluation import scoring
+from diptych.evaluation.base import _NONE, Array, EmbedText, Evaluator, Head
+from diptych.evaluation.rows import gather_embedding, gather_rows, stack
+from diptych.metrics import measures as metrics
+from diptych.metrics.bootstrap import Metric
+from diptych.types import Batch, Embedding
+
+__all__ = ["Retrieval"]
+
+
+class Retrieval(Evaluator):
+    """Image-report retrieval over the whole set, in both directions.
+
+    Equal texts count as one. For an image its own text must come first among the different texts; for a text, the best
+    of its images among all images. Scores that tie with the right one count against it, so that a constant score is
+    the worst and not the best. Metrics: ``image_to_text/r@k``, ``text_to_image/r@k``, their mean ``r@k``, and
+    ``*/median_rank``. The bootstrap draws patients and keeps the ranks; a text goes with its first image.
+
+    Args:
+        ks: cut-offs of R@k.
+        resamples: bootstrap resamples for the intervals; 0 for none.
+        seed: of the bootstrap.
+        keep_bytes: scores kept between the two passes over them; where they need more they are computed twice.
+    """
+
+    def __init__(
+        self, ks: Sequence[int] = (1, 5, 10), resamples: int = 1000, seed: int = 0, keep_bytes: int = 2**30
+    ) -> None:
+        super().__init__("retrieval", resamples, seed)
+        if not ks or min(ks) < 1:
+            raise ConfigError(f"Retrieval: ks is {list(ks)}; it must hold at least one cut-off, each 1 or more")
+        self._ks, self._keep_bytes = tuple(ks), keep_bytes
+
+    def start(self, embed_text: EmbedText, findings: Sequence[str], intervals: bool = True) -> None:
+        """See :meth:`Evaluator.start`."""
+        super().start(embed_text, findings, intervals)
+        self._images: list[Embedding] = []
+        self._texts: list[Embedding] = [self._example.to("cpu").select(_NONE)]
+        self._hashes: list[Tensor] = [_NONE]
+
+    def update(self, batch: Batch, image: Embedding, text: Embedding | None, head: Head) -> None:
+        """See :meth:`Evaluator.update`."""
+        rows = self._valid(batch)
+        if batch.text is None or text is None or len(rows) == 0:
+            return
+        self._images.append(image.select(rows).to("cpu"))
+        self._texts.append(text.select(rows).to("cpu"))
+        self._hashes.append(batch.text.hash[rows].cpu())
+
+    @torch.no_grad()
+    def compute(self, head: Head) -> dict[str, Metric]:
+        """See :meth:`Evaluator.compute`."""
+        device = self._device
+        own, order, weights = self._order(device)
+        total = int(distributed.sum_over_processes(torch.tensor(sum(map(len, self._hashes)), device=device)))
+        if total == 0:
+            self._facts["skipped"] = "the data set has no reports"
+            return {}
+        if total != self.count:
+            raise DataError(f"retrieval: only {total} of {self.count} samples have a report; drop the others")
+        own_hashes = torch.cat(self._hashes)[own]
+        hashes = gather_rows(own_hashes, device)[order]
+        unique, first = np.unique(hashes.numpy(), return_index=True)
+        texts = gather_embedding(stack(self._texts).select(own), device)
+        texts = texts.select(order[torch.from_numpy(first)])
+        column = torch.searchsorted(torch.from_numpy(unique), own_hashes)
+
+        images = stack(self._images).select(own) if self._images else None
+
+        def own_blocks() -> Iterator[tuple[Tensor, Tensor]]:
+            if images is not None:
+                for rows, scores in scoring.blocks(head, images, texts, device, min(self.count, 4 * scoring.IMAGES)):
+                    yield column[rows], scores
+
+        keep = len(own) * len(unique) * 4 <= self._keep_bytes
+        passes: Iterable[tuple[Tensor, Tensor]] = list(own_blocks()) if keep else own_blocks()
+        image_ranks, text_ranks = scoring.ranks(passes, passes if keep else own_blocks(), len(unique), device)
+        image_ranks = gather_rows(image_ranks, device)[order]
+        self._facts |= {
+            "images": self.count,
+            "texts": len(unique),
+            "duplicates": "equal reports (case and white space folded) count as one text; a text's best image counts",
+            "ties": f"count against the model; scores within {scoring.TIE:g} of the largest are tied",
+            "resampling": "ranks are held; a text goes with the patient of its first image",
+        }
+        self.doubt = ""
+        if certain := [f"r@{k}" for k in self._ks if k >= len(unique)]:
+            self.doubt = (
+                f"{self.name}: {self.count} pairs hold {len(unique)} different reports, so image_to_text/"
+                f"{', '.join(certain)} is 1 whatever the model; give more pairs, or Retrieval smaller ks"
+            )
+        found: dict[str, Metric] = {}
+        sides = {
+            "image_to_text": (image_ranks.numpy(), weights),
+            "text_to_image": (text_ranks.numpy(), weights[:, first]),
+        }
+        recalls: dict[str, list[Array]] = {f"r@{k}": [] for k in self._ks}
+        for side, (ranks, drawn) in sides.items():
+            for k in self._ks:
+                recalls[f"r@{k}"].append(metrics.recall_at(ranks, k, drawn))
+                found[f"{side}/r@{k}"] = Metric.of(recalls[f"r@{k}"][-1], len(ranks))
+            found[f"{side}/median_rank"] = Metric.of(metrics.median_rank(ranks, drawn), len(ranks))
+        found |= {name: Metric.of(np.mean(both, axis=0), self.count) for name, both in recalls.items()}
+        return found

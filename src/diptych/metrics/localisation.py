@@ -1,0 +1,82 @@
+"""How well a map over pixels points at a region, as pure functions of flat arrays ``[P]`` of pixels.
+
+Ties count against the map: one that is the same everywhere has missed, contrasts with nothing and outlines nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych.metrics import measures as metrics
+
+__all__ = ["MEASURES", "THRESHOLDS", "contrast_to_noise", "measures", "overlap", "pointing", "stretched"]
+
+Array = NDArray[Any]
+
+MEASURES = ("pointing", "cnr", "miou", "dice", "auroc")
+"""What :func:`measures` gives."""
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
+"""Those of BioViL (Boecking et al., ECCV 2022) on MS-CXR."""
+_TIE = 1e-6
+"""Values closer than this share of the largest are equal: interpolation in float32 cannot tell them apart."""
+
+
+def pointing(heat: Array, inside: Array) -> float:
+    """The pointing game (Zhang et al., ECCV 2016): 1 if the map's peak is inside the region, else 0.
+
+    Where several pixels are the peak, all of them must be inside.
+    """
+    peak = heat >= heat.max() - _TIE * np.abs(heat).max()
+    return float(np.nan) if np.isnan(heat).any() else float(inside[peak].all())
+
+
+def contrast_to_noise(heat: Array, inside: Array) -> float:
+    """CNR (BioViL): mean inside less mean outside, over the root of the sum of both variances.
+
+    With its sign, so that a map that is dark where it should be bright is below 0; its absolute value is BioViL's. 0 for a
+    map without contrast.
+    """
+    within, without = heat[inside].astype(np.float64), heat[~inside].astype(np.float64)
+    above = within.mean() - without.mean()
+    noise = np.sqrt(within.var() + without.var())
+    if np.isnan(above):
+        return float("nan")
+    if abs(above) <= _TIE * np.abs(heat).max():
+        return 0.0
+    return float(above / noise) if noise > 0 else float(np.copysign(np.inf, above))
+
+
+def stretched(heat: Array) -> Array:
+    """The map from 0 at its lowest to 1 at its highest value; 0 everywhere if it is constant."""
+    low, high = float(heat.min()), float(heat.max())
+    if high - low <= _TIE * max(abs(low), abs(high)):
+        return np.zeros(heat.shape)
+    return (heat.astype(np.float64) - low) / (high - low)
+
+
+def overlap(heat: Array, inside: Array, thresholds: Sequence[float] = THRESHOLDS) -> tuple[float, float]:
+    """Mean IoU and mean Dice over thresholds of the region with ``{stretched heat >= t}``.
+
+    BioViL takes thresholds of cosines; attention has no such scale, so the map is stretched first. ``inside`` has a pixel.
+    """
+    if np.isnan(heat).any():
+        return float("nan"), float("nan")
+    level, area = stretched(heat), int(inside.sum())
+    shares = []
+    for threshold in thresholds:
+        found = level >= threshold
+        both, either = int((found & inside).sum()), int((found | inside).sum())
+        shares.append((both / either, 2 * both / (int(found.sum()) + area)))
+    iou, dice = np.mean(shares, axis=0)
+    return float(iou), float(dice)
+
+
+def measures(heat: Array, inside: Array) -> tuple[float, ...]:
+    """All of :data:`MEASURES`; ``auroc`` is that of the pixels inside against those outside."""
+    iou, dice = overlap(heat, inside)
+    auroc = float(metrics.auroc(heat, inside)[0])
+    return pointing(heat, inside), contrast_to_noise(heat, inside), iou, dice, auroc

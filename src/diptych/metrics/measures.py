@@ -1,0 +1,131 @@
+"""Metrics as pure functions of arrays, each over many weightings of the samples at once.
+
+``weights`` ``[R,n]`` says how often each of the ``n`` samples counts in each of ``R`` weightings (``None``: once in the
+only one). A bootstrap is such a matrix (:func:`bootstrap_weights`), so a thousand resamples cost a few vectorised
+passes. A value that is not defined (an AUROC without positives) is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["accuracy", "auroc", "best_f1_threshold", "f1", "mean", "median_rank", "recall_at", "sums", "top_class"]
+
+Array = NDArray[Any]
+Floats = NDArray[np.float64]
+
+_BLOCK = 2**22
+"""Weights turned into float64 at a time: 32 MiB."""
+
+
+def auroc(scores: Array, labels: Array, weights: Array | None = None) -> Floats:
+    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting one half.
+
+    The Mann-Whitney statistic, exact with ties; Hanley and McNeil, Radiology 143 (1982).
+
+    Args:
+        scores: ``[n]``; any NaN makes every value NaN.
+        labels: ``[n]``, 0 or 1.
+        weights: ``[R,n]``.
+
+    Returns:
+        ``[R]``; NaN where either class has no weight.
+    """
+    if np.isnan(scores).any() or len(scores) == 0:
+        return np.full(_rows(weights), np.nan)
+    order = np.argsort(scores, kind="stable")
+    ranked = scores[order]
+    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])  # first sample of each distinct score
+    positive = (labels[order] == 1).astype(np.float64)
+    values = []
+    for block in _blocks(weights, len(scores)):
+        block = block[:, order]
+        up = np.add.reduceat(block * positive, starts, axis=1)  # [R,distinct scores]
+        down = np.add.reduceat(block * (1 - positive), starts, axis=1)
+        below = np.cumsum(down, axis=1) - down / 2
+        values.append(_ratio((up * below).sum(axis=1), up.sum(axis=1) * down.sum(axis=1)))
+    return np.concatenate(values)
+
+
+def accuracy(predicted: Array, labels: Array, weights: Array | None = None) -> Floats:
+    """Share of the samples ``[n]`` whose prediction equals the label, ``[R]``."""
+    return mean(predicted == labels, weights)
+
+
+def f1(predicted: Array, labels: Array, weights: Array | None = None) -> Floats:
+    """``2 TP / (2 TP + FP + FN)`` of boolean ``predicted`` and ``labels`` ``[n]``, as ``[R]``; NaN where that is 0 / 0.
+
+    For a class of many: ``f1(predicted == c, labels == c)``; the macro F1 is their mean.
+    """
+    found, real = predicted.astype(bool), labels.astype(bool)
+    hits = np.stack([found & real, found.astype(np.int64) + real], axis=1).astype(np.float64)  # [n,2]
+    total = sums(hits, weights)
+    return _ratio(2 * total[:, 0], total[:, 1])
+
+
+def best_f1_threshold(scores: Array, labels: Array) -> float:
+    """The score ``t`` for which ``scores >= t`` has the highest F1; of equals the highest. Needs a positive label."""
+    order = np.argsort(-scores, kind="stable")
+    ranked, hits = scores[order], np.cumsum(labels[order] == 1)
+    last = np.flatnonzero(np.r_[ranked[1:] != ranked[:-1], True])  # a threshold takes all of a tie or none
+    values = 2 * hits[last] / (last + 1 + hits[-1])
+    return float(ranked[last[np.argmax(values)]])
+
+
+def top_class(scores: Array) -> NDArray[np.int64]:
+    """The class with the highest of ``scores`` ``[n,K]``, or -1 where that is a tie or any score is NaN: ``[n]``."""
+    best = scores.max(axis=1, keepdims=True)
+    alone = (scores == best).sum(axis=1) == 1  # a NaN equals nothing
+    return np.where(alone, scores.argmax(axis=1), -1)
+
+
+def recall_at(ranks: Array, k: int, weights: Array | None = None) -> Floats:
+    """R@k: share of ``ranks`` ``[n]`` (1 is best) that are at most ``k``, ``[R]``."""
+    return mean(ranks <= k, weights)
+
+
+def median_rank(ranks: Array, weights: Array | None = None) -> Floats:
+    """Median of ``ranks`` ``[n]``, the mean of the middle two for an even number, ``[R]``."""
+    ranked = np.sort(ranks, kind="stable").astype(np.float64)
+    order = np.argsort(ranks, kind="stable")
+    values = []
+    for block in _blocks(weights, len(ranks)):
+        upto = np.cumsum(block[:, order], axis=1)  # samples at or before each place
+        total = upto[:, -1:]
+        lower, upper = ((upto < place).sum(axis=1) for place in ((total + 1) // 2, total // 2 + 1))
+        middle = [ranked[np.minimum(place, len(ranks) - 1)] for place in (lower, upper)]
+        values.append(np.where(total[:, 0] > 0, (middle[0] + middle[1]) / 2, np.nan))
+    return np.concatenate(values)
+
+
+def mean(hits: Array, weights: Array | None = None) -> Floats:
+    """Mean of a value ``[n]`` of each sample, ``[R]``; NaN where none has weight."""
+    sums = [(block @ hits.astype(np.float64), block.sum(axis=1)) for block in _blocks(weights, len(hits))]
+    return _ratio(np.concatenate([hit for hit, _ in sums]), np.concatenate([total for _, total in sums]))
+
+
+def sums(values: Array, weights: Array | None = None) -> Floats:
+    """Weighted sums ``[R,k]`` of ``k`` values ``[n,k]`` of each sample, for metrics of a whole set."""
+    return np.concatenate([block @ values.astype(np.float64) for block in _blocks(weights, len(values))])
+
+
+def _rows(weights: Array | None) -> int:
+    return 1 if weights is None else len(weights)
+
+
+def _blocks(weights: Array | None, n: int) -> Iterator[Floats]:
+    if weights is None:
+        yield np.ones((1, n))
+        return
+    step = max(1, _BLOCK // max(1, n))
+    for start in range(0, len(weights), step):
+        yield weights[start : start + step].astype(np.float64)
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    ratio: Floats = np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)
+    return ratio

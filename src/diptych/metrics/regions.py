@@ -1,0 +1,122 @@
+"""How well a map says where something is: pointing, contrast, overlap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as nn_functional
+
+from diptych.errors import ConfigError, DataError
+from diptych.metrics import measures as metrics
+from diptych.metrics.bootstrap import Metric
+from diptych.metrics.classification import with_macro
+from diptych.metrics.localisation import MEASURES, measures
+from diptych.types import Batch
+
+__all__ = ["account", "at_pixels", "in_picture", "measured", "regions_of"]
+
+
+Array = NDArray[Any]
+
+
+def at_pixels(maps: Tensor, height: int, width: int) -> Tensor:
+    """Maps ``[B,N]`` over a square grid of regions, at the pixels of the network's input ``[B,H,V]``, bilinear.
+
+    Raises:
+        ConfigError: ``N`` is no square number.
+    """
+    side = math.isqrt(maps.shape[1])
+    if side * side != maps.shape[1]:
+        raise ConfigError(
+            f"grounding: {maps.shape[1]} regions are no square grid, so they have no places; use another tower"
+        )
+    grid = maps.reshape(len(maps), 1, side, side)
+    return nn_functional.interpolate(grid, (height, width), mode="bilinear", align_corners=False)[:, 0]
+
+
+def in_picture(image: Tensor) -> Tensor:
+    """The pixels ``[H,V]`` of an input that hold the picture: the rectangle around all that is not black.
+
+    A letterbox pads with black; its bars belong to no radiograph and are left out. Of an image that is black all over,
+    everything.
+    """
+    lit = image.reshape(image.shape[-2:]) > 0
+    area = torch.zeros_like(lit)
+    rows, columns = lit.any(dim=1).nonzero().flatten(), lit.any(dim=0).nonzero().flatten()
+    if not len(rows):
+        return ~area
+    area[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+    return area
+
+
+def regions_of(batch: Batch, rows: Tensor, columns: Sequence[int], findings: Sequence[str], name: str) -> Tensor:
+    """Where a finding is in each image, ``[n,H,V]`` bool on the CPU: the union of its boxes, or the mask.
+
+    Args:
+        batch: with boxes or masks.
+        rows: the images, ``n`` of them.
+        columns: the finding's places among ``findings``.
+        findings: those of the data set.
+        name: of who asks, for the message.
+
+    Raises:
+        DataError: a mask does not say which of several findings it is of.
+    """
+    if batch.boxes is None:
+        assert batch.masks is not None  # who asks has looked
+        if len(findings) > 1:
+            raise DataError(
+                f"{name}: the data have one mask for {', '.join(findings)}, which does not say of what; "
+                "read boxes, or a set with one finding"
+            )
+        return batch.masks[rows].cpu()
+    regions = torch.zeros(len(rows), *batch.image.shape[-2:], dtype=torch.bool)
+    for region, i in zip(regions, rows.tolist(), strict=True):
+        for x0, y0, x1, y1, finding in batch.boxes[i].tolist():
+            if int(finding) in columns:
+                left, top, right, bottom = (max(0, round(v)) for v in (x0, y0, x1, y1))
+                region[top:bottom, left:right] = True
+    return regions
+
+
+def measured(heat: Tensor, region: Tensor, picture: Tensor) -> list[float] | None:
+    """:func:`~diptych.metrics.localisation.measures` of a map, and the region's share of the picture; None where it fills it.
+
+    Args:
+        heat: ``[H,V]``.
+        region: ``[H,V]`` bool.
+        picture: ``[H,V]`` bool, as :func:`in_picture` gives it; what of the region is beyond counts too.
+    """
+    counted = picture | region
+    level, inside = heat[counted].numpy(), region[counted].numpy()
+    return None if inside.all() else [*measures(level, inside), float(inside.mean())]
+
+
+def account(table: Array, names: Sequence[str], weights: Array) -> tuple[dict[str, Metric], dict[str, Any]]:
+    """The means of what :func:`measured` gave: ``pointing/<finding>|macro`` and so on, and facts for the protocol.
+
+    Args:
+        table: ``[n,L,6]`` of each image and finding, NaN where it has no region.
+        names: of the ``L`` findings.
+        weights: ``[1+R,n]``, the first row all ones.
+    """
+    shown = ~np.isnan(table[..., -1])  # [n,L]
+    own = {name: (table[rows, j], weights[:, rows]) for j, (name, rows) in enumerate(zip(names, shown.T, strict=True))}
+    own = {name: (values, drawn) for name, (values, drawn) in own.items() if len(values)}
+    counts = {name: len(values) for name, (values, _) in own.items()}
+    means = {
+        measure: {name: metrics.mean(values[:, m], drawn) for name, (values, drawn) in own.items()}
+        for m, measure in enumerate(MEASURES)
+    }
+    facts = {
+        "images": counts,
+        "absent": [name for name in names if name not in own],
+        "chance": {f"pointing/{name}": float(values[:, -1].mean()) for name, (values, _) in own.items()},
+    }
+    return with_macro(means, counts, int(shown.any(axis=1).sum())), facts

@@ -1,0 +1,89 @@
+"""From names to classes in recipes: the catalogue's names and diptych's public names, wherever a class is asked for.
+
+A recipe is like code: a class path in it is imported. What is built is a class of the base that its place asks for, never
+a function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from jsonargparse import Namespace, _typehints
+from jsonargparse._util import import_object
+
+from diptych.errors import ConfigError, shown
+from diptych.names import PUBLIC, public_path
+from diptych.plugins import DATAMODULES, HEADS, Plugin, find, known, nearest
+
+__all__ = ["import_object", "refuse_functions", "register_names"]
+
+_resolve: Callable[[Any, str], str] = _typehints.resolve_class_path_by_name
+
+
+def _resolve_with_catalogue(cls: Any, name: str) -> str:
+    """What jsonargparse asks to turn a name into an import path, with our catalogues and public names consulted first."""
+    from diptych.data.datamodule import RadiographDataModule
+    from diptych.head import AlignmentHead
+
+    bases = tuple(base for base in (cls if isinstance(cls, tuple) else (cls,)) if isinstance(base, type))
+    for base, group in ((AlignmentHead, HEADS), (RadiographDataModule, DATAMODULES)):
+        if any(issubclass(b, base) for b in bases):
+            return _path_of(name, base, group)
+    path = public_path(name) or _resolve(cls, name)
+    if "." not in path:
+        names = [p.rpartition(".")[2] for b in bases for p in _typehints.get_all_subclass_paths(b)]
+        raise ConfigError(f"unknown class '{name}'; known here, nearest first: {', '.join(nearest(name, names)[:8])}")
+    if bases and all(base.__module__.partition(".")[0] == "diptych" for base in bases):
+        _check_class(path, bases, "")
+    return path
+
+
+def _path_of(name: str, base: type, group: str) -> str:
+    """The import path of a plug-in that can be imported, from any of its names."""
+    path = name
+    if "." not in name:
+        plugin: Plugin = find(group, name)
+        plugin.load()
+        path = plugin.path
+    _check_class(path, (base,), f"; known by name: {known(group, name)}")
+    return path
+
+
+def _check_class(path: str, bases: tuple[type, ...], remedy: str) -> None:
+    """Refuse what is no class of one of the bases, before it is called."""
+    try:
+        target = import_object(path)
+    except Exception as error:  # whatever a module does when it is imported
+        raise ConfigError(f"'{path}' cannot be imported: {error}{remedy}") from error
+    if not isinstance(target, type) or not issubclass(target, bases):
+        raise ConfigError(f"'{path}' is no {' or '.join(base.__name__ for base in bases)}{remedy}")
+
+
+def refuse_functions(config: Any, where: str) -> None:
+    """Refuse functions among parsed values: a class is what every place of ours asks for.
+
+    Raises:
+        ConfigError: there is one; the message names its place.
+    """
+    if callable(config) and not isinstance(config, type):
+        name = f"{getattr(config, '__module__', '')}.{getattr(config, '__qualname__', shown(config))}"
+        raise ConfigError(f"{where}: '{name}' is a function; give a class, by name or import path")
+    if isinstance(config, dict | Namespace):
+        for key, value in (vars(config) if isinstance(config, Namespace) else config).items():
+            refuse_functions(value, f"{where}.{key}")
+    elif isinstance(config, list | tuple):
+        for value in config:
+            refuse_functions(value, where)
+
+
+def register_names() -> None:
+    """Let every configuration name heads and datamodules as the catalogue does. May be called more than once.
+
+    jsonargparse has no public place for this: its name resolution is wrapped where all its uses find it, and a test
+    holds it.
+    """
+    for module in set(PUBLIC.values()):  # jsonargparse's lists of known classes are of what is imported
+        import_module(module)
+    _typehints.resolve_class_path_by_name = _resolve_with_catalogue

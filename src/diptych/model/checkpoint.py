@@ -1,0 +1,145 @@
+"""Checkpoint files: written whole, read without running anything, refused where they do not fit."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from diptych.errors import ConfigError
+from diptych.escaping import one_line
+from diptych.files import replacing
+from diptych.model.stored import check_weights
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["AtomicCheckpointIO", "check_fit", "checkpoint_in", "read_checkpoint"]
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, to the disk, and moves it there: killed while saving, a run keeps the older."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Save; see Lightning's ``CheckpointIO``.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        if storage_options is not None:
+            raise TypeError("storage_options are for another CheckpointIO")
+        with replacing(path, "make room, then go on with --ckpt_path last") as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:
+                if isinstance(error.__context__, OSError):  # torch hides a full disk behind positions in its archive
+                    raise error.__context__ from None
+                raise
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load, whatever is asked, without running anything that the file holds.
+
+        Raises:
+            ConfigError: it is not a checkpoint of a training run.
+        """
+        checkpoint = read_checkpoint(path)
+        if "pytorch-lightning_version" not in checkpoint:
+            raise ConfigError(f"{path}: not written by diptych; give a .ckpt below the checkpoints/ of a run")
+        return checkpoint
+
+
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
+    """A checkpoint's contents, read without running anything in it.
+
+    Raises:
+        ConfigError: the file is missing, cut off, not a checkpoint, or holds more than numbers and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such checkpoint file; give the path of a .ckpt below the run's checkpoints/")
+    try:
+        _refuse_compressed(path)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # torch goes on to recommend weights_only=False, which would run what the file says
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        raise ConfigError(
+            f"{path}: refused: it is no checkpoint, or holds objects other than tensors and plain values"
+            f"{f' ({found[1]})' if found else ''}; only load checkpoints that diptych wrote"
+        ) from error
+    except Exception as error:  # torch's reader fails in many ways
+        raise ConfigError(
+            f"{path}: the checkpoint is cut off or damaged, or is none "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ConfigError(f"{path}: not a training checkpoint (it has no state_dict); weights alone cannot be loaded")
+    check_weights(checkpoint["state_dict"], str(path))
+    return checkpoint
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Refuse an archive that would grow in memory; torch writes none."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > path.stat().st_size:
+            raise ValueError(f"its contents are {size:,} bytes, more than the file")
+
+
+def _some(names: Sequence[str]) -> str:
+    return "none" if not names else f"{len(names)} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
+
+
+def check_fit(checkpoint: dict[str, Any], module: nn.Module, *, source: str) -> None:
+    """Refuse weights that do not fit a module exactly.
+
+    Raises:
+        ConfigError: names the head the checkpoint was trained with, and lists missing, unexpected and misshapen weights.
+    """
+    have, want = checkpoint["state_dict"], module.state_dict()
+    missing = sorted(set(want) - set(have))
+    unexpected = sorted(set(have) - set(want))
+    shapes = [
+        f"{name} {list(have[name].shape)} for {list(want[name].shape)}"
+        for name in sorted(set(want) & set(have))
+        if isinstance(want[name], Tensor) and have[name].shape != want[name].shape
+    ]
+    if missing or unexpected or shapes:
+        stored = checkpoint.get("diptych")
+        trained = "not written by diptych"
+        if isinstance(stored, dict) and (of := stored.get("task") or stored.get("head")):
+            trained = f"trained {'for the task' if 'task' in stored else 'with the head'} {one_line(str(of))}"
+        raise ConfigError(
+            f"{source} does not fit this model; it was {trained}; missing: {_some(missing)}; unexpected: "
+            f"{_some(unexpected)}; other shape: {_some(shapes)}; use the configuration it was trained with"
+        )
+
+
+def checkpoint_in(path: Path | str) -> Path:
+    """The checkpoint file of a path: the file itself, or of a run's folder the best, else the last, which is told.
+
+    Raises:
+        ConfigError: the folder holds neither.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    for folder in (path / "checkpoints", path):
+        for name in ("best.ckpt", "last.ckpt"):
+            if (file := folder / name).is_file():
+                rank_zero_info(
+                    f"{path}: {'the best' if name == 'best.ckpt' else 'no best checkpoint, so the last'}, {file}"
+                )
+                return file
+    raise ConfigError(
+        f"{path}: a folder without checkpoints/best.ckpt or last.ckpt; give the folder of a run, or a .ckpt"
+    )

@@ -1,0 +1,289 @@
+"""A trained model in Python: ``diptych.load(path)``.
+
+A file from elsewhere runs nothing: it is read with ``weights_only=True``, so that it holds numbers and texts alone, and
+the classes that these name are those of diptych and of installed heads (:mod:`diptych.model.stored`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diptych.errors import ConfigError, shown
+from diptych.evaluation.rows import stack
+from diptych.evaluation.scoring import blocks
+from diptych.head import Grounds, Observes, WeighsWords
+from diptych.model.checkpoint import _some, check_fit, checkpoint_in, read_checkpoint
+from diptych.model.inputs import each_picture, each_text, grey_picture
+from diptych.model.stored import build_stored, load_weights
+from diptych.plain import check_plain
+from diptych.radiographs.intensity import Intensity
+from diptych.radiographs.letterbox import Letterbox, letterbox
+from diptych.types import Embedding
+
+if TYPE_CHECKING:
+    from diptych.model.module import AlignmentModule
+
+__all__ = ["AlignmentModel", "heat_at_native", "load", "load_module"]
+
+T = TypeVar("T")
+
+
+LARGEST_IMAGE = 8192
+"""Side of the square input, in pixels, that a checkpoint may ask for."""
+
+
+def load_module(path: Path | str, trust: Collection[str] = ()) -> AlignmentModule:
+    """Rebuild the module a checkpoint was trained as, with its weights, in eval mode; needs no network.
+
+    Its evaluators are left behind: the prompt files that they read may be elsewhere, or gone.
+
+    Args:
+        path: a checkpoint.
+        trust: see :func:`load`.
+
+    Raises:
+        ConfigError: the file is not ours, holds no configuration, names a class that is not known, or does not fit.
+    """
+    file = checkpoint_in(path)
+    return _module_of(read_checkpoint(file), str(file), trust)
+
+
+def _module_of(checkpoint: dict[str, Any], path: str, trust: Collection[str] = ()) -> AlignmentModule:
+    stored = checkpoint.get("diptych")
+    if stored is None:
+        names = sorted(checkpoint["state_dict"])
+        raise ConfigError(f"{path}: not written by diptych; its {len(names)} weights are {_some(names)}")
+    if not isinstance(stored, dict):
+        raise ConfigError(f"{path}: refused: what it says of itself is {shown(stored)}; no run of diptych wrote it")
+    if "task" in stored:
+        raise ConfigError(
+            f"{path}: of the downstream task {shown(stored['task'])}; test it with its own configuration, or give the "
+            "checkpoint of a pre-training run"
+        )
+    if stored.get("config") is None:
+        raise ConfigError(
+            f"{path}: trained from Python, so it holds no configuration; build the same AlignmentModule and call "
+            "load_state_dict(diptych.model.checkpoint.read_checkpoint(path)['state_dict'])"
+        )
+    module = build_stored(stored["config"], checkpoint["state_dict"], path, trust)
+    check_fit(checkpoint, module, source=path)
+    load_weights(module, checkpoint["state_dict"], path)
+    return module.eval()
+
+
+def heat_at_native(
+    heat: Tensor, grid: tuple[int, int], place: Letterbox, shape: tuple[int, int], size: int
+) -> NDArray[np.float32]:
+    """One map ``[N]`` over the region grid, drawn over the native picture ``[h,v]``.
+
+    Args:
+        heat: the regions' values, row-major.
+        grid: rows and columns of the regions.
+        place: where the native picture lies in the square input.
+        shape: rows and columns of the native picture.
+        size: side of the square input.
+    """
+    import cv2
+
+    coarse = heat.detach().float().cpu().numpy().reshape(grid)
+    square = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
+    inside = square[place.top : place.top + place.height, place.left : place.left + place.width]
+    return np.asarray(cv2.resize(inside, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR), np.float32).clip(min=0)
+
+
+class AlignmentModel:
+    """A trained dual encoder with its head, for pictures and strings.
+
+    Pictures are paths (any file that training reads), PIL images, arrays or tensors; one, a list, or an array of many, as
+    :func:`diptych.model.inputs.each_picture` has it. uint8 arrays are taken as they are. Other types are stretched to their
+    own range.
+    All are read with the intensity of training. Nothing is trained and nothing is random.
+
+    Args:
+        module: the trained module.
+        image_size: side of the square input.
+        device: where to put it.
+        intensity: how pictures were read in training.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+
+    def __init__(
+        self,
+        module: AlignmentModule,
+        image_size: int,
+        device: str | torch.device = "cpu",
+        intensity: Intensity = Intensity(),  # noqa: B008  # frozen
+    ) -> None:
+        self.device = _device(device)
+        self.module = module.eval().to(self.device)
+        self.image_size, self.intensity = image_size, intensity
+
+    def _boxed(self, pictures: Sequence[Any], start: int = 0) -> tuple[Tensor, list[Letterbox], list[tuple[int, int]]]:
+        greys = [
+            grey_picture(picture, f"pictures[{index}]", self.intensity) for index, picture in enumerate(pictures, start)
+        ]
+        boxed = [letterbox(grey, self.image_size) for grey in greys]
+        images = torch.from_numpy(np.stack([image for image, _ in boxed]))[:, None].to(self.device)
+        return images, [place for _, place in boxed], [cast("tuple[int, int]", grey.shape) for grey in greys]
+
+    @torch.inference_mode()
+    def encode_image(self, pictures: Any, *, batch_size: int = 32) -> Embedding:
+        """Embedding of ``I`` pictures; ``.pooled`` is ``[I,E]``, L2-normalised.
+
+        Args:
+            pictures: one or many, or none.
+            batch_size: how many are read and go through the tower at a time.
+        """
+        many = each_picture(pictures)
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; give 1 or more")
+        if not many:
+            black = torch.zeros(1, 1, self.image_size, self.image_size, dtype=torch.uint8, device=self.device)
+            return self.module.embed_image(black).select(torch.arange(0, device=self.device))
+        starts = range(0, len(many), batch_size)
+        return stack([self.module.embed_image(self._boxed(many[i : i + batch_size], i)[0]) for i in starts])
+
+    @torch.inference_mode()
+    def encode_text(self, texts: str | Sequence[str], *, batch_size: int = 64) -> Embedding:
+        """Embedding of ``T`` texts; ``.pooled`` is ``[T,E]``, L2-normalised.
+
+        Args:
+            texts: one or many, or none.
+            batch_size: how many go through the tower at a time.
+        """
+        many = each_text(texts)
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; give 1 or more")
+        if not many:
+            return self.module.embed_prompts([""]).select(torch.arange(0, device=self.device))
+        return self.module.embed_prompts(many, batch_size)
+
+    @torch.inference_mode()
+    def similarity(self, pictures: Any, texts: str | Sequence[str], *, batch_size: int = 32) -> Tensor:
+        """The head's score ``[I,T]`` of every picture with every text: what training optimised and testing ranks by.
+
+        Args:
+            pictures: one or many, or none.
+            texts: one or many, or none.
+            batch_size: how many pictures are read, encoded and scored at a time.
+        """
+        images, read = self.encode_image(pictures, batch_size=batch_size), self.encode_text(texts)
+        scores = torch.zeros(len(images.pooled), len(read.pooled), device=self.device)
+        if scores.numel():
+            for rows, block in blocks(self.module.head, images, read, self.device, min(batch_size, len(images.pooled))):
+                scores[rows.to(self.device)] = block.to(self.device)
+        return scores
+
+    @torch.inference_mode()
+    def heatmap(self, picture: Any, text: str) -> tuple[list[str], NDArray[np.float32]]:
+        """The words of a text, and where in the picture the head sees each: ``[words,h,v]`` at the picture's own size.
+
+        Raises:
+            ConfigError: the head cannot ground words, or there is more than one picture or text.
+        """
+        head = self.module.head
+        if not isinstance(head, Grounds):
+            raise ConfigError(f"the head {type(head).__name__} has no heatmap; train one with word matchings")
+        text = _single(each_text(text), "heatmap", "text")
+        words = self.module.tokenizer.words(text)
+        maps = self._maps(
+            picture, "heatmap", lambda image: head.heatmap(image, self.encode_text(text))[0, : len(words)]
+        )
+        return words, maps
+
+    @torch.inference_mode()
+    def importance(self, picture: Any, text: str) -> NDArray[np.float32]:
+        """How much each word of a text counts in its score with the picture: ``[words]``, as the words of :meth:`heatmap`.
+
+        Raises:
+            ConfigError: the head weighs no words, or there is more than one picture or text.
+        """
+        head = self.module.head
+        if not isinstance(head, WeighsWords) or not head.weighs_words:
+            raise ConfigError(f"the head {type(head).__name__} weighs no words; train one that does, as reclf")
+        picture = _single(each_picture(picture), "importance", "picture")
+        text = _single(each_text(text), "importance", "text")
+        weights = head.importance(self.encode_image(picture), self.encode_text(text))[0]
+        return np.asarray(weights[: len(self.module.tokenizer.words(text))].float().cpu())
+
+    @torch.inference_mode()
+    def observations(self, picture: Any) -> NDArray[np.float32]:
+        """Where in the picture each of the head's queries looks: ``[queries,h,v]`` at the picture's own size.
+
+        Raises:
+            ConfigError: the head has no queries, or there is more than one picture.
+        """
+        head = self.module.head
+        if not isinstance(head, Observes):
+            raise ConfigError(f"the head {type(head).__name__} has no queries to draw; train one that has, as pcma")
+        return self._maps(picture, "observations", lambda image: head.observations(image)[0])
+
+    def _maps(self, picture: Any, what: str, heat_of: Callable[[Embedding], Tensor]) -> NDArray[np.float32]:
+        """What ``heat_of`` the embedded picture gives, ``[maps,N_regions]``, at the picture's own size."""
+        images, places, shapes = self._boxed([_single(each_picture(picture), what, "picture")])
+        features = self.module.encoder.encode_image(images)
+        if features.grid is None:
+            raise ConfigError("the image tower gives no region grid, so there is nothing to draw")
+        heat = heat_of(self.module.head.embed_image(features))
+        maps = [heat_at_native(row, features.grid, places[0], shapes[0], self.image_size) for row in heat]
+        return np.stack(maps) if maps else np.zeros((0, *shapes[0]), np.float32)
+
+
+def _single(given: Sequence[T], what: str, kind: str) -> T:
+    if len(given) != 1:
+        raise ConfigError(f"{what} takes one {kind}, and here are {len(given)}; call it for each")
+    return given[0]
+
+
+def _device(given: str | torch.device) -> torch.device:
+    """A device that is there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        device = torch.device(given)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or ["it does not answer"])[0][:160]
+        have = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+        raise ConfigError(f"device '{given}' cannot be used here ({reason}); choose among: {have}") from error
+    return device
+
+
+def load(path: Path | str, device: str | torch.device = "cpu", *, trust: Collection[str] = ()) -> AlignmentModel:
+    """A trained model from its checkpoint, ready for pictures and strings.
+
+    A checkpoint from elsewhere runs nothing but diptych and the heads of installed packages.
+
+    Args:
+        path: a ``.ckpt`` that ``diptych fit`` wrote, or a run's folder: its best checkpoint, else its last.
+        device: where to put it.
+        trust: import paths of your own towers and evaluators that the checkpoint may name, as ``my_package.MyTower``.
+            They are imported, so name only what you would run.
+
+    Raises:
+        ConfigError: see :func:`read_checkpoint` and :func:`load_module`; or there is no such device.
+    """
+    place = _device(device)
+    file = checkpoint_in(path)
+    checkpoint = read_checkpoint(file)
+    module = _module_of(checkpoint, str(file), trust)
+    size = checkpoint["diptych"].get("image_size")
+    if type(size) is not int or not 1 <= size <= LARGEST_IMAGE:
+        raise ConfigError(
+            f"{file}: refused: its image_size is {shown(size)}, and must be 1 to {LARGEST_IMAGE}; the module alone is given "
+            "by diptych.model.inference.load_module(path)"
+        )
+    check_plain(checkpoint["diptych"].get("intensity"), f"{file}: intensity")
+    intensity = Intensity.of(checkpoint["diptych"].get("intensity"), source=str(file))
+    return AlignmentModel(module, size, place, intensity)

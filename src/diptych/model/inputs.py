@@ -1,0 +1,134 @@
+"""What people hand to a trained model: pictures of any kind, one or many, and texts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diptych.errors import ConfigError
+from diptych.radiographs.intensity import Intensity
+from diptych.radiographs.read import grey_of, read_radiograph, to_grey
+
+__all__ = ["each_picture", "each_text", "grey_picture"]
+
+_LUMA = np.array([0.299, 0.587, 0.114])
+"""Of red, green and blue, as PIL weighs them (ITU-R 601-2)."""
+
+
+def each_picture(pictures: Any) -> list[Any]:
+    """Single pictures, not yet read, out of what was given.
+
+    Args:
+        pictures: a path, a PIL image, an array or a tensor; or a list of them. An array is ``[h,v]`` or ``[h,v,3]``; a batch
+            is ``[B,h,v]``, ``[B,1,h,v]``, ``[B,3,h,v]`` or ``[B,h,v,3]``.
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    if (single := _parts(pictures, "pictures")) is not None:
+        return single
+    if isinstance(pictures, bytes | Mapping) or not isinstance(pictures, Iterable):
+        raise ConfigError(
+            f"pictures: {_named(pictures)} is none; give a path, a PIL image, an array, or a list of them"
+        )
+    found = []
+    for index, given in enumerate(pictures):
+        parts = _parts(given, f"pictures[{index}]")
+        if parts is None or len(parts) != 1:
+            what = "is no picture" if parts is None else f"holds {len(parts)} pictures"
+            raise ConfigError(f"pictures[{index}]: {_named(given)} {what}; a list holds a picture an element")
+        found += parts
+    return found
+
+
+def _parts(given: Any, where: str) -> list[Any] | None:
+    """The pictures of what is no list; None for all else."""
+    from PIL import Image
+
+    if isinstance(given, str | os.PathLike | Image.Image):
+        return [given]
+    if isinstance(given, Tensor):
+        given = given.detach().cpu()
+        given = (given.float() if given.is_floating_point() else given).numpy()  # numpy has no bfloat16
+    if not isinstance(given, np.ndarray):
+        return None
+    if given.dtype.kind in "OUS":
+        return None
+    shape = given.shape
+    if given.ndim == 2 or (given.ndim == 3 and shape[2] in (3, 4)):
+        return [given]
+    if given.ndim == 3 and shape[2] == 1:
+        return [given[:, :, 0]]
+    if given.ndim == 3 and shape[2] != 2:
+        return list(given)
+    if given.ndim == 4 and shape[1] == 1:
+        return list(given[:, 0])
+    if given.ndim == 4 and shape[1] in (3, 4):
+        return list(np.moveaxis(given, 1, 3))
+    if given.ndim == 4 and shape[3] in (1, 3, 4):
+        return list(given[..., 0] if shape[3] == 1 else given)
+    raise ConfigError(
+        f"{where}: an array of shape {list(shape)}; give [height, width], [height, width, 3] or a batch of either"
+    )
+
+
+def _named(value: Any) -> str:
+    return f"a {type(value).__name__}"
+
+
+def grey_picture(
+    picture: Any,
+    where: str,
+    intensity: Intensity = Intensity(),  # noqa: B008  # frozen
+) -> NDArray[np.uint8]:
+    """One picture as uint8 ``[h,v]``: uint8 as it is, other types stretched to their own range.
+
+    Args:
+        picture: one of :func:`each_picture`.
+        where: its place among those given, for messages.
+        intensity: how it is read.
+
+    Raises:
+        ConfigError: an array that holds no numbers, or nothing.
+        DataError: a file or picture that cannot be used.
+    """
+    from PIL import Image
+
+    if isinstance(picture, str | os.PathLike):
+        return read_radiograph(os.fspath(picture), intensity)
+    if isinstance(picture, Image.Image):
+        return grey_of(picture, source=where, intensity=intensity)
+    array = np.asarray(picture)
+    if array.dtype.kind not in "buif" or not array.size:
+        raise ConfigError(f"{where}: an array {list(array.shape)} of {array.dtype}; give numbers, a pixel at least")
+    if array.ndim == 2:
+        if array.dtype == np.uint8 and intensity.percentiles is None:
+            return array
+        return to_grey(array, source=where, percentiles=intensity.percentiles)
+    if array.dtype == np.uint8:
+        return grey_of(Image.fromarray(np.ascontiguousarray(array)), source=where, intensity=intensity)
+    if array.shape[2] == 4:
+        raise ConfigError(f"{where}: an array of {array.dtype} with transparency; give three colours, or uint8")
+    return to_grey(array.astype(np.float64) @ _LUMA, source=where, percentiles=intensity.percentiles)
+
+
+def each_text(texts: Any) -> list[str]:
+    """A list of texts, out of one or many.
+
+    Raises:
+        ConfigError: one of them is no text.
+    """
+    if isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):
+        raise ConfigError(f"texts: {_named(texts)} is none; give a string, or a list of them")
+    found = list(texts)
+    for index, text in enumerate(found):
+        if not isinstance(text, str):
+            raise ConfigError(f"texts[{index}]: {_named(text)} is no text; give strings")
+    return found

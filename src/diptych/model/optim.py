@@ -1,0 +1,95 @@
+"""AdamW with the right groups, and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import Trainer
+from torch import nn
+
+from diptych.errors import ConfigError
+from diptych.towers.image import ImageTower
+from diptych.towers.text import TextTower
+
+__all__ = ["parameter_groups", "total_steps", "warmup_cosine"]
+
+# Learned vectors and embeddings: decay pulls them to the origin, which regularises nothing.
+_NO_DECAY_NAMES = (
+    "pos_embed",
+    "cls_token",
+    "reg_token",
+    "position_embeddings",
+    "token_type_embeddings",
+    "queries",
+    "prototypes",
+)
+
+
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    """Weight matrices and filters decay; biases, norms, temperatures (all below two axes) and position codes do not."""
+    return parameter.ndim >= 2 and not any(part in name for part in _NO_DECAY_NAMES)
+
+
+def parameter_groups(module: nn.Module, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters of a module, grouped by decay and by layer-wise learning rate.
+
+    A tower of ``num_layers`` layers and ``layer_decay`` d trains layer ``k`` at ``lr * d ** (num_layers - k)``
+    (BEiT, arXiv 2106.08254); everything outside the towers at ``lr``. Frozen parameters are left out. Every trained
+    parameter is in exactly one group.
+
+    Raises:
+        ConfigError: nothing is left to train.
+    """
+    scales: dict[str, float] = {}
+    for prefix, tower in module.named_modules():
+        if isinstance(tower, ImageTower | TextTower):
+            for name, _ in tower.named_parameters():
+                scale = tower.layer_decay ** (tower.num_layers - tower.layer_of(name))
+                scales.setdefault(
+                    f"{prefix}.{name}".removeprefix("."), scale
+                )  # a tower around another comes first, and rules
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        scale, decays = scales.get(name, 1.0), _decays(name, parameter)
+        group = groups.setdefault(
+            (scale, decays),
+            {"params": [], "names": [], "lr": lr * scale, "weight_decay": weight_decay if decays else 0.0},
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    if not groups:
+        raise ConfigError("every parameter is frozen: there is nothing to train; unfreeze a tower or use another head")
+    return [groups[key] for key in sorted(groups, reverse=True)]
+
+
+def warmup_cosine(warmup: int, total: int, floor: float) -> Callable[[int], float]:
+    """The factor of the learning rate at a step: linear to 1 over ``warmup`` steps, then half a cosine to ``floor``."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min(1.0, (step - warmup) / max(1, total - warmup))
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor
+
+
+def total_steps(trainer: Trainer, batches: int) -> int:
+    """Optimiser steps of a run whose epochs have so many batches.
+
+    Raises:
+        ConfigError: the run has no end.
+    """
+    limit = trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    steps = -(-batches // trainer.accumulate_grad_batches)
+    bounds = [trainer.max_steps] if trainer.max_steps != -1 else []
+    if trainer.max_epochs not in (None, -1):
+        bounds.append(steps * trainer.max_epochs)
+    if not bounds:
+        raise ConfigError("the schedule needs an end: set trainer.max_epochs or trainer.max_steps")
+    return min(bounds)

@@ -1,0 +1,100 @@
+"""The equations that heads share, as pure functions of tensors; shapes are named in ``types.py``.
+
+Soft-maxes and logits are computed in float32 whatever autocast says (float64 stays float64): bfloat16 logits would put
+an error of several per cent into the gradient.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["LogitScale", "dot_products", "full", "info_nce", "sigmoid_loss", "unit"]
+
+
+def full(x: Tensor) -> Tensor:
+    """The tensor, at least in float32."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _no_autocast(x: Tensor) -> torch.autocast:
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def unit(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """L2-normalise ``[...,E]`` over its last axis, at least in float32; vectors outside ``mask`` ``[...]`` become zero."""
+    y = F.normalize(full(x), dim=-1)
+    return y if mask is None else y.masked_fill(~mask.unsqueeze(-1), 0.0)
+
+
+def dot_products(image: Tensor, text: Tensor) -> Tensor:
+    """``[I,T]`` dot products of ``[I,E]`` and ``[T,E]``, at least in float32."""
+    with _no_autocast(image):
+        return full(image) @ full(text).T
+
+
+class LogitScale(nn.Module):
+    """The factor on the similarities, ``1 / temperature``, learned as its logarithm (CLIP, arXiv 2103.00020, 2.4).
+
+    It is clamped where it is used, by pulling the parameter itself back: a scale that went past ``maximum`` keeps its
+    gradient and can come down again.
+
+    Args:
+        temperature: the start, above 0; 0.07 in CLIP, so that the scale starts at 14.3.
+        maximum: largest scale; 100 in CLIP, against instability.
+        learn: False keeps the start.
+    """
+
+    def __init__(self, temperature: float = 0.07, maximum: float = 100.0, learn: bool = True) -> None:
+        super().__init__()
+        self.maximum = maximum
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learn)
+
+    def forward(self) -> Tensor:
+        """The scale, a scalar in ``(0, maximum]``."""
+        with torch.no_grad():
+            self.log_scale.clamp_(max=math.log(self.maximum))
+        return self.log_scale.exp()
+
+
+def info_nce(logits: Tensor, hash: Tensor, image_weight: float = 0.5) -> Tensor:
+    """InfoNCE in both directions over the whole job's pairs (ConVIRT, arXiv 2010.00747; CLIP, arXiv 2103.00020).
+
+    ``mean_i [-w log(exp l_ii / sum_j exp l_ij) - (1 - w) log(exp l_ii / sum_j exp l_ji)]``, where neither sum runs over
+    pairs ``j != i`` with the report of ``i``. On several processes each gives the same whole grid, its rows gathered
+    with gradients: every pair is scored once over the job and the gradient is the whole batch's.
+
+    Args:
+        logits: ``[N,N]`` scaled similarities, row = image, column = report, own pairs on the diagonal.
+        hash: ``[N]``, equal where reports are equal.
+        image_weight: ``w``, the share of image-to-text; 0.75 in ConVIRT, 0.5 in CLIP.
+    """
+    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    excluded = (hash.unsqueeze(1) == hash) & ~own
+    logits = full(logits).masked_fill(excluded, -math.inf)
+    targets = torch.arange(len(logits), device=logits.device)
+    return image_weight * F.cross_entropy(logits, targets) + (1 - image_weight) * F.cross_entropy(logits.T, targets)
+
+
+def sigmoid_loss(logits: Tensor, targets: Tensor, hash: Tensor) -> Tensor:
+    """The pairwise sigmoid loss over this process's rows (SigLIP, arXiv 2303.15343, eq. 1).
+
+    ``-1/B sum_ij log sigmoid(z_ij l_ij)``, ``z`` = 1 for own pairs and -1 for all others; pairs that are not own but
+    share the report count for nothing. The mean over processes is the loss of the whole batch.
+
+    Args:
+        logits: ``[B,N]`` scaled similarities plus bias of this process's images with the whole job's reports.
+        targets: ``[B]`` the column of each row's own report.
+        hash: ``[N]``, equal where reports are equal.
+    """
+    own = targets.unsqueeze(1) == torch.arange(logits.shape[1], device=logits.device)
+    same = hash[targets].unsqueeze(1) == hash
+    logits = full(logits)
+    terms = F.logsigmoid(torch.where(own, logits, -logits))
+    return -terms.masked_fill(same & ~own, 0.0).sum() / len(logits)
+
+
+# Word-region matchings (GLoRIA, ICCV 2021) ---------------------------------------------------------------------------

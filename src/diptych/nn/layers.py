@@ -1,0 +1,122 @@
+"""Attention layers that heads share. They hold no dropout: what a head computes depends on its input alone."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from diptych.errors import ConfigError
+from diptych.nn.functional import full
+
+__all__ = ["Attention", "DecoderLayer", "Extractor"]
+
+
+class Attention(nn.Module):
+    """Multi-head attention (arXiv 1706.03762) that gives its map. The keys have no bias, which would cancel.
+
+    Args:
+        width: of the vectors, a multiple of ``heads``.
+        heads: attention heads.
+
+    Raises:
+        ConfigError: ``width`` is no multiple of ``heads``.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise ConfigError(f"width={width}: not a multiple of heads={heads}; change one of them")
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width)
+        self.output = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Attend from ``x`` ``[B,n,E]`` to ``memory`` ``[B,N,E]``.
+
+        Args:
+            x: what asks.
+            memory: what is asked.
+            mask: ``[B,N]``, True at real memory; where none is real, nothing is attended to.
+
+        Returns:
+            ``[B,n,E]`` and the map ``[B,n,N]``, the mean over the heads, at least float32; a row sums to 1.
+        """
+        q, k, v = self._split(self.query(x)), self._split(self.key(memory)), self._split(self.value(memory))
+        with torch.autocast(x.device.type, enabled=False):
+            logits = full(q) @ full(k).transpose(2, 3) / math.sqrt(q.shape[-1])  # [B,heads,n,N]
+            if mask is None:
+                share = logits.softmax(-1)
+            else:
+                unread = ~mask[:, None, None, :]
+                share = logits.masked_fill(unread, torch.finfo(logits.dtype).min).softmax(-1).masked_fill(unread, 0.0)
+            mixed = share @ full(v)
+        return self.output(mixed.transpose(1, 2).flatten(2).to(x.dtype)), share.mean(1)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)  # [B,heads,n,E/heads]
+
+
+class DecoderLayer(nn.Module):
+    """A pre-norm layer of a transformer's decoder: self-attention, cross-attention, feed-forward; each a residual.
+
+    Args:
+        width: of the vectors.
+        heads: attention heads.
+        self_attention: False leaves the first of the three out.
+    """
+
+    def __init__(self, width: int, heads: int, *, self_attention: bool = True) -> None:
+        super().__init__()
+        self.self_norm = nn.LayerNorm(width) if self_attention else None
+        self.self_attention = Attention(width, heads) if self_attention else None
+        self.cross_norm = nn.LayerNorm(width)
+        self.cross_attention = Attention(width, heads)
+        self.forward_norm = nn.LayerNorm(width)
+        self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """``x`` ``[B,n,E]`` after it has seen ``memory`` ``[B,N,E]``, and the cross-attention's map ``[B,n,N]``."""
+        if self.self_attention is not None and self.self_norm is not None:
+            own = self.self_norm(x)
+            x = x + self.self_attention(own, own)[0]
+        seen, attention = self.cross_attention(self.cross_norm(x), memory, mask)
+        x = x + seen
+        return x + self.feed_forward(self.forward_norm(x)), attention
+
+
+class Extractor(nn.Module):
+    """Learned queries that ask a set of tokens for what they hold (as in DETR, arXiv 2005.12872, and Q-Former).
+
+    Args:
+        tokens: width of the tokens.
+        width: of the queries and of what they extract.
+        queries: their number ``K``.
+        layers: decoder layers.
+        heads: attention heads.
+    """
+
+    def __init__(self, tokens: int, width: int, *, queries: int, layers: int, heads: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(queries, width))
+        self.memory = nn.Sequential(nn.Linear(tokens, width), nn.LayerNorm(width))
+        self.layers = nn.ModuleList(DecoderLayer(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, width, bias=False)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What each query extracts, ``[B,K,width]``, and the last cross-attention's map ``[B,K,N]``.
+
+        Args:
+            tokens: ``[B,N,D]``
+            mask: ``[B,N]``, True at real tokens.
+        """
+        memory = self.memory(tokens)
+        x = self.queries.expand(len(tokens), -1, -1)
+        attention = x
+        for layer in self.layers:
+            x, attention = layer(x, memory, mask)
+        return self.projection(self.norm(x)), attention

@@ -1,0 +1,1 @@
+"""From a file to a grey picture ``[h,v]`` of uint8."""

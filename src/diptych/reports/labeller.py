@@ -1,0 +1,322 @@
+"""From a report to fourteen findings, by rules: phrases, and cues of negation and doubt within their clause.
+
+All rules were written for this project, from how radiologists write. They know less than a trained labeller; :class:`Labeller`
+is the place for another one.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diptych.reports.text import sentence_spans
+
+__all__ = ["FINDINGS", "Labeller", "Rules"]
+
+FINDINGS = (
+    "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation", "Pneumonia",
+    "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices", "No Finding",
+)  # fmt: skip
+"""In CheXbert's order."""
+
+PRESENT, ABSENT, UNCERTAIN = 1.0, 0.0, -1.0
+
+_WORD = r"[^\s,;]+"
+
+
+def _few(most: int, without: str = "") -> str:
+    """Up to so many words in between, none of them one of ``without``."""
+    guard = rf"(?!(?:{without})\b)" if without else ""
+    return rf"(?: {guard}{_WORD}){{0,{most}}}?"
+
+
+_HEART = r"(?:heart|cardiac (?:silhouette|size|shadow|contours?)|cardiopericardial silhouette)"
+_MEDIASTINUM = (
+    r"(?:cardiomediastinal (?:silhouette|contours?)|cardiomediastinum|"
+    r"mediastin(?:um|al(?: (?:silhouette|contours?|width|structures))?))"
+)
+_LARGE = r"(?:enlarged|enlargement|increased)"
+_WELL = r"(?:normal|unremarkable|within normal limits)"
+_NOT = "not?|normal|without|unremarkable|borderline"
+
+_SAID: dict[str, tuple[str, ...]] = {
+    "Enlarged Cardiomediastinum": (
+        rf"(?:widened|enlarged|wide|prominent|widening of the|enlargement of the)(?: (?:superior|upper))? {_MEDIASTINUM}",
+        rf"{_MEDIASTINUM}{_few(4, _NOT)} (?:widened|widening|enlarged|enlargement|wide|prominent|prominence)",
+    ),
+    "Cardiomegaly": (
+        r"cardiomegaly",
+        rf"{_LARGE}(?: (?:of|in|the|size)){{0,3}} {_HEART}",
+        rf"{_HEART}(?: size)?{_few(5, _NOT)} (?:{_LARGE}|large|prominent)",
+        r"cardiac enlargement",
+    ),
+    "Lung Opacity": (
+        r"(?<!nodular )(?:opacit(?:y|ies)|opacification|opacified)",
+        r"infiltrates?|infiltration",
+        r"air ?space (?:disease|process)",
+        r"haziness|ground ?glass",
+        rf"(?:increased|prominent|coarse(?:ned)?) (?:{_WORD} )?(?:interstitial|lung|pulmonary) markings",
+        r"reticul(?:ar|onodular) (?:pattern|markings)|reticulation",
+        r"interstitial (?:disease|thickening|prominence|pattern)",
+        r"(?:increased|hazy) density",
+    ),
+    "Lung Lesion": (
+        r"nodules?|nodular (?:opacit(?:y|ies)|densit(?:y|ies)|lesions?|focus|foci)|nodularity",
+        r"mass(?:es)?(?! effect)",
+        r"(?:lung|pulmonary|cavitary|cavitating|parenchymal) lesions?|cavitation",
+        r"metasta(?:sis|ses|tic)|neoplasms?|malignan(?:cy|t)|tumou?rs?|carcinoma",
+    ),
+    "Edema": (
+        r"(?<!subcutaneous )(?<!tissue )o?edema",
+        r"(?:vascular|venous|pulmonary|vessel) (?:congestion|engorgement)",
+        r"(?:congestive )?(?:heart|cardiac) failure|chf",
+        r"(?:fluid|volume) overload",
+    ),
+    "Consolidation": (r"consolidat\w+",),
+    "Pneumonia": (r"(?:broncho)?pneumonias?", r"(?<!granulomatous )infectio(?:n|us)"),
+    "Atelectasis": (r"atelecta\w+", r"(?<!vertebral )(?<!body )collapse\b"),
+    "Pneumothorax": (r"(?:hydro|haemo|hemo)?pneumothora(?:x|ces)",),
+    "Pleural Effusion": (
+        r"(?<!pericardial )(?<!joint )effusions?(?! of the pericard)",
+        r"pleural fluid",
+        r"(?:hydro|h(?:a)?emo)(?:pneumo)?thorax",
+    ),
+    "Pleural Other": (
+        r"pleural(?: (?:and|or|apical|based)){0,2} (?:thickening|scar\w*|plaques?|calcifications?)",
+        r"(?:thickening|scarring) of the pleura|fibrothorax|apical (?:cap|scarring|thickening)",
+    ),
+    "Fracture": (r"(?<!wire )(?<!lead )fractur(?:e|es|ed)(?! (?:(?:sternal|sternotomy) )?(?:wire|lead))",),
+    "Support Devices": (
+        r"(?:endotracheal|tracheostomy|nasogastric|orogastric|enteric|feeding|gastric|chest|pleural|ng|et|dobbhoff) tubes?",
+        r"(?:(?:central|venous|picc|jugular|subclavian|arterial|dialysis|lines and|support) )+(?:lines?|catheters?|tubes?)",
+        r"catheters?|picc|port ?a ?cath|mediport|swan ganz|iabp|balloon pump",
+        r"pacemakers?|pacers?|pacing|icd|aicd|defibrillator|(?:pacer|pacemaker|icd) leads?",
+        r"(?:chest (?:wall )?)?ports?(?! (?:able|film))",
+        r"(?:sternotomy|sternal|cerclage) wires?|sternotomy|surgical clips?|clips",
+        r"stents?|hardware|prosthe(?:sis|ses|tic)|valve (?:replacement|prosthesis)|drains?|devices?|tracheostomy",
+        r"(?<!kerley )(?<!kerley b )(?<!septal )(?<!fissural )(?<!pleural )(?<!reticular )lines|tubes",
+    ),
+}
+"""How a finding is named."""
+
+_NORMAL: dict[str, tuple[str, ...]] = {
+    "Enlarged Cardiomediastinum": (
+        rf"{_MEDIASTINUM}{_few(9, 'not|abnormal|enlarged|widened')} (?:{_WELL}|not (?:widened|enlarged))",
+        rf"(?:normal|unremarkable)(?: (?:appearance of the|heart size and|heart and))? {_MEDIASTINUM}",
+    ),
+    "Cardiomegaly": (
+        rf"{_HEART}(?: size)?{_few(9, 'not|abnormal|enlarged')} (?:{_WELL}|not (?:\w+ )?enlarged)",
+        rf"(?:normal|unremarkable)(?: (?:size of the|sized|appearance of the|cardiac))? {_HEART}",
+        rf"cardiomediastinal (?:silhouette|contours?)(?: (?:is|are|remains?|appears?|stable|and)){{0,3}} {_WELL}",
+        r"(?:normal|unremarkable)(?: appearance of the)? cardiomediastinal silhouette",
+    ),
+    "Lung Opacity": (
+        rf"(?:lungs?|lung (?:fields|volumes|bases)){_few(6, 'not|opacity')} clear(?! of (?:pneumo|eff))",
+        r"clear (?:bilateral )?lungs?",
+    ),
+    "Pleural Effusion": (
+        rf"(?:(?:costophrenic|cp) (?:angles?|sulci|sulcus|recess\w*)|pleural spaces?){_few(4, 'not|blunted|obscured')} "
+        r"(?:sharp|clear|preserved|normal|maintained)",
+    ),
+}
+"""How it is said that all is well."""
+
+_DOUBTFUL: dict[str, tuple[str, ...]] = {
+    "Pleural Effusion": (
+        rf"blunt(?:ing|ed){_few(5)} (?:costophrenic|cp)",
+        rf"(?:costophrenic|cp){_few(5, _NOT)} (?:blunt(?:ing|ed)|obscured)",
+    ),
+    "Cardiomegaly": (
+        rf"(?:borderline|upper limits? of normal|top normal){_few(4)} (?:{_HEART}|cardiomegaly|enlarge\w+)",
+        rf"{_HEART}{_few(5)} (?:borderline|upper limits? of normal|top normal)",
+    ),
+}
+"""What leaves the finding open, whoever says it."""
+
+
+class _Cue(NamedTuple):
+    """Words that change what is said of the findings after or before them."""
+
+    value: float
+    pattern: str
+
+
+_NO_CHANGE = (
+    r"(?:no|without|not)(?: (?:any|new|large|other|(?:clinically )?significant\w*|appreciabl[ey]|substantial\w*|relevant|"
+    r"interval|definite|acute|much)){0,3} "
+    r"(?:change[ds]?|differen(?:ce|t)|improve(?:ment|d)|worsen(?:ing|ed)|increased?|decreased?|progression|larger|smaller)"
+)
+_SURE = r"(?:(?:definite|definitely|clearly|clear|convincing|radiographic|acute|focal|longer|other|new) )"
+_SEEN = (
+    r"(?:seen|identified|visuali[sz]ed|evident|present|noted|apparent|appreciated|demonstrated|detected|observed|"
+    r"found|there)"
+)
+_CANNOT = r"(?:cannot|can ?not|could not|can't|not|never)"
+
+_BEFORE = (
+    _Cue(PRESENT, _NO_CHANGE),
+    _Cue(PRESENT, r"no doubt|not only|not (?:excluding|with ?standing)"),
+    _Cue(UNCERTAIN, rf"(?:{_CANNOT}|difficult to|impossible to)(?: \w+){{0,2}}? (?:excluded?|ruled? out)"),
+    _Cue(UNCERTAIN, r"(?:to exclude|please exclude|rule out|assess for|evaluate for|evaluation for)"),
+    _Cue(UNCERTAIN, r"not (?:well|fully|completely|adequately|optimally) \w+"),
+    _Cue(
+        ABSENT,
+        r"no(?!\. ?\d)|not|without|neither|nor|absen(?:t|ce of)|negative for|free of|clear of|lack of|"
+        r"(?:resolution|removal) of|resolved|den(?:y|ies)|rather than|ruled out|excludes?",
+    ),
+    _Cue(
+        UNCERTAIN,
+        r"possibl[ey]|possibility|probabl[ey]|likely|unlikely|may|might|could|would|perhaps|presumed|presumably|suspected|"
+        r"suspicion|suspicious for|concern(?:ing)?(?: for)?|worrisome for|question(?:able|ed|s)?|"
+        r"(?<!to )suggest(?:s|ed|ing|ive|ion)?(?: of)?|equivocal|potential(?:ly)?|differential|versus|vs|borderline|"
+        r"indeterminate|apparent|favou?r(?:s|ed|ing)?|if|correlat\w+|symptoms of",
+    ),
+    _Cue(PRESENT, r"consistent with|compatible with|in keeping with|indicat(?:es|ing|ive of)|diagnostic of"),
+)
+"""The nearest one before a finding counts, of equal places the first of the list."""
+
+_VERB = r"(?:(?:is|are|was|were|be|been|has|have|had|can|could|to|being|remains?|appears?) ){0,3}"
+_AFTER = (
+    _Cue(UNCERTAIN, rf"{_CANNOT}(?: \w+){{0,3}}? (?:excluded|ruled out)|difficult to exclude"),
+    _Cue(
+        ABSENT,
+        rf"(?:no|not) {_SURE}{{0,2}}{_SEEN}|no longer|absent|(?:is|are|was|were|been) (?:excluded|ruled out|removed)|"
+        r"(?:has|have) (?:\w+ )?(?:resolved|cleared)|(?:is|are|now) resolved|been (?:\w+ )?removed|"
+        r"within (?:the )?(?:normal limits|limits of normal)",
+    ),
+    _Cue(
+        UNCERTAIN,
+        rf"{_VERB}(?:possible|questionable|questioned|suspected|unlikely|(?:not|less) likely|equivocal|considered)|"
+        r"a consideration|if real|(?:may|might|could) (?:also )?be (?:present|there|considered)|versus|vs|"
+        r"is (?:less |more )?likely",
+    ),
+)
+"""Cues that speak of what was named before them in the clause."""
+
+_STATES = r"(?: \w+){0,3} (?:is|are|appears?|remains?)\b"
+_DEGREE = (
+    r"(?:a|an|small|mild|mildly|minimal|trace|moderate|stable|unchanged|persistent|persisting|improved|improving|"
+    r"worsening|worsened|increasing|increased|bibasilar|bilateral|left|right|multiple|old|healed) "
+)
+_CLAUSE = re.compile(
+    "|".join(
+        (
+            r"[;:]|\?(?= )|\.(?= |$)",
+            r",? (?:but|however|although|though|whereas|while|except|aside from|apart from|other than|yet|which)\b",
+            r",? (?:with |given |because |as |and )?(?=there (?:is|are)\b)",
+            r", with\b(?!out)",
+            rf",?(?<!size)(?<!heart) and (?=(?:the )?(?:heart|cardi|mediastin|lung|costophrenic)\w*{_STATES})",
+            rf", (?=(?:the )?(?:heart|cardiac|lungs?){_STATES})",
+            rf"(?:, (?:and )?| and | with )(?={_DEGREE})",
+        )
+    )
+)
+"""Where the reach of a cue ends."""
+
+
+def _compiled(table: dict[str, tuple[str, ...]]) -> dict[str, re.Pattern[str]]:
+    return {name: re.compile("|".join(rf"\b(?:{p})\b" for p in patterns)) for name, patterns in table.items()}
+
+
+_FOUND, _FINE, _OPEN = _compiled(_SAID), _compiled(_NORMAL), _compiled(_DOUBTFUL)
+_CUES_BEFORE = [(cue.value, re.compile(rf"(?<!\w)(?:{cue.pattern})(?!\w)")) for cue in _BEFORE]
+_CUES_AFTER = [(cue.value, re.compile(rf"(?<!\w)(?:{cue.pattern})(?!\w)")) for cue in _AFTER]
+_EITHER = re.compile(r"^\s+(?:and\s+)?or\s+(?:\w+\s+){0,3}$")
+
+
+def _clauses(text: str) -> Iterable[str]:
+    """The clauses of a report, lower case, hyphens and slashes as spaces."""
+    for start, end in sentence_spans(text):
+        sentence = " ".join(re.sub(r"[-/]", " ", text[start:end].lower()).split())
+        last = 0
+        for cut in _CLAUSE.finditer(sentence):
+            yield sentence[last : cut.start()]
+            last = cut.end()
+        yield sentence[last:]
+
+
+def _judge(clause: str, start: int, end: int) -> float:
+    """What a clause says of the finding that it names from ``start`` to ``end``."""
+    after = [value for value, cue in _CUES_AFTER if cue.search(clause, end)]
+    nearest, said = -1, PRESENT
+    for value, cue in _CUES_BEFORE:
+        for match in cue.finditer(clause, 0, start):
+            if match.end() > nearest:
+                nearest, said = match.end(), value
+    if after and said != ABSENT:
+        return after[0]
+    return said
+
+
+def _read(clause: str) -> dict[str, float]:
+    """What a clause says of each finding that it names."""
+    said: dict[str, float] = {}
+    places: list[tuple[int, int, str]] = []
+    for name, pattern in _FOUND.items():
+        for match in pattern.finditer(clause):
+            value = _judge(clause, match.start(), match.end())
+            said[name] = _stronger(said.get(name), value)
+            if value == PRESENT:
+                places.append((match.start(), match.end(), name))
+    for (_, end, one), (start, _, other) in zip(sorted(places), sorted(places)[1:], strict=False):
+        if one != other and end <= start and _EITHER.search(clause[end:start] + " "):
+            said[one] = said[other] = UNCERTAIN  # one or the other, not known which
+    for name, pattern in _OPEN.items():
+        if name not in said and pattern.search(clause):
+            said[name] = UNCERTAIN
+    for name, pattern in _FINE.items():
+        if name not in said and pattern.search(clause):
+            said[name] = ABSENT
+    return said
+
+
+def _stronger(one: float | None, other: float) -> float:
+    """Of what is said twice: present before uncertain before absent."""
+    order = (ABSENT, UNCERTAIN, PRESENT)
+    return other if one is None else max(one, other, key=order.index)
+
+
+class Labeller(ABC):
+    """Reads the fourteen findings of :data:`FINDINGS` out of reports."""
+
+    @property
+    @abstractmethod
+    def origin(self) -> dict[str, Any]:
+        """What it is, in plain values with a ``name``, for ``results.json``."""
+
+    @abstractmethod
+    def __call__(self, reports: Sequence[str]) -> NDArray[np.float32]:
+        """``[n,14]``: 1 present, 0 absent, -1 uncertain, NaN not mentioned. "No Finding" is 1 or NaN."""
+
+
+class Rules(Labeller):
+    """Rules of phrases and of cues of negation and doubt; needs no model and no network.
+
+    Of what a report says twice, present counts before uncertain before absent. "No Finding" is present where no other
+    finding but Support Devices is present or uncertain, as CheXbert has it; a report without a word says nothing.
+    """
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Its name and version; another version may give other labels."""
+        return {"name": "diptych rules", "version": 1}
+
+    def __call__(self, reports: Sequence[str]) -> NDArray[np.float32]:
+        """See :meth:`Labeller.__call__`."""
+        labels = np.full((len(reports), len(FINDINGS)), np.nan, np.float32)
+        for row, report in zip(labels, reports, strict=True):
+            said: dict[str, float] = {}
+            for clause in _clauses(report):
+                for name, value in _read(clause).items():
+                    said[name] = _stronger(said.get(name), value)
+            for name, value in said.items():
+                row[FINDINGS.index(name)] = value
+            troubled = any(value != ABSENT for name, value in said.items() if name != "Support Devices")
+            if not troubled and any(c.isalnum() for c in report):
+                row[FINDINGS.index("No Finding")] = PRESENT
+        return labels

@@ -1,0 +1,198 @@
+"""What ``diptych compare`` found: means with intervals over seeds, which of them differ, tables and a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diptych.escaping import csv_rows, for_markdown
+from diptych.files import replace_text
+from diptych.results.dotplot import Panel, draw
+from diptych.results.seeds import Summary, markdown, separated, show, summarise
+
+__all__ = ["LABELS", "Comparison", "Outcome", "Summary", "plain", "separated", "show", "summarise"]
+
+LABELS = {
+    "retrieval/r@5": "R@5",
+    "retrieval/median_rank": "median rank",
+    "zero_shot/auroc/macro": "zero-shot AUROC",
+    "head_parameters": "head parameters",
+    "seconds_per_step": "s a step",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The figures of one run."""
+
+    variant: str
+    seed: int
+    metrics: dict[str, float]
+    facts: dict[str, float]
+    chance: dict[str, float] = field(default_factory=dict)
+    """What a model that knows nothing gets, where that is known."""
+
+
+def _fact(value: float) -> str:
+    return f"{value:,.0f}" if value == round(value) else show(value)
+
+
+def _cell(summary: Summary | None) -> str:
+    if summary is None:
+        return "-"
+    if summary.undefined:
+        return f"undefined in {summary.undefined} of {summary.n}"
+    if math.isnan(summary.low):
+        return show(summary.mean)
+    return f"{show(summary.mean)} ± {show(summary.high - summary.mean)}"
+
+
+class Comparison:
+    """The runs of all variants.
+
+    Args:
+        title: of the page.
+        notes: a note or nothing for each variant, in the order of the rows.
+        outcomes: every complete run.
+        missing: names of the runs that are not there.
+    """
+
+    def __init__(
+        self, title: str, notes: dict[str, str], outcomes: Sequence[Outcome], missing: Sequence[str] = ()
+    ) -> None:
+        self.title, self.notes, self.outcomes, self.missing = title, notes, list(outcomes), list(missing)
+        self.of = {name: [o for o in outcomes if o.variant == name] for name in notes}
+        self.of = {name: runs for name, runs in self.of.items() if runs}
+        self.metrics = list(dict.fromkeys(name for o in outcomes for name in o.metrics))
+        self.metrics = sorted(self.metrics, key=self._is_part)  # parts of a metric after all whole ones
+        self.facts = list(dict.fromkeys(name for o in outcomes for name in o.facts))
+        self.summary = {metric: self._summaries(metric) for metric in [*self.metrics, *self.facts]}
+        self.chance = {
+            name: float(np.mean([o.chance[name] for o in outcomes if name in o.chance]))
+            for name in self.metrics
+            if any(name in o.chance for o in outcomes)
+        }
+
+    def _is_part(self, name: str) -> bool:
+        return "/" in name and name.rpartition("/")[0] in self.metrics
+
+    def _summaries(self, metric: str) -> dict[str, Summary]:
+        """Of each variant that has the metric at all; a seed that lacks it is undefined."""
+        found = {}
+        for variant, runs in self.of.items():
+            values = [(o.metrics | o.facts).get(metric) for o in runs]
+            if any(value is not None for value in values):
+                found[variant] = summarise([math.nan if value is None else value for value in values])
+        return found
+
+    def differences(self) -> dict[str, list[tuple[str, str]]]:
+        """For each metric the pairs (above, below) of variants whose intervals do not overlap."""
+        return {metric: separated(self.summary[metric]) for metric in self.metrics}
+
+    def means(self, parts: bool = False) -> str:
+        """Markdown: a row a variant, a column a metric; ``parts`` gives those that are parts of another metric."""
+        columns = [name for name in self.metrics if self._is_part(name) == parts]
+        facts = [] if parts else self.facts
+        header = ["variant", *(LABELS.get(name, name) for name in [*columns, *facts]), "seeds"]
+        rows = []
+        for variant, runs in self.of.items():
+            cells = [_cell(self.summary[name].get(variant)) for name in columns]
+            values = [self.summary[name].get(variant) for name in facts]
+            cells += ["-" if value is None else _fact(value.mean) for value in values]
+            rows.append([variant, *cells, str(len(runs))])
+        chance = [show(self.chance[name]) if name in self.chance else "" for name in columns]
+        foot = ["chance", *chance, *("" for _ in facts), ""]
+        if not parts and any(self.notes[name] for name in self.of):
+            header, foot = [*header, "note"], [*foot, ""]
+            rows = [[*row, self.notes.get(row[0], "")] for row in rows]
+        return markdown(header, rows, foot)
+
+    def every_run(self) -> str:
+        """Markdown: a row a run, a column a metric and fact."""
+        rows = []
+        for runs in self.of.values():
+            for o in runs:
+                cells = [show(o.metrics[name]) if name in o.metrics else "-" for name in self.metrics]
+                cells += [_fact(o.facts[name]) if name in o.facts else "-" for name in self.facts]
+                rows.append([o.variant, str(o.seed), *cells])
+        return markdown(["variant", "seed", *(LABELS.get(name, name) for name in [*self.metrics, *self.facts])], rows)
+
+    def page(self) -> str:
+        """The whole page in Markdown."""
+        parts = [
+            f"# Comparison: {for_markdown(self.title)}",
+            "Mean over seeds ± half of the 95 % interval (Student's t over seeds). Last checkpoint of every run, test split.",
+            self.means(),
+        ]
+        if any(map(self._is_part, self.metrics)):
+            parts += ["Parts:", self.means(parts=True)]
+        parts += ["![the same as a picture](compare.png)", "## Intervals that do not overlap"]
+        lines = [
+            "- "
+            + for_markdown(
+                f"{LABELS.get(metric, metric)}: {above} above {', '.join(b for a, b in pairs if a == above)}"
+            )
+            for metric, pairs in self.differences().items()
+            for above in dict.fromkeys(a for a, _ in pairs)
+        ]
+        parts.append("\n".join(lines) or "None.")
+        steps = sorted({o.facts["steps"] for o in self.outcomes if "steps" in o.facts})
+        if len(steps) > 1:
+            parts.append(f"**Not all runs were trained equally long:** {', '.join(show(s, 0) for s in steps)} steps.")
+        parts += ["## Every run", self.every_run()]
+        if self.missing:
+            missing = for_markdown(", ".join(self.missing))
+            parts.append(f"Not there, or made otherwise than they would be now: {missing}.")
+        return "\n\n".join(parts) + "\n"
+
+    def panels(self) -> list[Panel]:
+        """The picture: a panel a metric, a dot a seed."""
+        return [
+            Panel(
+                LABELS.get(metric, metric),
+                self.summary[metric],
+                {name: [o.metrics.get(metric, math.nan) for o in runs] for name, runs in self.of.items()},
+                self.chance.get(metric),
+            )
+            for metric in self.metrics
+        ]
+
+    def write(self, folder: Path) -> None:
+        """Print the tables of means, then write ``compare.md``, ``.csv``, ``.json`` and ``.png``.
+
+        Raises:
+            DataError: one of them cannot be written.
+        """
+        print(f"\n{self.means()}\n")
+        if any(map(self._is_part, self.metrics)):
+            print(f"{self.means(parts=True)}\n")
+        replace_text(folder / "compare.md", self.page())
+        every = [[o.variant, o.seed, *figure] for o in self.outcomes for figure in (o.metrics | o.facts).items()]
+        replace_text(folder / "compare.csv", csv_rows([["variant", "seed", "metric", "value"], *every]))
+        content = {
+            "title": self.title,
+            "notes": self.notes,
+            "chance": self.chance,
+            "summary": {m: {v: asdict(s) for v, s in found.items()} for m, found in self.summary.items()},
+            "not_overlapping": self.differences(),
+            "runs": [asdict(o) for o in self.outcomes],
+            "missing": self.missing,
+        }
+        replace_text(folder / "compare.json", json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+        draw(self.panels(), list(self.of), folder / "compare.png")
+        print(f"written: {folder / 'compare.md'}, with .csv, .json and .png")
+
+
+def plain(value: Any) -> Any:
+    """NaN as null."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,261 @@
+"""Downstream tasks: what they share, whatever is built on the image tower."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from diptych.data.datamodule import RadiographDataModule, Split
+from diptych.data.sampling import mix
+from diptych.errors import ConfigError
+from diptych.metrics.bootstrap import Metric
+from diptych.model.checkpoint import check_fit
+from diptych.model.optim import parameter_groups, total_steps, warmup_cosine
+from diptych.towers.image import ImageTower
+from diptych.types import Batch
+
+__all__ = ["Located", "Task", "Tuned"]
+
+
+class Task(pl.LightningModule):
+    """Base of every downstream task.
+
+    Args:
+        image: the tower it is built on: of a run (``TrainedImage``), of timm (``TimmImage``), with weights or without.
+    """
+
+    trains = True
+    """Whether ``diptych fit`` has anything to do; otherwise ``diptych test`` does all of it, without a checkpoint."""
+    monitor = "val/loss"
+    """The metric of validation that chooses the checkpoint."""
+    pictures = 0
+    """How many of the first test images are drawn."""
+    config: dict[str, Any] | None = None
+    """What the command line built this task from."""
+
+    def __init__(self, image: ImageTower) -> None:
+        super().__init__()
+        self.image = image
+        self.results: dict[str, Metric] = {}
+        """Metrics of the last validation or test pass, with intervals."""
+        self.protocol: dict[str, Any] = {}
+        """How they were made, for ``results.json``."""
+
+    @property
+    def title(self) -> str:
+        """What was evaluated, for ``results.json``: the head that the tower was trained with, or the tower."""
+        origin = self.image.origin
+        return str(origin.get("head") or origin["name"])
+
+    @property
+    def data(self) -> RadiographDataModule:
+        """The run's data.
+
+        Raises:
+            ConfigError: they are none of ours.
+        """
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if not isinstance(datamodule, RadiographDataModule):
+            raise ConfigError(f"{type(self).__name__} reads a diptych datamodule; give one as --data")
+        return datamodule
+
+    def labelled(self) -> tuple[str, ...]:
+        """The findings that the data label.
+
+        Raises:
+            ConfigError: they label none.
+        """
+        findings = tuple(self.data.findings)
+        if not findings:
+            raise ConfigError(f"{type(self).__name__}: {self.data.protocol} has no labels; choose data that have some")
+        return findings
+
+    def setup(self, stage: str) -> None:
+        """Describe the tower."""
+        self.protocol = {"tower": {**self.image.origin, "image_size": self.data.loading.image_size}}
+
+    def pictured(self, batch: Batch, stem: str) -> Iterator[tuple[int, Path]]:
+        """Rows of a test batch that are to be drawn, each with its file: each by the process that has it."""
+        if not self.trainer.testing:
+            return
+        folder = Path(self.trainer.default_root_dir) / "figures"
+        for row in ((batch.index < self.pictures) & batch.valid).nonzero().squeeze(1).tolist():
+            yield row, folder / f"{stem}{int(batch.index[row]):03d}.png"
+
+    def log_results(self) -> None:
+        """Log the values of ``results``, which are the same on every process."""
+        self.log_dict({name: value.value for name, value in self.results.items()}, rank_zero_only=False)
+
+    def masks_of(self, batch: Batch) -> Tensor:
+        """Masks ``[B,H,V]``.
+
+        Raises:
+            ConfigError: the data have none.
+        """
+        if batch.masks is None:
+            raise ConfigError(
+                f"{type(self).__name__}: {self.data.protocol} gives no masks; choose data that have some (siim; rsna and "
+                "phantom with data.masks; tabular with data.columns.mask)"
+            )
+        return batch.masks
+
+    def passed(self, split: Split) -> Iterator[Batch]:
+        """This process's share of a split, each sample once, in order, not augmented, on the module's device."""
+        for batch in self.data.evaluation_loader(split):
+            yield batch.to(self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what it is of: plain values only."""
+        from diptych.version import __version__
+
+        task = f"{type(self).__module__}.{type(self).__qualname__}"
+        checkpoint["diptych"] = {"version": __version__, "task": task, "config": self.config}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that does not fit, saying what is missing and what is unexpected."""
+        check_fit(checkpoint, self, source="the checkpoint")
+
+
+class Tuned(Task):
+    """Base of the tasks that ``diptych fit`` trains by gradient, and that are evaluated over whole sets.
+
+    Args:
+        image: the tower; its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
+        lr: peak of what is on the tower, and of the tower's top layer.
+        weight_decay: of AdamW, on weight matrices.
+        warmup: steps of linear warm-up, or its share of all steps where below 1.
+        lr_floor: share of ``lr`` at the end of the cosine.
+        resamples: of the bootstrap on the test; 0 for no intervals.
+    """
+
+    def __init__(
+        self, image: ImageTower, *, lr: float, weight_decay: float, warmup: float, lr_floor: float, resamples: int
+    ) -> None:
+        super().__init__(image)
+        if resamples < 0:
+            raise ConfigError(f"{type(self).__name__}: resamples is {resamples}; give 0 (no intervals) or more")
+        self.lr, self.weight_decay, self.warmup, self.lr_floor = lr, weight_decay, warmup, lr_floor
+        self.resamples = resamples
+
+    def how_trained(self) -> str:
+        """What became of the tower, for the protocol."""
+        tuned = any(parameter.requires_grad for parameter in self.image.parameters())
+        return "trained along" if tuned else "frozen and in evaluation mode"
+
+    def train_what_is_used(self, outputs: Callable[[Tensor], Sequence[Tensor]]) -> None:
+        """Train nothing of the tower that a task does not use (as the norm of a pooled vector), which DDP would wait for.
+
+        Args:
+            outputs: what the task makes of images ``[1,1,H,V]``.
+        """
+        trained = [parameter for parameter in self.image.parameters() if parameter.requires_grad]
+        if not trained:
+            return
+        training, size = self.training, self.data.loading.image_size
+        self.eval()
+        with torch.inference_mode(False), torch.enable_grad():
+            found = outputs(torch.zeros(1, 1, size, size, device=self.device))
+            total = torch.stack([value.float().sum() for value in found]).sum()
+            used: tuple[Tensor | None, ...] = (None,) * len(trained)
+            if total.requires_grad:
+                used = torch.autograd.grad(total, trained, allow_unused=True)
+        for parameter, gradient in zip(trained, used, strict=True):
+            parameter.requires_grad_(gradient is not None)
+        self.train(training)
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Begin a pass over a validation or test set."""
+
+    @abstractmethod
+    def collect(self, batch: Batch) -> None:
+        """Take a batch of it."""
+
+    @abstractmethod
+    def finish(self, stage: str, resamples: int) -> None:
+        """Compute ``results`` and their protocol over the whole of it."""
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed dropout by position, so that a resumed run draws what the uninterrupted one drew."""
+        torch.manual_seed(mix(self.data.loading.seed, self.current_epoch, batch_idx, self.global_rank))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW and warm-up with cosine, by optimiser steps."""
+        groups = parameter_groups(self, lr=self.lr, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=self.lr)
+        total = total_steps(self.trainer, self.data.steps_per_epoch())
+        warmup = int(self.warmup if self.warmup >= 1 else self.warmup * total)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(warmup, total, self.lr_floor))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin a pass."""
+        self.begin()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect."""
+        self.collect(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute over the whole set."""
+        self.finish("val", 0 if self.trainer.state.fn == "fit" else self.resamples)
+        self.log_results()
+
+    def on_test_epoch_start(self) -> None:
+        """Begin a pass."""
+        self.begin()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect."""
+        self.collect(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Compute over the whole set."""
+        self.finish("test", self.resamples)
+        self.log_results()
+
+
+class Located(Tuned):
+    """Base of the tasks that say where something is, on the tower's feature pyramid, and draw what they say.
+
+    Args:
+        image: the tower; its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
+        pictures: how many of the first test images are drawn into the run's ``figures``.
+        lr: peak of what is on the tower, and of the tower's top layer.
+        weight_decay: of AdamW, on filters and weight matrices.
+        warmup: steps of linear warm-up, or its share of all steps where below 1.
+        lr_floor: share of ``lr`` at the end of the cosine.
+        resamples: of the bootstrap on the test; 0 for no intervals.
+
+    Raises:
+        ConfigError: a tower without a feature pyramid, or fewer pictures than none.
+    """
+
+    def __init__(
+        self,
+        image: ImageTower,
+        *,
+        pictures: int,
+        lr: float,
+        weight_decay: float,
+        warmup: float,
+        lr_floor: float,
+        resamples: int,
+    ) -> None:
+        super().__init__(image, lr=lr, weight_decay=weight_decay, warmup=warmup, lr_floor=lr_floor, resamples=resamples)
+        name = type(self).__name__
+        if not image.pyramid_widths:
+            raise ConfigError(f"{name}: {type(image).__name__} has no feature pyramid; choose another image tower")
+        if pictures < 0:
+            raise ConfigError(f"{name}: pictures is {pictures}; give 0 or more")
+        self.pictures = pictures
+
+    def configure_model(self) -> None:
+        """Train what the pyramid uses."""
+        self.train_what_is_used(self.image.pyramid)

@@ -1,0 +1,191 @@
+"""Few-shot segmentation: masks carried from a few images to others by the correlation of their features; nothing is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from diptych.errors import ConfigError, DataError
+from diptych.evaluation.rows import Rows
+from diptych.files import replace_picture
+from diptych.metrics import bootstrap
+from diptych.metrics import measures as metrics
+from diptych.metrics.bootstrap import Metric
+from diptych.metrics.regions import in_picture
+from diptych.results.drawing import draw_masks
+from diptych.tasks.base import Task
+from diptych.tasks.segment import overlaps
+from diptych.towers.image import STRIDES, ImageTower
+from diptych.types import Batch
+
+__all__ = ["FewShot", "carried"]
+
+
+def carried(query: Tensor, support: Tensor, share: Tensor, temperature: float) -> Tensor:
+    """``m_q = sum_s softmax_s(cos(q, s) / temperature) share_s``: what the support says of each place of a query.
+
+    Every place of the query is correlated with every place of the support, wherever it lies (global correlation). The mean
+    of the support is taken off all features first: those of a radiograph are alike for the most part.
+
+    Args:
+        query: features ``[N,D]``.
+        support: features ``[S,D]`` of all places of all supporting images.
+        share: ``[S]``, how much of each place is in the mask, 0 to 1.
+        temperature: above 0; the lower, the fewer places of the support count.
+
+    Returns:
+        ``[N]``, 0 to 1.
+    """
+    centre = support.mean(0)
+    query, support = (F.normalize(x - centre, dim=-1) for x in (query, support))
+    return (query @ support.T / temperature).softmax(-1) @ share
+
+
+class FewShot(Task):
+    """Episodic few-shot segmentation on the frozen tower's features, as an evaluation: ``diptych test`` does all of it.
+
+    In each episode a few images of ``train`` with a mask are the support, the same for all queries; every image of ``test``
+    with a mask is a query, and its mask is :func:`carried` over from the support, place by place of one level of
+    the tower's feature pyramid, and brought to the pixels of the network's input (bilinear). Metrics, each the mean over
+    the queries of the mean over the episodes, with a bootstrap over patients: ``few_shot/<k>-shot/dice`` and ``iou`` where
+    more than half of a pixel is in the mask, and ``auroc`` of the pixels, which needs no threshold.
+
+    Args:
+        image: the tower; frozen here, whatever it says.
+        shots: numbers of supporting images.
+        episodes: how many supports are drawn; those of fewer shots are the first of those of more.
+        stride: of the pyramid's level: 4, 8, 16 or 32 pixels.
+        temperature: see :func:`carried`.
+        seed: of the episodes.
+        pictures: how many of the first queries are drawn into the run's ``figures``, with the most shots.
+        resamples: of the bootstrap; 0 for no intervals.
+
+    Raises:
+        ConfigError: an argument out of its range, or a tower without a feature pyramid.
+    """
+
+    trains = False
+
+    def __init__(
+        self,
+        image: ImageTower,
+        *,
+        shots: Sequence[int] = (1, 5),
+        episodes: int = 5,
+        stride: int = 16,
+        temperature: float = 0.1,
+        seed: int = 0,
+        pictures: int = 8,
+        resamples: int = 1000,
+    ) -> None:
+        super().__init__(image)
+        if not image.pyramid_widths:
+            raise ConfigError(f"FewShot: {type(image).__name__} has no feature pyramid; choose another image tower")
+        if stride not in STRIDES:
+            raise ConfigError(f"FewShot: stride is {stride}; give one of {', '.join(map(str, STRIDES))}")
+        if not shots or min(shots) < 1 or len(set(shots)) < len(shots):
+            raise ConfigError(f"FewShot: shots is {list(shots)}; give different numbers of 1 or more")
+        if temperature <= 0:
+            raise ConfigError(f"FewShot: temperature is {temperature}; give a number above 0")
+        for name, value, least in (("episodes", episodes, 1), ("pictures", pictures, 0), ("resamples", resamples, 0)):
+            if value < least:
+                raise ConfigError(f"FewShot: {name} is {value}; give {least} or more")
+        self.image.freeze()
+        self.shots, self.episodes, self.stride, self.temperature = tuple(shots), episodes, stride, temperature
+        self.seed, self.pictures, self.resamples = seed, pictures, resamples
+
+    def _places(self, image: Tensor) -> Tensor:
+        """Features ``[B,N,D]`` of the level's places."""
+        level = self.image.pyramid(image)[STRIDES.index(self.stride)]
+        return level.flatten(2).transpose(1, 2).float()
+
+    def _support_of(self, episode: int) -> tuple[Tensor, Tensor]:
+        """Features ``[k,N,D]`` and shares ``[k,N]`` of the images drawn for an episode, the same on every process.
+
+        Raises:
+            DataError: 'train' has too few images with a mask.
+        """
+        number, places, shares = max(self.shots), [], []
+        size = len(self.data.datasets["train"])
+        for index in np.random.default_rng([self.seed, episode]).permutation(size).tolist():
+            batch = self.data.batch("train", [index]).to(self.device)
+            mask = self.masks_of(batch)
+            if mask.any():
+                side = -(-batch.image.shape[-1] // self.stride)
+                places.append(self._places(batch.image))
+                shares.append(F.interpolate(mask[:, None].float(), (side, side), mode="area").flatten(1))
+            if len(places) == number:
+                return torch.cat(places), torch.cat(shares)
+        raise DataError(
+            f"FewShot: 'train' of {self.data.protocol} has {len(places)} images with a mask; shots of {number} need as many"
+        )
+
+    def on_test_epoch_start(self) -> None:
+        """Features and masks of the supports."""
+        if "train" not in self.data.datasets:
+            raise DataError(f"FewShot: {self.data.protocol} has no 'train' split to draw supporting images from")
+        self._support = [self._support_of(episode) for episode in range(self.episodes)]
+        self._rows = Rows(self.device, 1, len(self.shots) * self.episodes * 3)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Carry the masks over and measure."""
+        masks, places, files = self.masks_of(batch), self._places(batch.image), dict(self.pictured(batch, "few_shot"))
+        queries = masks.flatten(1).any(1)
+        values = torch.full((len(batch), len(self.shots), self.episodes, 3), torch.nan)
+        for i in (queries & batch.valid).nonzero().squeeze(1).tolist():
+            truth, picture = masks[i].cpu(), in_picture(batch.image[i].cpu()).numpy()
+            for j, shots in enumerate(self.shots):
+                maps = torch.stack([self._map(places[i], *support, shots, truth) for support in self._support])
+                predicted = maps > 0.5
+                counts = torch.stack(
+                    [x.flatten(1).sum(1) for x in (predicted & truth, predicted, truth.expand_as(predicted))], dim=1
+                )
+                for of, overlap in enumerate(overlaps(counts.double().numpy())):
+                    values[i, j, :, of] = torch.from_numpy(overlap).float()
+                counted = picture | truth.numpy()
+                for e, heat in enumerate(maps.numpy()):
+                    values[i, j, e, 2] = float(metrics.auroc(heat[counted], truth.numpy()[counted])[0])
+                if not maps.isfinite().all():
+                    values[i, j] = torch.nan
+                if shots == max(self.shots) and i in files:
+                    drawn = {"truth": truth.numpy(), f"{shots} shots": predicted[0].numpy()}
+                    replace_picture(files[i], draw_masks(batch.image[i, 0].cpu().numpy(), drawn))
+        self._rows.add(batch, queries[:, None], values.flatten(1))
+
+    def _map(self, query: Tensor, support: Tensor, share: Tensor, shots: int, truth: Tensor) -> Tensor:
+        with torch.autocast(query.device.type, enabled=False):  # a cosine is divided by the temperature
+            found = carried(query, support[:shots].flatten(0, 1), share[:shots].flatten(), self.temperature)
+        side = round(len(found) ** 0.5)
+        grid = found.view(1, 1, side, side)
+        return F.interpolate(grid, truth.shape, mode="bilinear", align_corners=False)[0, 0].cpu()
+
+    def on_test_epoch_end(self) -> None:
+        """Figures over the whole set."""
+        patients, (queries, gathered) = self._rows.gather()
+        values = gathered.double().numpy().reshape(len(patients), len(self.shots), self.episodes, 3)
+        shown = queries[:, 0].bool().numpy()
+        if not shown.any():
+            raise DataError(f"FewShot: no image of 'test' of {self.data.protocol} has a mask that is not empty")
+        weights = bootstrap.figure_and_bootstrap(patients.numpy()[shown], self.resamples)
+        self.results = {}
+        for j, shots in enumerate(self.shots):
+            for of, name in enumerate(("dice", "iou", "auroc")):
+                found = metrics.mean(values[shown, j, :, of].mean(axis=1), weights)
+                self.results[f"test/few_shot/{shots}-shot/{name}"] = Metric.of(found, int(shown.sum()))
+        spread = values[shown].mean(axis=0)  # [shots,episodes,3]
+        self.protocol["few_shot"] = {
+            "support": f"{self.episodes} episodes, drawn from 'train' with seed {self.seed}, the same for all queries",
+            "features": f"stride {self.stride}, tower frozen and in evaluation mode",
+            "temperature": self.temperature,
+            "threshold": "more than half of a pixel, fixed",
+            "queries": "images of 'test' whose mask is not empty at the network's input",
+            "measured": "at the network's input; dice and iou with its padding, auroc without",
+            "images": int(shown.sum()),
+            "dice of each episode": {f"{k}-shot": spread[j, :, 0].tolist() for j, k in enumerate(self.shots)},
+            "interval": bootstrap.interval_name(self.resamples, "patients of the mean over episodes"),
+        }
+        self.log_results()

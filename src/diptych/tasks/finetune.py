@@ -1,0 +1,99 @@
+"""Fine-tuning: the tower and a linear layer on it, trained on labels."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from diptych import distributed
+from diptych.errors import ConfigError
+from diptych.evaluation.rows import Rows
+from diptych.metrics import bootstrap
+from diptych.metrics.classification import binary_values
+from diptych.tasks.base import Tuned
+from diptych.tasks.probe import known_bce
+from diptych.towers.image import ImageTower
+from diptych.types import Batch
+
+__all__ = ["FineTune"]
+
+
+class FineTune(Tuned):
+    """Multi-label classification with the tower trained along, with layer-wise learning rates where the tower has a decay.
+
+    The loss is the binary cross-entropy of the known labels. ``data.percent`` takes a share of the training images.
+    Metrics: ``finetune/auroc/<finding>|macro``, on the whole set; a finding with one class only is listed.
+
+    Args:
+        image: the tower; its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
+        lr: peak of the linear layer and of the tower's top layer.
+        weight_decay: of AdamW, on weight matrices.
+        warmup: steps of linear warm-up, or its share of all steps where below 1.
+        lr_floor: share of ``lr`` at the end of the cosine.
+        dropout: before the linear layer.
+        resamples: of the bootstrap on the test; 0 for no intervals.
+
+    Raises:
+        ConfigError: an argument out of its range.
+    """
+
+    monitor = "val/finetune/auroc/macro"
+
+    def __init__(
+        self,
+        image: ImageTower,
+        *,
+        lr: float = 5e-5,
+        weight_decay: float = 0.05,
+        warmup: float = 0.05,
+        lr_floor: float = 0.01,
+        dropout: float = 0.0,
+        resamples: int = 1000,
+    ) -> None:
+        super().__init__(image, lr=lr, weight_decay=weight_decay, warmup=warmup, lr_floor=lr_floor, resamples=resamples)
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"FineTune: dropout is {dropout}; give 0 or more and less than 1")
+        self.dropout = nn.Dropout(dropout)
+        self.linear: nn.Linear | None = None
+
+    def configure_model(self) -> None:
+        """The linear layer, once the data say how many findings there are; what it does not read is not trained."""
+        self.train_what_is_used(lambda image: [self.image(image).pooled])
+        if self.linear is None:
+            self.linear = nn.Linear(self.image.width, len(self.labelled()))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits ``[B,L]`` of radiographs ``[B,1,H,V]``."""
+        assert self.linear is not None  # configure_model comes first
+        logits: Tensor = self.linear(self.dropout(self.image(image).pooled))
+        return logits.float()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss."""
+        assert batch.labels is not None  # labelled() has looked
+        loss = distributed.mean_loss(*known_bce(self(batch.image), batch.labels))
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def begin(self) -> None:
+        """See :meth:`Tuned.begin`."""
+        number = len(self.labelled())
+        self._rows = Rows(self.device, number, number)
+
+    def collect(self, batch: Batch) -> None:
+        """See :meth:`Tuned.collect`."""
+        assert batch.labels is not None  # as above
+        self._rows.add(batch, self(batch.image), batch.labels)
+
+    def finish(self, stage: str, resamples: int) -> None:
+        """See :meth:`Tuned.finish`."""
+        patients, (scores, labels) = self._rows.gather()
+        weights = bootstrap.figure_and_bootstrap(patients.numpy(), resamples)
+        found = binary_values(self.labelled(), scores.numpy(), labels.numpy(), weights)
+        aurocs = {name: value for name, value in found.metrics().items() if name.startswith("auroc/")}
+        self.results = {f"{stage}/finetune/{name}": value for name, value in aurocs.items()}
+        self.protocol["finetune"] = {
+            "interval": bootstrap.interval_name(resamples),
+            "samples": len(patients),
+            "absent": found.facts["absent"],
+            "excluded": found.facts["excluded"],
+        }

@@ -1,0 +1,212 @@
+"""Segmentation: a U-Net decoder on the image tower's feature pyramid, frozen or trained along."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diptych import distributed
+from diptych.errors import ConfigError, DataError
+from diptych.evaluation.rows import Rows
+from diptych.files import replace_picture
+from diptych.metrics import bootstrap
+from diptych.metrics import measures as metrics
+from diptych.metrics.bootstrap import Metric
+from diptych.results.drawing import draw_masks
+from diptych.tasks.base import Located
+from diptych.towers.image import ImageTower
+from diptych.types import Batch
+
+__all__ = ["Segment", "UNet", "dice_loss", "focal_loss", "overlaps"]
+
+Floats = NDArray[np.float64]
+
+
+def focal_loss(logits: Tensor, truth: Tensor, gamma: float = 2.0) -> Tensor:
+    """Mean over the pixels of ``-(1 - p_t)^gamma log p_t``, ``p_t`` the probability of what is there (arXiv 1708.02002)."""
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    return ((1 - torch.exp(-entropy)) ** gamma * entropy).mean()
+
+
+def dice_loss(logits: Tensor, truth: Tensor, smooth: float = 1.0) -> Tensor:
+    """``1 - (2 sum(p t) + smooth) / (sum(p) + sum(t) + smooth)`` over all pixels of the batch (arXiv 1606.04797).
+
+    Over the batch of all processes, not the image: an image without a mask has no overlap to raise.
+    """
+    shown = logits.sigmoid()
+    both, sizes = distributed.sum_with_gradient(torch.stack([(shown * truth).sum(), shown.sum() + truth.sum()]))
+    loss: Tensor = 1 - (2 * both + smooth) / (sizes + smooth)
+    return loss
+
+
+def overlaps(counts: Floats) -> tuple[Floats, Floats]:
+    """Dice ``2 |P and T| / (|P| + |T|)`` and IoU ``|P and T| / |P or T|`` of each image.
+
+    Where truth and prediction are both empty, both are 1; where one of them is, 0.
+
+    Args:
+        counts: ``[n,3]`` pixels of: prediction and truth, prediction, truth.
+
+    Returns:
+        ``[n]`` and ``[n]``.
+    """
+    both, predicted, true = counts.T
+    total = predicted + true
+    empty = total == 0
+    dice = np.divide(2 * both, total, out=np.ones(len(counts)), where=~empty)
+    iou = np.divide(both, total - both, out=np.ones(len(counts)), where=~empty)
+    return dice, iou
+
+
+class UNet(nn.Module):
+    """U-Net decoder (arXiv 1505.04597) of segmentation-models-pytorch, from a feature pyramid to a map of logits.
+
+    It reaches half the image's size, from where the logits are interpolated.
+
+    Args:
+        pyramid: widths of the levels, finest first.
+        widths: of its blocks, the coarsest first; one for each level.
+
+    Raises:
+        ConfigError: the library is not installed.
+    """
+
+    def __init__(self, pyramid: Sequence[int], widths: Sequence[int]) -> None:
+        super().__init__()
+        try:
+            from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
+            from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
+        except ImportError as error:
+            raise ConfigError(
+                "Segment needs segmentation-models-pytorch: pip install 'diptych[seg]', or the library itself"
+            ) from error
+        self.decoder = UnetDecoder([0, *pyramid], list(widths), n_blocks=len(widths))
+        self.last = nn.Conv2d(widths[-1], 1, 3, padding=1)
+        initialize_decoder(self.decoder)
+        initialize_head(self.last)
+
+    def forward(self, levels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        """Logits ``[B,H,V]`` of a ``size`` ``(H,V)``."""
+        half = levels[0].new_empty(len(levels[0]), 0, *(-(-side // 2) for side in size))  # says where to end
+        logits = self.last(self.decoder([half, *levels]))
+        return F.interpolate(logits, size, mode="bilinear").squeeze(1)
+
+
+class Segment(Located):
+    """Where a finding is, pixel by pixel: a U-Net on the tower's feature pyramid, of a ResNet or of a ViT alike.
+
+    The tower is trained along, lower layers more slowly where it has a ``layer_decay``, or ``frozen`` and then in evaluation
+    mode. The loss is ``focal_weight`` times the focal loss and the Dice loss. Metrics, of each image at the network's
+    input size (padding included), averaged over the whole set, with a bootstrap over patients: ``segment/dice/all`` and
+    ``iou/all`` over all images, where an image without a mask counts 1 if nothing is predicted and 0 otherwise, and
+    ``dice/positive`` and ``iou/positive`` over those with a mask. A pixel is predicted where its probability is above
+    0.5, whatever the test set.
+
+    Args:
+        image: the tower; its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
+        widths: of the decoder's four blocks, the coarsest first.
+        focal_weight: of the focal loss beside the Dice loss; 10 in MGCA.
+        gamma: of the focal loss; the higher, the less well classified pixels count.
+        pictures: how many of the first test images are drawn into the run's ``figures``, with truth and prediction.
+        lr: peak of the decoder and of the tower's top layer.
+        weight_decay: of AdamW, on filters.
+        warmup: steps of linear warm-up, or its share of all steps where below 1.
+        lr_floor: share of ``lr`` at the end of the cosine.
+        resamples: of the bootstrap on the test; 0 for no intervals.
+
+    Raises:
+        ConfigError: an argument out of its range, or a tower without a feature pyramid.
+    """
+
+    monitor = "val/segment/dice/positive"
+
+    def __init__(
+        self,
+        image: ImageTower,
+        *,
+        widths: Sequence[int] = (256, 128, 64, 32),
+        focal_weight: float = 10.0,
+        gamma: float = 2.0,
+        pictures: int = 8,
+        lr: float = 5e-4,
+        weight_decay: float = 1e-6,
+        warmup: float = 0.05,
+        lr_floor: float = 0.01,
+        resamples: int = 1000,
+    ) -> None:
+        super().__init__(
+            image,
+            pictures=pictures,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup=warmup,
+            lr_floor=lr_floor,
+            resamples=resamples,
+        )
+        if len(widths) != len(image.pyramid_widths) or min(widths) < 1:
+            raise ConfigError(f"Segment: widths is {list(widths)}; give {len(image.pyramid_widths)} positive numbers")
+        for name, value in (("focal_weight", focal_weight), ("gamma", gamma)):
+            if value < 0:
+                raise ConfigError(f"Segment: {name} is {value}; give 0 or more")
+        self.focal_weight, self.gamma = focal_weight, gamma
+        self.unet = UNet(image.pyramid_widths, widths)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits ``[B,H,V]`` of radiographs ``[B,1,H,V]``."""
+        logits: Tensor = self.unet(self.image.pyramid(image), (image.shape[-2], image.shape[-1]))
+        return logits.float()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss."""
+        logits, truth = self(batch.image), self.masks_of(batch).float()
+        focal, dice = focal_loss(logits, truth, self.gamma), dice_loss(logits, truth)
+        loss = self.focal_weight * focal + dice
+        values = {"train/loss": loss.detach(), "train/loss/focal": focal.detach(), "train/loss/dice": dice.detach()}
+        self.log_dict(values, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def begin(self) -> None:
+        """See :meth:`Tuned.begin`."""
+        self._rows = Rows(self.device, 3)
+
+    def collect(self, batch: Batch) -> None:
+        """See :meth:`Tuned.collect`."""
+        logits, truth = self(batch.image), self.masks_of(batch)
+        predicted = logits > 0  # probability above 0.5
+        counts = torch.stack([x.flatten(1).sum(1) for x in (predicted & truth, predicted, truth)], dim=1).float()
+        counts[~logits.isfinite().flatten(1).all(1), :2] = torch.nan  # a diverged model has no overlap
+        self._rows.add(batch, counts)
+        for row, file in self.pictured(batch, "segmentation"):
+            masks = {"truth": truth[row].cpu().numpy(), "prediction": predicted[row].cpu().numpy()}
+            replace_picture(file, draw_masks(batch.image[row, 0].cpu().numpy(), masks))
+
+    def finish(self, stage: str, resamples: int) -> None:
+        """See :meth:`Tuned.finish`."""
+        patients, (gathered,) = self._rows.gather()
+        counts = gathered.double().numpy()
+        weights = bootstrap.figure_and_bootstrap(patients.numpy(), resamples)
+        positive = counts[:, 2] != 0
+        if not positive.any() and not self.trainer.sanity_checking:
+            raise DataError(f"Segment: no image of '{stage}' of {self.data.protocol} has a mask that is not empty")
+        self.results = {}
+        for name, values in zip(("dice", "iou"), overlaps(counts), strict=True):
+            for of, rows in (("all", np.ones_like(positive)), ("positive", positive)):
+                found = metrics.mean(values[rows], weights[:, rows])
+                self.results[f"{stage}/segment/{name}/{of}"] = Metric.of(found, int(rows.sum()))
+        size = self.data.loading.image_size
+        self.protocol["tower"]["decoder_parameters"] = sum(parameter.numel() for parameter in self.unet.parameters())
+        self.protocol["segment"] = {
+            "tower": self.how_trained(),
+            "decoder": "U-Net",
+            "measured": f"each image at {size} x {size} pixels, padding included, then the mean over images",
+            "threshold": "probability above 0.5, fixed",
+            "empty": "no mask and nothing predicted: 1; no mask and something predicted: 0",
+            "interval": bootstrap.interval_name(resamples),
+            "images": len(patients),
+            "positive": int(positive.sum()),
+        }

@@ -1,0 +1,101 @@
+"""The image tower of a trained run, for downstream tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diptych.errors import ConfigError
+from diptych.files import sha256
+from diptych.head import Extracts
+from diptych.model.checkpoint import checkpoint_in
+from diptych.model.inference import load
+from diptych.towers.image import ImageTower
+from diptych.types import Features
+
+__all__ = ["TrainedImage"]
+
+
+class TrainedImage(ImageTower):
+    """The image tower of a checkpoint that ``diptych fit`` wrote, architecture and weights.
+
+    Its text tower is left behind, and its head too unless a task asks for its queries.
+
+    Args:
+        checkpoint: a ``.ckpt`` of a pre-training run, or the run's folder: its best, else its last.
+        queries: keep the head for what its queries find in an image; for tasks that can use it (``Generate``).
+        frozen: no parameter is trained, and batch statistics do not move.
+        freeze_layers: how many of the lowest layers (the stem counts as one) are not trained.
+        layer_decay: factor of the learning rate from each layer to the one below, above 0 to 1.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read or is of no pre-training run, its head has no queries, or the tower has
+            fewer layers.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        *,
+        queries: bool = False,
+        frozen: bool = False,
+        freeze_layers: int = 0,
+        layer_decay: float = 1.0,
+    ) -> None:
+        super().__init__()
+        file = checkpoint_in(checkpoint)
+        model = load(file)
+        tower, head = model.module.encoder.image, type(model.module.head)
+        self.head = None
+        if queries:
+            if not isinstance(model.module.head, Extracts):
+                raise ConfigError(
+                    f"{checkpoint}: queries is true, and its head {head.__name__} has none that extract anything; use a run "
+                    "with one that has, as pcma, or set queries: false"
+                )
+            self.head = model.module.head
+            with torch.inference_mode():
+                size = model.image_size
+                self.query_width = self.head.extracts(model.module.embed_image(torch.zeros(1, 1, size, size))).shape[-1]
+        for parameter in tower.parameters():  # what was frozen there need not be here
+            parameter.requires_grad_(True)
+        self.tower = tower
+        self.width, self.token_width, self.num_layers = tower.width, tower.token_width, tower.num_layers
+        self.gives_attention, self.pyramid_widths = tower.gives_attention, tower.pyramid_widths
+        self._origin = {
+            "checkpoint": str(file),
+            "sha256": sha256(file),
+            "head": f"{head.__module__}.{head.__qualname__}",
+            "trained_at": model.image_size,
+            "tower": tower.origin,
+        }
+        self._set_up_training(frozen=frozen, freeze_layers=freeze_layers, layer_decay=layer_decay)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The checkpoint, its head, the size of its images, and where its tower's weights were from before training."""
+        return self._origin
+
+    def layer_of(self, name: str) -> int:
+        """As the tower within counts; what is of the head is of the top layer."""
+        return self.num_layers if name.startswith("head.") else self.tower.layer_of(name.removeprefix("tower."))
+
+    def forward(self, image: Tensor) -> Features:
+        """As the tower within."""
+        features: Features = self.tower(image)
+        return features
+
+    def pyramid(self, image: Tensor) -> list[Tensor]:
+        """As the tower within."""
+        levels: list[Tensor] = self.tower.pyramid(image)
+        return levels
+
+    def queries(self, features: Features) -> Tensor:
+        """What the head's queries find."""
+        if self.head is None:
+            return super().queries(features)
+        assert isinstance(self.head, Extracts)  # else it was refused
+        found: Tensor = self.head.extracts(self.head.embed_image(features))
+        return found

@@ -1,0 +1,248 @@
+"""Signals: a run saves itself at the next step, on all processes, and ends with 128 + the signal's number."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from types import FrameType, TracebackType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_info
+
+from diptych import distributed
+from diptych.training.recovery import Recovery
+
+__all__ = ["ENDING", "Interrupted", "Interruption", "Signals"]
+
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+"""Signals that ask for an end."""
+_TOGETHER = 1.0
+"""Seconds in which further signals are the same order: ``timeout``, torchrun and terminals give one twice."""
+_PATIENCE = 50.0
+"""Seconds until an ordered end comes without the next step."""
+_BLOCKED = 10.0
+"""The same outside training, where there is nothing to save: a call of a library blocks, as when processes are to meet."""
+
+_current: Signals | None = None
+
+
+class Interrupted(SystemExit):
+    """The end of the command by a signal; ``code`` is 128 + its number."""
+
+
+class Signals:
+    """What this process was told by signals: a context, entered once for a command.
+
+    Outside training a signal ends the command where it is. In training it is noted, and :class:`Interruption` acts on it.
+    A second one ends the process at once, and so does the lack of a next step. A thread reads the signals as they come,
+    because Python's own handlers wait while a call of a library blocks.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        """Number of the first signal, 0 before."""
+        self.training = False
+        self.saving = False
+        self.children: Sequence[subprocess.Popen[Any]] = ()
+        """Processes of this job that this one has started."""
+        self.requeues = 0
+        """Number of the signal on which SLURM is to start the job again."""
+        self._before: dict[signal.Signals, Any] = {}
+        self._process = os.getpid()
+        self._since = 0.0
+
+    def __enter__(self) -> Signals:
+        global _current
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Python lets no other thread set handlers
+        for number in ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                self._before[number] = signal.signal(number, self._handle)
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._watcher = threading.Thread(target=self._watch, daemon=True, name="signals")
+        self._watcher.start()
+        _current = self
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        global _current
+        if _current is not self:
+            return
+        _current = None
+        signal.set_wakeup_fd(-1)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        os.close(self._writer)  # the watcher sees the end, and leaves
+        self._watcher.join(5)
+        os.close(self._reader)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a forked process does as it would without handlers
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif not self.training:
+            raise Interrupted(128 + number)
+
+    def _watch(self) -> None:
+        while True:
+            patience = _PATIENCE if self.training else _BLOCKED
+            left = None if not self.received else max(0.0, self._since + patience - time.monotonic())
+            ready, _, _ = select.select([self._reader], [], [], 1.0 if self.saving else left)
+            if not ready:
+                if not self.saving:
+                    self._end(
+                        self.received, f"no step has ended within {patience:.0f} s: ends without saving", late=True
+                    )
+                continue
+            numbers = os.read(self._reader, 64)
+            if not numbers:
+                return
+            for number in numbers:
+                if number in self._before:
+                    self._note(number)
+
+    def _note(self, number: int) -> None:
+        if not self.received:
+            self.received, self._since = number, time.monotonic()
+            if self.training:
+                self._say(number, "saves at the next step, then ends; another signal ends it at once")
+        elif time.monotonic() - self._since > _TOGETHER:
+            self._end(number, "ends at once")
+
+    def _say(self, number: int, what: str) -> None:
+        os.write(2, f"diptych: {signal.Signals(number).name}: {what}\n".encode())  # whatever holds sys.stderr
+
+    def _end(self, number: int, what: str, late: bool = False) -> None:
+        self._say(number, what)
+        if late and number == self.requeues:
+            if os.environ.get("SLURM_PROCID", "0") == "0":
+                requeue()
+            else:
+                time.sleep(5)  # SLURM may end a job's other processes when one has left
+        for child in self.children:
+            child.kill()
+        os._exit(128 + number)
+
+
+def _forget() -> None:
+    """In a forked process: its signals are not this command's."""
+    if _current is not None:
+        signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+class Interruption(Checkpoint):
+    """Acts on signals between two steps of training. Lightning calls it last, as all that saves, when a step is done.
+
+    Args:
+        signals: those of this process; all processes of the job agree on them at each step.
+    """
+
+    def __init__(self, signals: Signals) -> None:
+        self.signals = signals
+        self._step = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on signals wait for the end of a step."""
+        self._step = trainer.global_step
+        self.signals.children = getattr(trainer.strategy.launcher, "procs", ())
+        self.signals.requeues = _requeue_signal(trainer)
+        self.signals.training = True
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """End here, if told to and if the optimiser has made its step: a part of an accumulated one would be lost."""
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
+        validates = fetcher is not None and loop._should_check_val_fx(fetcher)
+        ends = trainer.global_step >= trainer.max_steps != -1
+        if not ends and (validates or not loop._num_ready_batches_reached()):
+            self._heed(trainer)
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """End here, if told to: the run goes on with this validation, from its beginning."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._heed(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End here, if told to. A run that is at its end comes to it."""
+        if not trainer.should_stop:
+            self._heed(trainer)
+
+    def _heed(self, trainer: pl.Trainer) -> None:
+        """Save and end, if some process of the job was told to."""
+        flag = torch.tensor(self.signals.received, device=trainer.strategy.root_device)
+        told = int(distributed.max_over_processes(flag))
+        if not told:
+            return
+        self.signals.saving = True
+        recovery = next(callback for callback in trainer.callbacks if isinstance(callback, Recovery))  # type: ignore[attr-defined]  # Lightning sets it late
+        recovery.save(trainer)
+        rank_zero_info(
+            f"saved: step {trainer.global_step}, in {recovery.dirpath}/last.ckpt; go on with --ckpt_path last"
+        )
+        if _requeue_signal(trainer):
+            if told == self.signals.requeues and trainer.is_global_zero:
+                requeue()
+            distributed.barrier()  # SLURM may end a job's other processes when one has left
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        started_here = environment is not None and not environment.creates_processes_externally
+        # The process that has started this one gives the code; a failure here would be reported as one.
+        raise Interrupted(0 if started_here and trainer.local_rank else 128 + told)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The run is whole, and its last checkpoint is being written: nothing is broken off."""
+        self.signals.saving = True
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """No step will end."""
+        self.signals.training = False
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Signals end the command where it is again."""
+        self.signals.training = self.signals.saving = False
+
+
+def _requeue_signal(trainer: pl.Trainer) -> int:
+    """The signal on which SLURM is to start this job again, 0 if it is none of SLURM's."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+        return int(environment.requeue_signal or 0)
+    return 0
+
+
+def requeue() -> None:
+    """Ask SLURM to start this job again."""
+    job = os.environ["SLURM_JOB_ID"]
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        failed = done.stderr.strip() if done.returncode else None
+    except OSError as error:
+        failed = str(error)
+    said = (
+        f"job {job} is started again by SLURM"
+        if failed is None
+        else f"job {job} was not requeued ({failed}); submit it"
+    )
+    print(f"diptych: {said}", file=sys.stderr, flush=True)

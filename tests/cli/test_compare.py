@@ -1,0 +1,346 @@
+"""Comparisons: variants of one recipe over seeds, the arithmetic of the table, the picture, and what can go wrong."""
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+import types
+
+import inprocess
+import numpy as np
+import pytest
+import yaml
+from mini import IMAGE, ROOT, TEXT, TRAINER
+from PIL import Image
+from scipy import stats
+
+from diptych.cli import compare
+from diptych.errors import ConfigError
+from diptych.results.comparison import Comparison, Outcome, separated, summarise
+from diptych.results.dotplot import _BAR, _CHANCE, _DOT, _MEAN, draw, span, ticks
+
+RECIPE = {
+    "trainer": {"max_epochs": 1, **TRAINER},
+    "model": {
+        "image": {"class_path": "TimmImage", "init_args": IMAGE},
+        "text": {"class_path": "ScratchText", "init_args": TEXT},
+        "head": "global",
+        "evaluators": [
+            {"class_path": "Retrieval", "init_args": {"resamples": 0}},
+            {"class_path": "ZeroShot", "init_args": {"prompts": "phantom", "resamples": 0}},
+        ],
+    },
+    "data": {
+        "class_path": "phantom",
+        "init_args": {
+            "train": 16,
+            "val": 8,
+            "test": 12,
+            "size": 32,
+            "mix": {"Cardiomegaly": 1, "Pleural Effusion": 1},
+            "section": "impression",
+            "loading": {"image_size": 32, "batch_size": 4, "eval_batch_size": 8, "workers": 0},
+        },
+    },
+    "figures": {"pairs": 0},
+}
+VARIANTS = """\
+plain: {head: global, note: one vector}
+words: {head: local_pooling, pooling: mean, width: 64}
+"""
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Fake probes whose answers depend on the model; every call's options."""
+    calls = []
+
+    def run_probes(model, **options):
+        calls.append(options)
+        first = list(model.module.head.parameters())[-1].detach()
+        found = {"pair": float(first.double().mean().tanh()), "pair/side": 0.5, "distractor": math.nan}
+        if type(model.module.head).__name__ == "LocalPooling":
+            found |= {"grounding/pointing": 0.3, "grounding/chance": 0.1}
+        return found
+
+    fake = types.ModuleType("diptych_datamodules.phantoms.probes")
+    fake.run_probes, fake.CHANCE = run_probes, {"pair": 0.5, "pair/side": 0.5}
+    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    return calls
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Training and testing in this process; every command."""
+    done = []
+
+    def call(command, log, what):
+        done.append(command)
+        result = inprocess.diptych(*command)
+        log.write_text(result.stdout + result.stderr)
+        assert result.returncode == 0, result.stderr
+
+    monkeypatch.setattr(compare, "_call", call)
+    return done
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    (tmp_path / "variants.yaml").write_text(VARIANTS)
+    return tmp_path
+
+
+def run(files, *more, seeds=("0", "1")):
+    compare.main(["-c", str(files / "recipe.yaml"), "--run", str(files / "out"), "--seeds", *seeds, *more])
+
+
+@pytest.mark.slow
+def test_from_recipe_to_table_and_nothing_twice(files, asked, commands, capsys):
+    run(files, "--probe-pairs", "3")
+    out = files / "out"
+    assert [c[0] for c in commands] == ["fit", "test"] * 4
+    assert asked == [{"mix": RECIPE["data"]["init_args"]["mix"], "section": "impression", "pairs": 3}] * 4
+    printed = capsys.readouterr().out
+    assert "[4/4] words seed 1 ... made\n" in printed
+
+    found = json.loads((out / "compare.json").read_text())
+    assert [(r["variant"], r["seed"]) for r in found["runs"]] == [(v, s) for v in ("plain", "words") for s in (0, 1)]
+    assert found["missing"] == []
+    for row in found["runs"]:
+        folder = out / row["variant"] / f"seed{row['seed']}"
+        tested = {k: m["value"] for k, m in json.loads((folder / "results.json").read_text())["metrics"].items()}
+        assert row["metrics"]["retrieval/r@5"] == tested["test/retrieval/r@5"]
+        ranks = [tested[f"test/retrieval/{side}/median_rank"] for side in ("image_to_text", "text_to_image")]
+        assert row["metrics"]["retrieval/median_rank"] == np.mean(ranks)
+        assert row["metrics"]["zero_shot/auroc/macro"] == tested["test/zero_shot/auroc/macro"]
+        assert row["metrics"]["distractor"] is None
+        assert row["facts"]["steps"] == 4
+        assert 0 < row["facts"]["seconds_per_step"] < 10
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        assert config["seed_everything"] == config["data"]["init_args"]["loading"]["seed"] == row["seed"]
+        assert json.loads((folder / "results.json").read_text())["checkpoint"]["path"].endswith("last.ckpt")
+    pairs = [r["metrics"]["pair"] for r in found["runs"]]
+    assert len(set(pairs)) == 4  # seeds differ, heads differ
+    assert found["runs"][2]["facts"]["head_parameters"] != found["runs"][0]["facts"]["head_parameters"]
+    assert found["chance"]["grounding/pointing"] == pytest.approx(0.1)
+    assert "grounding/pointing" not in found["runs"][0]["metrics"]
+
+    summary = found["summary"]["pair"]["words"]
+    low, high = stats.t.interval(0.95, 1, np.mean(pairs[2:]), stats.sem(pairs[2:]))
+    assert (summary["low"], summary["high"], summary["n"]) == (pytest.approx(low), pytest.approx(high), 2)
+
+    page = (out / "compare.md").read_text()
+    assert "| undefined in 2 of 2 |" in page
+    assert "| one vector |" in page
+    rows = list(csv.DictReader((out / "compare.csv").open()))
+    told = {(r["variant"], int(r["seed"]), r["metric"]): float(r["value"]) for r in rows}
+    assert told["words", 1, "pair"] == pairs[3]
+    assert len(rows) == sum(len(r["metrics"]) + len(r["facts"]) for r in found["runs"])
+    picture = np.asarray(Image.open(out / "compare.png").convert("RGB"))
+    assert (picture.sum(axis=2) < 700).mean() > 0.02
+
+    # Again: nothing is done, and the figures are the same.
+    commands.clear()
+    run(files, "--probe-pairs", "3")
+    assert not commands
+    assert capsys.readouterr().out.count("there already") == 4
+    assert json.loads((out / "compare.json").read_text()) == found
+
+    # Without its probes a run is probed, not trained; without its results it goes on from its last checkpoint.
+    (out / "plain/seed0/probes.json").unlink()
+    for name in ("results.json", "probes.json"):
+        (out / "plain/seed1" / name).unlink()
+    run(files, "--probe-pairs", "3")
+    assert "plain seed 0 ... probed" in (said := capsys.readouterr().out)
+    assert "plain seed 1 ... taken up where it was interrupted" in said
+    assert [c[0] for c in commands] == ["fit", "test"]
+    assert commands[0][-2:] == ["--ckpt_path", "last"]
+    again = json.loads((out / "compare.json").read_text())
+    for row, before in zip(again["runs"], found["runs"], strict=True):
+        assert row["metrics"] == before["metrics"]
+
+    # A changed variant is made again, alone; --only leaves the others, and the table says which are not there.
+    commands.clear()
+    (files / "variants.yaml").write_text(VARIANTS.replace("width: 64", "width: 32").replace("one vector", "a note"))
+    run(files, "--probe-pairs", "3", "--only", "plain")
+    assert not commands
+    assert json.loads((out / "compare.json").read_text())["missing"] == ["words seed 0", "words seed 1"]
+    assert "made otherwise than they would be now: words seed 0, words seed 1." in (out / "compare.md").read_text()
+    capsys.readouterr()
+    run(files, "--probe-pairs", "3", seeds=("0",))
+    assert "words seed 0 ... made again, for its variant changed" in capsys.readouterr().out
+    assert [c[0] for c in commands] == ["fit", "test"]
+    assert "head_parameters" in json.loads((out / "words/seed0/probes.json").read_text())["facts"]
+
+
+def test_options_after_the_dashes_go_to_fit_and_count(files, asked, commands):
+    run(files, "--only", "plain", "--", "--trainer.max_epochs", "2", seeds=("5",))
+    found = json.loads((files / "out/compare.json").read_text())
+    assert [r["facts"]["steps"] for r in found["runs"]] == [8]
+    assert found["summary"]["pair"]["plain"]["low"] is None  # one seed has no interval
+    commands.clear()
+    run(files, "--only", "plain", seeds=("5",))
+    assert [c[0] for c in commands] == ["fit", "test"]
+    with pytest.raises(ConfigError, match=r"--run=x after -- is set by this command"):
+        run(files, "--", "--run=x")
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        ("a: {head: globl}", r"variants.yaml: a: .*unknown head 'globl'; known heads, nearest first: global"),
+        ("a: {head: global, widht: 3}", r"variants.yaml: a: .*widht"),
+        ("a: {head: local_pooling, pooling: best}", r"variants.yaml: a: .*'logsumexp'.* best"),
+        ("a: {model: {lrr: 1}}", r"variants.yaml: a: .*lrr"),
+        ("a: {mode: none}", r"variants.yaml: a is {'mode': 'none'}; write {head: NAME"),
+        ("a: {model: {lr: 1}, head: global}", r"variants.yaml: a is .*; write"),
+        ("a/b: {head: global}", r"variants.yaml: 'a/b' cannot name a folder"),
+        ("a: {head: global}\na: {head: reclf}", r"variants.yaml: a is there twice"),
+        ("- a", r"variants.yaml holds no mapping"),
+        ("a: {", r"variants.yaml is not YAML"),
+    ],
+)
+def test_a_wrong_variant_is_named_before_anything_is_trained(files, commands, variants, message):
+    (files / "variants.yaml").write_text(variants)
+    with pytest.raises(ConfigError, match=message) as said:
+        run(files)
+    assert "\n" not in str(said.value)
+    assert not commands
+    assert not (files / "out").exists()
+
+
+def test_other_errors_are_one_line(files, commands):
+    with pytest.raises(ConfigError, match=r"--only word: not in .*variants.yaml, which has plain, words"):
+        run(files, "--only", "word")
+    with pytest.raises(ConfigError, match=r"absent.yaml cannot be read"):
+        run(files, "--variants", str(files / "absent.yaml"))
+    (files / "out/plain/seed0").mkdir(parents=True)
+    (files / "out/plain/seed0/thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"seed0 was not made by this command"):
+        run(files)
+    assert (files / "out/plain/seed0/thesis.txt").is_file()
+    described = {**RECIPE, "model": {**RECIPE["model"], "head": {"class_path": "reclf", "init_args": {"mode": "srm"}}}}
+    (files / "recipe.yaml").write_text(yaml.safe_dump(described))
+    with pytest.raises(ConfigError, match=r"model.head has init_args, which variants of the same head would inherit"):
+        run(files)
+
+
+@pytest.mark.slow
+def test_a_failed_run_is_named_with_its_log(files):
+    """In a process of its own, as users have it."""
+    (files / "variants.yaml").write_text("steep: {head: local_pooling, scale: 1000}")
+    with pytest.raises(ConfigError) as said:
+        run(files)
+    log = files / "out/steep/seed0/fit.log"
+    assert str(said.value).startswith("steep seed 0: diptych fit failed: head local_pooling: scale is 1000")
+    assert str(said.value).endswith(f"(log: {log})")
+    assert log.is_file()
+
+
+def test_a_comparison_that_is_ended_ends_its_run(tmp_path):
+    """SIGTERM reaches the command alone, as from a job scheduler; a run left alone would write beside the next one."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/part; mv {tmp_path}/part {tmp_path}/pid; exec sleep 100\n")
+    stand_in.chmod(0o755)
+    code = f"""
+import sys; from pathlib import Path; from diptych_datamodules import compare
+sys.executable = {str(stand_in)!r}
+compare._call([], Path({str(tmp_path / "log")!r}), "x")
+"""
+    command = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        end = time.monotonic() + 60
+        while not (tmp_path / "pid").is_file() and time.monotonic() < end:
+            time.sleep(0.05)
+        child = int((tmp_path / "pid").read_text())
+        command.terminate()
+        assert command.wait(20) == 143
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+    finally:
+        command.kill()
+        command.wait()
+
+
+def test_intervals_are_those_of_student():
+    values = [0.61, 0.64, 0.7, 0.55]
+    summary = summarise(values)
+    low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    assert (summary.mean, summary.low, summary.high) == pytest.approx((np.mean(values), low, high))
+    assert summarise([0.0, 2.0]).high == pytest.approx(1 + 12.7062, abs=1e-3)  # t(1) of the tables, standard error 1
+    single = summarise([0.4])
+    assert single.mean == 0.4
+    assert math.isnan(single.low)
+    broken = summarise([0.4, math.nan, 0.5])
+    assert (broken.n, broken.undefined) == (3, 1)
+    assert math.isnan(broken.mean)
+
+
+def test_intervals_hold_the_mean_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    drawn = [summarise(rng.normal(3.0, 2.0, 3)) for _ in range(4000)]
+    assert np.mean([s.low <= 3.0 <= s.high for s in drawn]) == pytest.approx(0.95, abs=0.012)
+
+
+def test_which_variants_differ():
+    summaries = {name: summarise(v) for name, v in {"a": [0.7, 0.71], "b": [0.1, 0.11], "c": [0.2, 0.6]}.items()}
+    assert separated(summaries) == [("a", "b")]
+    assert separated({**summaries, "d": summarise([9.0]), "e": summarise([9.0, math.nan])}) == [("a", "b")]
+
+
+def outcomes():
+    values = {"a": [0.70, 0.71, 0.72], "b": [0.40, 0.41, 0.45]}
+    return [
+        Outcome(
+            v, s, {"pair": x, "rank": 2.0} | ({"own": x} if v == "a" else {}), {"steps": 10.0 + (s == 2)}, {"pair": 0.5}
+        )
+        for v, row in values.items()
+        for s, x in enumerate(row)
+    ]
+
+
+def test_the_page_has_every_run_and_says_what_is_unequal():
+    page = Comparison("t", {"a": "", "b": "", "never": ""}, outcomes()).page()
+    assert "pair: a above b" in page
+    assert "**Not all runs were trained equally long:** 10, 11 steps." in page
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    half = stats.t.ppf(0.975, 2) * stats.sem([0.70, 0.71, 0.72])
+    assert ["a", f"0.710 ± {half:.3f}", "2.000 ± 0.000", f"0.710 ± {half:.3f}", "10.3", "3"] in rows
+    assert ["*chance*", "0.500", "", "", "", ""] in rows
+    assert ["b", "2", "0.450", "2.000", "-", "11"] in rows
+    assert sum(row[0] in {"a", "b"} for row in rows) == 2 + 6
+
+
+def test_the_picture_shows_seeds_intervals_and_chance(tmp_path):
+    draw(Comparison("t", {"a": "", "b": ""}, outcomes()).panels(), ["a", "b"], tmp_path / "a.png")
+    pixels = np.asarray(Image.open(tmp_path / "a.png"))[60:]  # below the key
+    for colour in (_BAR, _CHANCE, _DOT, _MEAN):
+        assert (pixels == colour).all(axis=2).sum() > 50
+    only = [Outcome("a", 0, {"pair": 0.7}, {}), Outcome("b", 0, {"pair": math.nan}, {})]
+    draw(Comparison("t", {"a": "", "b": ""}, only).panels(), ["a", "b"], tmp_path / "b.png")
+    pixels = np.asarray(Image.open(tmp_path / "b.png"))[60:]
+    assert (pixels == _DOT).all(axis=2).any()
+    assert not (pixels == _CHANCE).all(axis=2).any()
+
+
+def test_axes():
+    assert ticks(0.0, 1.0) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert ticks(0.013, 0.061) == pytest.approx([0.02, 0.03, 0.04, 0.05, 0.06])
+    assert ticks(-3.0, 12.0) == pytest.approx([0, 5, 10])
+    low, high = span([0.4, 0.6], [summarise([0.4, 0.6])])  # an interval from -0.77 to 1.77 does not flatten the rest
+    assert 0.1 < low < 0.4
+    assert 0.6 < high < 0.9
+    low, high = span([2.0], [summarise([2.0, 2.0])])
+    assert low < 2.0 < high
+
+
+def test_shipped_variants_fit_their_recipe():
+    folder = ROOT / "experiments" / "compare"
+    variants = compare.read_variants(folder / "variants.yaml", folder / "phantom.yaml")
+    assert {"global", "local_mean", "reclf", "reclf_none"} <= {variant.name for variant in variants}
+    assert next(v for v in variants if v.name == "reclf_none").model["head"]["init_args"]["mode"] == "none"
+    assert next(v for v in variants if v.name == "reclf").model["head"]["class_path"] == "reclf"

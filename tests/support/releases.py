@@ -1,0 +1,13 @@
+"""Options that make each release give all it holds."""
+
+from __future__ import annotations
+
+RELEASES = {
+    "rsna": {"masks": True},
+    "siim": {},
+    "nih": {"boxes": True},
+    "openi": {},
+    "chexpert": {"reports": "df_chexpert_plus_240401.csv"},
+    "mimic_cxr": {},
+}
+"""Options that make each release give all it holds."""
