@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hostile
 import inprocess
 import pytest
+import torch
 import yaml
 from mini import ROOT, SHIPPED, TEXT, config, diptych, write_pairs
 
@@ -197,6 +199,39 @@ def test_readme_commands_run(tmp_path):
         done = diptych(*command, cwd=tmp_path)
         assert done.returncode == 0, (command, done.stderr)
     assert (tmp_path / "runs/mine/results.json").is_file()
+
+
+@pytest.mark.slow
+def test_readme_python_runs(tmp_path, monkeypatch):
+    """Both blocks, on a few phantoms for one epoch, and on a run of the smallest model; all else as it stands there."""
+    training, using = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    smaller = {
+        "train=2400": "train=16, val=4, test=4",
+        "size=112, l": "size=32, l",
+        "image_size=112, batch_size=24": "image_size=32, batch_size=8, workers=0",
+        "max_epochs=12": "max_epochs=1, accelerator='cpu', enable_progress_bar=False",
+    }
+    for number, tiny in smaller.items():
+        assert training.count(number) == 1, number
+        training = training.replace(number, tiny)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(training, names)
+    assert names["trainer"].global_step == 2
+    assert "test/retrieval/r@5" in names["trainer"].callback_metrics
+
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(config(write_pairs(tmp_path / "pairs"), head="local_pooling", epochs=1))
+    (run,) = re.findall(r'diptych.load\("(.*?)"\)', using)
+    done = inprocess.diptych("fit", "-c", str(recipe), "--run", run)
+    assert done.returncode == 0, done.stderr
+    shutil.copy(tmp_path / "pairs" / "000.png", "a.png")
+    Path("b.dcm").write_bytes(hostile.dicom("ExplicitVRLittleEndian"))
+    exec(using, names)
+    assert names["scores"].shape == (2, 2)
+    assert names["maps"].shape == (len(names["words"]), 32, 32)
+    assert names["words"][3:] == ["left", "pleural", "effusion"]
+    torch.testing.assert_close(names["vectors"].norm(dim=1), torch.ones(2))
 
 
 def test_nothing_speaks_of_where_it_was_made():
