@@ -234,6 +234,27 @@ def test_readme_python_runs(tmp_path, monkeypatch):
     torch.testing.assert_close(names["vectors"].norm(dim=1), torch.ones(2))
 
 
+def anchors(page):
+    """The places in a page that a link may name, as GitHub calls them."""
+    titles = re.findall(r"^#+ (.*)", page.read_text(), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_links_between_pages_lead_somewhere():
+    pages = [
+        *ROOT.glob("*.md"),
+        *(page for folder in ("docs", "experiments") for page in (ROOT / folder).rglob("*.md")),
+    ]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text())]
+    assert len(links) > 40
+    for page, link in links:
+        name, _, place = link.partition("#")
+        if not name.startswith("https:"):
+            target = page.parent / name if name else page
+            assert target.exists(), (page.name, link)
+            assert not place or place in anchors(target), (page.name, link)
+
+
 def test_nothing_speaks_of_where_it_was_made():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
     if not listed:
