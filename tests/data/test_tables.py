@@ -196,7 +196,7 @@ def test_a_leak_in_a_given_split_is_seen_through_spellings(folder):
         ["img/0.png", "A.", "100", "train"],
         ["img/1.png", "B.", "100.0", "test"],
     ]
-    with pytest.raises(DataError, match=r"1 patient\(s\) are in both 'test' and 'train', as 100"):
+    with pytest.raises(DataError, match=r"1 patient\(s\) are in both 'test' and 'train', as '100'"):
         opened(table(folder, rows), patient="patient", split="split")
 
 
