@@ -20,7 +20,7 @@ Split = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with what is known of it, at its native size."""
+    """One image at its native size, with its report, labels, boxes and mask. What is not known is None."""
 
     image: NDArray[np.uint8]
     """``[h,v]``"""
@@ -32,14 +32,16 @@ class Sample:
     mask: NDArray[np.bool_] | None = None
     """``[h,v]``: where the finding is."""
     notes: tuple[str, ...] = ()
-    """What the reader tells of the image."""
+    """What is odd about the file, in the words of ``docs/radiographs.md``; counted once a run."""
 
 
 class RadiographDataset(ABC):
-    """What one split holds. ``ids`` and ``patients`` have one entry a sample."""
+    """The samples of one split: a subclass says how many there are, whose they are, and how one is read."""
 
     ids: Sequence[str]
+    """The name of each sample."""
     patients: Sequence[str]
+    """The patient of each sample. No patient is in two splits."""
     intensity: Intensity = Intensity()
     """How its files become grey; the datamodule sets it from ``loading.intensity``, before anything is read."""
 
@@ -48,23 +50,27 @@ class RadiographDataset(ABC):
 
     @abstractmethod
     def read(self, index: int, rng: np.random.Generator) -> Sample:
-        """Sample ``index``; whatever is random about it (a caption drawn from several) is drawn from ``rng``."""
+        """Read one sample.
+
+        Args:
+            index: its number in the split.
+            rng: the only source of what is random, as one caption of several. It depends on seed, epoch and index.
+        """
 
     @abstractmethod
     def texts(self) -> Iterable[str]:
-        """Every report of the split, without reading images; a scratch tower learns its vocabulary from them."""
+        """Every report of the split, from which a scratch tower learns its vocabulary. No image is read."""
 
     def texts_by_patient(self) -> Iterable[tuple[str | None, str]]:
-        """The same, each with its patient, or None where that is not known.
+        """The reports of :meth:`texts`, each with its patient, or None where the patient is not known.
 
-        A data set whose reports are those of its samples gives the patients, so that words that few of them share are
-        not learned.
+        The vocabulary leaves out words that few patients share, so a data set that knows the patients names them.
         """
         return ((None, text) for text in self.texts())
 
 
 class Kept(RadiographDataset):
-    """A data set without some of its samples; its vocabulary stays."""
+    """A data set without some of its samples. Its vocabulary is still learned from all reports."""
 
     def __init__(self, dataset: RadiographDataset, left_out: set[int]) -> None:
         self.dataset = dataset

@@ -26,19 +26,19 @@ __all__ = ["Loading"]
 
 @dataclass(frozen=True)
 class Loading:
-    """How samples are loaded; the same arguments for every datamodule.
+    """How samples are loaded. Every datamodule takes the same arguments.
 
     Args:
-        batch_size: pairs of one process in a training step; the contrast is over ``batch_size * processes``.
-        eval_batch_size: pairs of one process in a validation or test step; changes no metric.
+        batch_size: pairs of one process in a training step. The contrast is over ``batch_size * processes``.
+        eval_batch_size: pairs of one process in a validation or test step. It changes no metric.
         image_size: side of the network's square input, pixels.
-        workers: loader processes; 0 loads in the main process.
-        seed: of shuffling, augmentation and caption sampling; with the epoch and the index it decides every draw.
-        augment: augmentation in training; ``null`` for none.
-        start_method: how workers start; ``spawn`` where a library of yours does not survive ``fork``.
-        check_images: read every image once before the run, and leave out, count and list those that cannot be used;
-            otherwise the first one stops the run by name. The list is kept in the run's folder (``images.json``) and
-            read again by whatever goes on there.
+        workers: loader processes. 0 loads in the main process.
+        seed: of shuffling, augmentation and caption sampling. With the epoch and the index it decides every draw.
+        augment: augmentation in training. ``null`` for none.
+        start_method: how workers start. Take ``spawn`` where a library of yours does not survive ``fork``.
+        check_images: read every image once before the run, and leave out, count and list those that cannot be used.
+            Without it, the first such image stops the run by name. The list is kept in the run's folder
+            (``images.json``), and a run that goes on or is tested reads it again.
         intensity: how the files' values become grey: percentiles, and which window of a DICOM file.
         private: leave ids and texts of reports out of what the run writes and says: pictures, TensorBoard, ``dropped.csv``,
             ``images.json``, ``reports.csv`` and errors. A sample is then called by its number in the split.

@@ -30,18 +30,19 @@ _SPLITS["test"] = "test"
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column holds what.
+    """The names of a table's columns, by what they hold.
 
     Args:
-        image: path of the image, below the datamodule's ``root``; or a list of paths, each of which is a sample.
-        text: column of the report, or several, joined by a blank line where more than one is not empty; so are lists.
+        image: path of the image, below the datamodule's ``root``. Or a list of paths, each of which is a sample.
+        text: column of the report, or several. Those that are not empty are joined by blank lines, and lists too.
         labels: one column for each finding, with 1, 0, -1 (uncertain) or nothing.
-        label_list: instead: one column that lists the findings present, as ``Effusion|Cardiomegaly`` or as a list.
-        separator: between the names in ``label_list``, where it is no list.
-        patient: patient's id; without it every image counts as a patient of its own. Rows in which it is empty are left out.
-        split: ``train``, ``val`` (or ``validate``, ``valid``) and ``test``; without it patients are assigned by hash.
-        id: a name for each row; the image path, if not given or empty.
-        mask: path of a mask's picture (PNG), below ``root`` too, true where it is not black; all black where nothing is there.
+        label_list: instead of ``labels``, one column of the findings present, as ``Effusion|Cardiomegaly`` or as a list.
+        separator: what stands between the names in ``label_list``, where a cell is no list.
+        patient: patient's id. Without it every image counts as a patient of its own. Rows in which it is empty are left out.
+        split: ``train``, ``val`` (or ``validate``, ``valid``) and ``test``. Without it patients are assigned by hash.
+        id: a name for each row. It is the image path, if not given or empty.
+        mask: path of a mask's picture (PNG), below ``root`` too. It is true where it is not black, and all
+            black where nothing is there.
     """
 
     image: str = "image"
@@ -60,12 +61,12 @@ class Columns:
 
     @property
     def text_columns(self) -> list[str]:
-        """Those of ``text``."""
+        """The columns of the report, as a list."""
         return [self.text] if isinstance(self.text, str) else self.text
 
     @property
     def label_columns(self) -> list[str]:
-        """Those of ``labels``."""
+        """The columns of the findings, as a list."""
         return [self.labels] if isinstance(self.labels, str) else self.labels or []
 
     def needed(self, *, images: bool, text: bool) -> list[str]:

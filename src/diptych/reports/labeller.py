@@ -295,15 +295,16 @@ class Labeller(ABC):
 
 
 class Rules(Labeller):
-    """Rules of phrases and of cues of negation and doubt; needs no model and no network.
+    """A labeller by rules: phrases for findings, and cues of negation and doubt. It needs no model and no network.
 
-    Of what a report says twice, present counts before uncertain before absent. "No Finding" is present where no other
-    finding but Support Devices is present or uncertain, as CheXbert has it; a report without a word says nothing.
+    If a report says two things of a finding, present counts before uncertain, and uncertain before absent. "No Finding"
+    is present where no other finding but Support Devices is present or uncertain, as CheXbert has it. A report without a
+    word says nothing.
     """
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Its name and version; another version may give other labels."""
+        """The labeller's name and version. Another version may give other labels."""
         return {"name": "diptych rules", "version": 1}
 
     def __call__(self, reports: Sequence[str]) -> NDArray[np.float32]:

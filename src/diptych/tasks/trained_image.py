@@ -79,21 +79,21 @@ class TrainedImage(ImageTower):
         return self._origin
 
     def layer_of(self, name: str) -> int:
-        """As the tower within counts; what is of the head is of the top layer."""
+        """The layer that the run's tower says. Parameters of the head belong to the top layer."""
         return self.num_layers if name.startswith("head.") else self.tower.layer_of(name.removeprefix("tower."))
 
     def forward(self, image: Tensor) -> Features:
-        """As the tower within."""
+        """The features that the run's tower gives."""
         features: Features = self.tower(image)
         return features
 
     def pyramid(self, image: Tensor) -> list[Tensor]:
-        """As the tower within."""
+        """The feature pyramid of the run's tower."""
         levels: list[Tensor] = self.tower.pyramid(image)
         return levels
 
     def queries(self, features: Features) -> Tensor:
-        """What the head's queries find."""
+        """What the head's queries find in an image of these features, ``[B,K,query_width]``."""
         if self.head is None:
             return super().queries(features)
         assert isinstance(self.head, Extracts)  # else it was refused

@@ -29,7 +29,7 @@ STRIDES = (4, 8, 16, 32)
 
 
 class ImageTower(Tower):
-    """Base of every image tower."""
+    """Base of every image tower: a radiograph becomes a pooled vector, and one vector for each region of a grid."""
 
     pyramid_widths: tuple[int, ...] = ()
     """Widths of the feature pyramid's levels; empty where the tower has none."""
@@ -84,10 +84,10 @@ def pyramid_indices(reductions: Sequence[int]) -> list[int]:
 class TimmImage(ImageTower):
     """Any timm backbone with a map of features: ResNet (arXiv 1512.03385), ViT (arXiv 2010.11929), ConvNeXt, Swin ...
 
-    Radiographs have one channel: the first layer's weights are summed over colours, as timm does, and the normalisation
+    Radiographs have one channel. So the first layer's weights are summed over colours, as timm does, and the normalisation
     is the mean of the backbone's three. Weights load whole: one that is missing, left over from a deeper backbone or of
-    another shape stops the run. ViTs accept any image size that is a multiple of their patch size; their class
-    and register tokens take part in the pooled vector only, as the backbone's own pooling has it.
+    another shape stops the run. ViTs accept any image size that is a multiple of their patch size. Their class and
+    register tokens take part in the pooled vector only, as the backbone's own pooling has it.
 
     With gradient checkpointing, batch-norm statistics are updated twice in a step (the gradients are the same).
 

@@ -67,7 +67,7 @@ AttentionInterface.register(_RECORDER, _record)
 
 
 class TextTower(Tower):
-    """Base of every text tower."""
+    """Base of every text tower: a report becomes a pooled vector, and one vector for each whole word."""
 
     tokenizer: Tokenizer
     """Makes what :meth:`forward` reads; the collate calls it, never the training step."""
