@@ -25,7 +25,7 @@ _BY_MODULE = {
     "head": "AlignmentHead gather_pairs",
     "metrics.bootstrap": "Metric",
     "model.encoder": "DualEncoder",
-    "model.inference": "AlignmentModel load",
+    "model.inference": "AlignmentModel TrainedModel load",
     "model.module": "AlignmentModule",
     "nn.norm": "GlobalBatchNorm",
     "reports.chexbert": "Chexbert",
@@ -52,11 +52,15 @@ PUBLIC = {name: f"diptych.{module}" for module, names in _BY_MODULE.items() for 
 
 
 def public_path(name: str) -> str | None:
-    """The import path of a public name, given bare, as ``diptych.NAME``, or with any module of diptych before it.
+    """The path ``diptych.NAME`` of a public name, or None. It is what configurations and checkpoints store.
 
-    The last holds for modules that have moved since: ``diptych.<gone>.TimmImage`` means ``TimmImage``.
+    The name may be bare, or have any module of diptych before it. So a path of a module that has moved keeps its meaning.
+
+    >>> public_path("TimmImage"), public_path("diptych.image.TimmImage")
+    ('diptych.TimmImage', 'diptych.TimmImage')
+    >>> public_path("torch.nn.Linear") is None
+    True
     """
     before, _, last = name.rpartition(".")
-    if last not in PUBLIC or (before and before.partition(".")[0] != "diptych"):
-        return None
-    return f"{PUBLIC[last]}.{last}"
+    known = last in PUBLIC and (not before or before.partition(".")[0] == "diptych")
+    return f"diptych.{last}" if known else None

@@ -18,7 +18,7 @@ from diptych.data.loading import Loading
 from diptych.data.tables import Columns
 from diptych.errors import ConfigError
 from diptych.head import Grounds, gather_pairs
-from diptych.model.inference import AlignmentModel
+from diptych.model.inference import TrainedModel
 from diptych.model.module import AlignmentModule
 from diptych.nn import functional as F
 from diptych.nn.blockwise import bytes_kept
@@ -473,14 +473,14 @@ def test_queries_and_words_are_drawn(tmp_path):
     text = ScratchText(**mini.TEXT)
     text.tokenizer.learn(["There is an effusion. No nodule is seen."])
     module = AlignmentModule(TimmImage(**mini.IMAGE, stage=2), text, partial(Pcma, width=16, queries=5))
-    model = AlignmentModel(module, 32)
+    model = TrainedModel(module, 32)
     picture = np.random.default_rng(0).integers(0, 255, (48, 40)).astype(np.uint8)
     assert model.observations(picture).shape == (5, 48, 40)
     words, maps = model.heatmap(picture, "There is an effusion. No nodule is seen.")
     assert maps.shape == (len(words), 48, 40)
     assert np.array_equal(maps[0], maps[3])  # a sentence has one map
     assert not np.allclose(maps[0], maps[4])
-    global_only = AlignmentModel(AlignmentModule(TimmImage(**mini.IMAGE), text, Global), 32)
+    global_only = TrainedModel(AlignmentModule(TimmImage(**mini.IMAGE), text, Global), 32)
     with pytest.raises(ConfigError, match="the head Global has no queries to draw"):
         global_only.observations(picture)
     sample = Sample(picture, "There is an effusion.")

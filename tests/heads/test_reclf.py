@@ -17,7 +17,7 @@ from torch import nn
 from diptych.data.datamodule import Sample
 from diptych.errors import ConfigError
 from diptych.head import Grounds
-from diptych.model.inference import AlignmentModel
+from diptych.model.inference import TrainedModel
 from diptych.model.module import AlignmentModule
 from diptych.nn import blockwise, functional
 from diptych.nn.blockwise import bytes_kept
@@ -513,7 +513,7 @@ def test_words_are_drawn_with_their_weights():
     text.tokenizer.learn(["There is an effusion. No nodule is seen."])
     heads = {mode: partial(Reclf, width=16, matching_width=8, mode=mode) for mode in ("cascade", "none")}
     weighing, plain = (
-        AlignmentModel(AlignmentModule(TimmImage(**mini.IMAGE, stage=2), text, head), 32) for head in heads.values()
+        TrainedModel(AlignmentModule(TimmImage(**mini.IMAGE, stage=2), text, head), 32) for head in heads.values()
     )
     sample = Sample(np.random.default_rng(0).integers(0, 255, (48, 40)).astype(np.uint8), "There is an effusion.")
     weights = weighing.importance(sample.image, sample.text)

@@ -13,7 +13,7 @@ from PIL import Image
 
 import diptych
 from diptych.errors import ConfigError, DiptychError
-from diptych.model.inference import AlignmentModel
+from diptych.model.inference import TrainedModel
 from diptych.model.inputs import each_picture, grey_picture
 from diptych.model.stored import build_module
 from diptych.tasks.trained_image import TrainedImage
@@ -30,7 +30,7 @@ def model():
     torch.manual_seed(0)
     module = build_module(CONFIG)
     module.tokenizer.learn(["a small left effusion", "no nodule is seen"])
-    return AlignmentModel(module, 32)
+    return TrainedModel(module, 32)
 
 
 def pictures(n=5, *size):
@@ -168,7 +168,7 @@ def test_a_device_that_is_not_there(model, device, tmp_path):
     if torch.cuda.is_available() and "cuda" in str(device):
         pytest.skip("there is one")
     with pytest.raises(ConfigError, match=f"device '{device}' cannot be used here .*; choose among") as caught:
-        AlignmentModel(model.module, 32, device=device)
+        TrainedModel(model.module, 32, device=device)
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="device"):  # before a large file is read
         diptych.load(tmp_path, device=device)

@@ -296,7 +296,7 @@ def test_global_head_has_no_heatmap_and_says_so(tmp_path, table):
     built = build_module(described)
     assert isinstance(built.head, Global)
     built.tokenizer.learn(["a report"])
-    from diptych.model.inference import AlignmentModel
+    from diptych.model.inference import TrainedModel
 
     with pytest.raises(ConfigError, match="Global has no heatmap"):
-        AlignmentModel(built, 32).heatmap(np.arange(64, dtype=np.uint8).reshape(8, 8), "a report")
+        TrainedModel(built, 32).heatmap(np.arange(64, dtype=np.uint8).reshape(8, 8), "a report")

@@ -24,7 +24,7 @@ from diptych_datamodules.phantoms.plan import PhantomPlan, plan_phantom, render,
 from diptych_datamodules.phantoms.wording import FILLER as WORDING
 
 if TYPE_CHECKING:
-    from diptych.model.inference import AlignmentModel
+    from diptych.model.inference import TrainedModel
 
 __all__ = ["CHANCE", "FILLER", "pairs_of_sides", "pairs_of_zones", "run_probes", "swaps"]
 
@@ -112,7 +112,7 @@ def _text(plan: PhantomPlan, section: Section) -> str:
     return {"both": report.text, "findings": report.findings, "impression": report.impression}[section]
 
 
-def _scores(model: AlignmentModel, plans: Sequence[PhantomPlan], texts: Sequence[str]) -> dict[str, Tensor]:
+def _scores(model: TrainedModel, plans: Sequence[PhantomPlan], texts: Sequence[str]) -> dict[str, Tensor]:
     """Scores ``[I,T]`` of the pictures of all plans with all texts: the head's, and that of its matchings alone."""
     head, read = model.module.head, model.encode_text(texts)
     parts: dict[str, list[Tensor]] = {"": []}
@@ -126,7 +126,7 @@ def _scores(model: AlignmentModel, plans: Sequence[PhantomPlan], texts: Sequence
 
 
 @torch.inference_mode()
-def choose(model: AlignmentModel, pairs: Sequence[Pair], section: Section) -> dict[str, float]:
+def choose(model: TrainedModel, pairs: Sequence[Pair], section: Section) -> dict[str, float]:
     """How often a radiograph's own report beats the other one of the pair; a tie is wrong."""
     right: dict[str, list[Tensor]] = {}
     step = _CHUNK // 2
@@ -149,7 +149,7 @@ def padded_out(plan: PhantomPlan, share: float, rng: np.random.Generator) -> str
 
 
 @torch.inference_mode()
-def distract(model: AlignmentModel, n: int, mix: Mapping[str, float], share: float, seed: int) -> dict[str, float]:
+def distract(model: TrainedModel, n: int, mix: Mapping[str, float], share: float, seed: int) -> dict[str, float]:
     """R@5, mean of both directions, among ``n`` radiographs with this share of filler; equal reports are one, ties wrong."""
     plans = [plan_phantom(i, seed=seed, mix=mix, normal=0.2, max_findings=2, filler=0.0) for i in range(n)]
     # What is said decides which report it is.
@@ -166,7 +166,7 @@ def _recall(scores: Tensor, column: Tensor) -> float:
     return float(np.mean([(of_side <= 5).double().mean().item() for of_side in both]))
 
 
-def _words(model: AlignmentModel, plan: PhantomPlan, section: Section) -> tuple[list[int | None], list[str]]:
+def _words(model: TrainedModel, plan: PhantomPlan, section: Section) -> tuple[list[int | None], list[str]]:
     """Of each word of a section: the finding that it names, if any, and its role in the report (empty for none)."""
     start = len(plan.report.findings) + 1 if section == "impression" else 0
     named: list[int | None] = []
@@ -179,7 +179,7 @@ def _words(model: AlignmentModel, plan: PhantomPlan, section: Section) -> tuple[
 
 
 @torch.inference_mode()
-def look(model: AlignmentModel, n: int, mix: dict[str, float], section: Section, seed: int) -> dict[str, float]:
+def look(model: TrainedModel, n: int, mix: dict[str, float], section: Section, seed: int) -> dict[str, float]:
     """Pointing game of the words that name findings with boxes, its chance by area, and the weights of words."""
     head, size = model.module.head, model.image_size
     hits, areas, effects = [], [], []
@@ -212,7 +212,7 @@ def look(model: AlignmentModel, n: int, mix: dict[str, float], section: Section,
 
 
 def run_probes(
-    model: AlignmentModel,
+    model: TrainedModel,
     *,
     mix: dict[str, float] | None = None,
     section: Section = "both",

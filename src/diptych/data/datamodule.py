@@ -134,7 +134,7 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
         """Figures that ``diptych compare`` puts beside those of the test, on data made for the purpose.
 
         Args:
-            model: a trained ``AlignmentModel``.
+            model: a trained ``TrainedModel``.
             options: constructor arguments of the datamodule that it was trained with.
             pairs: pairs of each probe; the probes' own number, if not given.
 

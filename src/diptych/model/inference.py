@@ -30,7 +30,7 @@ from diptych.types import Embedding
 if TYPE_CHECKING:
     from diptych.model.module import AlignmentModule
 
-__all__ = ["AlignmentModel", "heat_at_native", "load", "load_module"]
+__all__ = ["AlignmentModel", "TrainedModel", "heat_at_native", "load", "load_module"]
 
 T = TypeVar("T")
 
@@ -98,7 +98,7 @@ def heat_at_native(
     return np.asarray(cv2.resize(inside, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR), np.float32).clip(min=0)
 
 
-class AlignmentModel:
+class TrainedModel:
     """A trained dual encoder with its head, for pictures and strings.
 
     Pictures are paths (any file that training reads), PIL images, arrays or tensors; one, a list, or an array of many, as
@@ -238,6 +238,10 @@ class AlignmentModel:
         return np.stack(maps) if maps else np.zeros((0, *shapes[0]), np.float32)
 
 
+AlignmentModel = TrainedModel
+"""The name that :class:`TrainedModel` had; code that imports it keeps working."""
+
+
 def _single(given: Sequence[T], what: str, kind: str) -> T:
     if len(given) != 1:
         raise ConfigError(f"{what} takes one {kind}, and here are {len(given)}; call it for each")
@@ -260,7 +264,7 @@ def _device(given: str | torch.device) -> torch.device:
     return device
 
 
-def load(path: Path | str, device: str | torch.device = "cpu", *, trust: Collection[str] = ()) -> AlignmentModel:
+def load(path: Path | str, device: str | torch.device = "cpu", *, trust: Collection[str] = ()) -> TrainedModel:
     """A trained model from its checkpoint, ready for pictures and strings.
 
     A checkpoint from elsewhere runs nothing but diptych and the heads of installed packages.
@@ -286,4 +290,4 @@ def load(path: Path | str, device: str | torch.device = "cpu", *, trust: Collect
         )
     check_plain(checkpoint["diptych"].get("intensity"), f"{file}: intensity")
     intensity = Intensity.of(checkpoint["diptych"].get("intensity"), source=str(file))
-    return AlignmentModel(module, size, place, intensity)
+    return TrainedModel(module, size, place, intensity)

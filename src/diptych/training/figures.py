@@ -14,7 +14,7 @@ from diptych.data.datamodule import RadiographDataModule, Sample, Split
 from diptych.evaluation.grounding import Grounding
 from diptych.files import replace_picture
 from diptych.head import Grounds, Observes, WeighsWords
-from diptych.model.inference import AlignmentModel
+from diptych.model.inference import TrainedModel
 from diptych.model.module import AlignmentModule
 from diptych.results.drawing import draw_attention, draw_similarity, sharpest
 from diptych.training.loggers import log_picture
@@ -83,7 +83,7 @@ class Figures(pl.Callback):
             return
         size = len(data.datasets[split])
         training = module.training
-        model = AlignmentModel(module, data.loading.image_size, module.device)
+        model = TrainedModel(module, data.loading.image_size, module.device)
         try:
             private = data.loading.private
             chosen = self.indices or np.linspace(0, size - 1, min(self.pairs, size)).astype(int).tolist()
@@ -109,7 +109,7 @@ class Figures(pl.Callback):
             module.train(training)
 
     def _attention(
-        self, model: AlignmentModel, sample: Sample, findings: Sequence[str], private: bool = False
+        self, model: TrainedModel, sample: Sample, findings: Sequence[str], private: bool = False
     ) -> Image.Image:
         words, maps = model.heatmap(sample.image, sample.text or "")
         if self.words is None:
@@ -132,7 +132,7 @@ class Figures(pl.Callback):
             )
         return draw_attention(sample, [words[i] for i in chosen], drawn, findings)
 
-    def _queries(self, model: AlignmentModel, sample: Sample, findings: Sequence[str]) -> Image.Image:
+    def _queries(self, model: TrainedModel, sample: Sample, findings: Sequence[str]) -> Image.Image:
         maps = model.observations(sample.image)
         names = [f"query {k}" for k in range(len(maps))]
         chosen = sharpest(names, maps, 2 * self.words_per_pair)

@@ -1,0 +1,135 @@
+"""A run from before the modules were sorted into folders: it loads, is tested, goes on, and is listed.
+
+``tests/data/old_run`` and ``old_probe`` were written by the code of that time, on phantoms. They name classes by files
+that are gone, as ``diptych.image.TimmImage``.
+"""
+
+import inspect
+import re
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import inprocess
+import pytest
+import torch
+
+import diptych
+from diptych.model.checkpoint import read_checkpoint
+from diptych.model.stored import known_class
+from diptych.names import PUBLIC
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+RUN = DATA / "old_run"
+CLASSES = {
+    "chexbert": "Chexbert",
+    "class_retrieval": "ClassRetrieval",
+    "data": "Loading RadiographDataModule RadiographDataset Sample",
+    "detect": "Detect",
+    "encoder": "DualEncoder",
+    "evaluation": "Evaluator Retrieval ZeroShot",
+    "few_shot": "FewShot",
+    "figures": "Figures",
+    "finetune": "FineTune",
+    "generate": "Generate",
+    "grounding": "Grounding",
+    "head": "AlignmentHead",
+    "image": "ImageTower TimmImage",
+    "labeller": "Labeller Rules",
+    "loading": "AlignmentModel",
+    "metrics": "Metric",
+    "module": "AlignmentModule",
+    "multi_resolution": "MultiResolution",
+    "multiple_instance": "MultipleInstance",
+    "norm": "GlobalBatchNorm",
+    "probe": "Probe",
+    "prompts": "PromptSet",
+    "segment": "Segment",
+    "tables": "Columns Fractions",
+    "task": "Located Task Tuned",
+    "text": "ScratchText TextTower TransformersText",
+    "tokenizer": "Tokenizer",
+    "tower": "Tower",
+    "trained": "TrainedImage",
+    "types": "Batch Dims Embedding Features Pairs TextBatch TokenEmbedding",
+}
+"""The public classes of that time, by the module that was part of their stored path."""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A copy, as commands write into a run's folder."""
+    return Path(shutil.copytree(RUN, tmp_path / "run"))
+
+
+def paths_in(text):
+    return set(re.findall(r"class_path: (diptych\.\S+)", text))
+
+
+def test_every_stored_path_of_a_public_class_still_means_it():
+    for module, names in CLASSES.items():
+        for name in names.split():
+            public = getattr(diptych, name)
+            if not inspect.isabstract(public):
+                assert known_class(f"diptych.{module}.{name}", object, "here") is public
+    assert sum(find_spec(f"diptych.{module}") is None for module in CLASSES) > 20  # else nothing has moved
+
+
+def test_the_trained_model_has_its_old_name_too():
+    assert diptych.AlignmentModel is diptych.TrainedModel is type(diptych.load(RUN))
+
+
+def test_every_public_name_is_in_the_face_for_type_checkers_too():
+    text = Path(diptych.__file__).read_text()
+    assert set(re.findall(r"^    from \S+ import (\w+) as \1$", text, re.MULTILINE)) == set(PUBLIC)
+    assert all(getattr(diptych, name) is not None for name in PUBLIC)
+
+
+def test_an_old_checkpoint_loads_and_scores():
+    stored = read_checkpoint(RUN / "checkpoints" / "best.ckpt")["diptych"]["config"]
+    assert stored["image"]["class_path"] == "diptych.image.TimmImage"  # as then
+    model = diptych.load(RUN)
+    assert type(model.module.encoder.text) is diptych.ScratchText
+    scores = model.similarity(torch.zeros(2, 32, 32, dtype=torch.uint8), ["No effusion.", "A nodule."])
+    assert scores.shape == (2, 2)
+    assert scores.isfinite().all()
+
+
+def test_an_old_run_is_tested_with_the_figures_of_then_and_listed(run):
+    before = inprocess.results_of(run)
+    done = inprocess.diptych("test", "-c", str(run / "config.yaml"), "--run", str(run), "--ckpt_path", "best")
+    assert done.returncode == 0, done.stderr
+    after = inprocess.results_of(run)
+    assert list(after["metrics"]) == list(before["metrics"])
+    assert after["protocol"] == before["protocol"]
+    same = [after["metrics"][name]["value"] == pytest.approx(one["value"]) for name, one in before["metrics"].items()]
+    assert sum(same) > 0.8 * len(same)  # on another processor, rounding may move a rank
+    assert paths_in((run / "config-test.yaml").read_text()) == {
+        *("diptych.TimmImage", "diptych.ScratchText", "diptych.Retrieval", "diptych.ZeroShot")
+    }
+    listed = inprocess.diptych("table", str(RUN), str(run))
+    assert listed.returncode == 0, listed.stderr
+    rows = [line.split("|")[1].strip() for line in listed.stdout.splitlines() if line.startswith("|")]
+    assert {"old_run", "run"} <= set(rows)
+
+
+def test_an_old_run_goes_on_and_stores_paths_that_do_not_move(run):
+    done = inprocess.diptych(
+        *("fit", "-c", str(run / "config.yaml"), "--run", str(run), "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    )
+    assert done.returncode == 0, done.stderr
+    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    assert checkpoint["epoch"] == 1
+    config = checkpoint["diptych"]["config"]
+    named = [config["image"], config["text"], *config["evaluators"]]
+    assert [part["class_path"].rpartition(".")[0] for part in named] == ["diptych"] * 4
+
+
+def test_an_old_task_of_an_old_checkpoint_is_tested(tmp_path, monkeypatch):
+    monkeypatch.chdir(DATA)  # its recipe names the checkpoint from there
+    recipe = DATA / "old_probe" / "config-test.yaml"
+    assert "diptych.probe.Probe" in recipe.read_text()
+    done = inprocess.diptych("test", "-c", str(recipe), "--run", str(tmp_path), "--model.init_args.epochs", "2")
+    assert done.returncode == 0, done.stderr
+    assert set(inprocess.results_of(tmp_path)["metrics"]) == set(inprocess.results_of(recipe.parent)["metrics"])
+    assert paths_in((tmp_path / "config-test.yaml").read_text()) == {"diptych.Probe", "diptych.TrainedImage"}
