@@ -47,8 +47,8 @@ class Plugin:
     def summary(self) -> str:
         """The first line of its module's docstring, read without importing anything; empty where there is none."""
         module = self.path.rpartition(".")[0]
-        found = find_spec(module.partition(".")[0])
-        for folder in (found.submodule_search_locations or []) if found else []:
+        package = find_spec(module.partition(".")[0])
+        for folder in (package.submodule_search_locations or []) if package else []:
             inside = Path(folder, *module.split(".")[1:])
             for file in (inside.with_suffix(".py"), inside / "__init__.py"):
                 if file.is_file():
@@ -80,25 +80,29 @@ def plugins(group: str) -> tuple[Plugin, ...]:
     Raises:
         ConfigError: two packages register the same name, or nothing is registered (diptych is not installed).
     """
-    found: dict[str, Plugin] = {}
+    by_name: dict[str, Plugin] = {}
     for point in entry_points(group=group):
         owner = point.dist.name if point.dist is not None else "unknown"
         plugin = Plugin(point.name, point.value.replace(":", "."), owner, group)
-        other = found.setdefault(plugin.name, plugin)
+        other = by_name.setdefault(plugin.name, plugin)
         if other.path != plugin.path:
             raise ConfigError(
                 f"the {_KIND[group]} name '{plugin.name}' is registered twice, by '{other.distribution}' ({other.path}) "
                 f"and by '{plugin.distribution}' ({plugin.path}); uninstall one of them"
             )
-    if not found:
+    if not by_name:
         raise ConfigError(
             f"no {_KIND[group]}s are registered: install diptych (`make install`, or pip install diptych)"
         )
-    return tuple(sorted(found.values(), key=lambda plugin: plugin.name))
+    return tuple(sorted(by_name.values(), key=lambda plugin: plugin.name))
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """All of ``known``, the most similar to ``name`` first; for messages."""
+    """All of ``known``, the most similar to ``name`` first; for messages.
+
+    >>> nearest("globl", ["pcma", "global"])
+    ['global', 'pcma']
+    """
 
     def distance(other: str) -> float:
         return -difflib.SequenceMatcher(None, name.lower(), other.lower()).ratio()

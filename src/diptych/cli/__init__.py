@@ -1,1 +1,6 @@
-"""The command line."""
+"""The command line.
+
+- ``main``: the ``diptych`` command, which imports no torch. ``run``: ``fit``, ``validate`` and ``test``.
+- ``help`` and ``messages``: what these three print.
+- ``compare`` and ``prepare``: a command each.
+"""

@@ -1,4 +1,10 @@
-"""The model: encoder and head, training, checkpoints, and use."""
+"""The model: encoder and head, training, checkpoints, and use.
+
+- ``encoder``: the two towers. ``module``: encoder and head in training. ``optim``: the optimiser and its schedule.
+- ``checkpoint``: reads and writes the file. ``stored``: rebuilds a module from a checkpoint, which may come from anybody.
+- ``building``: classes that a recipe names; a recipe is trusted.
+- ``inference``: ``load`` and the trained model. ``inputs``: the pictures and texts that people hand to it.
+"""
 
 from __future__ import annotations
 

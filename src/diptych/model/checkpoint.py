@@ -7,7 +7,7 @@ import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -19,17 +19,14 @@ from diptych.escaping import one_line
 from diptych.files import replacing
 from diptych.model.stored import check_weights
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["AtomicCheckpointIO", "check_fit", "checkpoint_in", "read_checkpoint"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, to the disk, and moves it there: killed while saving, a run keeps the older."""
+    """Writes a checkpoint beside its place and moves it there. A run that is killed while saving keeps the older one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Save; see Lightning's ``CheckpointIO``.
+        """Write a checkpoint whole, or leave the file that was there.
 
         Raises:
             DataError: it cannot be written.
@@ -70,10 +67,10 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch goes on to recommend weights_only=False, which would run what the file says
-        found = re.search(r"GLOBAL (\S+)", str(error))
+        foreign_class = re.search(r"GLOBAL (\S+)", str(error))
         raise ConfigError(
             f"{path}: refused: it is no checkpoint, or holds objects other than tensors and plain values"
-            f"{f' ({found[1]})' if found else ''}; only load checkpoints that diptych wrote"
+            f"{f' ({foreign_class[1]})' if foreign_class else ''}; only load checkpoints that diptych wrote"
         ) from error
     except Exception as error:  # torch's reader fails in many ways
         raise ConfigError(

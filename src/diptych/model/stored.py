@@ -241,10 +241,10 @@ def _sequence(kind: type, inner: Sequence[Any], value: Sequence[Any], where: str
         hints = list(inner)
     else:
         hints = [inner[0] if inner else Any] * len(value)
-    found = [_typed(hint, item, f"{where}.{i}", trust) for i, (hint, item) in enumerate(zip(hints, value, strict=True))]
+    items = [_typed(hint, item, f"{where}.{i}", trust) for i, (hint, item) in enumerate(zip(hints, value, strict=True))]
     if kind in {set, frozenset, AbstractSet}:
-        return frozenset(found) if kind is not set else set(found)
-    return tuple(found) if kind is tuple else found
+        return frozenset(items) if kind is not set else set(items)
+    return tuple(items) if kind is tuple else items
 
 
 def _factory(inner: Sequence[Any], value: object, where: str, trust: Collection[str]) -> Any:

@@ -1,4 +1,9 @@
-"""Image towers and text towers."""
+"""Image towers and text towers.
+
+- ``base``: what both have. ``image`` and ``text``: the towers.
+- ``backbone``: timm's models inside image towers. ``text_model``: transformers' models inside text towers.
+- ``architecture``: the shape of a tower, as a checkpoint stores it. ``weights``: files of weights from other projects.
+"""
 
 from __future__ import annotations
 

@@ -236,7 +236,7 @@ class TimmImage(ImageTower):
         )
 
     def pyramid(self, image: Tensor) -> list[Tensor]:
-        """See :meth:`ImageTower.pyramid`; maps of another size than a level's are resampled.
+        """The backbone's maps, from fine to coarse. A map of another size than its level's is resampled.
 
         The final norm is applied as to the regions: to all of a plain ViT's maps, to the last of others.
         """
