@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from diptych.reports.labeller import Labeller as Labeller
     from diptych.reports.labeller import Rules as Rules
     from diptych.reports.tokenizer import Tokenizer as Tokenizer
-    from diptych.tasks.base import Located as Located
+    from diptych.tasks.base import PyramidTask as PyramidTask
     from diptych.tasks.base import Task as Task
-    from diptych.tasks.base import Tuned as Tuned
+    from diptych.tasks.base import TrainedTask as TrainedTask
     from diptych.tasks.detect import Detect as Detect
     from diptych.tasks.few_shot import FewShot as FewShot
     from diptych.tasks.finetune import FineTune as FineTune

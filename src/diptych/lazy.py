@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from diptych.names import PUBLIC
+from diptych.names import PUBLIC, RENAMED
 
 __all__ = ["face"]
 
@@ -21,6 +21,7 @@ def face(package: str, *modules: str) -> tuple[Callable[[str], Any], Callable[[]
     public = {name: module for name, module in PUBLIC.items() if f"{module}.".startswith(f"{package}.")}
 
     def get(name: str) -> Any:
+        name = RENAMED.get(name, name)
         if name in public:
             return getattr(import_module(public[name]), name)
         if not name.startswith("_"):

@@ -6,7 +6,7 @@ A configuration may name any of these classes bare, as ``TimmImage``. A checkpoi
 
 from __future__ import annotations
 
-__all__ = ["PUBLIC", "public_path"]
+__all__ = ["PUBLIC", "RENAMED", "public_path"]
 
 _BY_MODULE = {
     "data.datamodule": "RadiographDataModule",
@@ -31,7 +31,7 @@ _BY_MODULE = {
     "reports.chexbert": "Chexbert",
     "reports.labeller": "Labeller Rules",
     "reports.tokenizer": "Tokenizer",
-    "tasks.base": "Located Task Tuned",
+    "tasks.base": "PyramidTask Task TrainedTask",
     "tasks.detect": "Detect",
     "tasks.few_shot": "FewShot",
     "tasks.finetune": "FineTune",
@@ -50,17 +50,24 @@ _BY_MODULE = {
 PUBLIC = {name: f"diptych.{module}" for module, names in _BY_MODULE.items() for name in names.split()}
 """Public name to the module that defines it."""
 
+RENAMED = {"Located": "PyramidTask", "Tuned": "TrainedTask"}
+"""Old public name to the present one. Configurations, checkpoints and imports with the old name keep working."""
+
 
 def public_path(name: str) -> str | None:
     """The path ``diptych.NAME`` of a public name, or None. It is what configurations and checkpoints store.
 
     The name may be bare, or have any module of diptych before it. So a path of a module that has moved keeps its meaning.
+    An old name (:data:`RENAMED`) means the present one.
 
     >>> public_path("TimmImage"), public_path("diptych.image.TimmImage")
     ('diptych.TimmImage', 'diptych.TimmImage')
+    >>> public_path("diptych.task.Tuned")
+    'diptych.TrainedTask'
     >>> public_path("torch.nn.Linear") is None
     True
     """
     before, _, last = name.rpartition(".")
+    last = RENAMED.get(last, last)
     known = last in PUBLIC and (not before or before.partition(".")[0] == "diptych")
     return f"diptych.{last}" if known else None

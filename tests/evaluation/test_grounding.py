@@ -21,7 +21,7 @@ from diptych.errors import ConfigError, DataError
 from diptych.evaluation.grounding import Grounding, Phrase
 from diptych.evaluation.prompts import load_prompts
 from diptych.metrics.bootstrap import Metric
-from diptych.metrics.localisation import contrast_to_noise, overlap, pointing, stretched
+from diptych.metrics.localisation import contrast_to_noise, overlap, pointing, stretch
 from diptych.metrics.regions import at_pixels, in_picture
 from diptych.radiographs.letterbox import letterbox
 
@@ -87,7 +87,7 @@ def test_only_order_and_proportion_of_a_map_count():
     heat, inside = rng.random(50), rng.random(50) < 0.3
     for measure in (pointing, contrast_to_noise, overlap):
         assert measure(3 * heat + 7, inside) == pytest.approx(measure(heat, inside), abs=1e-9)
-    assert (stretched(heat).min(), stretched(heat).max()) == (0, 1)
+    assert (stretch(heat).min(), stretch(heat).max()) == (0, 1)
     assert contrast_to_noise(-heat, inside) == pytest.approx(-contrast_to_noise(heat, inside))
 
 

@@ -15,7 +15,7 @@ from mini import config, write_pairs
 from torch.nn.functional import normalize
 
 from diptych.errors import ConfigError
-from diptych.evaluation.multi_resolution import MultiResolution, combined, crops
+from diptych.evaluation.multi_resolution import MultiResolution, combine_scores, crops
 from diptych.evaluation.zero_shot import ZeroShot
 from diptych.types import Embedding
 
@@ -71,7 +71,7 @@ def test_crops_cover_the_image_and_are_those_of_opencv(scale, number):
 def test_the_combination_equals_a_plain_loop():
     generator = torch.Generator().manual_seed(0)
     whole, parts = torch.randn(3, 4, generator=generator), torch.randn(5, 3, 4, generator=generator)
-    found = combined(whole.double(), parts.double(), 0.3)
+    found = combine_scores(whole.double(), parts.double(), 0.3)
     for i in range(3):
         weights = [math.exp(max(parts[k, i].tolist())) for k in range(5)]
         for p in range(4):

@@ -17,11 +17,14 @@ from mini import IMAGE, TEXT, config, write_pairs
 from watched import watched
 
 import diptych
+from diptych import names
 from diptych.errors import ConfigError, DataError
 from diptych.evaluation.prompts import load_prompts
+from diptych.model import building
 from diptych.model.stored import build_module
 from diptych.radiographs.intensity import Intensity
 from diptych.radiographs.packed import FORMAT, PICTURES, open_images
+from diptych.tasks.base import Task
 
 LOUD = "raise SystemExit('evilmod was imported')"
 COMMAND = {"class_path": "os.system", "init_args": {"command": "touch /tmp/diptych-was-here"}}
@@ -369,6 +372,19 @@ def test_classes_that_have_moved_are_found(good, tmp_path):
     checkpoint = at(copy.deepcopy(good), f"{CONFIG}/image/class_path", "diptych.towers.gone.TimmImage")
     torch.save(checkpoint, tmp_path / "moved.ckpt")
     assert type(diptych.load(tmp_path / "moved.ckpt").module.encoder.image).__name__ == "TimmImage"
+
+
+def test_old_names_of_classes_mean_the_present_ones(good, tmp_path, monkeypatch):
+    for old, new in names.RENAMED.items():
+        assert old not in names.PUBLIC
+        assert getattr(diptych, old) is getattr(diptych.tasks, old) is getattr(diptych, new)
+        for spelling in (old, f"diptych.{old}", f"diptych.task.{old}"):
+            assert names.public_path(spelling) == names.public_path(new)
+            assert building.import_object(building._resolve_with_catalogue(Task, spelling)) is getattr(diptych, new)
+    # The bases that were renamed are abstract. A class that can be built shows it for a checkpoint.
+    monkeypatch.setitem(names.RENAMED, "OldImage", "TimmImage")
+    torch.save(at(copy.deepcopy(good), f"{CONFIG}/image/class_path", "diptych.image.OldImage"), tmp_path / "old.ckpt")
+    assert type(diptych.load(tmp_path / "old.ckpt").module.encoder.image).__name__ == "TimmImage"
 
 
 def test_the_command_says_it_in_one_line_and_exits_2(good, evil, tmp_path):

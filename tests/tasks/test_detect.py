@@ -19,7 +19,7 @@ from diptych.data.loading import Loading
 from diptych.errors import ConfigError
 from diptych.model.checkpoint import read_checkpoint
 from diptych.results.drawing import draw_boxes
-from diptych.tasks.detect import Detect, Detector, places, within
+from diptych.tasks.detect import Detect, Detector, clip_boxes, squares
 from diptych_datamodules.phantoms.layouts.write import write_layout
 from diptych_datamodules.rsna import Rsna
 
@@ -38,13 +38,13 @@ def test_boxes_are_cut_to_the_picture_and_those_of_no_area_left_out():
         [9, 9, 2, 3, 0],
     ]
     given = torch.tensor(boxes, dtype=torch.float32)
-    assert within(given, (20, 30)).tolist() == [[2, 3, 9, 8, 0], [0, 4, 6, 20, 1], [6, 7, 6.5, 20, 1]]
-    assert within(given, (20, 30), least=1.0).tolist() == [[2, 3, 9, 8, 0], [0, 4, 6, 20, 1]]
-    assert within(given[:0], (20, 30)).shape == (0, 5)
+    assert clip_boxes(given, (20, 30)).tolist() == [[2, 3, 9, 8, 0], [0, 4, 6, 20, 1], [6, 7, 6.5, 20, 1]]
+    assert clip_boxes(given, (20, 30), least=1.0).tolist() == [[2, 3, 9, 8, 0], [0, 4, 6, 20, 1]]
+    assert clip_boxes(given[:0], (20, 30)).shape == (0, 5)
 
 
 def test_places_are_the_middles_of_the_cells_whatever_the_size():
-    found = places((3, 4), (50, 100), 8)
+    found = squares((3, 4), (50, 100), 8)
     assert found.shape == (12, 4)
     for row in range(3):
         for column in range(4):

@@ -14,7 +14,7 @@ from sklearn.metrics import f1_score, jaccard_score, roc_auc_score
 
 from diptych.data.loading import Loading
 from diptych.errors import ConfigError
-from diptych.tasks.few_shot import FewShot, carried
+from diptych.tasks.few_shot import FewShot, carry_mask
 from diptych.towers.image import TimmImage
 from diptych_datamodules.tabular import Columns, Tabular
 
@@ -26,7 +26,7 @@ def test_masks_are_carried_place_by_place():
     query, support = (torch.randn(n, 5, generator=rng, dtype=torch.float64) for n in (7, 11))
     share = torch.rand(11, generator=rng, dtype=torch.float64)
     centre = sum(support) / 11
-    for q, found in zip(query, carried(query, support, share, 0.3), strict=True):
+    for q, found in zip(query, carry_mask(query, support, share, 0.3), strict=True):
         weights = []
         for s in support:
             a, b = q - centre, s - centre
@@ -38,11 +38,11 @@ def test_masks_are_carried_place_by_place():
 def test_at_a_low_temperature_the_likest_place_decides_and_scale_and_order_change_nothing():
     rng = torch.Generator().manual_seed(0)
     support, share = torch.randn(20, 8, generator=rng), torch.rand(20, generator=rng)
-    torch.testing.assert_close(carried(support, support, share, 1e-3), share)
+    torch.testing.assert_close(carry_mask(support, support, share, 1e-3), share)
     order = torch.randperm(20, generator=rng)
     query = torch.randn(9, 8, generator=rng)
-    found = carried(query, support, share, 0.1)
-    torch.testing.assert_close(carried(7 * query, 7 * support[order], share[order], 0.1), found)
+    found = carry_mask(query, support, share, 0.1)
+    torch.testing.assert_close(carry_mask(7 * query, 7 * support[order], share[order], 0.1), found)
     assert 0 <= found.min() <= found.max() <= 1
 
 
@@ -102,7 +102,7 @@ def test_the_figures_are_those_of_its_parts_by_hand(tested):
                 order = np.random.default_rng([0, episode]).permutation(len(rows["train"]))
                 chosen = [rows["train"][i] for i in order if rows["train"][i][1].any()][:shots]
                 share = [torch.from_numpy(t).float().view(8, 4, 8, 4).mean((1, 3)).flatten() for _, t, _ in chosen]
-                heat = carried(query, torch.cat([level for *_, level in chosen]), torch.cat(share), 0.1)
+                heat = carry_mask(query, torch.cat([level for *_, level in chosen]), torch.cat(share), 0.1)
                 heat = torch.nn.functional.interpolate(heat.view(1, 1, 8, 8), (32, 32), mode="bilinear")[0, 0].numpy()
                 flat, predicted = truth.ravel(), heat.ravel() > 0.5
                 scores = (f1_score(flat, predicted), jaccard_score(flat, predicted), roc_auc_score(flat, heat.ravel()))

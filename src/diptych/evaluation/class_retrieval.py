@@ -14,7 +14,7 @@ from diptych import distributed
 from diptych.errors import ConfigError, DataError
 from diptych.evaluation import scoring
 from diptych.evaluation.base import EmbedText, Evaluator
-from diptych.evaluation.prompts import Entry, PromptSet, labelled, load_prompts
+from diptych.evaluation.prompts import Entry, PromptSet, label_columns, load_prompts
 from diptych.evaluation.rows import gather_embedding, gather_rows, stack
 from diptych.head import AlignmentHead
 from diptych.metrics import measures as metrics
@@ -164,7 +164,7 @@ class ClassRetrieval(Evaluator):
         self._facts |= self.prompts.facts
         self._without = 0
         if findings:
-            self._columns = labelled(self.prompts, findings, self.name)
+            self._columns = label_columns(self.prompts, findings, self.name)
         if self._columns and self._texts == "prompts":
             texts = [text for entry in self._columns for text in entry.positive]
             self._prompts = embed_text(texts).to("cpu")

@@ -17,12 +17,12 @@ from diptych.data.dataset import Sample
 from diptych.errors import ConfigError, DataError
 from diptych.evaluation import scoring
 from diptych.evaluation.base import EmbedText, Evaluator
-from diptych.evaluation.prompts import Entry, PromptSet, labelled, load_prompts
+from diptych.evaluation.prompts import Entry, PromptSet, label_columns, load_prompts
 from diptych.evaluation.rows import gather_rows
 from diptych.head import AlignmentHead, Grounds
 from diptych.metrics.bootstrap import Metric
 from diptych.metrics.localisation import MEASURES
-from diptych.metrics.regions import account, at_pixels, in_picture, measured, regions_of
+from diptych.metrics.regions import at_pixels, in_picture, region_measures, region_metrics, regions_of
 from diptych.types import Batch, Embedding
 
 __all__ = ["Grounding", "Phrase", "Picture", "map_of"]
@@ -132,7 +132,7 @@ class Grounding(Evaluator):
         super().start(embed_text, findings, intervals)
         self.findings = tuple(findings)
         self.pictures = []
-        self._columns = labelled(self.prompts, findings, self.name, partly=True) if findings else {}
+        self._columns = label_columns(self.prompts, findings, self.name, partly=True) if findings else {}
         self._phrases: dict[Entry, list[tuple[Phrase, Embedding]]] = {}
         for entry in self._columns:
             phrases = [Phrase.parse(text) for text in entry.positive]
@@ -169,7 +169,7 @@ class Grounding(Evaluator):
             regions = regions_of(batch, rows, columns, self.findings, self.name)  # [n,H,V]
             shown = regions.flatten(1).any(dim=1).nonzero().flatten()
             for i, heat in zip(shown.tolist(), self._maps(entry, image, rows[shown], inputs, head), strict=True):
-                found = measured(heat, regions[i], pictured[i])
+                found = region_measures(heat, regions[i], pictured[i])
                 if found is None:
                     self._counts[2] += 1
                     continue
@@ -222,7 +222,7 @@ class Grounding(Evaluator):
         number = len(self._columns)
         none = torch.zeros(0, number, len(MEASURES) + 1, dtype=torch.float64)
         table = gather_rows(torch.cat([none, *self._values])[own], device)[order].numpy()
-        found, facts = account(table, [entry.name for entry in self._columns], weights)
+        found, facts = region_metrics(table, [entry.name for entry in self._columns], weights)
         self._facts |= {
             "region": "union of the boxes" if boxed else "mask",
             "map": "heatmap of the words in braces, mean over words and phrases, bilinear to the network's input",

@@ -16,7 +16,7 @@ from diptych.evaluation.zero_shot import ZeroShot
 from diptych.head import AlignmentHead
 from diptych.types import Batch, Embedding
 
-__all__ = ["MultiResolution", "combined", "crops"]
+__all__ = ["MultiResolution", "combine_scores", "crops"]
 
 
 def crops(images: Tensor, scale: float) -> list[Tensor]:
@@ -42,7 +42,7 @@ def crops(images: Tensor, scale: float) -> list[Tensor]:
     return parts
 
 
-def combined(whole: Tensor, parts: Tensor, share: float = 0.5) -> Tensor:
+def combine_scores(whole: Tensor, parts: Tensor, share: float = 0.5) -> Tensor:
     """Scores ``[n,P]`` of images with prompts from those of the whole ``[n,P]`` and of its parts ``[K,n,P]``.
 
     A part has the weight ``exp`` of its best score with any prompt, the weights summing to 1; ``share`` is the parts'.
@@ -105,4 +105,4 @@ class MultiResolution(ZeroShot):
             for scale in self._scales
             for part in crops(inputs, scale)
         ]
-        return combined(whole, torch.stack(parts), self._share)
+        return combine_scores(whole, torch.stack(parts), self._share)

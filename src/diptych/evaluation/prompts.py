@@ -34,7 +34,7 @@ from diptych.errors import ConfigError, shown
 from diptych.escaping import one_line
 from diptych.plain import read_yaml
 
-__all__ = ["Entry", "PromptSet", "labelled", "load_prompts", "shipped_prompts"]
+__all__ = ["Entry", "PromptSet", "label_columns", "load_prompts", "shipped_prompts"]
 
 _SET_KEYS = ("name", "version", "source", "findings", "classes")
 _MOST_PROMPTS = 10_000
@@ -111,7 +111,7 @@ def load_prompts(prompts: str) -> PromptSet:
     return _parse(read_yaml(text, f"prompts: '{where}'"), where)
 
 
-def labelled(
+def label_columns(
     prompts: PromptSet, findings: Sequence[str], evaluator: str, partly: bool = False
 ) -> dict[Entry, list[int]]:
     """The columns among a data set's findings that label each entry; entries that none labels are left out.

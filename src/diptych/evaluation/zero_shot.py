@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diptych.evaluation import scoring
 from diptych.evaluation.base import Array, EmbedText, Evaluator, Head
-from diptych.evaluation.prompts import Entry, PromptSet, labelled, load_prompts
+from diptych.evaluation.prompts import Entry, PromptSet, label_columns, load_prompts
 from diptych.evaluation.rows import gather_rows
 from diptych.metrics import measures as metrics
 from diptych.metrics.bootstrap import Metric
@@ -64,7 +64,7 @@ class ZeroShot(Evaluator):
         self._facts = dict(self.prompts.facts)
         if not findings:
             return
-        self._columns = labelled(self.prompts, findings, self.name)
+        self._columns = label_columns(self.prompts, findings, self.name)
         missing = [entry.name for entry in self.prompts.entries if entry not in self._columns]
         derived = {e.name: [findings[i] for i in c] for e, c in self._columns.items() if e.name not in findings}
         self._facts |= {"not_labelled": missing, "any_of": derived}

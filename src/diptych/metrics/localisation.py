@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from diptych.metrics import measures as metrics
 
-__all__ = ["MEASURES", "THRESHOLDS", "contrast_to_noise", "measures", "overlap", "pointing", "stretched"]
+__all__ = ["MEASURES", "THRESHOLDS", "contrast_to_noise", "measures", "overlap", "pointing", "stretch"]
 
 Array = NDArray[Any]
 
@@ -50,7 +50,7 @@ def contrast_to_noise(heat: Array, inside: Array) -> float:
     return float(above / noise) if noise > 0 else float(np.copysign(np.inf, above))
 
 
-def stretched(heat: Array) -> Array:
+def stretch(heat: Array) -> Array:
     """The map from 0 at its lowest to 1 at its highest value; 0 everywhere if it is constant."""
     low, high = float(heat.min()), float(heat.max())
     if high - low <= _TIE * max(abs(low), abs(high)):
@@ -65,7 +65,7 @@ def overlap(heat: Array, inside: Array, thresholds: Sequence[float] = THRESHOLDS
     """
     if np.isnan(heat).any():
         return float("nan"), float("nan")
-    level, area = stretched(heat), int(inside.sum())
+    level, area = stretch(heat), int(inside.sum())
     shares = []
     for threshold in thresholds:
         found = level >= threshold

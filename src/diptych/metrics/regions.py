@@ -19,7 +19,7 @@ from diptych.metrics.classification import with_macro
 from diptych.metrics.localisation import MEASURES, measures
 from diptych.types import Batch
 
-__all__ = ["account", "at_pixels", "in_picture", "measured", "regions_of"]
+__all__ = ["at_pixels", "in_picture", "region_measures", "region_metrics", "regions_of"]
 
 
 Array = NDArray[Any]
@@ -85,7 +85,7 @@ def regions_of(batch: Batch, rows: Tensor, columns: Sequence[int], findings: Seq
     return regions
 
 
-def measured(heat: Tensor, region: Tensor, picture: Tensor) -> list[float] | None:
+def region_measures(heat: Tensor, region: Tensor, picture: Tensor) -> list[float] | None:
     """:func:`~diptych.metrics.localisation.measures` of a map, and the region's share of the picture; None where it fills it.
 
     Args:
@@ -98,8 +98,8 @@ def measured(heat: Tensor, region: Tensor, picture: Tensor) -> list[float] | Non
     return None if inside.all() else [*measures(level, inside), float(inside.mean())]
 
 
-def account(table: Array, names: Sequence[str], weights: Array) -> tuple[dict[str, Metric], dict[str, Any]]:
-    """The means of what :func:`measured` gave: ``pointing/<finding>|macro`` and so on, and facts for the protocol.
+def region_metrics(table: Array, names: Sequence[str], weights: Array) -> tuple[dict[str, Metric], dict[str, Any]]:
+    """The means of what :func:`region_measures` gave: ``pointing/<finding>|macro`` and so on, and facts for the protocol.
 
     Args:
         table: ``[n,L,6]`` of each image and finding, NaN where it has no region.

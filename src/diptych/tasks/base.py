@@ -20,7 +20,7 @@ from diptych.model.optim import parameter_groups, total_steps, warmup_cosine
 from diptych.towers.image import ImageTower
 from diptych.types import Batch
 
-__all__ = ["Located", "Task", "Tuned"]
+__all__ = ["PyramidTask", "Task", "TrainedTask"]
 
 
 class Task(pl.LightningModule):
@@ -80,7 +80,7 @@ class Task(pl.LightningModule):
         """Describe the tower."""
         self.protocol = {"tower": {**self.image.origin, "image_size": self.data.loading.image_size}}
 
-    def pictured(self, batch: Batch, stem: str) -> Iterator[tuple[int, Path]]:
+    def picture_files(self, batch: Batch, stem: str) -> Iterator[tuple[int, Path]]:
         """Rows of a test batch that are to be drawn, each with its file: each by the process that has it."""
         if not self.trainer.testing:
             return
@@ -105,7 +105,7 @@ class Task(pl.LightningModule):
             )
         return batch.masks
 
-    def passed(self, split: Split) -> Iterator[Batch]:
+    def batches_of(self, split: Split) -> Iterator[Batch]:
         """This process's share of a split, each sample once, in order, not augmented, on the module's device."""
         for batch in self.data.evaluation_loader(split):
             yield batch.to(self.device)
@@ -122,7 +122,7 @@ class Task(pl.LightningModule):
         check_fit(checkpoint, self, source="the checkpoint")
 
 
-class Tuned(Task):
+class TrainedTask(Task):
     """Base of the tasks that ``diptych fit`` trains by gradient, and that are evaluated over whole sets.
 
     Args:
@@ -221,7 +221,7 @@ class Tuned(Task):
         self.log_results()
 
 
-class Located(Tuned):
+class PyramidTask(TrainedTask):
     """Base of the tasks that say where something is, on the tower's feature pyramid, and draw what they say.
 
     Args:

@@ -23,11 +23,11 @@ from diptych.metrics import measures as metrics
 from diptych.metrics.bootstrap import Metric
 from diptych.metrics.classification import with_macro
 from diptych.results.drawing import draw_boxes
-from diptych.tasks.base import Located
+from diptych.tasks.base import PyramidTask
 from diptych.towers.image import STRIDES, ImageTower
 from diptych.types import Batch
 
-__all__ = ["Detect", "Detector", "Found", "places", "within"]
+__all__ = ["Detect", "Detections", "Detector", "clip_boxes", "squares"]
 
 _FLOOR = 0.05
 """Confidence below which nothing is predicted at all."""
@@ -37,21 +37,21 @@ _GROUPS = 32
 """Of the group norms, in the pyramid network as in torchvision's head."""
 
 
-def within(boxes: Tensor, size: tuple[int, int], least: float = 0.0) -> Tensor:
+def clip_boxes(boxes: Tensor, size: tuple[int, int], least: float = 0.0) -> Tensor:
     """Boxes ``[K,5]`` cut to a picture of ``size`` ``(H,V)``; those left with no side above ``least`` pixels are left out."""
     high = boxes.new_tensor([size[1], size[0], size[1], size[0]])
     cut = torch.cat([boxes[:, :4].clamp(min=0).minimum(high), boxes[:, 4:]], dim=1)
     return cut[((cut[:, 2:4] - cut[:, :2]) > least).all(dim=1)]
 
 
-def places(grid: tuple[int, int], size: tuple[int, int], side: float) -> Tensor:
+def squares(grid: tuple[int, int], size: tuple[int, int], side: float) -> Tensor:
     """Squares of a ``side`` about the centres of a grid's cells in a picture of ``size``, row by row: ``[h*v,4]``."""
     down, across = ((torch.arange(n) + 0.5) * (length / n) for n, length in zip(grid, size, strict=True))
     y, x = (axis.flatten() for axis in torch.meshgrid(down, across, indexing="ij"))
     return torch.stack([x - side / 2, y - side / 2, x + side / 2, y + side / 2], dim=1)
 
 
-class Found(NamedTuple):
+class Detections(NamedTuple):
     """What a detector says of a batch."""
 
     losses: dict[str, Tensor]
@@ -62,7 +62,7 @@ class Found(NamedTuple):
     """``[B]`` bool: False where something that was computed is not a number."""
 
 
-class _Announced(nn.Module):
+class _BackboneWidth(nn.Module):
     """What torchvision asks of a backbone: its width."""
 
     def __init__(self, width: int) -> None:
@@ -106,7 +106,7 @@ class Detector(nn.Module):
         # Towers differ in the scale of their features by orders of magnitude; the norm makes one learning rate do.
         self.pyramid = FeaturePyramidNetwork(list(pyramid), width, norm_layer=partial(nn.GroupNorm, _GROUPS))
         self.fcos = FCOS(
-            _Announced(width),
+            _BackboneWidth(width),
             num_classes=findings,
             head=_Head(width, 1, findings),
             score_thresh=_FLOOR,
@@ -114,26 +114,28 @@ class Detector(nn.Module):
             detections_per_img=detection.LIMIT,
         )
 
-    def forward(self, levels: Sequence[Tensor], size: tuple[int, int], truth: Sequence[Tensor] | None = None) -> Found:
+    def forward(
+        self, levels: Sequence[Tensor], size: tuple[int, int], truth: Sequence[Tensor] | None = None
+    ) -> Detections:
         """From the levels ``[B,D,h,w]`` of images of ``size`` ``(H,V)``; with their boxes ``[K,5]``, the losses."""
         maps = list(self.pyramid(OrderedDict((str(i), level) for i, level in enumerate(levels))).values())
         said = self.fcos.head(maps)
         grids = [(level.shape[-2], level.shape[-1]) for level in maps]
         each = [rows * columns for rows, columns in grids]
-        where = [places(grid, size, side).to(maps[0]) for grid, side in zip(grids, STRIDES, strict=True)]
+        where = [squares(grid, size, side).to(maps[0]) for grid, side in zip(grids, STRIDES, strict=True)]
         finite = torch.stack([values.flatten(1).isfinite().all(1) for values in said.values()]).all(0)
         if truth is not None:
             targets = [{"boxes": boxes[:, :4], "labels": boxes[:, 4].long()} for boxes in truth]
             losses = self.fcos.compute_loss(targets, said, [torch.cat(where)] * len(targets), each)
-            return Found(losses, [], finite)
+            return Detections(losses, [], finite)
         by_level = {name: list(values.split(each, dim=1)) for name, values in said.items()}
         number = len(levels[0])
         found = self.fcos.postprocess_detections(by_level, [where] * number, [size] * number)
         columns = [(one["boxes"], one["labels"][:, None].to(one["boxes"]), one["scores"][:, None]) for one in found]
-        return Found({}, [torch.cat(of, dim=1) for of in columns], finite)
+        return Detections({}, [torch.cat(of, dim=1) for of in columns], finite)
 
 
-class Detect(Located):
+class Detect(PyramidTask):
     """Where findings are, as boxes: FCOS on the tower's feature pyramid, of a ResNet or of a ViT alike.
 
     The tower is trained along, lower layers more slowly where it has a ``layer_decay``, or ``frozen`` and then in evaluation
@@ -205,12 +207,14 @@ class Detect(Located):
         if self.detector is None:
             self.detector = Detector(self.image.pyramid_widths, len(self.labelled()), self.width)
 
-    def forward(self, image: Tensor, truth: Sequence[Tensor] | None = None) -> Found:
+    def forward(self, image: Tensor, truth: Sequence[Tensor] | None = None) -> Detections:
         """What is found in radiographs ``[B,1,H,V]``; with the boxes ``[K,5]`` of each, the losses."""
         assert self.detector is not None  # configure_model comes first
         levels = self.image.pyramid(image)
         with torch.autocast(image.device.type, enabled=False):  # coordinates need float32
-            found: Found = self.detector([level.float() for level in levels], (image.shape[-2], image.shape[-1]), truth)
+            found: Detections = self.detector(
+                [level.float() for level in levels], (image.shape[-2], image.shape[-1]), truth
+            )
         return found
 
     def _truth(self, batch: Batch, least: float = 0.0) -> list[Tensor]:
@@ -224,7 +228,7 @@ class Detect(Located):
                 f"Detect: {self.data.protocol} gives no boxes; choose data that have some (rsna, phantom)"
             )
         size = (batch.image.shape[-2], batch.image.shape[-1])
-        return [within(boxes, size, least) for boxes in batch.boxes]
+        return [clip_boxes(boxes, size, least) for boxes in batch.boxes]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the three losses, equally weighted."""
@@ -236,7 +240,7 @@ class Detect(Located):
         return loss
 
     def begin(self) -> None:
-        """See :meth:`Tuned.begin`.
+        """See :meth:`TrainedTask.begin`.
 
         Raises:
             ConfigError: there is no threshold for a test.
@@ -246,12 +250,12 @@ class Detect(Located):
         self._rows = Rows(self.device, 3, 6, 5)
 
     def collect(self, batch: Batch) -> None:
-        """See :meth:`Tuned.collect`."""
+        """See :meth:`TrainedTask.collect`."""
         found, truth = self(batch.image), self._truth(batch)
         numbers = [[len(shown), len(real)] for shown, real in zip(found.boxes, truth, strict=True)]
         facts = torch.cat([torch.tensor(numbers, device=self.device), found.finite[:, None]], dim=1)
         self._rows.add(batch, facts, found.boxes, truth)
-        for row, file in self.pictured(batch, "detection"):
+        for row, file in self.picture_files(batch, "detection"):
             kept = found.boxes[row][found.boxes[row][:, 5] >= self._threshold()]
             boxes = {"truth": truth[row].cpu().numpy(), "prediction": kept.cpu().numpy()}
             replace_picture(file, draw_boxes(batch.image[row, 0].cpu().numpy(), boxes, self.labelled()))
@@ -260,7 +264,7 @@ class Detect(Located):
         return round(float(self.chosen), 2) if self.threshold is None else self.threshold
 
     def finish(self, stage: str, resamples: int) -> None:
-        """See :meth:`Tuned.finish`."""
+        """See :meth:`TrainedTask.finish`."""
         patients, (facts, shown, real) = self._rows.gather()
         names, (predicted, true) = self.labelled(), facts[:, :2].long().T.tolist()
         found = detection.match(_split(shown, predicted), _split(real, true), len(names))

@@ -22,10 +22,10 @@ from diptych.tasks.segment import overlaps
 from diptych.towers.image import STRIDES, ImageTower
 from diptych.types import Batch
 
-__all__ = ["FewShot", "carried"]
+__all__ = ["FewShot", "carry_mask"]
 
 
-def carried(query: Tensor, support: Tensor, share: Tensor, temperature: float) -> Tensor:
+def carry_mask(query: Tensor, support: Tensor, share: Tensor, temperature: float) -> Tensor:
     """``m_q = sum_s softmax_s(cos(q, s) / temperature) share_s``: what the support says of each place of a query.
 
     Every place of the query is correlated with every place of the support, wherever it lies (global correlation). The mean
@@ -49,7 +49,7 @@ class FewShot(Task):
     """Episodic few-shot segmentation on the frozen tower's features, as an evaluation: ``diptych test`` does all of it.
 
     In each episode a few images of ``train`` with a mask are the support, the same for all queries; every image of ``test``
-    with a mask is a query, and its mask is :func:`carried` over from the support, place by place of one level of
+    with a mask is a query, and its mask is carried over from the support (:func:`carry_mask`), place by place of one level of
     the tower's feature pyramid, and brought to the pixels of the network's input (bilinear). Metrics, each the mean over
     the queries of the mean over the episodes, with a bootstrap over patients: ``few_shot/<k>-shot/dice`` and ``iou`` where
     more than half of a pixel is in the mask, and ``auroc`` of the pixels, which needs no threshold.
@@ -59,7 +59,7 @@ class FewShot(Task):
         shots: numbers of supporting images.
         episodes: how many supports are drawn; those of fewer shots are the first of those of more.
         stride: of the pyramid's level: 4, 8, 16 or 32 pixels.
-        temperature: see :func:`carried`.
+        temperature: see :func:`carry_mask`.
         seed: of the episodes.
         pictures: how many of the first queries are drawn into the run's ``figures``, with the most shots.
         resamples: of the bootstrap; 0 for no intervals.
@@ -133,7 +133,11 @@ class FewShot(Task):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Carry the masks over and measure."""
-        masks, places, files = self.masks_of(batch), self._places(batch.image), dict(self.pictured(batch, "few_shot"))
+        masks, places, files = (
+            self.masks_of(batch),
+            self._places(batch.image),
+            dict(self.picture_files(batch, "few_shot")),
+        )
         queries = masks.flatten(1).any(1)
         values = torch.full((len(batch), len(self.shots), self.episodes, 3), torch.nan)
         for i in (queries & batch.valid).nonzero().squeeze(1).tolist():
@@ -158,7 +162,7 @@ class FewShot(Task):
 
     def _map(self, query: Tensor, support: Tensor, share: Tensor, shots: int, truth: Tensor) -> Tensor:
         with torch.autocast(query.device.type, enabled=False):  # a cosine is divided by the temperature
-            found = carried(query, support[:shots].flatten(0, 1), share[:shots].flatten(), self.temperature)
+            found = carry_mask(query, support[:shots].flatten(0, 1), share[:shots].flatten(), self.temperature)
         side = round(len(found) ** 0.5)
         grid = found.view(1, 1, side, side)
         return F.interpolate(grid, truth.shape, mode="bilinear", align_corners=False)[0, 0].cpu()

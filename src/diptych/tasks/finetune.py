@@ -9,7 +9,7 @@ from diptych.errors import ConfigError
 from diptych.evaluation.rows import Rows
 from diptych.metrics import bootstrap
 from diptych.metrics.classification import binary_values
-from diptych.tasks.base import Tuned
+from diptych.tasks.base import TrainedTask
 from diptych.tasks.probe import known_bce
 from diptych.towers.image import ImageTower
 from diptych.types import Batch
@@ -17,7 +17,7 @@ from diptych.types import Batch
 __all__ = ["FineTune"]
 
 
-class FineTune(Tuned):
+class FineTune(TrainedTask):
     """Multi-label classification with the tower trained along, with layer-wise learning rates where the tower has a decay.
 
     The loss is the binary cross-entropy of the known labels. ``data.percent`` takes a share of the training images.
@@ -75,17 +75,17 @@ class FineTune(Tuned):
         return loss
 
     def begin(self) -> None:
-        """See :meth:`Tuned.begin`."""
+        """See :meth:`TrainedTask.begin`."""
         number = len(self.labelled())
         self._rows = Rows(self.device, number, number)
 
     def collect(self, batch: Batch) -> None:
-        """See :meth:`Tuned.collect`."""
+        """See :meth:`TrainedTask.collect`."""
         assert batch.labels is not None  # as above
         self._rows.add(batch, self(batch.image), batch.labels)
 
     def finish(self, stage: str, resamples: int) -> None:
-        """See :meth:`Tuned.finish`."""
+        """See :meth:`TrainedTask.finish`."""
         patients, (scores, labels) = self._rows.gather()
         weights = bootstrap.figure_and_bootstrap(patients.numpy(), resamples)
         found = binary_values(self.labelled(), scores.numpy(), labels.numpy(), weights)

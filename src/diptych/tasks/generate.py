@@ -23,7 +23,7 @@ from diptych.metrics.bootstrap import Metric
 from diptych.metrics.clinical import clinical
 from diptych.reports.labeller import Labeller, Rules
 from diptych.reports.tokenizer import Tokenizer
-from diptych.tasks.base import Tuned
+from diptych.tasks.base import TrainedTask
 from diptych.towers.image import ImageTower
 from diptych.types import Batch, TextBatch
 
@@ -121,7 +121,7 @@ class Decoder(nn.Module):
         return found
 
 
-class Generate(Tuned):
+class Generate(TrainedTask):
     """Writes the report of a radiograph: a transformer decoder that attends to the tower's regions, to its queries, or to both.
 
     The tower is trained along, lower layers more slowly where it has a ``layer_decay``, or ``frozen`` and then in evaluation
@@ -277,12 +277,12 @@ class Generate(Tuned):
         return loss
 
     def begin(self) -> None:
-        """See :meth:`Tuned.begin`."""
+        """See :meth:`TrainedTask.begin`."""
         self._rows = Rows(self.device, 2)
         self._texts: list[tuple[str, str, str]] = []  # of this process: id, reference, generated
 
     def collect(self, batch: Batch) -> None:
-        """See :meth:`Tuned.collect`."""
+        """See :meth:`TrainedTask.collect`."""
         text, memory = self._reports(batch), self.memory(batch.image)
         costs, real = self._costs(memory, text)
         self._rows.add(batch, torch.stack([-costs.sum(1), real.sum(1)], dim=1))
@@ -303,7 +303,7 @@ class Generate(Tuned):
         return [self.tokenizer.decode(ids[1:]) for ids in found.tolist()]
 
     def finish(self, stage: str, resamples: int) -> None:
-        """See :meth:`Tuned.finish`."""
+        """See :meth:`TrainedTask.finish`."""
         patients, (gathered,) = self._rows.gather()
         weights = bootstrap.figure_and_bootstrap(patients.numpy(), resamples)
         likelihood, pieces = metrics.sums(gathered.double().numpy(), weights).T

@@ -14,8 +14,8 @@ from diptych.evaluation.rows import Rows
 from diptych.metrics import bootstrap
 from diptych.metrics.classification import binary_values
 from diptych.metrics.localisation import MEASURES
-from diptych.metrics.regions import account, at_pixels, in_picture, measured, regions_of
-from diptych.tasks.base import Tuned
+from diptych.metrics.regions import at_pixels, in_picture, region_measures, region_metrics, regions_of
+from diptych.tasks.base import TrainedTask
 from diptych.tasks.probe import known_bce
 from diptych.towers.image import ImageTower
 from diptych.types import Batch
@@ -28,7 +28,7 @@ def top_share(logits: Tensor, share: float) -> Tensor:
     return logits.topk(max(1, math.ceil(share * logits.shape[-1])), dim=-1).values.mean(-1)
 
 
-class MultipleInstance(Tuned):
+class MultipleInstance(TrainedTask):
     """Where a finding is, learned from labels of whole images only (multiple-instance learning).
 
     A linear layer gives each region of the frozen tower a logit of each finding; an image's logit is the mean of its
@@ -90,18 +90,18 @@ class MultipleInstance(Tuned):
         return loss
 
     def begin(self) -> None:
-        """See :meth:`Tuned.begin`."""
+        """See :meth:`TrainedTask.begin`."""
         number = len(self.labelled())
         self._rows = Rows(self.device, number, number, number * (len(MEASURES) + 1))
 
     def collect(self, batch: Batch) -> None:
-        """See :meth:`Tuned.collect`."""
+        """See :meth:`TrainedTask.collect`."""
         assert batch.labels is not None  # as above
         logits = self(batch.image)
         self._rows.add(batch, top_share(logits, self.share), batch.labels, self._located(batch, logits).flatten(1))
 
     def _located(self, batch: Batch, logits: Tensor) -> Tensor:
-        """:func:`~diptych.metrics.regions.measured` of each image and finding with a region, elsewhere NaN: ``[B,L,6]``."""
+        """Measures ``[B,L,6]`` of each image and finding that has a region (:func:`region_measures`), elsewhere NaN."""
         findings = self.labelled()
         values = torch.full((len(batch), len(findings), len(MEASURES) + 1), torch.nan)
         if not self.trainer.testing or (batch.boxes is None and (batch.masks is None or len(findings) > 1)):
@@ -111,13 +111,13 @@ class MultipleInstance(Tuned):
             regions = regions_of(batch, rows, [j], findings, "MultipleInstance")
             for i in (regions.flatten(1).any(1) & batch.valid.cpu()).nonzero().squeeze(1).tolist():
                 heat = at_pixels(logits[i : i + 1, j], *batch.image.shape[-2:])[0].cpu()
-                found = measured(heat, regions[i], in_picture(batch.image[i].cpu()))
+                found = region_measures(heat, regions[i], in_picture(batch.image[i].cpu()))
                 if found is not None:
                     values[i, j] = torch.tensor(found)
         return values
 
     def finish(self, stage: str, resamples: int) -> None:
-        """See :meth:`Tuned.finish`."""
+        """See :meth:`TrainedTask.finish`."""
         findings = self.labelled()
         patients, (scores, labels, located) = self._rows.gather()
         weights = bootstrap.figure_and_bootstrap(patients.numpy(), resamples)
@@ -132,7 +132,7 @@ class MultipleInstance(Tuned):
             "excluded": found.facts["excluded"],
         }
         table = located.double().numpy().reshape(len(patients), len(findings), -1)
-        maps, of_maps = account(table, findings, weights)
+        maps, of_maps = region_metrics(table, findings, weights)
         if of_maps["images"]:
             results |= {f"map/{name}": value for name, value in maps.items()}
             facts["images with a region"] = of_maps["images"]

@@ -22,13 +22,13 @@ from diptych.tasks.base import Task
 from diptych.towers.image import ImageTower
 from diptych.types import Batch
 
-__all__ = ["Fitted", "Probe", "fit_linear"]
+__all__ = ["LinearFit", "Probe", "fit_linear"]
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Fitted:
+class LinearFit:
     """A linear layer and how it came about."""
 
     weight: Tensor
@@ -64,7 +64,7 @@ def fit_linear(
     epochs: int,
     patience: int,
     batch_size: int,
-) -> Fitted:
+) -> LinearFit:
     """Train a linear layer with AdamW, and keep it as it was when the validation loss was lowest.
 
     Args:
@@ -85,7 +85,7 @@ def fit_linear(
         for shape in ((y.shape[1], x.shape[1]), (y.shape[1],))
     )
     optimizer = torch.optim.AdamW([weight, bias], lr=lr, weight_decay=weight_decay)
-    best = Fitted(weight.detach().clone(), bias.detach().clone(), 0, float("inf"))
+    best = LinearFit(weight.detach().clone(), bias.detach().clone(), 0, float("inf"))
     for epoch in range(1, epochs + 1):
         for rows in torch.split(torch.randperm(len(x), generator=generator), batch_size):
             optimizer.zero_grad()
@@ -94,7 +94,7 @@ def fit_linear(
         with torch.no_grad():
             loss = float(masked_bce(nn.functional.linear(x_val, weight, bias), y_val))
         if loss < best.loss:
-            best = Fitted(weight.detach().clone(), bias.detach().clone(), epoch, loss)
+            best = LinearFit(weight.detach().clone(), bias.detach().clone(), epoch, loss)
         elif epoch - best.epochs >= patience:
             break
     return best
@@ -237,7 +237,7 @@ class Probe(Task):
 
     def _extract(self, split: Split) -> Rows:
         rows = self._rows()
-        for batch in self.passed(split):
+        for batch in self.batches_of(split):
             self._collect(rows, batch)
         return rows
 

@@ -18,7 +18,7 @@ from diptych.metrics import bootstrap
 from diptych.metrics import measures as metrics
 from diptych.metrics.bootstrap import Metric
 from diptych.results.drawing import draw_masks
-from diptych.tasks.base import Located
+from diptych.tasks.base import PyramidTask
 from diptych.towers.image import ImageTower
 from diptych.types import Batch
 
@@ -97,7 +97,7 @@ class UNet(nn.Module):
         return F.interpolate(logits, size, mode="bilinear").squeeze(1)
 
 
-class Segment(Located):
+class Segment(PyramidTask):
     """Where a finding is, pixel by pixel: a U-Net on the tower's feature pyramid, of a ResNet or of a ViT alike.
 
     The tower is trained along, lower layers more slowly where it has a ``layer_decay``, or ``frozen`` and then in evaluation
@@ -171,22 +171,22 @@ class Segment(Located):
         return loss
 
     def begin(self) -> None:
-        """See :meth:`Tuned.begin`."""
+        """See :meth:`TrainedTask.begin`."""
         self._rows = Rows(self.device, 3)
 
     def collect(self, batch: Batch) -> None:
-        """See :meth:`Tuned.collect`."""
+        """See :meth:`TrainedTask.collect`."""
         logits, truth = self(batch.image), self.masks_of(batch)
         predicted = logits > 0  # probability above 0.5
         counts = torch.stack([x.flatten(1).sum(1) for x in (predicted & truth, predicted, truth)], dim=1).float()
         counts[~logits.isfinite().flatten(1).all(1), :2] = torch.nan  # a diverged model has no overlap
         self._rows.add(batch, counts)
-        for row, file in self.pictured(batch, "segmentation"):
+        for row, file in self.picture_files(batch, "segmentation"):
             masks = {"truth": truth[row].cpu().numpy(), "prediction": predicted[row].cpu().numpy()}
             replace_picture(file, draw_masks(batch.image[row, 0].cpu().numpy(), masks))
 
     def finish(self, stage: str, resamples: int) -> None:
-        """See :meth:`Tuned.finish`."""
+        """See :meth:`TrainedTask.finish`."""
         patients, (gathered,) = self._rows.gather()
         counts = gathered.double().numpy()
         weights = bootstrap.figure_and_bootstrap(patients.numpy(), resamples)
