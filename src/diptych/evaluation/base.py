@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diptych.errors import ConfigError, DataError
-from diptych.evaluation.rows import gather_order, gather_rows
+from diptych.evaluation.rows import SampleOrder
 from diptych.head import AlignmentHead
 from diptych.metrics import bootstrap
 from diptych.metrics.bootstrap import Metric
@@ -65,11 +65,10 @@ class Evaluator(ABC):
             findings: names of the columns of ``Batch.labels``; empty where the data set has no labels.
             intervals: bootstrap intervals too; within training they only cost time.
         """
-        self._drawn = self._resamples if intervals else 0
+        self._resamples_here = self._resamples if intervals else 0
         self._example = embed_text(["Normal."])  # so that a process without samples knows what and where it gathers
         self._device = self._example.pooled.device
-        self._index: list[Tensor] = []
-        self._group: list[Tensor] = []
+        self._samples = SampleOrder(self._device, self.name)
         self._facts = {}
         self.count = 0
 
@@ -93,23 +92,11 @@ class Evaluator(ABC):
         interval = f"{bootstrap.interval_name(self._resamples)}, seed {self._seed}"
         return {"interval": interval, "samples": self.count, **self._facts}
 
-    def _valid(self, batch: Batch) -> Tensor:
-        """Rows to count ``[n]``; remembers whose they are."""
-        rows = batch.valid.nonzero().squeeze(1)
-        self._index.append(batch.index[rows].cpu())
-        self._group.append(batch.group[rows].cpu())
-        return rows
-
-    def _order(self, device: torch.device) -> tuple[Tensor, Tensor, Array]:
-        """Order by index of this process's rows; then that of all processes' rows, gathered in the first order.
-
-        With them the weights ``[1+R,n]`` of the samples in the second order, whose first row is all ones.
-        """
-        index, own = torch.cat([_NONE, *self._index]).sort(stable=True)
-        order = gather_order(index, device, self.name)
-        self.count = len(order)
-        group = gather_rows(torch.cat([_NONE, *self._group])[own], device)
-        return own, order, bootstrap.figure_and_bootstrap(group[order].numpy(), self._drawn, self._seed)
+    def _weights(self) -> Array:
+        """Weights ``[1+R,n]`` of all processes' samples in order, whose first row is all ones. Collective."""
+        group = self._samples.gather()
+        self.count = len(group)
+        return bootstrap.figure_and_bootstrap(group.numpy(), self._resamples_here, self._seed)
 
     def _labels_of(self, batch: Batch, rows: Tensor) -> Tensor:
         """The labels ``[n,L]`` of these rows."""

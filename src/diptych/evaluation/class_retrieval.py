@@ -173,7 +173,7 @@ class ClassRetrieval(Evaluator):
 
     def update(self, batch: Batch, image: Embedding, text: Embedding | None, head: Head) -> None:
         """See :meth:`Evaluator.update`."""
-        rows = self._valid(batch)
+        rows = self._samples.add(batch)
         if not self._columns or len(rows) == 0:
             return
         labels = self._labels_of(batch, rows)
@@ -190,7 +190,8 @@ class ClassRetrieval(Evaluator):
     def compute(self, head: Head) -> dict[str, Metric]:
         """See :meth:`Evaluator.compute`."""
         device = self._device
-        own, order, weights = self._order(device)
+        weights = self._weights()
+        own, order = self._samples.own, self._samples.order
         without = int(distributed.sum_over_processes(torch.tensor(self._without, device=device)))
         skipped = None if self._columns else "the data set has no labels"
         if self._columns and self._texts == "reports" and without == self.count:
@@ -202,8 +203,8 @@ class ClassRetrieval(Evaluator):
             raise DataError(
                 f"{self.name}: only {self.count - without} of {self.count} samples have a report; drop the others"
             )
-        here = torch.cat(self._classes)[own]
-        classes = gather_rows(here, device)[order]
+        here = torch.cat(self._classes)
+        classes, here = self._samples.values(here), here[own]
         used, own = classes >= 0, own[here >= 0]
         here, weights, place = here[here >= 0], weights[:, used.numpy()], order[used]
         # Of all processes' used rows, in the order in which they are gathered.

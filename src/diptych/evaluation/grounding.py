@@ -18,7 +18,6 @@ from diptych.errors import ConfigError, DataError
 from diptych.evaluation import scoring
 from diptych.evaluation.base import EmbedText, Evaluator
 from diptych.evaluation.prompts import Entry, PromptSet, label_columns, load_prompts
-from diptych.evaluation.rows import gather_rows
 from diptych.head import AlignmentHead, Grounds
 from diptych.metrics.bootstrap import Metric
 from diptych.metrics.localisation import MEASURES
@@ -154,7 +153,7 @@ class Grounding(Evaluator):
                 f"{self.name}: the head {type(head).__name__} has no heatmap, so it grounds no phrase; train one with word "
                 "matchings, as local_pooling, or leave this evaluator out"
             )
-        rows = self._valid(batch)
+        rows = self._samples.add(batch)
         if not self._columns or len(rows) == 0:
             return
         values = torch.full((len(rows), len(self._columns), len(MEASURES) + 1), torch.nan, dtype=torch.float64)
@@ -208,12 +207,11 @@ class Grounding(Evaluator):
 
     def compute(self, head: Head) -> dict[str, Metric]:
         """See :meth:`Evaluator.compute`."""
-        device = self._device
-        own, order, weights = self._order(device)
+        weights = self._weights()
         if not self._columns:
             self._facts["skipped"] = "the data set names no findings"
             return {}
-        without, boxed, full = distributed.sum_over_processes(self._counts.to(device)).tolist()
+        without, boxed, full = distributed.sum_over_processes(self._counts.to(self._device)).tolist()
         if without == self.count:
             self._facts["skipped"] = "the data set has neither boxes nor masks"
             return {}
@@ -221,7 +219,7 @@ class Grounding(Evaluator):
             raise DataError(f"{self.name}: {without} of {self.count} images have neither boxes nor masks; drop these")
         number = len(self._columns)
         none = torch.zeros(0, number, len(MEASURES) + 1, dtype=torch.float64)
-        table = gather_rows(torch.cat([none, *self._values])[own], device)[order].numpy()
+        table = self._samples.values(torch.cat([none, *self._values])).numpy()
         found, facts = region_metrics(table, [entry.name for entry in self._columns], weights)
         self._facts |= {
             "region": "union of the boxes" if boxed else "mask",

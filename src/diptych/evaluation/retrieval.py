@@ -52,7 +52,7 @@ class Retrieval(Evaluator):
 
     def update(self, batch: Batch, image: Embedding, text: Embedding | None, head: Head) -> None:
         """See :meth:`Evaluator.update`."""
-        rows = self._valid(batch)
+        rows = self._samples.add(batch)
         if batch.text is None or text is None or len(rows) == 0:
             return
         self._images.append(image.select(rows).to("cpu"))
@@ -63,19 +63,20 @@ class Retrieval(Evaluator):
     def compute(self, head: Head) -> dict[str, Metric]:
         """See :meth:`Evaluator.compute`."""
         device = self._device
-        own, order, weights = self._order(device)
+        weights = self._weights()
+        own, order = self._samples.own, self._samples.order
         total = int(distributed.sum_over_processes(torch.tensor(sum(map(len, self._hashes)), device=device)))
         if total == 0:
             self._facts["skipped"] = "the data set has no reports"
             return {}
         if total != self.count:
             raise DataError(f"retrieval: only {total} of {self.count} samples have a report; drop the others")
-        own_hashes = torch.cat(self._hashes)[own]
-        hashes = gather_rows(own_hashes, device)[order]
+        here = torch.cat(self._hashes)
+        hashes = self._samples.values(here)
         unique, first = np.unique(hashes.numpy(), return_index=True)
         texts = gather_embedding(stack(self._texts).select(own), device)
         texts = texts.select(order[torch.from_numpy(first)])
-        column = torch.searchsorted(torch.from_numpy(unique), own_hashes)
+        column = torch.searchsorted(torch.from_numpy(unique), here[own])
 
         images = stack(self._images).select(own) if self._images else None
 

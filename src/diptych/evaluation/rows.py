@@ -13,7 +13,62 @@ from diptych.errors import DataError
 from diptych.evaluation.scoring import Emb
 from diptych.types import Batch
 
-__all__ = ["Rows", "gather_embedding", "gather_order", "gather_rows", "gather_texts", "stack"]
+__all__ = ["Rows", "SampleOrder", "gather_embedding", "gather_rows", "gather_texts", "stack"]
+
+
+class SampleOrder:
+    """Which samples this process has counted, and the order of those of all processes: each once, by index.
+
+    Args:
+        device: where the processes can exchange tensors.
+        name: of what counts the samples, for messages.
+    """
+
+    own: Tensor
+    """Order by index of this process's samples, known after :meth:`gather`."""
+    order: Tensor
+    """Order by index of the samples of all processes, each process's gathered in its own order; known likewise."""
+
+    def __init__(self, device: torch.device, name: str) -> None:
+        self.device, self.name = device, name
+        self._index = [torch.zeros(0, dtype=torch.int64)]
+        self._group = [torch.zeros(0, dtype=torch.int64)]
+
+    def add(self, batch: Batch) -> Tensor:
+        """Count the valid samples of a batch, and return their rows ``[n]``."""
+        rows = batch.valid.nonzero().squeeze(1)
+        self._index.append(batch.index[rows].cpu())
+        self._group.append(batch.group[rows].cpu())
+        return rows
+
+    def gather(self) -> Tensor:
+        """The patients ``[n]`` of the samples of all processes, in order. Collective.
+
+        Raises:
+            DataError: a sample was counted twice.
+        """
+        index, self.own = torch.cat(self._index).sort(stable=True)
+        index, self.order = gather_rows(index, self.device).sort(stable=True)
+        if twice := index[1:][index[1:] == index[:-1]].tolist():
+            raise DataError(
+                f"{self.name}: {len(set(twice))} samples were counted more than once (the first has index {twice[0]}); "
+                "evaluate with a sampler that repeats none, or mark the rows that fill up a batch as not valid"
+            )
+        return self.values(torch.cat(self._group))
+
+    def values(self, x: Tensor) -> Tensor:
+        """One row ``[n,...]`` a sample of all processes, in order, from those of this process as they came. Collective."""
+        return gather_rows(x[self.own], self.device)[self.order]
+
+    def lists(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """As :meth:`values`, with ``lengths`` ``[n]`` rows of ``x`` for each sample. Collective."""
+        own = gather_rows(_reordered(x, lengths, self.own), self.device)
+        return _reordered(own, gather_rows(lengths[self.own], self.device), self.order)
+
+    def texts(self, texts: Sequence[str]) -> list[str]:
+        """As :meth:`values`, of texts. Collective."""
+        everyone = gather_texts([texts[i] for i in self.own.tolist()], self.device)
+        return [everyone[i] for i in self.order.tolist()]
 
 
 class Rows:
@@ -25,26 +80,21 @@ class Rows:
     """
 
     def __init__(self, device: torch.device, *widths: int) -> None:
-        self.device = device
+        self.samples = SampleOrder(device, "task")
+        """Whose the rows are."""
         self._values = [[torch.zeros(0, width)] for width in widths]
         self._lengths = [[torch.zeros(0, dtype=torch.int64)] for _ in widths]
-        self._index = [torch.zeros(0, dtype=torch.int64)]
-        self._group = [torch.zeros(0, dtype=torch.int64)]
-        self.order = torch.zeros(0, dtype=torch.int64)
-        """The rows of all processes, as they come one after the other, in the order of :meth:`gather`."""
 
     def add(self, batch: Batch, *values: Tensor | Sequence[Tensor]) -> None:
         """Take the valid samples of a batch: a row of each value ``[B,width]``, or what of a list ``[k,width]`` is theirs."""
-        rows = batch.valid.nonzero().squeeze(1)
-        self._index.append(batch.index[rows].cpu())
-        self._group.append(batch.group[rows].cpu())
-        for kept, lengths, value in zip(self._values, self._lengths, values, strict=True):
+        rows = self.samples.add(batch)
+        for parts, lengths, value in zip(self._values, self._lengths, values, strict=True):
             if isinstance(value, Tensor):
                 part, length = value[rows.to(value.device)], torch.ones(len(rows), dtype=torch.int64)
             else:
-                part = torch.cat([value[row] for row in rows.tolist()] or [kept[0]])
+                part = torch.cat([value[row] for row in rows.tolist()] or [parts[0]])
                 length = torch.tensor([len(value[row]) for row in rows.tolist()], dtype=torch.int64)
-            kept.append(part.detach().float().cpu())
+            parts.append(part.detach().float().cpu())
             lengths.append(length)
 
     def gather(self) -> tuple[Tensor, list[Tensor]]:
@@ -53,16 +103,16 @@ class Rows:
         Raises:
             DataError: a sample was counted twice.
         """
-        self.order = order = gather_order(torch.cat(self._index), self.device, "task")
-        group = gather_rows(torch.cat(self._group), self.device)[order]
-        values = []
-        for kept, lengths in zip(self._values, self._lengths, strict=True):
-            number = gather_rows(torch.cat(lengths), self.device)
-            wanted = number[order]
-            shift = (number.cumsum(0) - number)[order] - (wanted.cumsum(0) - wanted)  # of each sample's rows
-            rows = torch.arange(int(number.sum())) + shift.repeat_interleave(wanted)
-            values.append(gather_rows(torch.cat(kept), self.device)[rows])
-        return group, values
+        group = self.samples.gather()
+        columns = zip(self._values, self._lengths, strict=True)
+        return group, [self.samples.lists(torch.cat(parts), torch.cat(lengths)) for parts, lengths in columns]
+
+
+def _reordered(rows: Tensor, lengths: Tensor, order: Tensor) -> Tensor:
+    """Rows of samples put in another order, where sample ``i`` has ``lengths[i]`` of them."""
+    moved = lengths[order]
+    shift = (lengths.cumsum(0) - lengths)[order] - (moved.cumsum(0) - moved)  # of each sample's rows
+    return rows[torch.arange(int(lengths.sum())) + shift.repeat_interleave(moved)]
 
 
 def stack(parts: Sequence[Emb]) -> Emb:
@@ -79,26 +129,6 @@ def stack(parts: Sequence[Emb]) -> Emb:
                 start += len(x)
             changed[field.name] = joined
     return replace(parts[0], **changed)
-
-
-def gather_order(index: Tensor, device: torch.device, name: str) -> Tensor:
-    """The order by index of the rows of all processes, as they are gathered. Collective.
-
-    Args:
-        index: ``[n]`` of this process's samples in the data set.
-        device: where the processes can exchange them.
-        name: of what counts them, for the message.
-
-    Raises:
-        DataError: a sample was counted twice.
-    """
-    index, order = gather_rows(index, device).sort(stable=True)
-    if twice := index[1:][index[1:] == index[:-1]].tolist():
-        raise DataError(
-            f"{name}: {len(set(twice))} samples were counted more than once (the first has index {twice[0]}); "
-            "evaluate with a sampler that repeats none, or mark the rows that fill up a batch as not valid"
-        )
-    return order
 
 
 def gather_rows(x: Tensor, device: torch.device) -> Tensor:

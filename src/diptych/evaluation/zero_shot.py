@@ -11,7 +11,6 @@ from torch import Tensor
 from diptych.evaluation import scoring
 from diptych.evaluation.base import Array, EmbedText, Evaluator, Head
 from diptych.evaluation.prompts import Entry, PromptSet, label_columns, load_prompts
-from diptych.evaluation.rows import gather_rows
 from diptych.metrics import measures as metrics
 from diptych.metrics.bootstrap import Metric
 from diptych.metrics.classification import binary_values, with_macro
@@ -74,7 +73,7 @@ class ZeroShot(Evaluator):
     @torch.no_grad()
     def update(self, batch: Batch, image: Embedding, text: Embedding | None, head: Head) -> None:
         """See :meth:`Evaluator.update`."""
-        rows = self._valid(batch)
+        rows = self._samples.add(batch)
         if not self._columns or len(rows) == 0:
             return
         labels, scores = self._labels_of(batch, rows), self._with_prompts(batch, rows, image, head)
@@ -96,14 +95,13 @@ class ZeroShot(Evaluator):
 
     def compute(self, head: Head) -> dict[str, Metric]:
         """See :meth:`Evaluator.compute`."""
-        device = self._device
-        own, order, weights = self._order(device)
+        weights = self._weights()
         if not self._columns:
             self._facts["skipped"] = "the data set has no labels"
             return {}
         empty = torch.zeros(0, len(self._columns))
-        scores = gather_rows(torch.cat([empty, *self._scores])[own], device)[order].numpy()
-        labels = gather_rows(torch.cat([empty, *self._labels])[own], device)[order].numpy()
+        scores = self._samples.values(torch.cat([empty, *self._scores])).numpy()
+        labels = self._samples.values(torch.cat([empty, *self._labels])).numpy()
         names = [entry.name for entry in self._columns]
         if self.prompts.kind == "multiclass":
             return self._multiclass(names, scores, labels, weights)

@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from diptych import distributed
 from diptych.errors import ConfigError
 from diptych.escaping import csv_rows
-from diptych.evaluation.rows import Rows, gather_texts
+from diptych.evaluation.rows import Rows
 from diptych.files import replace_text
 from diptych.metrics import bootstrap
 from diptych.metrics import generated_text as nlg
@@ -329,8 +329,7 @@ class Generate(TrainedTask):
     def _measure(self, stage: str, weights: Any, broken: bool) -> None:
         """Compare all generated reports with their references, and write those of the test down; no figures if broken."""
         columns = zip(*self._texts, strict=True) if self._texts else ((), (), ())
-        gathered = [gather_texts(column, self.device) for column in columns]
-        ids, references, written = ([column[i] for i in self._rows.order.tolist()] for column in gathered)
+        ids, references, written = (self._rows.samples.texts(column) for column in columns)
         of_text = nlg.scores(written, references, weights)
         found, real = self.labeller(written), self.labeller(references)
         of_findings, facts = clinical(found, real, weights, self.uncertain)
