@@ -11,6 +11,7 @@ from diptych import distributed
 from diptych.evaluation import scoring
 from diptych.evaluation.class_retrieval import ClassRetrieval
 from diptych.evaluation.retrieval import Retrieval
+from diptych.evaluation.rows import Rows
 from diptych.evaluation.zero_shot import ZeroShot
 from diptych.head import AlignmentHead
 from diptych.types import Batch, TextBatch, TokenEmbedding
@@ -207,3 +208,27 @@ def task_ranks(blocks):
     column, scores = (torch.tensor(x) for x in blocks[distributed.rank()])
     block = [(column, scores.float())]
     return [ranks.tolist() for ranks in scoring.ranks(block, block, scores.shape[1], torch.device("cpu"))]
+
+
+def numbered(indices):
+    """A batch of samples that have nothing but an index and a patient, two samples each; its last row only fills up."""
+    index = torch.tensor([*indices, 0])
+    valid = torch.arange(len(index)) < len(indices)
+    image = torch.zeros(len(index), 1, 1, 1, dtype=torch.uint8)
+    return Batch(image, None, index, valid, None, index // 2, None, [str(i) for i in index.tolist()])
+
+
+def task_rows(shares):
+    """What :class:`Rows` gives of this process's share, collected three samples at a time."""
+    share = list(shares[distributed.rank()])
+    rows, squares = Rows(torch.device("cpu"), 1, 2), [torch.zeros(0, dtype=torch.int64)]
+    for start in range(0, len(share), 3):
+        some = share[start : start + 3]
+        batch = numbered(some)
+        boxes = [torch.tensor([[float(i), float(k)] for k in range(i % 3)]).view(-1, 2) for i in batch.index.tolist()]
+        rows.add(batch, batch.index[:, None], boxes)
+        squares.append(torch.tensor(some) ** 2)
+    patients, (values, all_boxes) = rows.gather()
+    texts = rows.samples.texts([f"report {i} \N{GREEK SMALL LETTER ALPHA}" * (i % 4) for i in share])
+    in_order = rows.samples.values(torch.cat(squares))
+    return patients.tolist(), values.tolist(), all_boxes.tolist(), texts, in_order.tolist()
