@@ -149,7 +149,7 @@ class ClassRetrieval(Evaluator):
         self._ks = (*self._precision, *self._hits)
 
     def start(self, embed_text: EmbedText, findings: Sequence[str], intervals: bool = True) -> None:
-        """See :meth:`Evaluator.start`.
+        """Begin a pass: find the columns that label each class, and embed the prompts where they are the texts.
 
         Raises:
             ConfigError: not each of the classes is labelled.
@@ -172,7 +172,7 @@ class ClassRetrieval(Evaluator):
             self._owner = torch.arange(len(owners)).repeat_interleave(torch.tensor(owners))
 
     def update(self, batch: Batch, image: Embedding, text: Embedding | None, head: Head) -> None:
-        """See :meth:`Evaluator.update`."""
+        """Keep the embeddings of the valid images and reports, and the class of each image (-1: none or several)."""
         rows = self._samples.add(batch)
         if not self._columns or len(rows) == 0:
             return
@@ -188,7 +188,7 @@ class ClassRetrieval(Evaluator):
 
     @torch.no_grad()
     def compute(self, head: Head) -> dict[str, Metric]:
-        """See :meth:`Evaluator.compute`."""
+        """P@k and Hit@k in both directions, over the whole set. Collective."""
         device = self._device
         weights = self._weights()
         own, order = self._samples.own, self._samples.order

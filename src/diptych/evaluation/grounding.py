@@ -41,7 +41,11 @@ class Phrase:
 
     @classmethod
     def parse(cls, marked: str) -> Phrase:
-        """From a text with the words in braces, ``There is a {nodule}.``; without braces all its words count."""
+        """Read a text that has the finding's words in braces. Without braces all its words count.
+
+        >>> Phrase.parse("There is a {nodule}.")
+        Phrase(text='There is a nodule.', words=(3,), length=4)
+        """
         text, words, length = "", [], 0
         for i, part in enumerate(re.split(r"[{}]", marked)):
             text += part
@@ -123,7 +127,7 @@ class Grounding(Evaluator):
         """Those of the data set."""
 
     def start(self, embed_text: EmbedText, findings: Sequence[str], intervals: bool = True) -> None:
-        """See :meth:`Evaluator.start`.
+        """Begin a pass: find the columns that label each prompt entry, and embed its phrases.
 
         Raises:
             ConfigError: the prompt set names none of the data set's findings.
@@ -142,7 +146,7 @@ class Grounding(Evaluator):
 
     @torch.no_grad()
     def update(self, batch: Batch, image: Embedding, text: Embedding | None, head: Head) -> None:
-        """See :meth:`Evaluator.update`.
+        """Measure the maps of the valid images against the regions of each finding.
 
         Raises:
             ConfigError: the head cannot ground words.
@@ -206,7 +210,7 @@ class Grounding(Evaluator):
         return Picture(index, f"{index}-{entry.name.lower().replace(' ', '_')}", sample, entry.name, heat.numpy())
 
     def compute(self, head: Head) -> dict[str, Metric]:
-        """See :meth:`Evaluator.compute`."""
+        """Means of the measures by finding, over the whole set. Collective."""
         weights = self._weights()
         if not self._columns:
             self._facts["skipped"] = "the data set names no findings"

@@ -87,7 +87,7 @@ class MultiResolution(ZeroShot):
         self._scales, self._share = tuple(scales), share
 
     def start(self, embed_text: EmbedText, findings: Sequence[str], intervals: bool = True) -> None:
-        """See :meth:`ZeroShot.start`."""
+        """Begin a pass as ``ZeroShot`` does, and say in the protocol which crops are scored."""
         super().start(embed_text, findings, intervals)
         self._facts |= {
             "scales": list(self._scales),

@@ -44,14 +44,14 @@ class Retrieval(Evaluator):
         self._ks, self._keep_bytes = tuple(ks), keep_bytes
 
     def start(self, embed_text: EmbedText, findings: Sequence[str], intervals: bool = True) -> None:
-        """See :meth:`Evaluator.start`."""
+        """Begin a pass: no image and no report is kept yet."""
         super().start(embed_text, findings, intervals)
         self._images: list[Embedding] = []
         self._texts: list[Embedding] = [self._example.to("cpu").select(_NONE)]
         self._hashes: list[Tensor] = [_NONE]
 
     def update(self, batch: Batch, image: Embedding, text: Embedding | None, head: Head) -> None:
-        """See :meth:`Evaluator.update`."""
+        """Keep the embeddings of the valid images and reports, and each report's hash."""
         rows = self._samples.add(batch)
         if batch.text is None or text is None or len(rows) == 0:
             return
@@ -61,7 +61,7 @@ class Retrieval(Evaluator):
 
     @torch.no_grad()
     def compute(self, head: Head) -> dict[str, Metric]:
-        """See :meth:`Evaluator.compute`."""
+        """Recalls and median ranks in both directions, over the whole set. Collective."""
         device = self._device
         weights = self._weights()
         own, order = self._samples.own, self._samples.order

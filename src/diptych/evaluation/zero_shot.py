@@ -51,7 +51,7 @@ class ZeroShot(Evaluator):
         self._threshold = threshold
 
     def start(self, embed_text: EmbedText, findings: Sequence[str], intervals: bool = True) -> None:
-        """See :meth:`Evaluator.start`.
+        """Begin a pass: find the columns that label each prompt entry, and embed the prompts.
 
         Raises:
             ConfigError: none of the findings (or not each of the classes) of the prompt set is labelled.
@@ -72,7 +72,7 @@ class ZeroShot(Evaluator):
 
     @torch.no_grad()
     def update(self, batch: Batch, image: Embedding, text: Embedding | None, head: Head) -> None:
-        """See :meth:`Evaluator.update`."""
+        """Score the valid images with all prompts, and keep the scores and labels of each entry."""
         rows = self._samples.add(batch)
         if not self._columns or len(rows) == 0:
             return
@@ -94,7 +94,7 @@ class ZeroShot(Evaluator):
         return torch.cat([block for _, block in blocks]).double()
 
     def compute(self, head: Head) -> dict[str, Metric]:
-        """See :meth:`Evaluator.compute`."""
+        """AUROC, accuracy and F1 of each finding or class, over the whole set. Collective."""
         weights = self._weights()
         if not self._columns:
             self._facts["skipped"] = "the data set has no labels"

@@ -65,5 +65,9 @@ def figure_and_bootstrap(group: Array, resamples: int, seed: int = 0) -> Array:
 
 
 def interval_name(resamples: int, of: str = "patients") -> str:
-    """What :meth:`Metric.of` gives with :func:`figure_and_bootstrap`, for a protocol."""
+    """How the interval was made, for a protocol.
+
+    >>> interval_name(1000)
+    '95 % percentile bootstrap over patients, 1000 resamples'
+    """
     return f"95 % percentile bootstrap over {of}, {resamples} resamples"

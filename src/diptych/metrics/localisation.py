@@ -29,6 +29,9 @@ def pointing(heat: Array, inside: Array) -> float:
     """The pointing game (Zhang et al., ECCV 2016): 1 if the map's peak is inside the region, else 0.
 
     Where several pixels are the peak, all of them must be inside.
+
+    >>> pointing(np.array([0.1, 0.9, 0.2]), np.array([False, True, False]))
+    1.0
     """
     peak = heat >= heat.max() - _TIE * np.abs(heat).max()
     return float(np.nan) if np.isnan(heat).any() else float(inside[peak].all())
@@ -51,7 +54,11 @@ def contrast_to_noise(heat: Array, inside: Array) -> float:
 
 
 def stretch(heat: Array) -> Array:
-    """The map from 0 at its lowest to 1 at its highest value; 0 everywhere if it is constant."""
+    """The map, stretched to 0 at its lowest value and 1 at its highest. A constant map gives zeros.
+
+    >>> stretch(np.array([2.0, 3.0, 6.0])).tolist()
+    [0.0, 0.25, 1.0]
+    """
     low, high = float(heat.min()), float(heat.max())
     if high - low <= _TIE * max(abs(low), abs(high)):
         return np.zeros(heat.shape)

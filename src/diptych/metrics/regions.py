@@ -86,7 +86,9 @@ def regions_of(batch: Batch, rows: Tensor, columns: Sequence[int], findings: Seq
 
 
 def region_measures(heat: Tensor, region: Tensor, picture: Tensor) -> list[float] | None:
-    """:func:`~diptych.metrics.localisation.measures` of a map, and the region's share of the picture; None where it fills it.
+    """The measures of a map (:mod:`diptych.metrics.localisation`), and the share of the picture that its region takes.
+
+    None where the region fills the picture.
 
     Args:
         heat: ``[H,V]``.
@@ -99,7 +101,7 @@ def region_measures(heat: Tensor, region: Tensor, picture: Tensor) -> list[float
 
 
 def region_metrics(table: Array, names: Sequence[str], weights: Array) -> tuple[dict[str, Metric], dict[str, Any]]:
-    """The means of what :func:`region_measures` gave: ``pointing/<finding>|macro`` and so on, and facts for the protocol.
+    """Means over images of :func:`region_measures`, as ``pointing/<finding>|macro`` and so on, and facts for the protocol.
 
     Args:
         table: ``[n,L,6]`` of each image and finding, NaN where it has no region.

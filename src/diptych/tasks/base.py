@@ -1,4 +1,4 @@
-"""Downstream tasks: what they share, whatever is built on the image tower."""
+"""Base classes of the downstream tasks, which are built on an image tower."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Task(pl.LightningModule):
         self.protocol = {"tower": {**self.image.origin, "image_size": self.data.loading.image_size}}
 
     def picture_files(self, batch: Batch, stem: str) -> Iterator[tuple[int, Path]]:
-        """Rows of a test batch that are to be drawn, each with its file: each by the process that has it."""
+        """Rows of a test batch that this process draws, each with the file of its picture."""
         if not self.trainer.testing:
             return
         folder = Path(self.trainer.default_root_dir) / "figures"
@@ -111,7 +111,7 @@ class Task(pl.LightningModule):
             yield batch.to(self.device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what it is of: plain values only."""
+        """Store the version, the task's class and its configuration, as plain values."""
         from diptych.version import __version__
 
         task = f"{type(self).__module__}.{type(self).__qualname__}"
@@ -144,15 +144,17 @@ class TrainedTask(Task):
         self.resamples = resamples
 
     def how_trained(self) -> str:
-        """What became of the tower, for the protocol."""
+        """Whether the tower was trained or frozen, for the protocol."""
         tuned = any(parameter.requires_grad for parameter in self.image.parameters())
         return "trained along" if tuned else "frozen and in evaluation mode"
 
     def train_what_is_used(self, outputs: Callable[[Tensor], Sequence[Tensor]]) -> None:
-        """Train nothing of the tower that a task does not use (as the norm of a pooled vector), which DDP would wait for.
+        """Freeze the parameters of the tower that a task does not use, such as the norm of a pooled vector.
+
+        DDP would wait for their gradients.
 
         Args:
-            outputs: what the task makes of images ``[1,1,H,V]``.
+            outputs: from images ``[1,1,H,V]`` to the tensors that the task computes from them.
         """
         trained = [parameter for parameter in self.image.parameters() if parameter.requires_grad]
         if not trained:
@@ -175,11 +177,16 @@ class TrainedTask(Task):
 
     @abstractmethod
     def collect(self, batch: Batch) -> None:
-        """Take a batch of it."""
+        """Collect from a batch what ``finish`` needs; rows with ``batch.valid`` False are left out."""
 
     @abstractmethod
     def finish(self, stage: str, resamples: int) -> None:
-        """Compute ``results`` and their protocol over the whole of it."""
+        """Fill ``results`` and ``protocol`` from what was collected over the whole set. Collective.
+
+        Args:
+            stage: ``val`` or ``test``, the first part of the results' names.
+            resamples: of the bootstrap; 0 for no intervals.
+        """
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout by position, so that a resumed run draws what the uninterrupted one drew."""
@@ -195,34 +202,34 @@ class TrainedTask(Task):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_validation_epoch_start(self) -> None:
-        """Begin a pass."""
+        """Begin a pass over the validation set."""
         self.begin()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect."""
+        """Collect what the task measures on a validation batch."""
         self.collect(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Compute over the whole set."""
+        """Compute the results over the whole validation set, and log them."""
         self.finish("val", 0 if self.trainer.state.fn == "fit" else self.resamples)
         self.log_results()
 
     def on_test_epoch_start(self) -> None:
-        """Begin a pass."""
+        """Begin a pass over the test set."""
         self.begin()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect."""
+        """Collect what the task measures on a test batch."""
         self.collect(batch)
 
     def on_test_epoch_end(self) -> None:
-        """Compute over the whole set."""
+        """Compute the results over the whole test set, and log them."""
         self.finish("test", self.resamples)
         self.log_results()
 
 
 class PyramidTask(TrainedTask):
-    """Base of the tasks that say where something is, on the tower's feature pyramid, and draw what they say.
+    """Base of the tasks that predict boxes or masks from the tower's feature pyramid, and draw their predictions.
 
     Args:
         image: the tower; its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
@@ -257,5 +264,5 @@ class PyramidTask(TrainedTask):
         self.pictures = pictures
 
     def configure_model(self) -> None:
-        """Train what the pyramid uses."""
+        """Freeze the parameters of the tower that its pyramid does not use."""
         self.train_what_is_used(self.image.pyramid)

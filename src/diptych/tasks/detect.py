@@ -52,18 +52,18 @@ def squares(grid: tuple[int, int], size: tuple[int, int], side: float) -> Tensor
 
 
 class Detections(NamedTuple):
-    """What a detector says of a batch."""
+    """A detector's output for a batch: losses in training, boxes otherwise."""
 
     losses: dict[str, Tensor]
-    """In training: of findings, boxes and centres."""
+    """In training, those of findings, boxes and centres."""
     boxes: list[Tensor]
-    """Otherwise, of each image ``[k,6]``: x0, y0, x1, y1, finding's index, confidence."""
+    """Outside training, one ``[k,6]`` an image: x0, y0, x1, y1, finding's index, confidence."""
     finite: Tensor
     """``[B]`` bool: False where something that was computed is not a number."""
 
 
 class _BackboneWidth(nn.Module):
-    """What torchvision asks of a backbone: its width."""
+    """A stand-in for a backbone, of which torchvision reads the width alone."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -119,19 +119,21 @@ class Detector(nn.Module):
     ) -> Detections:
         """From the levels ``[B,D,h,w]`` of images of ``size`` ``(H,V)``; with their boxes ``[K,5]``, the losses."""
         maps = list(self.pyramid(OrderedDict((str(i), level) for i, level in enumerate(levels))).values())
-        said = self.fcos.head(maps)
+        outputs = self.fcos.head(maps)
         grids = [(level.shape[-2], level.shape[-1]) for level in maps]
         each = [rows * columns for rows, columns in grids]
         where = [squares(grid, size, side).to(maps[0]) for grid, side in zip(grids, STRIDES, strict=True)]
-        finite = torch.stack([values.flatten(1).isfinite().all(1) for values in said.values()]).all(0)
+        finite = torch.stack([values.flatten(1).isfinite().all(1) for values in outputs.values()]).all(0)
         if truth is not None:
             targets = [{"boxes": boxes[:, :4], "labels": boxes[:, 4].long()} for boxes in truth]
-            losses = self.fcos.compute_loss(targets, said, [torch.cat(where)] * len(targets), each)
+            losses = self.fcos.compute_loss(targets, outputs, [torch.cat(where)] * len(targets), each)
             return Detections(losses, [], finite)
-        by_level = {name: list(values.split(each, dim=1)) for name, values in said.items()}
+        by_level = {name: list(values.split(each, dim=1)) for name, values in outputs.items()}
         number = len(levels[0])
-        found = self.fcos.postprocess_detections(by_level, [where] * number, [size] * number)
-        columns = [(one["boxes"], one["labels"][:, None].to(one["boxes"]), one["scores"][:, None]) for one in found]
+        detections = self.fcos.postprocess_detections(by_level, [where] * number, [size] * number)
+        columns = [
+            (one["boxes"], one["labels"][:, None].to(one["boxes"]), one["scores"][:, None]) for one in detections
+        ]
         return Detections({}, [torch.cat(of, dim=1) for of in columns], finite)
 
 
@@ -208,14 +210,14 @@ class Detect(PyramidTask):
             self.detector = Detector(self.image.pyramid_widths, len(self.labelled()), self.width)
 
     def forward(self, image: Tensor, truth: Sequence[Tensor] | None = None) -> Detections:
-        """What is found in radiographs ``[B,1,H,V]``; with the boxes ``[K,5]`` of each, the losses."""
+        """The boxes predicted in radiographs ``[B,1,H,V]``; with the true boxes ``[K,5]`` of each, the losses."""
         assert self.detector is not None  # configure_model comes first
         levels = self.image.pyramid(image)
         with torch.autocast(image.device.type, enabled=False):  # coordinates need float32
-            found: Detections = self.detector(
+            detections: Detections = self.detector(
                 [level.float() for level in levels], (image.shape[-2], image.shape[-1]), truth
             )
-        return found
+        return detections
 
     def _truth(self, batch: Batch, least: float = 0.0) -> list[Tensor]:
         """Boxes ``[K,5]`` of each image, cut to the picture.
@@ -240,7 +242,7 @@ class Detect(PyramidTask):
         return loss
 
     def begin(self) -> None:
-        """See :meth:`TrainedTask.begin`.
+        """Begin a pass: predicted and true boxes are collected.
 
         Raises:
             ConfigError: there is no threshold for a test.
@@ -250,7 +252,7 @@ class Detect(PyramidTask):
         self._rows = Rows(self.device, 3, 6, 5)
 
     def collect(self, batch: Batch) -> None:
-        """See :meth:`TrainedTask.collect`."""
+        """Collect the predicted and true boxes of a batch, and draw the first test images."""
         found, truth = self(batch.image), self._truth(batch)
         numbers = [[len(shown), len(real)] for shown, real in zip(found.boxes, truth, strict=True)]
         facts = torch.cat([torch.tensor(numbers, device=self.device), found.finite[:, None]], dim=1)
@@ -264,7 +266,7 @@ class Detect(PyramidTask):
         return round(float(self.chosen), 2) if self.threshold is None else self.threshold
 
     def finish(self, stage: str, resamples: int) -> None:
-        """See :meth:`TrainedTask.finish`."""
+        """Average precision over the whole set, and the challenge's score; a validation chooses the threshold."""
         patients, (facts, shown, real) = self._rows.gather()
         names, (predicted, true) = self.labelled(), facts[:, :2].long().T.tolist()
         found = detection.match(_split(shown, predicted), _split(real, true), len(names))

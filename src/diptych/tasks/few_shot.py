@@ -26,7 +26,7 @@ __all__ = ["FewShot", "carry_mask"]
 
 
 def carry_mask(query: Tensor, support: Tensor, share: Tensor, temperature: float) -> Tensor:
-    """``m_q = sum_s softmax_s(cos(q, s) / temperature) share_s``: what the support says of each place of a query.
+    """The mask of a query, carried over from its support: ``m_q = sum_s softmax_s(cos(q, s) / temperature) share_s``.
 
     Every place of the query is correlated with every place of the support, wherever it lies (global correlation). The mean
     of the support is taken off all features first: those of a radiograph are alike for the most part.

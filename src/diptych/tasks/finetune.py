@@ -75,25 +75,25 @@ class FineTune(TrainedTask):
         return loss
 
     def begin(self) -> None:
-        """See :meth:`TrainedTask.begin`."""
+        """Begin a pass: logits and labels are collected."""
         number = len(self.labelled())
         self._rows = Rows(self.device, number, number)
 
     def collect(self, batch: Batch) -> None:
-        """See :meth:`TrainedTask.collect`."""
+        """Collect the logits and labels of a batch."""
         assert batch.labels is not None  # as above
         self._rows.add(batch, self(batch.image), batch.labels)
 
     def finish(self, stage: str, resamples: int) -> None:
-        """See :meth:`TrainedTask.finish`."""
+        """AUROC of each finding over the whole set."""
         patients, (scores, labels) = self._rows.gather()
         weights = bootstrap.figure_and_bootstrap(patients.numpy(), resamples)
-        found = binary_values(self.labelled(), scores.numpy(), labels.numpy(), weights)
-        aurocs = {name: value for name, value in found.metrics().items() if name.startswith("auroc/")}
+        values = binary_values(self.labelled(), scores.numpy(), labels.numpy(), weights)
+        aurocs = {name: value for name, value in values.metrics().items() if name.startswith("auroc/")}
         self.results = {f"{stage}/finetune/{name}": value for name, value in aurocs.items()}
         self.protocol["finetune"] = {
             "interval": bootstrap.interval_name(resamples),
             "samples": len(patients),
-            "absent": found.facts["absent"],
-            "excluded": found.facts["excluded"],
+            "absent": values.facts["absent"],
+            "excluded": values.facts["excluded"],
         }

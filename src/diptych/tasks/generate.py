@@ -107,7 +107,7 @@ class Decoder(nn.Module):
         if beams > 1:  # "never" stop early: only when no unfinished report can still become the best
             options |= {"length_penalty": length_penalty, "early_stopping": "never"}
         model: Any = self.model  # the mix-in that searches is typed for other classes
-        found: Tensor = model.generate(
+        reports: Tensor = model.generate(
             start,
             attention_mask=torch.ones_like(start),
             encoder_hidden_states=memory,
@@ -118,7 +118,7 @@ class Decoder(nn.Module):
             eos_token_id=_END,
             pad_token_id=0,
         )
-        return found
+        return reports
 
 
 class Generate(TrainedTask):
@@ -277,12 +277,12 @@ class Generate(TrainedTask):
         return loss
 
     def begin(self) -> None:
-        """See :meth:`TrainedTask.begin`."""
+        """Begin a pass: likelihoods and texts are collected."""
         self._rows = Rows(self.device, 2)
         self._texts: list[tuple[str, str, str]] = []  # of this process: id, reference, generated
 
     def collect(self, batch: Batch) -> None:
-        """See :meth:`TrainedTask.collect`."""
+        """Collect the likelihoods of a batch's reports; outside training, write reports too."""
         text, memory = self._reports(batch), self.memory(batch.image)
         costs, real = self._costs(memory, text)
         self._rows.add(batch, torch.stack([-costs.sum(1), real.sum(1)], dim=1))
@@ -292,18 +292,18 @@ class Generate(TrainedTask):
                 self._texts.append((batch.ids[row], text.raw[row], written[row]))
 
     def write(self, memory: Tensor) -> list[str]:
-        """Reports of what :meth:`memory` gave."""
-        found = self.decoder.search(
+        """The reports that the decoder writes from the vectors ``[B,N,width]`` of :meth:`memory`."""
+        reports = self.decoder.search(
             memory,
             beams=self.beams,
             length_penalty=self.length_penalty,
             block_ngram=self.block_ngram,
             never=self.tokenizer.ids_that_are_no_words(self.vocabulary),
         )
-        return [self.tokenizer.decode(ids[1:]) for ids in found.tolist()]
+        return [self.tokenizer.decode(ids[1:]) for ids in reports.tolist()]
 
     def finish(self, stage: str, resamples: int) -> None:
-        """See :meth:`TrainedTask.finish`."""
+        """The likelihood over the whole set; outside training, the measures of the written reports too."""
         patients, (gathered,) = self._rows.gather()
         weights = bootstrap.figure_and_bootstrap(patients.numpy(), resamples)
         likelihood, pieces = metrics.sums(gathered.double().numpy(), weights).T

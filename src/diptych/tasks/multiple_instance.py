@@ -24,7 +24,11 @@ __all__ = ["MultipleInstance", "top_share"]
 
 
 def top_share(logits: Tensor, share: float) -> Tensor:
-    """Mean of the highest ``ceil(share N)`` of ``[...,N]``: one is the max, all are the mean (arXiv 1802.04712 has others)."""
+    """Mean of the highest ``ceil(share N)`` of ``[...,N]``. One is the maximum, all are the mean.
+
+    >>> top_share(torch.tensor([1.0, 4.0, 2.0, 0.0]), 0.5).item()
+    3.0
+    """
     return logits.topk(max(1, math.ceil(share * logits.shape[-1])), dim=-1).values.mean(-1)
 
 
@@ -90,12 +94,12 @@ class MultipleInstance(TrainedTask):
         return loss
 
     def begin(self) -> None:
-        """See :meth:`TrainedTask.begin`."""
+        """Begin a pass: logits, labels and the measures of maps are collected."""
         number = len(self.labelled())
         self._rows = Rows(self.device, number, number, number * (len(MEASURES) + 1))
 
     def collect(self, batch: Batch) -> None:
-        """See :meth:`TrainedTask.collect`."""
+        """Collect the logits and labels of a batch; in a test the measures of its maps too."""
         assert batch.labels is not None  # as above
         logits = self(batch.image)
         self._rows.add(batch, top_share(logits, self.share), batch.labels, self._located(batch, logits).flatten(1))
@@ -117,7 +121,7 @@ class MultipleInstance(TrainedTask):
         return values
 
     def finish(self, stage: str, resamples: int) -> None:
-        """See :meth:`TrainedTask.finish`."""
+        """AUROC of each finding over the whole set; in a test the measures of the maps too."""
         findings = self.labelled()
         patients, (scores, labels, located) = self._rows.gather()
         weights = bootstrap.figure_and_bootstrap(patients.numpy(), resamples)

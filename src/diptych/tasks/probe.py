@@ -164,11 +164,11 @@ class Probe(Task):
         self._tested = self._rows()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect."""
+        """Collect the features and labels of a test batch."""
         self._collect(self._tested, batch)
 
     def on_test_epoch_end(self) -> None:
-        """Features of the other splits; all linear layers; their figures on the test."""
+        """Extract the features of the other splits, train every linear layer, and test it."""
         findings = self.labelled()
         features, labels, patients = {}, {}, {}
         for split in ("train", "val", "test"):

@@ -171,11 +171,11 @@ class Segment(PyramidTask):
         return loss
 
     def begin(self) -> None:
-        """See :meth:`TrainedTask.begin`."""
+        """Begin a pass: three pixel counts of each image are collected."""
         self._rows = Rows(self.device, 3)
 
     def collect(self, batch: Batch) -> None:
-        """See :meth:`TrainedTask.collect`."""
+        """Count the pixels of each predicted and true mask and of both, and draw the first test images."""
         logits, truth = self(batch.image), self.masks_of(batch)
         predicted = logits > 0  # probability above 0.5
         counts = torch.stack([x.flatten(1).sum(1) for x in (predicted & truth, predicted, truth)], dim=1).float()
@@ -186,7 +186,7 @@ class Segment(PyramidTask):
             replace_picture(file, draw_masks(batch.image[row, 0].cpu().numpy(), masks))
 
     def finish(self, stage: str, resamples: int) -> None:
-        """See :meth:`TrainedTask.finish`."""
+        """Dice and IoU over the whole set."""
         patients, (gathered,) = self._rows.gather()
         counts = gathered.double().numpy()
         weights = bootstrap.figure_and_bootstrap(patients.numpy(), resamples)
@@ -196,8 +196,8 @@ class Segment(PyramidTask):
         self.results = {}
         for name, values in zip(("dice", "iou"), overlaps(counts), strict=True):
             for of, rows in (("all", np.ones_like(positive)), ("positive", positive)):
-                found = metrics.mean(values[rows], weights[:, rows])
-                self.results[f"{stage}/segment/{name}/{of}"] = Metric.of(found, int(rows.sum()))
+                means = metrics.mean(values[rows], weights[:, rows])
+                self.results[f"{stage}/segment/{name}/{of}"] = Metric.of(means, int(rows.sum()))
         size = self.data.loading.image_size
         self.protocol["tower"]["decoder_parameters"] = sum(parameter.numel() for parameter in self.unet.parameters())
         self.protocol["segment"] = {

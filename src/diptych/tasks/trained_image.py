@@ -97,5 +97,5 @@ class TrainedImage(ImageTower):
         if self.head is None:
             return super().queries(features)
         assert isinstance(self.head, Extracts)  # else it was refused
-        found: Tensor = self.head.extracts(self.head.embed_image(features))
-        return found
+        vectors: Tensor = self.head.extracts(self.head.embed_image(features))
+        return vectors
