@@ -200,3 +200,11 @@ def test_a_run_folder_is_loaded_by_its_best_checkpoint_or_its_last(model, tmp_pa
     origin = TrainedImage(str(run)).origin
     assert origin["checkpoint"] == str(run / "checkpoints" / "best.ckpt")
     assert origin["tower"]["weights"] == "random"
+
+
+def test_a_trained_model_embeds_by_either_name(model):
+    picture = np.zeros((1, 32, 32), np.uint8)
+    expected = model.module.embed_image(torch.zeros(1, 1, 32, 32, dtype=torch.uint8)).pooled
+    for embedded in (model.embed_image(picture), model.encode_image(picture)):
+        torch.testing.assert_close(embedded.pooled, expected)
+    torch.testing.assert_close(model.embed_text("No effusion.").pooled, model.encode_text("No effusion.").pooled)

@@ -1,4 +1,8 @@
-"""The dual encoder: one image tower and one text tower, shared by every alignment head."""
+"""The dual encoder: one image tower and one text tower, shared by every alignment head.
+
+Two verbs go through the code. To *encode* is to give a tower's features (``Features``). To *embed* is to give vectors of the
+head's shared space (``Embedding``), which the head's ``similarity`` compares.
+"""
 
 from __future__ import annotations
 

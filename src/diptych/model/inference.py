@@ -136,7 +136,7 @@ class TrainedModel:
         return images, [place for _, place in boxed], [cast("tuple[int, int]", grey.shape) for grey in greys]
 
     @torch.inference_mode()
-    def encode_image(self, pictures: Any, *, batch_size: int = 32) -> Embedding:
+    def embed_image(self, pictures: Any, *, batch_size: int = 32) -> Embedding:
         """Embedding of ``I`` pictures; ``.pooled`` is ``[I,E]``, L2-normalised.
 
         Args:
@@ -153,7 +153,7 @@ class TrainedModel:
         return stack([self.module.embed_image(self._boxed(many[i : i + batch_size], i)[0]) for i in starts])
 
     @torch.inference_mode()
-    def encode_text(self, texts: str | Sequence[str], *, batch_size: int = 64) -> Embedding:
+    def embed_text(self, texts: str | Sequence[str], *, batch_size: int = 64) -> Embedding:
         """Embedding of ``T`` texts; ``.pooled`` is ``[T,E]``, L2-normalised.
 
         Args:
@@ -167,6 +167,9 @@ class TrainedModel:
             return self.module.embed_prompts([""]).select(torch.arange(0, device=self.device))
         return self.module.embed_prompts(many, batch_size)
 
+    encode_image, encode_text = embed_image, embed_text
+    """Their names in the README."""
+
     @torch.inference_mode()
     def similarity(self, pictures: Any, texts: str | Sequence[str], *, batch_size: int = 32) -> Tensor:
         """The head's score ``[I,T]`` of every picture with every text: what training optimised and testing ranks by.
@@ -176,7 +179,7 @@ class TrainedModel:
             texts: one or many, or none.
             batch_size: how many pictures are read, encoded and scored at a time.
         """
-        images, read = self.encode_image(pictures, batch_size=batch_size), self.encode_text(texts)
+        images, read = self.embed_image(pictures, batch_size=batch_size), self.embed_text(texts)
         scores = torch.zeros(len(images.pooled), len(read.pooled), device=self.device)
         if scores.numel():
             for rows, block in blocks(self.module.head, images, read, self.device, min(batch_size, len(images.pooled))):
@@ -195,9 +198,7 @@ class TrainedModel:
             raise ConfigError(f"the head {type(head).__name__} has no heatmap; train one with word matchings")
         text = _single(each_text(text), "heatmap", "text")
         words = self.module.tokenizer.words(text)
-        maps = self._maps(
-            picture, "heatmap", lambda image: head.heatmap(image, self.encode_text(text))[0, : len(words)]
-        )
+        maps = self._maps(picture, "heatmap", lambda image: head.heatmap(image, self.embed_text(text))[0, : len(words)])
         return words, maps
 
     @torch.inference_mode()
@@ -212,7 +213,7 @@ class TrainedModel:
             raise ConfigError(f"the head {type(head).__name__} weighs no words; train one that does, as reclf")
         picture = _single(each_picture(picture), "importance", "picture")
         text = _single(each_text(text), "importance", "text")
-        weights = head.importance(self.encode_image(picture), self.encode_text(text))[0]
+        weights = head.importance(self.embed_image(picture), self.embed_text(text))[0]
         return np.asarray(weights[: len(self.module.tokenizer.words(text))].float().cpu())
 
     @torch.inference_mode()
