@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import field, fields, make_dataclass
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
@@ -15,23 +15,22 @@ from diptych.errors import ConfigError
 from diptych.head import AlignmentHead, Extracts, Grounds, HeadFactory, Observes, ScoresMatchings, WeighsWords
 from diptych.types import Dims, Embedding, Features, Pairs
 
-__all__ = ["Composite"]
-
-_ABILITIES: dict[str, Callable[[object], bool]] = {
-    "heatmap": lambda head: isinstance(head, Grounds),
-    "observations": lambda head: isinstance(head, Observes),
-    "extracts": lambda head: isinstance(head, Extracts),
-    "local_scores": lambda head: isinstance(head, ScoresMatchings),
-    "importance": lambda head: isinstance(head, WeighsWords) and head.weighs_words,
-}
-"""What a head may be able to do besides ranking, by the method that does it."""
+__all__ = ["Composite", "MemberEmbeddings"]
 
 
-class Composite(AlignmentHead[Embedding]):
+@dataclass(frozen=True)
+class MemberEmbeddings(Embedding):
+    """A panel as each member embeds it. ``pooled`` is that of the first member that ranks."""
+
+    members: dict[str, Embedding]
+
+
+class Composite(AlignmentHead[MemberEmbeddings]):
     """Heads side by side: the loss is the weighted sum of theirs, the score the weighted mean of theirs.
 
     Each keeps its own projections and temperature. A head that ranks nothing, as ``cce``, takes part in the loss only.
-    Terms are named ``<head>.<term>``. Words are seen, weighed and matched by the first head that can.
+    Terms are named ``<head>.<term>``. Each further method, as ``heatmap``, is that of the first member that has it. Where
+    none has it, the composite does not have it either.
 
     Args:
         dims: widths of the towers.
@@ -43,6 +42,13 @@ class Composite(AlignmentHead[Embedding]):
     """
 
     paper: ClassVar[str] = "those of its members"
+
+    heatmap: Callable[[MemberEmbeddings, MemberEmbeddings], Tensor]
+    observations: Callable[[MemberEmbeddings], Tensor]
+    extracts: Callable[[MemberEmbeddings], Tensor]
+    local_scores: Callable[[MemberEmbeddings, MemberEmbeddings], Tensor]
+    importance: Callable[[MemberEmbeddings, MemberEmbeddings], Tensor]
+    weighs_words: bool
 
     def __init__(self, dims: Dims, *, heads: list[HeadFactory], shares: list[float] | None = None) -> None:
         super().__init__()
@@ -69,55 +75,58 @@ class Composite(AlignmentHead[Embedding]):
         self.needs = frozenset[str]().union(*(head.needs for head in self._heads.values()))
         self.wants = frozenset[str]().union(*(head.wants for head in self._heads.values())) - self.needs
         self.gathers = frozenset(
-            f"{panel}.{name}__{part}"
+            f"{panel}.members.{name}.{field}"
             for name, head in self._heads.items()
-            for panel, part in (declared.split(".") for declared in head.gathers)
+            for panel, field in (declared.split(".", 1) for declared in head.gathers)
         )
-        # What no member can do, this head cannot either.
         self.weighs_words = False
-        for method, can in _ABILITIES.items():
-            if (able := next((name for name, head in self._heads.items() if can(head)), None)) is not None:
-                setattr(self, method, partial(self._ask, able, method))
-                self.weighs_words |= method == "importance"
+        for name, head in reversed(self._heads.items()):  # the first member is asked: it is set last
+            if isinstance(head, Grounds):
+                self.heatmap = partial(_answer, head.heatmap, name)
+            if isinstance(head, Observes):
+                self.observations = partial(_answer, head.observations, name)
+            if isinstance(head, Extracts):
+                self.extracts = partial(_answer, head.extracts, name)
+            if isinstance(head, ScoresMatchings):
+                self.local_scores = partial(_answer, head.local_scores, name)
+            if isinstance(head, WeighsWords) and head.weighs_words:
+                self.importance = partial(_answer, head.importance, name)
+                self.weighs_words = True
         self._weigh()
 
     @property
     def temperature(self) -> Tensor | None:
         """The first ranking member's, if it has one."""
-        found: Tensor | None = getattr(self._heads[self.ranking[0]], "temperature", None)
-        return found
+        temperature: Tensor | None = getattr(self._heads[self.ranking[0]], "temperature", None)
+        return temperature
 
     def start_step(self, epoch: int, step: int, total_steps: int) -> None:
         """Take over the members' weights, which may have changed."""
         self._weigh()
 
-    def embed_image(self, image: Features) -> Embedding:
-        """Every member's embedding in one, field ``f`` of member ``m`` as ``m__f``; ``pooled`` is a ranking member's."""
-        return self._join({name: head.embed_image(image) for name, head in self._heads.items()})
+    def embed_image(self, image: Features) -> MemberEmbeddings:
+        """The embedding of every member, by its name."""
+        return self._embedding({name: head.embed_image(image) for name, head in self._heads.items()})
 
-    def embed_text(self, text: Features) -> Embedding:
-        """As :meth:`embed_image`."""
-        return self._join({name: head.embed_text(text) for name, head in self._heads.items()})
+    def embed_text(self, text: Features) -> MemberEmbeddings:
+        """The embedding of every member, by its name."""
+        return self._embedding({name: head.embed_text(text) for name, head in self._heads.items()})
 
-    def similarity(self, image: Embedding, text: Embedding) -> Tensor:
+    def similarity(self, image: MemberEmbeddings, text: MemberEmbeddings) -> Tensor:
         """The mean of the ranking members' scores ``[I,T]``, weighted by their shares."""
         scores = [
-            self.shares[name] * self._heads[name].similarity(_part(image, name), _part(text, name))
+            self.shares[name] * self._heads[name].similarity(image.members[name], text.members[name])
             for name in self.ranking
         ]
         return torch.stack(scores).sum(0) / sum(self.shares[name] for name in self.ranking)
 
-    def losses(self, here: Pairs[Embedding], world: Pairs[Embedding]) -> dict[str, Tensor]:
+    def losses(self, here: Pairs[MemberEmbeddings], world: Pairs[MemberEmbeddings]) -> dict[str, Tensor]:
         """Every member's terms, as ``<head>.<term>``."""
         terms = {}
         for name, head in self._heads.items():
             for term, value in head.losses(_pairs(here, name), _pairs(world, name)).items():
                 terms[f"{name}.{term}"] = value
         return terms
-
-    def _ask(self, name: str, method: str, *panels: Embedding) -> Tensor:
-        answer: Tensor = getattr(self._heads[name], method)(*(_part(panel, name) for panel in panels))
-        return answer
 
     def _weigh(self) -> None:
         self.weights = {
@@ -126,24 +135,15 @@ class Composite(AlignmentHead[Embedding]):
             for term, weight in head.weights.items()
         }
 
-    def _join(self, parts: dict[str, Embedding]) -> Embedding:
-        values = {f"{name}__{f.name}": getattr(part, f.name) for name, part in parts.items() for f in fields(part)}
-        joined = _joined(tuple((name, type(part)) for name, part in parts.items()))
-        return joined(pooled=parts[self.ranking[0]].pooled, **values)
+    def _embedding(self, members: dict[str, Embedding]) -> MemberEmbeddings:
+        return MemberEmbeddings(members[self.ranking[0]].pooled, members)
 
 
-@cache
-def _joined(members: tuple[tuple[str, type[Embedding]], ...]) -> type[Embedding]:
-    """An embedding of the members' fields side by side: what is gathered and selected knows fields, not nesting."""
-    names = [(f"{name}__{f.name}", Any, field(default=None)) for name, kind in members for f in fields(kind)]
-    return make_dataclass("Joined", names, bases=(Embedding,), namespace={"members": dict(members)}, frozen=True)
+def _answer(method: Callable[..., Tensor], name: str, *panels: MemberEmbeddings) -> Tensor:
+    """What a member's method gives for its own embeddings."""
+    return method(*(panel.members[name] for panel in panels))
 
 
-def _part(joined: Any, name: str) -> Embedding:
-    """The embedding of one member."""
-    kind: type[Embedding] = joined.members[name]
-    return kind(**{f.name: getattr(joined, f"{name}__{f.name}") for f in fields(kind)})
-
-
-def _pairs(pairs: Pairs[Embedding], name: str) -> Pairs[Embedding]:
-    return Pairs(_part(pairs.image, name), _part(pairs.text, name), pairs.targets, pairs.hash, pairs.labels)
+def _pairs(pairs: Pairs[MemberEmbeddings], name: str) -> Pairs[Embedding]:
+    image, text = pairs.image.members[name], pairs.text.members[name]
+    return Pairs(image, text, pairs.targets, pairs.hash, pairs.labels)

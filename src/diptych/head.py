@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import fields, replace
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from diptych import distributed
 from diptych.errors import ConfigError
-from diptych.types import Dims, E, Embedding, Features, Pairs
+from diptych.types import Dims, E, Embedding, Features, Pairs, map_leaves
 
 __all__ = [
     "AlignmentHead",
@@ -48,7 +47,10 @@ class AlignmentHead(nn.Module, ABC, Generic[E]):
     wants: frozenset[str] = frozenset()
     """Optional fields of ``Features`` that the head does without where the towers have none, as ``"image.attention"``."""
     gathers: frozenset[str] = frozenset()
-    """Fields of the embeddings that ``losses`` reads from ``world``, as ``"text.pooled"``; all others are emptied."""
+    """Fields of the embeddings that ``losses`` reads from ``world``, as ``"text.pooled"``. All others are emptied.
+
+    A nested field is named by its path, as ``"text.members.global.pooled"`` of ``composite``.
+    """
     ranks: ClassVar[bool] = True
     """Whether it scores pairs; False for a term that is trained beside a head (``docs/heads/composite.md``)."""
     paper: ClassVar[str] = ""
@@ -165,26 +167,23 @@ def gather_pairs(head: AlignmentHead[E], here: Pairs[E]) -> Pairs[E]:
     Raises:
         ConfigError: the head declares a field that its embeddings lack.
     """
-    panels = {"image": here.image, "text": here.text}
-    known = {f"{panel}.{field.name}" for panel, embedding in panels.items() for field in fields(embedding)}
+    known: set[str] = set()
+
+    def gathered(path: str, leaf: Any) -> Any:
+        known.add(path)
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return distributed.gather(leaf) if path in head.gathers else leaf.new_empty(0)
+
+    world = map_leaves(gathered, {"image": here.image, "text": here.text})
     if unknown := head.gathers - known:
         raise ConfigError(
             f"head {type(head).__name__}: gathers names {', '.join(sorted(unknown))}, which its embeddings lack; "
             f"they have {', '.join(sorted(known))}"
         )
-
-    def world_of(panel: str, embedding: E) -> E:
-        changed: dict[str, Any] = {}
-        for field in fields(embedding):
-            value = getattr(embedding, field.name)
-            if isinstance(value, Tensor):
-                declared = f"{panel}.{field.name}" in head.gathers
-                changed[field.name] = distributed.gather(value) if declared else value.new_empty(0)
-        return replace(embedding, **changed)
-
     return Pairs(
-        image=world_of("image", here.image),
-        text=world_of("text", here.text),
+        image=world["image"],
+        text=world["text"],
         targets=torch.arange(len(here.hash) * distributed.world_size(), device=here.hash.device),
         hash=distributed.gather(here.hash),
         labels=None if here.labels is None else distributed.gather(here.labels),

@@ -17,13 +17,16 @@ Legend, used in every docstring and comment of the project:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Dims", "E", "Embedding", "Features", "Pairs", "TextBatch", "TokenEmbedding"]
+__all__ = ["Batch", "Dims", "E", "Embedding", "Features", "Pairs", "TextBatch", "TokenEmbedding", "map_leaves"]
+
+T = TypeVar("T")
 
 
 class Dims(NamedTuple):
@@ -39,20 +42,49 @@ class Dims(NamedTuple):
     """Width of the word vectors."""
 
 
-class _Tensors:
-    """Dataclass mix-in: moves, pins and selects every tensor field, leaving other fields alone."""
+def map_leaves(function: Callable[..., Any], *values: T, path: str = "") -> T:
+    """A value built like the first, each of its leaves replaced by ``function(path, *leaves)``.
 
-    def _map(self, function: Any) -> Self:
-        changed = {}
-        for field in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                changed[field.name] = function(value)
-            elif isinstance(value, _Tensors):
-                changed[field.name] = value._map(function)
-            elif isinstance(value, list) and value and isinstance(value[0], Tensor):
-                changed[field.name] = [function(item) for item in value]
-        return replace(self, **changed)  # type: ignore[type-var]
+    Dataclasses, mappings and tuples are entered, however deep they are nested. Everything else is a leaf.
+
+    >>> panel = TokenEmbedding(torch.zeros(1, 2), torch.zeros(1, 3, 2), torch.ones(1, 3))
+    >>> shapes = map_leaves(lambda path, x: f"{path} {list(x.shape)}", {"text": panel})
+    >>> shapes["text"].tokens
+    'text.tokens [1, 3, 2]'
+
+    Args:
+        function: gets the leaf's path, as ``"text.members.global.pooled"``, and the leaf of each value at that path.
+        values: values of one structure.
+        path: what the paths begin with.
+    """
+    first, others = cast(Any, values[0]), cast(Any, values)
+    below = f"{path}." if path else ""
+    result: Any
+    if is_dataclass(first) and not isinstance(first, type):
+        parts = {field.name: [getattr(value, field.name) for value in others] for field in fields(first)}
+        result = replace(
+            first, **{name: map_leaves(function, *part, path=below + name) for name, part in parts.items()}
+        )
+    elif isinstance(first, Mapping):
+        result = {key: map_leaves(function, *(value[key] for value in others), path=f"{below}{key}") for key in first}
+    elif type(first) is tuple:
+        items = enumerate(zip(*others, strict=True))
+        result = tuple(map_leaves(function, *part, path=f"{below}{i}") for i, part in items)
+    else:
+        result = function(path, *values)
+    return cast(T, result)
+
+
+class _Tensors:
+    """Dataclass mix-in: moves, pins and selects every tensor, nested ones too. A list holds one item for each row."""
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        def changed(_: str, leaf: Any) -> Any:
+            if isinstance(leaf, list):
+                return [changed("", item) for item in leaf]
+            return function(leaf) if isinstance(leaf, Tensor) else leaf
+
+        return map_leaves(changed, self)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same value with its tensors on ``device``."""
@@ -63,18 +95,19 @@ class _Tensors:
         return self._map(lambda x: x.pin_memory())
 
     def select(self, rows: Tensor) -> Self:
-        """The rows chosen by an index or boolean tensor ``[B]``; every tensor's first axis is the batch."""
-        changed: dict[str, Any] = {}
+        """The rows chosen by an index or boolean tensor ``[B]``. The first axis of every tensor is the batch.
+
+        >>> Embedding(torch.eye(3)).select(torch.tensor([2])).pooled
+        tensor([[0., 0., 1.]])
+        """
         chosen = rows.nonzero().squeeze(1) if rows.dtype == torch.bool else rows
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                changed[field.name] = value[chosen.to(value.device)]
-            elif isinstance(value, _Tensors):
-                changed[field.name] = value.select(chosen)
-            elif isinstance(value, list):
-                changed[field.name] = [value[i] for i in chosen.tolist()]
-        return replace(self, **changed)  # type: ignore[type-var]
+
+        def of_leaf(_: str, leaf: Any) -> Any:
+            if isinstance(leaf, list):
+                return [leaf[i] for i in chosen.tolist()]
+            return leaf[chosen.to(leaf.device)] if isinstance(leaf, Tensor) else leaf
+
+        return map_leaves(of_leaf, self)
 
 
 @dataclass(frozen=True)
@@ -154,7 +187,11 @@ class Features(_Tensors):
 
 @dataclass(frozen=True)
 class Embedding(_Tensors):
-    """A panel in the shared space: ``pooled`` ``[B,E]``, L2-normalised."""
+    """A panel in the shared space: ``pooled`` ``[B,E]``, L2-normalised.
+
+    A field of a subclass is a tensor whose first axis is the batch, or None. It may also be another embedding, or a
+    mapping or tuple of such values. All of them are moved, selected and gathered alike.
+    """
 
     pooled: Tensor
 

@@ -232,7 +232,7 @@ def test_a_composite_is_the_weighted_sum_of_its_members():
         "local_pooling.local": 0.5,
         "global2.global": 2,
     }
-    assert head.gathers >= {"text.global__pooled", "text.local_pooling__tokens"}
+    assert head.gathers >= {"text.members.global.pooled", "text.members.local_pooling.tokens"}
     assert isinstance(head, Grounds)
     step, raw = Step({}, "composite").double(), raw_batch()
     step.head = head

@@ -135,7 +135,7 @@ CHECKPOINTS = {
     "head evilmod": lambda c: at(c, f"{CONFIG}/head/class_path", "evilmod.Head"),
     "head nested evilmod": lambda c: at(c, f"{CONFIG}/head/class_path", "diptych_heads.composite.evilmod.Head"),
     "head through re-export": lambda c: at(c, f"{CONFIG}/head/class_path", "diptych_heads.composite.re.compile"),
-    "head function of ours": lambda c: at(c, f"{CONFIG}/head/class_path", "diptych_heads.composite._part"),
+    "head function of ours": lambda c: at(c, f"{CONFIG}/head/class_path", "diptych_heads.composite._answer"),
     "head is a tower": lambda c: at(c, f"{CONFIG}/head/class_path", "diptych.towers.image.TimmImage"),
     "head is abstract": lambda c: at(c, f"{CONFIG}/head/class_path", "diptych.head.AlignmentHead"),
     "head a YAML text": lambda c: at(c, f"{CONFIG}/head", json.dumps(COMMAND)),

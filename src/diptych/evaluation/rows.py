@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from diptych import distributed
 from diptych.errors import DataError
 from diptych.evaluation.scoring import Emb
-from diptych.types import Batch
+from diptych.types import Batch, map_leaves
 
 __all__ = ["Rows", "SampleOrder", "gather_embedding", "gather_rows", "gather_texts", "stack"]
 
@@ -116,19 +116,26 @@ def _reordered(rows: Tensor, lengths: Tensor, order: Tensor) -> Tensor:
 
 
 def stack(parts: Sequence[Emb]) -> Emb:
-    """Embeddings one after the other; axes after the first are padded with zeros (False) to the longest."""
-    changed = {}
-    for field in fields(parts[0]):
-        tensors = [getattr(part, field.name) for part in parts]
-        if isinstance(tensors[0], Tensor):
-            shape = [max(sizes) for sizes in zip(*(x.shape[1:] for x in tensors), strict=True)]
-            joined = tensors[0].new_zeros(sum(map(len, tensors)), *shape)
-            start = 0
-            for x in tensors:
-                joined[(slice(start, start + len(x)), *(slice(size) for size in x.shape[1:]))] = x
-                start += len(x)
-            changed[field.name] = joined
-    return replace(parts[0], **changed)
+    """Embeddings one after the other; axes after the first are padded with zeros (False) to the longest.
+
+    >>> from diptych.types import Embedding
+    >>> stack([Embedding(torch.ones(1, 2)), Embedding(torch.zeros(1, 2))]).pooled
+    tensor([[1., 1.],
+            [0., 0.]])
+    """
+
+    def joined(_: str, *leaves: Any) -> Any:
+        if not isinstance(leaves[0], Tensor):
+            return leaves[0]
+        shape = [max(sizes) for sizes in zip(*(x.shape[1:] for x in leaves), strict=True)]
+        whole = leaves[0].new_zeros(sum(map(len, leaves)), *shape)
+        start = 0
+        for x in leaves:
+            whole[(slice(start, start + len(x)), *(slice(size) for size in x.shape[1:]))] = x
+            start += len(x)
+        return whole
+
+    return map_leaves(joined, *parts)
 
 
 def gather_rows(x: Tensor, device: torch.device) -> Tensor:
@@ -147,6 +154,5 @@ def gather_texts(texts: Sequence[str], device: torch.device) -> list[str]:
 
 
 def gather_embedding(embedding: Emb, device: torch.device) -> Emb:
-    """The embeddings of all processes, on the CPU, padded to the longest."""
-    tensors = {f.name: getattr(embedding, f.name) for f in fields(embedding)}
-    return replace(embedding, **{name: gather_rows(x, device) for name, x in tensors.items() if isinstance(x, Tensor)})
+    """The embeddings of all processes, on the CPU, padded to the longest. Collective."""
+    return map_leaves(lambda _, x: gather_rows(x, device) if isinstance(x, Tensor) else x, embedding)
