@@ -15,15 +15,15 @@ from diptych.nn import functional as F
 from diptych.nn.layers import DecoderLayer
 from diptych.types import Dims, Embedding, Features, Pairs
 
-__all__ = ["Cce", "Explored", "Source", "correlation_loss", "draw_patches", "patch_views", "sincos"]
+__all__ = ["Cce", "CceEmbedding", "Source", "correlation_loss", "draw_patches", "patch_views"]
 
 Source = Literal["pixel", "ema", "detached"]
 """What the target correlations are taken of; see :class:`Cce`."""
 
 
 @dataclass(frozen=True)
-class Explored(Embedding):
-    """A panel with what the exploration of correlations reads. All of it is None outside training."""
+class CceEmbedding(Embedding):
+    """A panel as the term ``cce`` reads it. ``pooled`` is the tower's own; all other fields are None outside training."""
 
     patches: Tensor | None = None
     """``[B,R,E]`` patches, projected; image only."""
@@ -76,14 +76,6 @@ def _mixed(x: Tensor) -> Tensor:
     return x ^ shifted(x, 31)
 
 
-def sincos(places: Tensor, width: int) -> Tensor:
-    """Positions ``[B,R,2]`` as sines and cosines ``[B,R,width]`` (arXiv 1706.03762, a half for each axis)."""
-    quarter = width // 4
-    rates = 10000 ** (-torch.arange(quarter, device=places.device, dtype=places.dtype) / quarter)
-    angles = places.unsqueeze(-1) * rates  # [B,R,2,width/4]
-    return torch.cat([angles.sin(), angles.cos()], -1).flatten(2)
-
-
 def correlation_loss(predicted: Tensor, views: Tensor, masked: Tensor, beta: float = 1.0) -> Tensor:
     """Smooth L1 between predicted and target cosines, over pairs of different patches of which at least one is masked.
 
@@ -104,7 +96,7 @@ def correlation_loss(predicted: Tensor, views: Tensor, masked: Tensor, beta: flo
     return (loss * counted).sum() / counted.sum().clamp_min(1)
 
 
-class Cce(AlignmentHead[Explored]):
+class Cce(AlignmentHead[CceEmbedding]):
     """Which patches of an image go together, told from the report: cross-modal correlation exploration.
 
     The proxy task of PLACE, arXiv 2506.10573.
@@ -200,10 +192,11 @@ class Cce(AlignmentHead[Explored]):
                 self.teacher.weight.lerp_(self.patches.weight, 1 - self.decay)
         self._step = step
 
-    def image_fields(self, image: Features) -> dict[str, Tensor]:
-        """The image's part of :class:`Explored`; nothing outside training."""
+    def embed_image(self, image: Features) -> CceEmbedding:
+        """The patches, their places and their target views. Outside training it holds ``pooled`` alone."""
+        pooled = F.unit(image.pooled)
         if not self.training:
-            return {}
+            return CceEmbedding(pooled)
         if image.grid is None or image.pixels is None:
             raise ConfigError("head cce: the image tower gives no grid or no pixels; choose another image tower")
         rows, columns = image.grid
@@ -216,19 +209,21 @@ class Cce(AlignmentHead[Explored]):
             vectors = vectors if self.teacher is None else self.teacher(vectors)
         place = torch.arange(rows * columns, device=vectors.device)
         places = torch.stack([place // columns, place % columns], 1).to(image.tokens.dtype)
-        return {
-            "patches": self.patches(image.tokens),
-            "places": places.expand(len(vectors), -1, -1),
-            "views": patch_views(vectors, self.centre),
-        }
+        return CceEmbedding(
+            pooled,
+            patches=self.patches(image.tokens),
+            places=places.expand(len(vectors), -1, -1),
+            views=patch_views(vectors, self.centre),
+        )
 
-    def text_fields(self, text: Features) -> dict[str, Tensor]:
-        """The report's part of :class:`Explored`; nothing outside training."""
+    def embed_text(self, text: Features) -> CceEmbedding:
+        """The projected words. Outside training it holds ``pooled`` alone."""
+        pooled = F.unit(text.pooled)
         if not self.training:
-            return {}
-        return {"words": self.word_norm(self.words(text.tokens)), "word_mask": text.mask}
+            return CceEmbedding(pooled)
+        return CceEmbedding(pooled, words=self.word_norm(self.words(text.tokens)), word_mask=text.mask)
 
-    def terms(self, image: Explored, text: Explored, rows: Tensor) -> dict[str, Tensor]:
+    def terms(self, image: CceEmbedding, text: CceEmbedding, rows: Tensor) -> dict[str, Tensor]:
         """``cce`` and ``cce_shuffled`` of this process's pairs, whose rows in the job's batch are ``rows`` ``[B]``."""
         if image.patches is None or image.places is None or image.views is None or text.words is None:
             return {}  # evaluation keeps none of this
@@ -236,7 +231,7 @@ class Cce(AlignmentHead[Explored]):
         assert text.word_mask is not None  # comes with the words
         masked = draw_patches(rows, patches.shape[1], self.share, self._step or 0)
         x = torch.where(masked.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
-        x = x + sincos(image.places, x.shape[-1])
+        x = x + F.sine_code(image.places, x.shape[-1])
         terms = {"cce": correlation_loss(self._predict(x, words, text.word_mask), views, masked, self.beta)}
         if "cce_shuffled" in self.weights:
             place = torch.arange(len(rows), device=rows.device)
@@ -255,22 +250,14 @@ class Cce(AlignmentHead[Explored]):
         predicted: Tensor = self.predictor(self.norm(x))
         return predicted
 
-    def embed_image(self, image: Features) -> Explored:
-        """What the term reads; ``pooled`` is the tower's own, and in no shared space."""
-        return Explored(F.unit(image.pooled), **self.image_fields(image))
-
-    def embed_text(self, text: Features) -> Explored:
-        """What the term reads; ``pooled`` is the tower's own, and in no shared space."""
-        return Explored(F.unit(text.pooled), **self.text_fields(text))
-
-    def similarity(self, image: Explored, text: Explored) -> NoReturn:
-        """There is none.
+    def similarity(self, image: CceEmbedding, text: CceEmbedding) -> NoReturn:
+        """Refuse: this head scores no pair.
 
         Raises:
             ConfigError: always.
         """
         raise ConfigError("the head cce scores no pair; train it beside one, as composite: heads: [global, cce]")
 
-    def losses(self, here: Pairs[Explored], world: Pairs[Explored]) -> dict[str, Tensor]:
+    def losses(self, here: Pairs[CceEmbedding], world: Pairs[CceEmbedding]) -> dict[str, Tensor]:
         """``cce`` and ``cce_shuffled``; none outside training."""
         return self.terms(here.image, here.text, here.targets)

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from diptych import distributed
 from diptych.errors import ConfigError
-from diptych.head import AlignmentHead
+from diptych.head import ScaledHead
 from diptych.nn import functional as F
 from diptych.types import Dims, Embedding, Features, Pairs
 
 __all__ = ["Global"]
 
 
-class Global(AlignmentHead[Embedding]):
+class Global(ScaledHead[Embedding]):
     """Instance alignment: the cosine of the pooled vectors (ConVIRT, arXiv 2010.00747; CLIP, arXiv 2103.00020).
 
     ``infonce`` tells each image's report from all others of the whole batch and the reverse; ``sigmoid`` judges each
@@ -66,12 +66,6 @@ class Global(AlignmentHead[Embedding]):
         self.text_projection = _projection(dims.text, width, projection)
         self.scale = F.LogitScale(temperature, learn=learn_temperature)
         self.bias = nn.Parameter(torch.tensor(-10.0)) if loss == "sigmoid" else None
-
-    @property
-    def temperature(self) -> Tensor:
-        """The present temperature, a scalar without gradient."""
-        scale: Tensor = self.scale()
-        return 1 / scale.detach()
 
     def embed_image(self, image: Features) -> Embedding:
         """``pooled`` ``[I,E]``."""

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from diptych import distributed
 from diptych.errors import ConfigError
-from diptych.head import AlignmentHead
 from diptych.nn import functional as F
-from diptych.types import Dims, Features, Pairs, TokenEmbedding
+from diptych.types import Dims, Pairs, TokenEmbedding
 from diptych_heads.equations import local_pooling as equations
+from diptych_heads.token_head import TokenHead
 
 __all__ = ["LocalPooling"]
 
 
-class LocalPooling(AlignmentHead[TokenEmbedding]):
+class LocalPooling(TokenHead):
     """Attention-pooled matchings of words and regions (GLoRIA, ICCV 2021); the equations are at ``local_scores``.
 
     Two terms, ``global`` and ``local``, are InfoNCE over the whole batch: of ``scale`` times the cosine of the pooled
@@ -47,7 +47,6 @@ class LocalPooling(AlignmentHead[TokenEmbedding]):
         ConfigError: a value out of its range.
     """
 
-    gathers = frozenset({"text.pooled", "text.tokens", "text.mask"})
     paper: ClassVar[str] = "GLoRIA, ICCV 2021"
 
     def __init__(
@@ -64,39 +63,18 @@ class LocalPooling(AlignmentHead[TokenEmbedding]):
         local_weight: float = 1.0,
         byte_budget: int = 2**30,
     ) -> None:
-        super().__init__()
         limits = {"scale": (scale, 100), "region_scale": (region_scale, 20), "word_scale": (word_scale, 100)}
         for name, (value, limit) in limits.items():
             if not 0 < value <= limit:
                 raise ConfigError(f"head local_pooling: {name} is {value}; give a number above 0 and up to {limit}")
         if byte_budget < 0:
             raise ConfigError(f"head local_pooling: byte_budget is {byte_budget}; give a number of bytes, 0 or more")
+        super().__init__(dims, width, F.LogitScale(1 / scale, learn=learn_scale))
         self.weights = {"global": global_weight, "local": local_weight}
         self.pooling = pooling
         self.region_scale = region_scale
         self.word_scale = word_scale
         self.byte_budget = byte_budget
-        self.scale = F.LogitScale(1 / scale, learn=learn_scale)
-        self.image_projection = nn.Linear(dims.image, width)
-        self.text_projection = nn.Linear(dims.text, width)
-        self.region_projection = nn.Linear(dims.image_tokens, width, bias=False)
-        self.word_projection = nn.Linear(dims.text_tokens, width, bias=False)
-
-    @property
-    def temperature(self) -> Tensor:
-        """The present temperature ``1 / scale``, a scalar without gradient."""
-        scale: Tensor = self.scale()
-        return 1 / scale.detach()
-
-    def embed_image(self, image: Features) -> TokenEmbedding:
-        """``pooled`` ``[I,E]`` and ``tokens`` ``[I,N,E]``: regions, which all are real."""
-        tokens = F.unit(self.region_projection(image.tokens))
-        return TokenEmbedding(F.unit(self.image_projection(image.pooled)), tokens, image.mask)
-
-    def embed_text(self, text: Features) -> TokenEmbedding:
-        """``pooled`` ``[T,E]`` and ``tokens`` ``[T,N,E]``: words, zero at padding."""
-        tokens = F.unit(self.word_projection(text.tokens), text.mask)
-        return TokenEmbedding(F.unit(self.text_projection(text.pooled)), tokens, text.mask)
 
     def similarity(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
         """The mean of the global and the local score, ``[I,T]``."""

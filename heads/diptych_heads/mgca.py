@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diptych import distributed
 from diptych.errors import ConfigError
-from diptych.head import AlignmentHead
+from diptych.head import ScaledHead
 from diptych.nn import functional as F
 from diptych.nn.norm import GlobalBatchNorm
 from diptych.types import Dims, Features, Pairs, TokenEmbedding
@@ -120,7 +120,7 @@ class AttendedEmbedding(TokenEmbedding):
     attention: Tensor
 
 
-class MGCA(AlignmentHead[AttendedEmbedding]):
+class MGCA(ScaledHead[AttendedEmbedding]):
     """Multi-granularity cross-modal alignment (MGCA, arXiv 2210.06044, NeurIPS 2022).
 
     Three terms. ``instance``: InfoNCE of whole images and whole reports, the two directions summed. ``token``: inside a
@@ -215,12 +215,6 @@ class MGCA(AlignmentHead[AttendedEmbedding]):
         self.region_projection = _Projection(dims.image_tokens, hidden, width)
         self.word_projection = _Projection(dims.text_tokens, hidden, width)
         self.prototypes = nn.Parameter(F.unit(torch.randn(prototypes, width)))
-
-    @property
-    def temperature(self) -> Tensor:
-        """The present temperature of the instance term, a scalar without gradient."""
-        scale: Tensor = self.scale()
-        return 1 / scale.detach()
 
     def start_step(self, epoch: int, step: int, total_steps: int) -> None:
         """Take the present epoch, which decides whether the prototypes move."""

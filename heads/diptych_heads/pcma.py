@@ -11,24 +11,24 @@ from torch import Tensor, nn
 
 from diptych import distributed
 from diptych.errors import ConfigError
-from diptych.head import AlignmentHead
+from diptych.head import ScaledHead
 from diptych.nn import functional as F
 from diptych.nn.layers import Extractor
-from diptych.types import Dims, Features, Pairs
-from diptych_heads.cce import Cce, Explored, Source
+from diptych.types import Dims, Features, Pairs, TokenEmbedding
+from diptych_heads.cce import Cce, CceEmbedding, Source
 from diptych_heads.equations.pcma import Match, Matching, intra_loss, match_weights, pair_scores, sentence_slots
 
 __all__ = ["Observations", "Pcma"]
 
 
 @dataclass(frozen=True)
-class Observations(Explored):
-    """A panel as its observations: ``K`` of an image (V-PORs), one a sentence of a report (T-PORs)."""
+class Observations(TokenEmbedding):
+    """A panel as its observations: ``K`` of an image (V-PORs), one a sentence of a report (T-PORs).
 
-    tokens: Tensor = None  # type: ignore[assignment]  # always given; a field after others with defaults needs one
-    """``[I,K,E]`` or ``[T,M,E]`` unit vectors, zero at padding."""
-    mask: Tensor = None  # type: ignore[assignment]  # as above
-    """``[I,K]`` or ``[T,M]``, True at real ones, which come first."""
+    ``tokens`` are ``[I,K,E]`` or ``[T,M,E]`` unit vectors, zero at padding. ``mask`` is ``[I,K]`` or ``[T,M]``, True at
+    real ones, which come first.
+    """
+
     attention: Tensor | None = None
     """``[I,K,R]``, image only: where each query looks, summing to 1 over the regions."""
     sentence_hash: Tensor | None = None
@@ -37,9 +37,11 @@ class Observations(Explored):
     """``[T,N]`` int64, text only: which T-POR a word belongs to; -1 for a word of a dropped sentence and at padding."""
     real_words: Tensor | None = None
     """``[T,N]`` bool, text only."""
+    cce: CceEmbedding | None = None
+    """What the term ``cce`` reads; None outside training, and where the head is without this term."""
 
 
-class Pcma(AlignmentHead[Observations]):
+class Pcma(ScaledHead[Observations]):
     """Pathology-level cross-modal alignment (PLACE, arXiv 2506.10573).
 
     Queries extract observations from the patches, and each sentence of the report finds those that it speaks of. The
@@ -151,12 +153,6 @@ class Pcma(AlignmentHead[Observations]):
             self.cce = Cce(dims, weight=cce, source=cce_source, layers=cce_layers, warmup=cce_warmup)
             self.weights |= self.cce.weights
 
-    @property
-    def temperature(self) -> Tensor:
-        """The present temperature of the contrasts, a scalar without gradient."""
-        scale: Tensor = self.scale()
-        return 1 / scale.detach()
-
     def start_step(self, epoch: int, step: int, total_steps: int) -> None:
         """Take over the weights of the exploration of correlations, which warms up."""
         if self.cce is not None:
@@ -170,7 +166,7 @@ class Pcma(AlignmentHead[Observations]):
             tokens=F.unit(observed),
             mask=torch.ones(observed.shape[:2], dtype=torch.bool, device=observed.device),
             attention=attention,
-            **({} if self.cce is None else self.cce.image_fields(image)),
+            cce=self.cce.embed_image(image) if self.cce is not None and self.training else None,
         )
 
     def embed_text(self, text: Features) -> Observations:
@@ -195,7 +191,7 @@ class Pcma(AlignmentHead[Observations]):
             sentence_hash=hashes,
             slots=slots,
             real_words=text.mask,
-            **({} if self.cce is None else self.cce.text_fields(text)),
+            cce=self.cce.embed_text(text) if self.cce is not None and self.training else None,
         )
 
     def similarity(self, image: Observations, text: Observations) -> Tensor:
@@ -231,7 +227,9 @@ class Pcma(AlignmentHead[Observations]):
             "inter": F.info_nce(distributed.gather(inter), world.hash),
             "intra": self._intra(here.image, here.text, scale),
         }
-        return terms if self.cce is None else terms | self.cce.terms(here.image, here.text, here.targets)
+        if self.cce is None or here.image.cce is None or here.text.cce is None:
+            return terms
+        return terms | self.cce.terms(here.image.cce, here.text.cce, here.targets)
 
     def heatmap(self, image: Observations, text: Observations) -> Tensor:
         """Attention ``[B,N_words,N_regions]``: that of the queries which the word's sentence takes, as it takes them.

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from diptych import distributed
 from diptych.errors import ConfigError
-from diptych.head import AlignmentHead
 from diptych.nn import functional as F
 from diptych.nn.blockwise import blockwise
-from diptych.types import Dims, Features, Pairs, TokenEmbedding
+from diptych.types import Dims, Pairs, TokenEmbedding
 from diptych_heads.equations.reclf import compare, pool, reason, unit_nodes
+from diptych_heads.token_head import TokenHead
 
 __all__ = ["Reclf", "attention_logits"]
 
@@ -110,7 +110,7 @@ class _Importance(nn.Module):
         return b / b.sum(-1, keepdim=True).clamp_min(1e-12)
 
 
-class Reclf(AlignmentHead[TokenEmbedding]):
+class Reclf(TokenHead):
     """Relation-enhanced local matchings (RECLF, IEEE TMI 2025, arXiv 2401.10501), reconstructed: no code is public.
 
     A word's matching with an image is a vector, not a number: with the context ``x_w`` that the word attends to,
@@ -157,7 +157,6 @@ class Reclf(AlignmentHead[TokenEmbedding]):
         ConfigError: a value out of its range.
     """
 
-    gathers = frozenset({"text.pooled", "text.tokens", "text.mask"})
     paper: ClassVar[str] = "RECLF, arXiv 2401.10501"
 
     def __init__(
@@ -182,7 +181,6 @@ class Reclf(AlignmentHead[TokenEmbedding]):
         local_weight: float = 1.0,
         byte_budget: int = 2**30,
     ) -> None:
-        super().__init__()
         if region_scale is None:
             region_scale = 4.0 if attention == "gloria" else 9.0
         if not 0 < region_scale <= 20:
@@ -197,6 +195,7 @@ class Reclf(AlignmentHead[TokenEmbedding]):
             raise ConfigError(f"head reclf: cosine_scale is {cosine_scale}; give a number above 0, or 0 for none")
         if byte_budget < 0:
             raise ConfigError(f"head reclf: byte_budget is {byte_budget}; give a number of bytes, 0 or more")
+        super().__init__(dims, width, F.LogitScale(temperature, learn=learn_temperature))
         self.weights = {"global": global_weight, "local": local_weight}
         self.matching = matching
         self.attention = attention
@@ -205,11 +204,6 @@ class Reclf(AlignmentHead[TokenEmbedding]):
         self.residual = residual
         self.sigmoid = score == "sigmoid"
         self.byte_budget = byte_budget
-        self.scale = F.LogitScale(temperature, learn=learn_temperature)
-        self.image_projection = nn.Linear(dims.image, width)
-        self.text_projection = nn.Linear(dims.text, width)
-        self.region_projection = nn.Linear(dims.image_tokens, width, bias=False)
-        self.word_projection = nn.Linear(dims.text_tokens, width, bias=False)
         m = matching_width
         self.local_matching = _linear(width, m)
         self.global_matching = _linear(width, m) if global_node else None
@@ -219,22 +213,6 @@ class Reclf(AlignmentHead[TokenEmbedding]):
         self.score = _linear(m, 1, bias=self.sigmoid)
         self.cosine_scale = nn.Parameter(torch.tensor(float(cosine_scale))) if cosine_scale else None
         self.srm_score = _linear(m, 1, bias=self.sigmoid) if mode == "parallel" else None
-
-    @property
-    def temperature(self) -> Tensor:
-        """The present temperature, a scalar without gradient."""
-        scale: Tensor = self.scale()
-        return 1 / scale.detach()
-
-    def embed_image(self, image: Features) -> TokenEmbedding:
-        """``pooled`` ``[I,E]`` and ``tokens`` ``[I,N,E]``: regions, which all are real."""
-        tokens = F.unit(self.region_projection(image.tokens))
-        return TokenEmbedding(F.unit(self.image_projection(image.pooled)), tokens, image.mask)
-
-    def embed_text(self, text: Features) -> TokenEmbedding:
-        """``pooled`` ``[T,E]`` and ``tokens`` ``[T,N,E]``: words, zero at padding."""
-        tokens = F.unit(self.word_projection(text.tokens), text.mask)
-        return TokenEmbedding(F.unit(self.text_projection(text.pooled)), tokens, text.mask)
 
     def similarity(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
         """The sum of the global and the local score, ``[I,T]``."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from diptych import distributed
 from diptych.errors import ConfigError
+from diptych.nn.functional import LogitScale
 from diptych.types import Dims, E, Embedding, Features, Pairs, map_leaves
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Grounds",
     "HeadFactory",
     "Observes",
+    "ScaledHead",
     "ScoresMatchings",
     "WeighsWords",
     "gather_pairs",
@@ -79,6 +81,17 @@ class AlignmentHead(nn.Module, ABC, Generic[E]):
             here: this process's pairs, ``B`` of them.
             world: all processes' pairs, ``B * W`` of them in rank order, with gradients; only fields in ``gathers``.
         """
+
+
+class ScaledHead(AlignmentHead[E]):
+    """Base of heads whose scores are multiplied by one factor before the contrast. A subclass sets ``scale``."""
+
+    scale: LogitScale
+
+    @property
+    def temperature(self) -> Tensor:
+        """The present temperature, ``1 / scale``: a scalar without gradient."""
+        return self.scale.temperature
 
 
 @runtime_checkable

@@ -16,10 +16,11 @@ from diptych.errors import ConfigError
 from diptych.head import Grounds, Observes, ScoresMatchings, WeighsWords, tell_step
 from diptych.model.module import AlignmentModule
 from diptych.model.stored import build_module
+from diptych.nn.functional import sine_code
 from diptych.towers.image import TimmImage
 from diptych.towers.text import ScratchText
 from diptych.types import Features, Pairs
-from diptych_heads.cce import Cce, correlation_loss, draw_patches, patch_views, sincos
+from diptych_heads.cce import Cce, correlation_loss, draw_patches, patch_views
 from diptych_heads.composite import Composite
 from diptych_heads.global_ import Global
 from diptych_heads.local_pooling import LocalPooling
@@ -65,7 +66,7 @@ def test_patches_are_drawn_evenly_and_by_pair_and_step_alone():
 
 def test_places_have_codes_of_their_own():
     place = torch.arange(49)
-    codes = sincos(torch.stack([place // 7, place % 7], 1)[None].double(), 16)[0]
+    codes = sine_code(torch.stack([place // 7, place % 7], 1)[None].double(), 16)[0]
     assert codes.shape == (49, 16)
     assert (torch.cdist(codes, codes) + torch.eye(49)).min() > 0.1
     close(codes[0], torch.tensor([0.0] * 4 + [1.0] * 4 + [0.0] * 4 + [1.0] * 4, dtype=torch.float64))
@@ -82,7 +83,7 @@ def features(images=2, size=24, grid=(4, 4), dtype=torch.float32):
 
 def test_targets_are_cosines_of_centred_patches():
     image = features()
-    views = Cce(DIMS, detail=6).image_fields(image)["views"]  # 24 pixels, 4x4 patches: the pixels themselves
+    views = Cce(DIMS, detail=6).embed_image(image).views  # 24 pixels, 4x4 patches: the pixels themselves
     patches = torch.stack(
         [image.pixels[:, 0, 6 * r : 6 * r + 6, 6 * c : 6 * c + 6].flatten(1) for r in range(4) for c in range(4)], 1
     )
@@ -92,11 +93,11 @@ def test_targets_are_cosines_of_centred_patches():
         nn.functional.cosine_similarity(centred[:, :, None], centred[:, None], dim=-1),
         1e-5,
     )
-    own = Cce(DIMS, detail=6, centre="patch").image_fields(image)["views"]
+    own = Cce(DIMS, detail=6, centre="patch").embed_image(image).views
     close((own @ own.transpose(1, 2))[0], torch.corrcoef(patches[0]), 1e-5)
-    tokens = Cce(DIMS, source="detached").image_fields(image)["views"]
+    tokens = Cce(DIMS, source="detached").embed_image(image).views
     close(tokens, patch_views(image.tokens))
-    odd = Cce(DIMS).image_fields(features(size=37, grid=(3, 5)))["views"]  # a grid that does not divide the picture
+    odd = Cce(DIMS).embed_image(features(size=37, grid=(3, 5))).views  # a grid that does not divide the picture
     assert odd.shape == (2, 15, 64)
 
 
@@ -104,7 +105,7 @@ def test_targets_have_no_gradient_and_the_teacher_follows():
     image = features()
     image.tokens.requires_grad_()
     head = Cce(DIMS, source="ema", decay=0.9)
-    assert not head.image_fields(image)["views"].requires_grad
+    assert not head.embed_image(image).views.requires_grad
     before = head.teacher.weight.clone()
     with torch.no_grad():
         head.patches.weight.add_(1.0)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["LogitScale", "dot_products", "full", "info_nce", "sigmoid_loss", "unit"]
+__all__ = ["LogitScale", "dot_products", "full", "info_nce", "sigmoid_loss", "sine_code", "unit"]
 
 
 def full(x: Tensor) -> Tensor:
@@ -59,6 +59,12 @@ class LogitScale(nn.Module):
             self.log_scale.clamp_(max=math.log(self.maximum))
         return self.log_scale.exp()
 
+    @property
+    def temperature(self) -> Tensor:
+        """``1 / scale``, a scalar without gradient."""
+        scale: Tensor = self()
+        return 1 / scale.detach()
+
 
 def info_nce(logits: Tensor, hash: Tensor, image_weight: float = 0.5) -> Tensor:
     """InfoNCE in both directions over the whole job's pairs (ConVIRT, arXiv 2010.00747; CLIP, arXiv 2103.00020).
@@ -97,4 +103,18 @@ def sigmoid_loss(logits: Tensor, targets: Tensor, hash: Tensor) -> Tensor:
     return -terms.masked_fill(same & ~own, 0.0).sum() / len(logits)
 
 
-# Word-region matchings (GLoRIA, ICCV 2021) ---------------------------------------------------------------------------
+def sine_code(places: Tensor, width: int, base: float = 10000) -> Tensor:
+    """Places ``[...,2]``, row and column, as sines and cosines ``[...,width]`` (arXiv 1706.03762, a half for each axis).
+
+    >>> sine_code(torch.tensor([[0.0, 0.0]]), 4)
+    tensor([[0., 1., 0., 1.]])
+
+    Args:
+        places: float.
+        width: what it is more than a multiple of 4 is filled with zeros.
+        base: longest period over the shortest, for a large width.
+    """
+    quarter = width // 4
+    rates = base ** (-torch.arange(quarter, device=places.device, dtype=places.dtype) / quarter)
+    angles = places.unsqueeze(-1) * rates  # [...,2,width/4]
+    return F.pad(torch.cat([angles.sin(), angles.cos()], -1).flatten(-2), (0, width - 4 * quarter))

@@ -21,6 +21,7 @@ from diptych.metrics import generated_text as nlg
 from diptych.metrics import measures as metrics
 from diptych.metrics.bootstrap import Metric
 from diptych.metrics.clinical import clinical
+from diptych.nn.functional import sine_code
 from diptych.reports.labeller import Labeller, Rules
 from diptych.reports.tokenizer import Tokenizer
 from diptych.tasks.base import TrainedTask
@@ -39,14 +40,8 @@ def grid_code(grid: tuple[int, int], width: int) -> Tensor:
 
     As in arXiv 1706.03762, in two dimensions; it has no parameters, so that any image size will do.
     """
-    quarter = width // 4
-    rates = 100.0 ** (-torch.arange(quarter) / quarter)
-    axes = [torch.arange(side)[:, None] * rates for side in grid]
-    row, column = (torch.cat([axis.sin(), axis.cos()], dim=1) for axis in axes)
-    code = torch.cat(
-        [row[:, None].expand(-1, grid[1], -1), column[None].expand(grid[0], -1, -1)], dim=2
-    )  # [rows,columns,4*quarter]
-    return F.pad(code.flatten(0, 1), (0, width - 4 * quarter))
+    places = torch.cartesian_prod(*(torch.arange(float(side)) for side in grid))
+    return sine_code(places, width, base=100.0)
 
 
 class Decoder(nn.Module):
