@@ -1,8 +1,8 @@
-"""The alignment head: the one interface that matters.
+"""The alignment head: the interface of every method of pre-training.
 
-A head owns its projections and its temperature, embeds each panel, and says how alike an image and a report are.
-What training optimises (:meth:`AlignmentHead.losses`) is built on what evaluation ranks by
-(:meth:`AlignmentHead.similarity`). A head knows no batch, no data set and no metric.
+A head owns its projections and its temperature. It embeds images and reports, and scores how alike they are. Evaluation
+ranks by this score (:meth:`AlignmentHead.similarity`). Training optimises losses of it (:meth:`AlignmentHead.losses`). A
+head knows no batch, no data set and no metric.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 
 
 E_contra = TypeVar("E_contra", bound=Embedding, contravariant=True)
-"""What a head reads, where it gives none back."""
+"""The embedding that a method takes as an argument only."""
 
 
 class AlignmentHead(nn.Module, ABC, Generic[E]):
@@ -96,7 +96,7 @@ class ScaledHead(AlignmentHead[E]):
 
 @runtime_checkable
 class Grounds(Protocol[E_contra]):
-    """What a head can do if it can say where in the image a word is seen."""
+    """A head that shows in which regions of the image a word is seen."""
 
     def heatmap(self, image: E_contra, text: E_contra) -> Tensor:
         """Attention ``[B,N_words,N_regions]`` of each word over the regions of its own image, summing to 1."""
@@ -104,19 +104,19 @@ class Grounds(Protocol[E_contra]):
 
 @runtime_checkable
 class ScoresMatchings(Protocol[E_contra]):
-    """What a head can do if part of its score is that of parts: of words and regions, or of sentences and queries."""
+    """A head whose score has a local part: of words with regions, or of sentences with queries."""
 
     def local_scores(self, image: E_contra, text: E_contra) -> Tensor:
-        """That part alone, ``[I,T]``."""
+        """The local part of the score ``[I,T]``."""
 
 
 @runtime_checkable
 class WeighsWords(Protocol[E_contra]):
-    """What a head can do if it weighs the words of a report against each other."""
+    """A head that gives each word of a report a weight in the score."""
 
     @property
     def weighs_words(self) -> bool:
-        """Whether it does, as it is configured."""
+        """Whether the head does so in its present configuration."""
 
     def importance(self, image: E_contra, text: E_contra) -> Tensor:
         """Weight ``[B,N_words]`` of each word in the score of its own image; 0 at padding."""
@@ -124,24 +124,24 @@ class WeighsWords(Protocol[E_contra]):
 
 @runtime_checkable
 class FollowsTraining(Protocol):
-    """What a head, or a module inside one, has if what it does depends on how far training has come."""
+    """A head, or a module in one, that changes in the course of training."""
 
     def start_step(self, epoch: int, step: int, total_steps: int) -> None:
-        """Called before every training step, after a resume in mid-epoch too.
+        """Prepare for the next training step. It is called before each, also after a resume in mid-epoch.
 
-        A head may change its ``weights`` here, or what it draws at random. What it keeps must follow from the arguments and
-        from its state dict alone, so that a resumed run goes on exactly.
+        A head may change its ``weights`` here, or what it draws at random. Its state must follow from the arguments and
+        from its state dict alone. Then a resumed run goes on exactly.
 
         Args:
             epoch: the present one, from 0.
-            step: optimiser steps done so far; the same for all batches that are accumulated to one.
+            step: optimiser steps done so far. It is the same for all batches whose gradients are accumulated.
             total_steps: optimiser steps of the whole run.
         """
 
 
 @runtime_checkable
 class Observes(Protocol[E_contra]):
-    """What a head can do if it asks the image by queries of its own, before it knows a text."""
+    """A head with learned queries, which attend to the image without a text."""
 
     def observations(self, image: E_contra) -> Tensor:
         """Attention ``[B,K,N_regions]`` of each query over the regions, summing to 1."""
@@ -149,14 +149,14 @@ class Observes(Protocol[E_contra]):
 
 @runtime_checkable
 class Extracts(Protocol[E_contra]):
-    """What a head can do if what its queries find in the image are vectors of their own, for a decoder to attend to."""
+    """A head whose queries turn an image into vectors. The decoder of reports can attend to them."""
 
     def extracts(self, image: E_contra) -> Tensor:
-        """What each query found, ``[B,K,E]``."""
+        """The vector of each query, ``[B,K,E]``."""
 
 
 HeadFactory = Callable[[Dims], AlignmentHead]  # type: ignore[type-arg]
-"""How a configuration supplies a head: everything but the widths is given, as Lightning does with optimisers."""
+"""A head as a configuration gives it: a function of the towers' widths, all other arguments being set."""
 
 
 def tell_step(head: nn.Module, epoch: int, step: int, total_steps: int) -> None:
@@ -169,9 +169,9 @@ def tell_step(head: nn.Module, epoch: int, step: int, total_steps: int) -> None:
 def gather_pairs(head: AlignmentHead[E], here: Pairs[E]) -> Pairs[E]:
     """The pairs of the whole job, from this process's pairs, for :meth:`AlignmentHead.losses`.
 
-    Only the fields in ``head.gathers``, the hashes and the labels are gathered, with gradients and in rank order. All
-    other fields are emptied, on one process too: a head that forgets to declare one fails on a laptop and not on eight
-    GPUs.
+    The fields in ``head.gathers``, the hashes and the labels are gathered, with gradients and in rank order. All other
+    fields are emptied, on one process too. So a head that forgets to declare a field fails on a laptop already, and not
+    on eight GPUs.
 
     Args:
         head: the head that will read them.

@@ -136,7 +136,7 @@ class TextBatch(_Tensors):
 
 @dataclass(frozen=True)
 class Batch(_Tensors):
-    """What a datamodule yields. What is absent is None, and decides what can be trained and evaluated."""
+    """A batch of a datamodule. Fields that the data set lacks are None; they limit what can be trained and evaluated."""
 
     image: Tensor
     """``[B,1,H,V]`` uint8."""
@@ -154,9 +154,10 @@ class Batch(_Tensors):
     ids: list[str]
     """A name for each image, for error messages and tables."""
     masks: Tensor | None = None
-    """``[B,H,V]`` bool: where the finding is, in the network's input; what of it lies in the padding is cut off."""
+    """``[B,H,V]`` bool: the finding's pixels in the network's input, without those in the padding."""
     notes: list[tuple[str, ...]] | None = None
-    """What is told of each image that is odd and usable; None where nothing is. The datamodule counts it."""
+    """Remarks on images that are odd but usable, a tuple for each image. None where there is no remark in the batch. The
+    datamodule counts them."""
 
     def __len__(self) -> int:
         return self.image.shape[0]
@@ -164,7 +165,7 @@ class Batch(_Tensors):
 
 @dataclass(frozen=True)
 class Features(_Tensors):
-    """What a tower gives a head."""
+    """The output of a tower, which a head embeds."""
 
     pooled: Tensor
     """``[B,D]``"""
@@ -179,8 +180,11 @@ class Features(_Tensors):
     pixels: Tensor | None = None
     """``[B,1,H,V]`` float, image only: the normalised input, for heads that need it."""
     attention: Tensor | None = None
-    """``[B,N]`` float, no gradient: what the class token attends to in the last layer, mean over the attention heads,
-    before dropout; a word has the sum of its pieces. None where no head asks or the tower has no class token."""
+    """``[B,N]`` float, no gradient: attention of the class token in the last layer, before dropout.
+
+    It is the mean over the attention heads. A word has the sum of its pieces. None where no head asks for it, or where
+    the tower has no class token.
+    """
     sentence_hash: Tensor | None = None
     """``[B,M]`` int64, text only: equal for equal sentences, whatever the process; -1 at padding."""
 

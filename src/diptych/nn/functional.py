@@ -25,13 +25,22 @@ def _no_autocast(x: Tensor) -> torch.autocast:
 
 
 def unit(x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """L2-normalise ``[...,E]`` over its last axis, at least in float32; vectors outside ``mask`` ``[...]`` become zero."""
+    """L2-normalise ``[...,E]`` over its last axis, at least in float32; vectors outside ``mask`` ``[...]`` become zero.
+
+    >>> unit(torch.tensor([3.0, 4.0]))
+    tensor([0.6000, 0.8000])
+    """
     y = F.normalize(full(x), dim=-1)
     return y if mask is None else y.masked_fill(~mask.unsqueeze(-1), 0.0)
 
 
 def dot_products(image: Tensor, text: Tensor) -> Tensor:
-    """``[I,T]`` dot products of ``[I,E]`` and ``[T,E]``, at least in float32."""
+    """``[I,T]`` dot products of ``[I,E]`` and ``[T,E]``, at least in float32.
+
+    >>> dot_products(torch.eye(2), torch.tensor([[1.0, 2.0]]))
+    tensor([[1.],
+            [2.]])
+    """
     with _no_autocast(image):
         return full(image) @ full(text).T
 
@@ -39,8 +48,8 @@ def dot_products(image: Tensor, text: Tensor) -> Tensor:
 class LogitScale(nn.Module):
     """The factor on the similarities, ``1 / temperature``, learned as its logarithm (CLIP, arXiv 2103.00020, 2.4).
 
-    It is clamped where it is used, by pulling the parameter itself back: a scale that went past ``maximum`` keeps its
-    gradient and can come down again.
+    The parameter itself is clamped each time that it is used. So a scale that went past ``maximum`` keeps its gradient and
+    can come down again.
 
     Args:
         temperature: the start, above 0; 0.07 in CLIP, so that the scale starts at 14.3.
@@ -77,6 +86,11 @@ def info_nce(logits: Tensor, hash: Tensor, image_weight: float = 0.5) -> Tensor:
         logits: ``[N,N]`` scaled similarities, row = image, column = report, own pairs on the diagonal.
         hash: ``[N]``, equal where reports are equal.
         image_weight: ``w``, the share of image-to-text; 0.75 in ConVIRT, 0.5 in CLIP.
+
+    >>> info_nce(torch.zeros(2, 2), torch.tensor([7, 8]))  # log 2: nothing tells the two apart
+    tensor(0.6931)
+    >>> info_nce(torch.zeros(2, 2), torch.tensor([7, 7]))  # equal reports are not contrasted
+    tensor(0.)
     """
     own = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     excluded = (hash.unsqueeze(1) == hash) & ~own

@@ -1,4 +1,4 @@
-"""Attention layers that heads share. They hold no dropout: what a head computes depends on its input alone."""
+"""Attention layers that heads share. They have no dropout, so that a head's output depends on its input alone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Attention", "DecoderLayer", "Extractor"]
 
 
 class Attention(nn.Module):
-    """Multi-head attention (arXiv 1706.03762) that gives its map. The keys have no bias, which would cancel.
+    """Multi-head attention (arXiv 1706.03762) that returns its map too. The keys have no bias: it would cancel.
 
     Args:
         width: of the vectors, a multiple of ``heads``.
@@ -38,9 +38,9 @@ class Attention(nn.Module):
         """Attend from ``x`` ``[B,n,E]`` to ``memory`` ``[B,N,E]``.
 
         Args:
-            x: what asks.
-            memory: what is asked.
-            mask: ``[B,N]``, True at real memory; where none is real, nothing is attended to.
+            x: the queries' input.
+            memory: the input of keys and values.
+            mask: ``[B,N]``, True at real memory. A row without real memory gets a map of zeros.
 
         Returns:
             ``[B,n,E]`` and the map ``[B,n,N]``, the mean over the heads, at least float32; a row sums to 1.
@@ -79,21 +79,21 @@ class DecoderLayer(nn.Module):
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``x`` ``[B,n,E]`` after it has seen ``memory`` ``[B,N,E]``, and the cross-attention's map ``[B,n,N]``."""
+        """``x`` ``[B,n,E]`` after attention to ``memory`` ``[B,N,E]``, and the cross-attention's map ``[B,n,N]``."""
         if self.self_attention is not None and self.self_norm is not None:
             own = self.self_norm(x)
             x = x + self.self_attention(own, own)[0]
-        seen, attention = self.cross_attention(self.cross_norm(x), memory, mask)
-        x = x + seen
+        message, attention = self.cross_attention(self.cross_norm(x), memory, mask)
+        x = x + message
         return x + self.feed_forward(self.forward_norm(x)), attention
 
 
 class Extractor(nn.Module):
-    """Learned queries that ask a set of tokens for what they hold (as in DETR, arXiv 2005.12872, and Q-Former).
+    """Learned queries that attend to a set of tokens (as in DETR, arXiv 2005.12872, and Q-Former).
 
     Args:
         tokens: width of the tokens.
-        width: of the queries and of what they extract.
+        width: of the queries and of their output.
         queries: their number ``K``.
         layers: decoder layers.
         heads: attention heads.
@@ -108,7 +108,7 @@ class Extractor(nn.Module):
         self.projection = nn.Linear(width, width, bias=False)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """What each query extracts, ``[B,K,width]``, and the last cross-attention's map ``[B,K,N]``.
+        """The output of each query ``[B,K,width]``, and the map of the last cross-attention ``[B,K,N]``.
 
         Args:
             tokens: ``[B,N,D]``

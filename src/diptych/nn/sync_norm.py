@@ -18,7 +18,7 @@ __all__ = ["SyncNorm", "SyncNormAct", "TowerNorms"]
 
 
 class SyncNorm(_BatchNorm):
-    """What torch's ``SyncBatchNorm`` computes, on the CPU too, which that refuses; with exact gradients."""
+    """The same function as torch's ``SyncBatchNorm``, with exact gradients. Torch's layer refuses CPUs; this one does not."""
 
     def forward(self, input: Tensor) -> Tensor:  # torch's name
         """Normalise ``[B,C,...]`` by the statistics of all processes; in evaluation by the running ones."""
@@ -53,7 +53,7 @@ class SyncNorm(_BatchNorm):
 
 
 class SyncNormAct(SyncNorm):
-    """The same with the activation that timm keeps in the layer, which torch's own conversion would drop."""
+    """Normalisation with the activation that timm keeps in the layer. Torch's own conversion would drop it."""
 
     act: nn.Module
     drop: nn.Module
@@ -73,7 +73,7 @@ _ON_CPU: dict[type[nn.Module], type[SyncNorm]] = {
 
 
 class TowerNorms(TorchSyncBatchNorm):
-    """Makes the batch normalisation of a module that of all processes.
+    """Lightning's hook that makes batch normalisation use the statistics of all processes.
 
     Args:
         on_cpu: whether the model trains on CPUs. It is moved to its device later.
@@ -83,7 +83,7 @@ class TowerNorms(TorchSyncBatchNorm):
         self.on_cpu = on_cpu
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Before training on several processes: on GPUs by torch's layers, which DDP refuses on CPUs."""
+        """Exchange the layers before training. GPUs take torch's layers; DDP refuses these on CPUs, which take ours."""
         if not self.on_cpu:
             return cast(nn.Module, convert_sync_batchnorm(model))  # type: ignore[no-untyped-call]  # timm's
         for name, layer in model.named_modules():
@@ -96,5 +96,5 @@ class TowerNorms(TorchSyncBatchNorm):
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """After training: the layers work on one process too."""
+        """Keep the layers after training: they work on one process too."""
         return model
