@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, NamedTuple, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,102 +12,14 @@ from diptych.errors import ConfigError
 from diptych.nn import functional as F
 from diptych.nn.blockwise import blockwise
 from diptych.types import Dims, Pairs, TokenEmbedding
-from diptych_heads.equations.reclf import compare, pool, reason, unit_nodes
+from diptych_heads.equations.reclf import Attention, attention_logits, compare, pool, unit_nodes
+from diptych_heads.equations.relations import FusedStep, Importance, Step, glorot_linear
 from diptych_heads.token_head import TokenHead
 
-__all__ = ["Reclf", "attention_logits"]
+__all__ = ["Reclf"]
 
-Attention = Literal["gloria", "scan"]
 Matching = Literal["sqdiff", "product"]
 Mode = Literal["cascade", "parallel", "srm", "irm", "none"]
-
-
-# Equations -----------------------------------------------------------------------------------------------------------
-
-
-def attention_logits(s: Tensor, mask: Tensor, form: Attention) -> Tensor:
-    """What a word's soft-max over the regions is taken of, but for its sharpness.
-
-    ``gloria`` (ICCV 2021, eq. 3-4): the soft-max of ``s`` over the real words. ``scan`` (SCAN, ECCV 2018, eq. 1-2):
-    ``leaky_relu(s, 0.1)``, of length 1 over the real words.
-
-    Args:
-        s: ``[I,R,T,N]`` cosines of regions and words.
-        mask: True at real words, ``[T,N]`` or what else broadcasts with ``s``.
-        form: as above.
-    """
-    if form == "gloria":  # a finite mask: a report without words gives finite numbers, which nobody reads
-        return s.masked_fill(~mask, torch.finfo(s.dtype).min).softmax(-1)
-    s = nn.functional.leaky_relu(s, 0.1).masked_fill(~mask, 0.0)
-    return nn.functional.normalize(s, dim=-1)
-
-
-# Modules -------------------------------------------------------------------------------------------------------------
-
-
-def _linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
-    """Started as in SGRAF: Glorot's uniform weights, no bias."""
-    linear = nn.Linear(inputs, outputs, bias=bias)
-    nn.init.xavier_uniform_(linear.weight)
-    if bias:
-        nn.init.zeros_(linear.bias)
-    return linear
-
-
-class _Fused(NamedTuple):
-    """The weights of one step as :func:`~diptych_heads.equations.reclf.reason` takes them."""
-
-    fused: Tensor
-    c: Tensor
-    graph: Tensor
-    b: Tensor
-
-
-class _Step(nn.Module):
-    """One step of graph reasoning (SGRAF, AAAI 2021, eq. 7-8): ``E = soft-max((Q q)(K q)')``, ``q <- relu(G (E q))``.
-
-    What adds the same to a whole row of the soft-max cancels: ``(Q q)(K q)' = q (Q'K) q' + (K' b_Q) q' + ...`` needs one
-    product instead of two, and the bias of the keys has no effect; there is none.
-    """
-
-    def __init__(self, width: int, residual: bool) -> None:
-        super().__init__()
-        self.query = _linear(width, width)
-        self.key = _linear(width, width, bias=False)
-        self.graph = _linear(width, width)
-        self.norm = nn.LayerNorm(width) if residual else None
-
-    def fuse(self) -> _Fused:
-        key = self.key.weight
-        return _Fused(self.query.weight.T @ key, self.query.bias @ key, self.graph.weight.T, self.graph.bias)
-
-    def forward(self, q: Tensor, weights: _Fused, shut: Tensor) -> Tensor:
-        out = reason(q, *weights, shut)
-        return out if self.norm is None else cast(Tensor, self.norm(q + out))
-
-
-class _Importance(nn.Module):
-    """How much each node counts: ``b_w = sigmoid(norm(u . q_w))``, divided by its sum over the real nodes.
-
-    ``layer`` standardises over the real nodes of the pair, then scales and shifts. SGRAF's batch statistics would make a
-    pair's score depend on the batch and on its padding.
-    """
-
-    def __init__(self, width: int, norm: Literal["layer", "none"]) -> None:
-        super().__init__()
-        self.gate = _linear(width, 1, bias=False)
-        self.gain = nn.Parameter(torch.ones(())) if norm == "layer" else None
-        self.shift = nn.Parameter(torch.zeros(()))
-
-    def forward(self, q: Tensor, real: Tensor) -> Tensor:
-        """Nodes ``[P,n,m]`` and which are real ``[P,n]`` to weights ``[P,n]``, 0 where not real."""
-        z = self.gate(q).squeeze(-1)
-        if self.gain is not None:
-            count = real.sum(-1, keepdim=True).clamp_min(1)
-            centred = (z - (z * real).sum(-1, keepdim=True) / count) * real
-            z = self.gain * centred * (centred.square().sum(-1, keepdim=True) / count + 1e-5).rsqrt()
-        b: Tensor = (z + self.shift).sigmoid() * real
-        return b / b.sum(-1, keepdim=True).clamp_min(1e-12)
 
 
 class Reclf(TokenHead):
@@ -205,14 +117,14 @@ class Reclf(TokenHead):
         self.sigmoid = score == "sigmoid"
         self.byte_budget = byte_budget
         m = matching_width
-        self.local_matching = _linear(width, m)
-        self.global_matching = _linear(width, m) if global_node else None
+        self.local_matching = glorot_linear(width, m)
+        self.global_matching = glorot_linear(width, m) if global_node else None
         reasons, weighs = mode in ("cascade", "parallel", "srm"), mode in ("cascade", "parallel", "irm")
-        self.semantic = nn.ModuleList([_Step(m, residual) for _ in range(steps if reasons else 0)])
-        self.importance_gate = _Importance(m, importance_norm) if weighs else None
-        self.score = _linear(m, 1, bias=self.sigmoid)
+        self.semantic = nn.ModuleList([Step(m, residual) for _ in range(steps if reasons else 0)])
+        self.importance_gate = Importance(m, importance_norm) if weighs else None
+        self.score = glorot_linear(m, 1, bias=self.sigmoid)
         self.cosine_scale = nn.Parameter(torch.tensor(float(cosine_scale))) if cosine_scale else None
-        self.srm_score = _linear(m, 1, bias=self.sigmoid) if mode == "parallel" else None
+        self.srm_score = glorot_linear(m, 1, bias=self.sigmoid) if mode == "parallel" else None
 
     def similarity(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
         """The sum of the global and the local score, ``[I,T]``."""
@@ -260,19 +172,13 @@ class Reclf(TokenHead):
                 rows.append(self.importance_gate(q, real)[:, self.global_matching is not None :])
         return torch.cat(rows)
 
-    def fuse(self) -> list[_Fused]:
+    def fuse(self) -> list[FusedStep]:
         """The weights of the SRM's steps in the form in which pairs are scored: computed once for all pairs."""
         with torch.autocast(self.score.weight.device.type, enabled=False):
-            return [cast(_Step, step).fuse() for step in self.semantic]
+            return [cast(Step, step).fuse() for step in self.semantic]
 
     def local_scores(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
         """``S`` of every image with every report, ``[I,T]``, by blocks within the byte budget."""
-        words, (regions, width), m = text.mask.shape[1], image.tokens.shape[1:], self.local_matching.out_features
-        steps, extra = len(self.semantic), int(self.global_matching is not None)
-        # Numbers that the functions above hold for backward, for each node and for each word.
-        node = m * (extra + (5 if self.residual else 3) * steps) + (words + extra) * steps
-        attention = (1 if self.attention == "gloria" else 3) * regions
-        kept = attention + 2 * width + m + node * (words + extra) // words
         fused = self.fuse()
         with torch.autocast(image.tokens.device.type, enabled=False):
             return blockwise(
@@ -281,12 +187,24 @@ class Reclf(TokenHead):
                 lambda v, t, matched: self.pair_scores(v, t, matched, fused),
                 image,
                 text,
-                working_bytes=max(width, regions, 3 * m) * image.tokens.element_size(),
-                attention_bytes=attention * image.tokens.element_size(),
-                matching_bytes=(m + int(self.cosine_scale is not None)) * image.tokens.element_size(),
-                kept_bytes=kept * image.tokens.element_size(),
+                **self._bytes(image, text),
                 byte_budget=self.byte_budget,
             )
+
+    def _bytes(self, image: TokenEmbedding, text: TokenEmbedding) -> dict[str, int]:
+        """What :func:`~diptych.nn.blockwise.blockwise` must know to plan its memory, in bytes for a word of one pair."""
+        words, (regions, width), m = text.mask.shape[1], image.tokens.shape[1:], self.local_matching.out_features
+        steps, extra = len(self.semantic), int(self.global_matching is not None)
+        # Numbers that the equations hold for backward, for each node and for each word.
+        node = m * (extra + (5 if self.residual else 3) * steps) + (words + extra) * steps
+        attention = (1 if self.attention == "gloria" else 3) * regions
+        numbers = {
+            "working_bytes": max(width, regions, 3 * m),
+            "attention_bytes": attention,
+            "matching_bytes": m + int(self.cosine_scale is not None),
+            "kept_bytes": attention + 2 * width + m + node * (words + extra) // words,
+        }
+        return {name: number * image.tokens.element_size() for name, number in numbers.items()}
 
     def attend(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
         """:func:`attention_logits` of one block of pairs, ``[I,R,T*N]``."""
@@ -305,7 +223,9 @@ class Reclf(TokenHead):
             weight, bias = torch.cat([weight, torch.ones_like(weight[:1])]), nn.functional.pad(bias, (0, 1))
         return nn.functional.linear(compared, weight, bias).view(len(image.tokens), *text.mask.shape, -1)
 
-    def pair_scores(self, image: TokenEmbedding, text: TokenEmbedding, matched: Tensor, fused: list[_Fused]) -> Tensor:
+    def pair_scores(
+        self, image: TokenEmbedding, text: TokenEmbedding, matched: Tensor, fused: list[FusedStep]
+    ) -> Tensor:
         """``S`` ``[I,T]`` of one block of pairs, from what :meth:`match` and :meth:`fuse` give."""
         q, real = self._nodes(image, text, matched)
         weights = real.to(q.dtype) / real.sum(-1, keepdim=True).clamp_min(1)
@@ -341,7 +261,7 @@ class Reclf(TokenHead):
             real = nn.functional.pad(real, (1, 0), value=True)
         return q.flatten(0, 1), real.flatten(0, 1)
 
-    def _reason(self, q: Tensor, real: Tensor, fused: list[_Fused]) -> Tensor:
+    def _reason(self, q: Tensor, real: Tensor, fused: list[FusedStep]) -> Tensor:
         shut = torch.zeros(real.shape, dtype=q.dtype, device=q.device)
         shut = shut.masked_fill_(~real, torch.finfo(q.dtype).min / 2).unsqueeze(1)  # finite: rows may have no node
         for step, weights in zip(self.semantic, fused, strict=True):

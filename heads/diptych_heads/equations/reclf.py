@@ -5,13 +5,33 @@ That their values and gradients are right is tested with the head, against a twi
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-__all__ = ["compare", "pool", "reason", "unit_nodes"]
+__all__ = ["Attention", "attention_logits", "compare", "pool", "reason", "unit_nodes"]
+
+Attention = Literal["gloria", "scan"]
+"""How words attend to regions; see :func:`attention_logits`."""
+
+
+def attention_logits(s: Tensor, mask: Tensor, form: Attention) -> Tensor:
+    """What a word's soft-max over the regions is taken of, but for its sharpness.
+
+    ``gloria`` (ICCV 2021, eq. 3-4): the soft-max of ``s`` over the real words. ``scan`` (SCAN, ECCV 2018, eq. 1-2):
+    ``leaky_relu(s, 0.1)``, of length 1 over the real words.
+
+    Args:
+        s: ``[I,R,T,N]`` cosines of regions and words.
+        mask: True at real words, ``[T,N]`` or what else broadcasts with ``s``.
+        form: as above.
+    """
+    if form == "gloria":  # a finite mask: a report without words gives finite numbers, which nobody reads
+        return s.masked_fill(~mask, torch.finfo(s.dtype).min).softmax(-1)
+    s = nn.functional.leaky_relu(s, 0.1).masked_fill(~mask, 0.0)
+    return nn.functional.normalize(s, dim=-1)
 
 
 class _Compare(torch.autograd.Function):
