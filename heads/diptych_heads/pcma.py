@@ -16,7 +16,14 @@ from diptych.nn import functional as F
 from diptych.nn.layers import Extractor
 from diptych.types import Dims, Features, Pairs, TokenEmbedding
 from diptych_heads.cce import Cce, CceEmbedding, Source
-from diptych_heads.equations.pcma import Match, Matching, intra_loss, match_weights, pair_scores, sentence_slots
+from diptych_heads.equations.pcma import (
+    MatchingKind,
+    MatchingRule,
+    intra_loss,
+    match_weights,
+    pair_scores,
+    sentence_slots,
+)
 
 __all__ = ["Observations", "Pcma"]
 
@@ -101,7 +108,7 @@ class Pcma(ScaledHead[Observations]):
         heads: int = 4,
         text_queries: int = 0,
         least_words: int = 3,
-        matching: Matching = "soft",
+        matching: MatchingKind = "soft",
         softness: float = 0.1,
         epsilon: float = 0.05,
         rounds: int = 5,
@@ -133,17 +140,19 @@ class Pcma(ScaledHead[Observations]):
         ):
             if not fits:
                 raise ConfigError(f"head pcma: {name} is {value}; give {remedy}")
-        self.match = Match(matching, softness, epsilon, rounds)
+        self.rule = MatchingRule(matching, softness, epsilon, rounds)
         self.least_words, self.mask_sentences, self.local_score = least_words, mask_sentences, local_score
         self.byte_budget = byte_budget
         self.weights = {"global": global_weight, "inter": inter_weight, "intra": intra_weight}
         self.scale = F.LogitScale(temperature, learn=learn_temperature)
         self.image_projection = nn.Linear(dims.image, width)
         self.text_projection = nn.Linear(dims.text, width)
-        self.extractor = Extractor(dims.image_tokens, width, queries=queries, layers=layers, heads=heads)
+        self.extractor = Extractor(dims.image_tokens, width, queries=queries, layers=layers, attention_heads=heads)
         self.text_extractor = self.sentence_projection = None
         if text_queries:
-            self.text_extractor = Extractor(dims.text_tokens, width, queries=text_queries, layers=layers, heads=heads)
+            self.text_extractor = Extractor(
+                dims.text_tokens, width, queries=text_queries, layers=layers, attention_heads=heads
+            )
         else:
             self.sentence_projection = nn.Sequential(
                 nn.Linear(dims.text_tokens, width), nn.GELU(), nn.Linear(width, width)
@@ -203,7 +212,7 @@ class Pcma(ScaledHead[Observations]):
 
     def local_scores(self, image: Observations, text: Observations) -> Tensor:
         """``S`` of every image with every report, ``[I,T]``."""
-        return pair_scores(image.tokens, text.tokens, text.mask, match=self.match, byte_budget=self.byte_budget)[0]
+        return pair_scores(image.tokens, text.tokens, text.mask, rule=self.rule, byte_budget=self.byte_budget)[0]
 
     def losses(self, here: Pairs[Observations], world: Pairs[Observations]) -> dict[str, Tensor]:
         """``global`` and ``inter`` over all ``B * W`` pairs, each scored once over the job; ``intra``; ``cce``."""
@@ -218,7 +227,7 @@ class Pcma(ScaledHead[Observations]):
             text.mask,
             own=here.targets,
             hashes=(here.text.sentence_hash, text.sentence_hash) if self.mask_sentences else None,
-            match=self.match,
+            rule=self.rule,
             byte_budget=self.byte_budget,
         )
         inter = (scale * scores).masked_fill(blank, -math.inf)
@@ -244,7 +253,7 @@ class Pcma(ScaledHead[Observations]):
         assert text.real_words is not None
         with torch.autocast(text.tokens.device.type, enabled=False):
             s = F.full(text.tokens) @ F.full(image.tokens).transpose(1, 2)  # [B,M,K]
-            taken = match_weights(s, text.mask, self.match._replace(kind="soft"))
+            taken = match_weights(s, text.mask, self.rule._replace(kind="soft"))
             attention = image.attention.to(s.dtype)
             beyond = (attention - attention.mean(1, keepdim=True)).clamp_min(0)
             maps = taken @ beyond  # [B,M,R]
@@ -269,5 +278,5 @@ class Pcma(ScaledHead[Observations]):
         assert text.sentence_hash is not None
         with torch.autocast(text.tokens.device.type, enabled=False):
             v, t = F.full(image.tokens), F.full(text.tokens)
-            w = match_weights(t @ v.transpose(1, 2), text.mask, self.match)
+            w = match_weights(t @ v.transpose(1, 2), text.mask, self.rule)
             return intra_loss(t, F.unit(w @ v), text.mask, text.sentence_hash, scale)

@@ -18,7 +18,7 @@ from diptych_heads.token_head import TokenHead
 
 __all__ = ["Reclf"]
 
-Matching = Literal["sqdiff", "product"]
+Comparison = Literal["sqdiff", "product"]
 Mode = Literal["cascade", "parallel", "srm", "irm", "none"]
 
 
@@ -76,7 +76,7 @@ class Reclf(TokenHead):
         dims: Dims,
         *,
         width: int = 512,
-        matching: Matching = "sqdiff",
+        matching: Comparison = "sqdiff",
         matching_width: int = 256,
         global_node: bool = True,
         attention: Attention = "gloria",

@@ -28,7 +28,7 @@ from diptych.training.figures import Figures
 from diptych.types import Features, Pairs, map_leaves
 from diptych_datamodules.tabular import Tabular
 from diptych_heads.equations import pcma as matching
-from diptych_heads.equations.pcma import Match
+from diptych_heads.equations.pcma import MatchingRule
 from diptych_heads.global_ import Global
 from diptych_heads.pcma import Pcma
 
@@ -117,7 +117,7 @@ def test_queries_never_see_the_text():
 @every_kind
 def test_scores_equal_the_slow_twin_in_value_and_gradient(kind):
     v, t, mask = grid()
-    found, blank = matching.pair_scores(v, t, mask, match=Match(kind))
+    found, blank = matching.pair_scores(v, t, mask, rule=MatchingRule(kind))
     expected = torch.stack(
         [torch.stack([twins.pair_score(x, y[m], m[m], kind) for y, m in zip(t, mask, strict=True)]) for x in v]
     )
@@ -129,7 +129,7 @@ def test_scores_equal_the_slow_twin_in_value_and_gradient(kind):
 @every_kind
 def test_more_sentences_than_observations(kind):
     v, t, mask = grid(observations=2)
-    found, _ = matching.pair_scores(v, t, mask, match=Match(kind))
+    found, _ = matching.pair_scores(v, t, mask, rule=MatchingRule(kind))
     for i, c in ((0, 0), (1, 1), (3, 4)):
         close(found[i, c], twins.pair_score(v[i], t[c][mask[c]], mask[c][mask[c]], kind))
 
@@ -138,7 +138,7 @@ def test_more_sentences_than_observations(kind):
 def test_weights_of_a_sentence_sum_to_one_and_transport_is_even(kind):
     v, t, mask = grid(observations=6)
     s = t[:4] @ v.transpose(1, 2)
-    w = matching.match_weights(s, mask[:4], Match(kind, rounds=200))
+    w = matching.match_weights(s, mask[:4], MatchingRule(kind, rounds=200))
     close(w.sum(-1)[mask[:4]], torch.ones(int(mask[:4].sum()), dtype=torch.float64), 1e-6)
     if kind == "sinkhorn":
         for row, real in zip(w, mask[:4], strict=True):
@@ -150,14 +150,16 @@ def test_weights_of_a_sentence_sum_to_one_and_transport_is_even(kind):
 @every_kind
 def test_blocks_and_budgets_change_nothing(kind, monkeypatch):
     v, t, mask = grid()
-    whole = value_and_gradients(matching.pair_scores(v, t, mask, match=Match(kind))[0], v, t)
+    whole = value_and_gradients(matching.pair_scores(v, t, mask, rule=MatchingRule(kind))[0], v, t)
     monkeypatch.setattr(matching, "block_bytes", lambda *_: 2000)  # two or three reports
     for budget in (0, 5000, 2**30):
-        found = value_and_gradients(matching.pair_scores(v, t, mask, match=Match(kind), byte_budget=budget)[0], v, t)
+        found = value_and_gradients(
+            matching.pair_scores(v, t, mask, rule=MatchingRule(kind), byte_budget=budget)[0], v, t
+        )
         for a, b in zip(found, whole, strict=True):
             close(a, b, 1e-12)
     with torch.inference_mode():
-        close(matching.pair_scores(v, t, mask, match=Match(kind))[0], whole[0].detach(), 1e-12)
+        close(matching.pair_scores(v, t, mask, rule=MatchingRule(kind))[0], whole[0].detach(), 1e-12)
 
 
 def test_the_byte_budget_bounds_what_is_kept(monkeypatch):
@@ -178,7 +180,7 @@ def test_the_byte_budget_bounds_what_is_kept(monkeypatch):
 def test_a_report_without_sentences_scores_zero_without_harm(kind):
     v, t, mask = grid()
     mask[2] = False
-    scores, grad_v, grad_t = value_and_gradients(matching.pair_scores(v, t, mask, match=Match(kind))[0], v, t)
+    scores, grad_v, grad_t = value_and_gradients(matching.pair_scores(v, t, mask, rule=MatchingRule(kind))[0], v, t)
     assert (scores[:, 2] == 0).all()
     assert grad_v.isfinite().all()
     assert grad_t.isfinite().all()
@@ -189,9 +191,9 @@ def test_a_report_without_sentences_scores_zero_without_harm(kind):
 def test_a_block_compiles_to_the_same_values(kind):
     v, t, mask = grid(dtype=torch.float32)
     counted = mask.expand(len(v), -1, -1)
-    expected = value_and_gradients(matching.block_scores(v, t, mask, counted, Match(kind)), v, t)
+    expected = value_and_gradients(matching.block_scores(v, t, mask, counted, MatchingRule(kind)), v, t)
     compiled = torch.compile(matching.block_scores, fullgraph=True)
-    found = value_and_gradients(compiled(v, t, mask, counted, Match(kind)), v, t)
+    found = value_and_gradients(compiled(v, t, mask, counted, MatchingRule(kind)), v, t)
     for a, b in zip(found, expected, strict=True):
         close(a, b, 1e-5)
 

@@ -14,9 +14,17 @@ from diptych.nn.blockwise import block_bytes
 from diptych.nn.functional import full
 from diptych.types import Features
 
-__all__ = ["Match", "Matching", "block_scores", "intra_loss", "match_weights", "pair_scores", "sentence_slots"]
+__all__ = [
+    "MatchingKind",
+    "MatchingRule",
+    "block_scores",
+    "intra_loss",
+    "match_weights",
+    "pair_scores",
+    "sentence_slots",
+]
 
-Matching = Literal["soft", "hungarian", "sinkhorn", "max"]
+MatchingKind = Literal["soft", "hungarian", "sinkhorn", "max"]
 """How a sentence finds its observations; see :func:`match_weights`."""
 
 
@@ -24,10 +32,10 @@ GRIDS = 5
 """Grids as large as the cosines that a block keeps for backward, at most."""
 
 
-class Match(NamedTuple):
+class MatchingRule(NamedTuple):
     """How sentences find their observations; see :func:`match_weights`."""
 
-    kind: Matching = "soft"
+    kind: MatchingKind = "soft"
     softness: float = 0.1
     """Temperature of ``soft``."""
     epsilon: float = 0.05
@@ -70,7 +78,7 @@ def sentence_slots(text: Features, least: int) -> tuple[Tensor, Tensor, Tensor]:
     return slots, taken, taken_hash.masked_fill(~taken, -1)
 
 
-def match_weights(s: Tensor, mask: Tensor, match: Match) -> Tensor:
+def match_weights(s: Tensor, mask: Tensor, rule: MatchingRule) -> Tensor:
     """How much each sentence takes of each observation, from their cosines.
 
     * ``soft``: ``softmax_k(s / softness)``;
@@ -84,22 +92,22 @@ def match_weights(s: Tensor, mask: Tensor, match: Match) -> Tensor:
     Args:
         s: ``[...,M,K]`` cosines.
         mask: ``[...,M]``, True at real sentences.
-        match: as above.
+        rule: as above.
 
     Returns:
         ``[...,M,K]``; a real sentence's row sums to 1 (or 0 where it is left over). What stands at padding means nothing.
     """
-    if match.kind == "soft":
-        return (s / match.softness).softmax(-1)
+    if rule.kind == "soft":
+        return (s / rule.softness).softmax(-1)
     s = s.detach()
-    if match.kind == "max":
+    if rule.kind == "max":
         return nnf.one_hot(s.argmax(-1), s.shape[-1]).to(s.dtype)
-    if match.kind == "hungarian":
+    if rule.kind == "hungarian":
         return _hungarian(s, mask)
     padded = ~mask.unsqueeze(-1)
     number = mask.sum(-1)[..., None, None].clamp_min(1)
-    log_p = (s / match.epsilon).masked_fill(padded, torch.finfo(s.dtype).min)  # finite: a report may have none
-    for _ in range(match.rounds):
+    log_p = (s / rule.epsilon).masked_fill(padded, torch.finfo(s.dtype).min)  # finite: a report may have none
+    for _ in range(rule.rounds):
         log_p = log_p - log_p.logsumexp(-2, keepdim=True) + (number / s.shape[-1]).log()
         log_p = (log_p - log_p.logsumexp(-1, keepdim=True)).masked_fill(padded, torch.finfo(s.dtype).min)
     return log_p.exp()
@@ -123,7 +131,7 @@ def block_scores(
     sentences: Tensor,
     mask: Tensor,
     counted: Tensor,
-    match: Match,
+    rule: MatchingRule,
 ) -> Tensor:
     """``S`` of :func:`pair_scores` for one block.
 
@@ -132,7 +140,7 @@ def block_scores(
     """
     s = (observations.flatten(0, 1) @ sentences.flatten(0, 1).T).view(*observations.shape[:2], *sentences.shape[:2])
     s = s.permute(0, 2, 3, 1)  # [I,c,M,K]
-    w = match_weights(s, mask, match)
+    w = match_weights(s, mask, rule)
     gram = observations @ observations.transpose(1, 2)  # [I,K,K]
     square = ((w.flatten(1, 2) @ gram).view_as(w) * w).sum(-1)
     matched = (w * s).sum(-1) * square.clamp_min(1e-12).rsqrt()  # [I,c,M]
@@ -146,7 +154,7 @@ def pair_scores(
     *,
     own: Tensor | None = None,
     hashes: tuple[Tensor, Tensor] | None = None,
-    match: Match = Match(),  # noqa: B008  # it cannot change
+    rule: MatchingRule = MatchingRule(),  # noqa: B008  # it cannot change
     byte_budget: int = 2**30,
 ) -> tuple[Tensor, Tensor]:
     """Score every image with every report: the mean over its sentences of how well each is matched (PLACE, inferred).
@@ -163,7 +171,7 @@ def pair_scores(
         mask: ``[T,M]``, True at real sentences.
         own: ``[I]`` the column of each image's own report; needed with ``hashes``.
         hashes: of the sentences of the images' own reports ``[I,M]`` and of all ``[T,M]``; -1 equals none.
-        match: see :func:`match_weights`.
+        rule: see :func:`match_weights`.
         byte_budget: bytes of grids that may be kept for backward; 0 keeps none but a block.
 
     Returns:
@@ -189,7 +197,7 @@ def pair_scores(
                 counted = real & (~shared | mine.unsqueeze(-1))
             blank.append(~counted.any(-1) & real.any(-1))
             byte_budget -= GRIDS * column * len(real)
-            arguments = v, t[part], real, counted, match
+            arguments = v, t[part], real, counted, rule
             if byte_budget >= 0 or not torch.is_grad_enabled():
                 scores.append(block_scores(*arguments))
             else:

@@ -17,18 +17,18 @@ class Attention(nn.Module):
     """Multi-head attention (arXiv 1706.03762) that returns its map too. The keys have no bias: it would cancel.
 
     Args:
-        width: of the vectors, a multiple of ``heads``.
-        heads: attention heads.
+        width: of the vectors, a multiple of ``attention_heads``.
+        attention_heads: how many.
 
     Raises:
-        ConfigError: ``width`` is no multiple of ``heads``.
+        ConfigError: ``width`` is no multiple of ``attention_heads``.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, attention_heads: int) -> None:
         super().__init__()
-        if heads < 1 or width % heads:
-            raise ConfigError(f"width={width}: not a multiple of heads={heads}; change one of them")
-        self.heads = heads
+        if attention_heads < 1 or width % attention_heads:
+            raise ConfigError(f"width={width}: not a multiple of heads={attention_heads}; change one of them")
+        self.attention_heads = attention_heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width)
@@ -43,7 +43,7 @@ class Attention(nn.Module):
             mask: ``[B,N]``, True at real memory. A row without real memory gets a map of zeros.
 
         Returns:
-            ``[B,n,E]`` and the map ``[B,n,N]``, the mean over the heads, at least float32; a row sums to 1.
+            ``[B,n,E]`` and the map ``[B,n,N]``, the mean over the attention heads, at least float32; a row sums to 1.
         """
         q, k, v = self._split(self.query(x)), self._split(self.key(memory)), self._split(self.value(memory))
         with torch.autocast(x.device.type, enabled=False):
@@ -57,7 +57,7 @@ class Attention(nn.Module):
         return self.output(mixed.transpose(1, 2).flatten(2).to(x.dtype)), share.mean(1)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)  # [B,heads,n,E/heads]
+        return x.view(*x.shape[:2], self.attention_heads, -1).transpose(1, 2)  # [B,heads,n,E/heads]
 
 
 class DecoderLayer(nn.Module):
@@ -65,16 +65,16 @@ class DecoderLayer(nn.Module):
 
     Args:
         width: of the vectors.
-        heads: attention heads.
+        attention_heads: how many.
         self_attention: False leaves the first of the three out.
     """
 
-    def __init__(self, width: int, heads: int, *, self_attention: bool = True) -> None:
+    def __init__(self, width: int, attention_heads: int, *, self_attention: bool = True) -> None:
         super().__init__()
         self.self_norm = nn.LayerNorm(width) if self_attention else None
-        self.self_attention = Attention(width, heads) if self_attention else None
+        self.self_attention = Attention(width, attention_heads) if self_attention else None
         self.cross_norm = nn.LayerNorm(width)
-        self.cross_attention = Attention(width, heads)
+        self.cross_attention = Attention(width, attention_heads)
         self.forward_norm = nn.LayerNorm(width)
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
@@ -96,14 +96,14 @@ class Extractor(nn.Module):
         width: of the queries and of their output.
         queries: their number ``K``.
         layers: decoder layers.
-        heads: attention heads.
+        attention_heads: how many.
     """
 
-    def __init__(self, tokens: int, width: int, *, queries: int, layers: int, heads: int) -> None:
+    def __init__(self, tokens: int, width: int, *, queries: int, layers: int, attention_heads: int) -> None:
         super().__init__()
         self.queries = nn.Parameter(torch.randn(queries, width))
         self.memory = nn.Sequential(nn.Linear(tokens, width), nn.LayerNorm(width))
-        self.layers = nn.ModuleList(DecoderLayer(width, heads) for _ in range(layers))
+        self.layers = nn.ModuleList(DecoderLayer(width, attention_heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, width, bias=False)
 
