@@ -1,4 +1,4 @@
-"""``cce``: correlations of patches, predicted with the help of the report; a term to train beside any head."""
+"""``cce``: predict which patches of an image are alike, from the report. It is a term to train beside any head."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diptych.types import Dims, Embedding, Features, Pairs
 __all__ = ["Cce", "CceEmbedding", "Source", "correlation_loss", "draw_patches", "patch_views"]
 
 Source = Literal["pixel", "ema", "detached"]
-"""What the target correlations are taken of; see :class:`Cce`."""
+"""The vectors whose correlations are the target; see :class:`Cce`."""
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,26 @@ class CceEmbedding(Embedding):
 def patch_views(vectors: Tensor, centre: Literal["image", "patch"] = "image") -> Tensor:
     """Unit vectors ``[B,R,Q]`` whose dot products are the cosines ``C*`` of centred patch vectors ``[B,R,Q]``.
 
-    ``image`` takes off the mean patch of each image, without which all cosines are near 1; ``patch`` takes off each
-    patch's own mean, which makes them correlations of texture, blind to brightness.
+    ``image`` subtracts the mean patch of each image. Without that, all cosines are near 1. ``patch`` subtracts each
+    patch's own mean. The cosines are then correlations of texture, blind to brightness.
     """
     vectors = F.full(vectors)
     return F.unit(vectors - vectors.mean(1 if centre == "image" else 2, keepdim=True))
 
 
 def draw_patches(rows: Tensor, patches: int, share: float, step: int) -> Tensor:
-    """Which patches are masked: ``round(share * R)`` of each image, ``[B,R]`` bool, at least one and not all.
+    """Masks ``round(share * R)`` patches of each image, at least one and not all: ``[B,R]`` bool, True if masked.
 
-    A function of the pair's row in the whole job's batch and of the step, and of no generator: so it is the same
-    however many processes share the batch, and the same after a crash.
+    The mask depends on the pair's row in the whole job's batch and on the step alone. No random generator is used. So the
+    mask is the same on any number of processes, and after a crash.
+
+    >>> draw_patches(torch.tensor([0, 1]), patches=6, share=0.5, step=3).sum(1)
+    tensor([3, 3])
 
     Args:
         rows: ``[B]`` int64, the pairs' rows in the whole job's batch.
         patches: ``R``.
-        share: of the patches, in (0, 1).
+        share: of the patches that are masked, in (0, 1).
         step: of training.
     """
     numbers = rows.unsqueeze(1) * patches + torch.arange(patches, device=rows.device)
@@ -97,25 +100,25 @@ def correlation_loss(predicted: Tensor, views: Tensor, masked: Tensor, beta: flo
 
 
 class Cce(AlignmentHead[CceEmbedding]):
-    """Which patches of an image go together, told from the report: cross-modal correlation exploration.
+    """Cross-modal correlation exploration, the proxy task of PLACE (arXiv 2506.10573).
 
-    The proxy task of PLACE, arXiv 2506.10573.
+    A share of the patches is replaced by a mask token. In a predictor, every patch attends to the words of the report. The
+    cosines between the predicted patches should equal those between the patches themselves. Of a masked patch only its
+    place and the report are known.
 
-    A part of the patches is hidden behind a mask token. A predictor lets every patch ask the words of the report, and
-    the cosines of what comes out are compared with the cosines of the patches themselves; where a patch was hidden, only
-    its place and the report can tell. It ranks nothing: it is trained beside a head, as ``pcma`` does or ``composite``
-    with any other. It is trained only; outside training it costs nothing.
+    This head scores no pairs. Train it beside another head: ``pcma`` contains it, and ``composite`` adds it to any head.
+    Outside training it costs nothing.
 
-    Two terms: ``cce``, and with weight 0, to be looked at, ``cce_shuffled``, the same with each report exchanged for its
-    neighbour's. While ``cce`` is not below it, the report is not used.
+    The term ``cce`` is the loss. The term ``cce_shuffled`` has weight 0 and is logged only: it is the same loss with the
+    report of a neighbouring pair. While ``cce`` is not below it, the report is not used.
 
     **Inferred.** The publication's text could not be obtained; every argument from ``source`` on is a reconstruction.
 
     Args:
         dims: widths of the towers.
         weight: of the term; 0 at the start, rising linearly over ``warmup``.
-        source: inferred. ``pixel``: the image itself, which cannot collapse; ``detached``: the tower's patch vectors
-            without gradient; ``ema``: these after a slowly moving copy of this term's own projection.
+        source: inferred. The target vectors. ``pixel``: the image itself, which cannot collapse. ``detached``: the tower's
+            patch vectors without gradient. ``ema``: these through a slowly moving copy of this term's own projection.
         centre: inferred. What is taken off before the cosine, see :func:`patch_views`.
         detail: inferred. ``pixel`` patches are resampled to so many pixels a side.
         share: inferred. Of patches that are masked, in (0, 1).
@@ -184,7 +187,7 @@ class Cce(AlignmentHead[CceEmbedding]):
         self._step: int | None = None
 
     def start_step(self, epoch: int, step: int, total_steps: int) -> None:
-        """Raise the weight, choose other patches, and let the teacher follow."""
+        """Raise the weight, mask other patches, and move the teacher towards the projection."""
         rising = self.warmup * total_steps
         self.weights["cce"] = self.weight * (min(1.0, (step + 1) / rising) if rising > 0 else 1.0)
         if self.teacher is not None and step != self._step:  # once a step, however many batches it accumulates

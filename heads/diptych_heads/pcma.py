@@ -51,16 +51,17 @@ class Observations(TokenEmbedding):
 class Pcma(ScaledHead[Observations]):
     """Pathology-level cross-modal alignment (PLACE, arXiv 2506.10573).
 
-    Queries extract observations from the patches, and each sentence of the report finds those that it speaks of. The
-    queries never see the text, and no disease labels are used. The equations are in ``diptych_heads.equations.pcma``.
+    Learned queries extract observations from the patches. Each sentence of the report is matched with the observations
+    that fit it. The queries never see the text, and no disease labels are used. The equations are in
+    ``diptych_heads.equations.pcma``.
 
-    Terms: ``global``, InfoNCE of the pooled vectors; ``inter``, InfoNCE of ``S``, the mean over a report's sentences of
-    their matchings (``pair_scores``); ``intra``, the same inside a report (``intra_loss``); and, unless ``cce`` is 0,
-    those of :class:`diptych_heads.cce.Cce`.
+    The terms are these. ``global``: InfoNCE of the pooled vectors. ``inter``: InfoNCE of ``S``, the mean over a report's
+    sentences of their matchings (``pair_scores``). ``intra``: the same inside a report (``intra_loss``). Unless ``cce`` is
+    0, those of :class:`diptych_heads.cce.Cce` are added.
 
-    **Inferred.** Known from the publication's abstract are the extractor with query tokens, observations of both panels,
-    their alignment, and the proxy task. The form of all of it is a reconstruction, and so is every argument except
-    ``width``; the publication's figures cannot be expected from it.
+    **Inferred.** The publication's abstract tells of the extractor with query tokens, the observations of both panels,
+    their alignment, and the proxy task. The form of all of these is a reconstruction, and so is every argument except
+    ``width``. Do not expect the publication's figures from it.
 
     Args:
         dims: widths of the towers.
@@ -163,7 +164,7 @@ class Pcma(ScaledHead[Observations]):
             self.weights |= self.cce.weights
 
     def start_step(self, epoch: int, step: int, total_steps: int) -> None:
-        """Take over the weights of the exploration of correlations, which warms up."""
+        """Copy the weights of ``cce``, which rise at the start."""
         if self.cce is not None:
             self.weights |= self.cce.weights
 
@@ -241,12 +242,12 @@ class Pcma(ScaledHead[Observations]):
         return terms | self.cce.terms(here.image.cce, here.text.cce, here.targets)
 
     def heatmap(self, image: Observations, text: Observations) -> Tensor:
-        """Attention ``[B,N_words,N_regions]``: that of the queries which the word's sentence takes, as it takes them.
+        """Attention ``[B,N_words,N_regions]`` of the queries that match the word's sentence.
 
-        All words of a sentence share one map: the ``soft`` matching of the sentence with its own image's observations
-        (whatever the matching in training) times what each query attends to beyond the mean of all: where all look
-        alike is no evidence for one. A word of a dropped sentence has the mean over the report's sentences; a padded
-        word's is zero.
+        All words of a sentence share one map. It is a sum over queries. The weights are the ``soft`` matching of the
+        sentence with its image's observations, whatever the matching in training. The summand is the query's attention
+        above the mean of all queries, for a region that all attend to is no evidence for one. A word of a dropped
+        sentence has the mean map of the report's sentences. A padded word's map is zero.
         """
         assert image.attention is not None  # embed_image gives it
         assert text.slots is not None  # embed_text gives these two

@@ -1,4 +1,4 @@
-"""``reclf``: matchings of words and regions as vectors, related to each other before they become one score."""
+"""``reclf``: matchings of words with regions are vectors, which are related to each other before they give a score."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ Attention = Literal["gloria", "scan"]
 
 
 def attention_logits(s: Tensor, mask: Tensor, form: Attention) -> Tensor:
-    """What a word's soft-max over the regions is taken of, but for its sharpness.
+    """Logits of a word's attention over the regions, to be multiplied by its sharpness.
 
     ``gloria`` (ICCV 2021, eq. 3-4): the soft-max of ``s`` over the real words. ``scan`` (SCAN, ECCV 2018, eq. 1-2):
     ``leaky_relu(s, 0.1)``, of length 1 over the real words.

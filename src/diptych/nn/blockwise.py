@@ -20,7 +20,7 @@ def _on_cpu(x: Tensor) -> bool:
 
 
 def block_bytes(x: Tensor, byte_budget: int) -> int:
-    """Small enough for a CPU's cache, large enough to fill a GPU; within the budget, down to what is still fast."""
+    """Size of a block: it fits a CPU's cache, or fills a GPU. It is within the budget, but not below 2 MiB, for speed."""
     largest = 2**23 if _on_cpu(x) else 2**27
     return min(max(byte_budget, 2**21), largest)
 
@@ -86,10 +86,12 @@ def blockwise(
 ) -> Tensor:
     """``score`` of ``match`` of ``attend`` on the grid of all images with all reports, by blocks.
 
-    For backward a block is kept whole, or its matchings and its attention are, or its matchings, or nothing; the rest is
-    computed again. The budget goes to all matchings first, then to attention, then to whole blocks. The gradients of
-    whatever the functions read besides their arguments are right too. Each pair must be scored by itself. Reports may
-    come in another order, cut to the longest of the block, but to one word at least.
+    For backward a block is kept whole, or its matchings and its attention are kept, or its matchings alone, or nothing. The
+    rest is computed again. The budget goes to all matchings first, then to attention, then to whole blocks. Parameters
+    that the functions read besides their arguments get exact gradients too.
+
+    Each pair must be scored by itself. The functions get reports in another order, cut to the longest of the block, but
+    not below one word.
 
     Args:
         attend: from ``I`` images and ``T`` reports to their attention.
@@ -148,12 +150,15 @@ def blockwise(
 
 
 def kept_levels(sizes: Sequence[int], costs: Sequence[int], budget: float) -> list[int]:
-    """How many of the things that a block can keep are kept of each block, the first thing of all blocks first.
+    """How many values each block keeps. The first value of all blocks is paid for first, then the second, and so on.
+
+    >>> kept_levels([1, 1], costs=[2, 3], budget=7)
+    [2, 1]
 
     Args:
         sizes: of the blocks.
-        costs: of each thing, for a block of size 1.
-        budget: for all of them.
+        costs: of each value, for a block of size 1.
+        budget: for all values of all blocks.
     """
     levels = [0] * len(sizes)
     for thing, cost in enumerate(costs):
