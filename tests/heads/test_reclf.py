@@ -74,84 +74,78 @@ def contexts(regions, words, attention):
     return [unit((row.exp() / row.exp().sum()) @ regions) for row in logits]
 
 
-def compare(x, t, linear, matching):
+def compare(x, t, weight, bias, matching):
     z = x * t if matching == "product" else (x - t) ** 2
-    return unit(linear.weight @ z + linear.bias)
+    return unit(weight @ z + bias)
 
 
-def reason(nodes, graph_step):
-    queries = [graph_step.query.weight @ q + graph_step.query.bias for q in nodes]
-    keys = [graph_step.key.weight @ q for q in nodes]
-    found = []
+def reason(nodes, p, name):
+    queries = [p[f"{name}.query.weight"] @ q + p[f"{name}.query.bias"] for q in nodes]
+    keys = [p[f"{name}.key.weight"] @ q for q in nodes]
+    related = []
     for q, query in zip(nodes, queries, strict=True):
         edges = torch.stack([torch.dot(query, key) for key in keys]).softmax(0)
-        seen = sum(e * other for e, other in zip(edges, nodes, strict=True))
-        new = (graph_step.graph.weight @ seen + graph_step.graph.bias).relu()
-        found.append(
-            new if graph_step.norm is None else nn.functional.layer_norm(q + new, q.shape, *affine(graph_step))
-        )
-    return found
+        message = sum(e * other for e, other in zip(edges, nodes, strict=True))
+        new = (p[f"{name}.graph.weight"] @ message + p[f"{name}.graph.bias"]).relu()
+        if f"{name}.norm.weight" in p:
+            new = nn.functional.layer_norm(q + new, q.shape, p[f"{name}.norm.weight"], p[f"{name}.norm.bias"])
+        related.append(new)
+    return related
 
 
-def affine(graph_step):
-    return graph_step.norm.weight, graph_step.norm.bias
-
-
-def importance(nodes, gate):
-    z = torch.stack([torch.dot(gate.gate.weight[0], q) for q in nodes])
-    if gate.gain is not None:
-        z = gate.gain * (z - z.mean()) / (z.var(unbiased=False) + 1e-5).sqrt()
-    b = 1 / (1 + (-(z + gate.shift)).exp())
+def importance(nodes, gate, gain, shift):
+    z = torch.stack([torch.dot(gate[0], q) for q in nodes])
+    if gain is not None:
+        z = gain * (z - z.mean()) / (z.var(unbiased=False) + 1e-5).sqrt()
+    b = 1 / (1 + (-(z + shift)).exp())
     return b / b.sum()
 
 
-def twin_score(head, vg, v, tg, t):
-    """``S`` of one image and one report's real words."""
-    seen = contexts(v, t, head.attention)
-    nodes = [compare(x, word, head.local_matching, head.matching) for x, word in zip(seen, t, strict=True)]
-    if head.global_matching is not None:
-        nodes.insert(0, compare(vg, tg, head.global_matching, head.matching))
+def twin_score(p, options, vg, v, tg, t):
+    """``S`` of one image and one report's real words, from parameters by their names and the options of the variant."""
+    mode, matching = options.get("mode", "cascade"), options.get("matching", "sqdiff")
+    local, pooled_nodes = [
+        (p.get(f"{name}.weight"), p.get(f"{name}.bias")) for name in ("local_matching", "global_matching")
+    ]
+    seen = contexts(v, t, options.get("attention", "gloria"))
+    nodes = [compare(x, word, *local, matching) for x, word in zip(seen, t, strict=True)]
+    if options.get("global_node", True):
+        nodes.insert(0, compare(vg, tg, *pooled_nodes, matching))
 
-    def read(linear, q):
-        s = torch.dot(linear.weight[0], unit(q))
-        return 1 / (1 + (-(s + linear.bias[0])).exp()) if head.sigmoid else s
+    def read(name, q):
+        s = torch.dot(p[f"{name}.weight"][0], unit(q))
+        return 1 / (1 + (-(s + p[f"{name}.bias"][0])).exp()) if options.get("score") == "sigmoid" else s
 
     def mean(nodes, weights):
         return sum(b * q for b, q in zip(weights, nodes, strict=True))
 
     related = nodes
-    for graph_step in head.semantic:
-        related = reason(related, graph_step)
+    if mode in ("cascade", "parallel", "srm"):
+        for index in range(options.get("steps", 3)):
+            related = reason(related, p, f"semantic.{index}")
     weights = torch.full((len(nodes),), 1 / len(nodes), dtype=v.dtype)
-    pooled = related if head.mode in ("cascade", "srm") else nodes
-    if head.mode in ("irm", "cascade", "parallel"):
-        weights = importance(pooled, head.importance_gate)
-    first = related[0] if head.global_matching is not None else mean(related, [1 / len(nodes)] * len(nodes))
-    if head.mode == "srm":
-        score = read(head.score, first)
-    else:
-        score = read(head.score, mean(pooled, weights))
-    if head.mode == "parallel":
-        score = score + read(head.srm_score, first)
-    if head.cosine_scale is not None:
+    pooled = related if mode in ("cascade", "srm") else nodes
+    if mode in ("irm", "cascade", "parallel"):
+        gate = "importance_gate"
+        weights = importance(pooled, p[f"{gate}.gate.weight"], p.get(f"{gate}.gain"), p[f"{gate}.shift"])
+    first = related[0] if options.get("global_node", True) else mean(related, [1 / len(nodes)] * len(nodes))
+    score = read("score", first if mode == "srm" else mean(pooled, weights))
+    if mode == "parallel":
+        score = score + read("srm_score", first)
+    if options.get("cosine_scale", 5.0):
         of_words = weights[-len(t) :]
         cosines = sum(b * torch.dot(x, word) for b, x, word in zip(of_words, seen, t, strict=True)) / of_words.sum()
-        score = score + head.cosine_scale * cosines
+        score = score + p["cosine_scale"] * cosines
     return score
 
 
-def twin(head, image, text):
-    return torch.stack(
-        [
-            torch.stack(
-                [
-                    twin_score(head, vg, v, tg, t[real])
-                    for tg, t, real in zip(text.pooled, text.tokens, text.mask, strict=True)
-                ]
-            )
-            for vg, v in zip(image.pooled, image.tokens, strict=True)
-        ]
-    )
+def twin(p, options, image, text):
+    reports = list(zip(text.pooled, text.tokens, text.mask, strict=True))
+    rows = [
+        torch.stack([twin_score(p, options, vg, v, tg, t[real]) for tg, t, real in reports])
+        for vg, v in zip(image.pooled, image.tokens, strict=True)
+    ]
+    return torch.stack(rows)
 
 
 def value_and_gradients(module, scores):
@@ -172,7 +166,7 @@ def same(found, expected, tolerance):
 def test_scores_and_every_gradient_equal_the_slow_twin(options):
     model, raw = step(options), twins.raw_batch(pairs=5)
     found = value_and_gradients(model, model.head.local_scores(*model.embed(raw)))
-    expected = value_and_gradients(model, twin(model.head, *model.embed(raw)))
+    expected = value_and_gradients(model, twin(dict(model.head.named_parameters()), options, *model.embed(raw)))
     assert found[0].std() > 1e-3
     same(found, expected, 1e-9)
     image, text = model.embed(raw)
@@ -186,7 +180,8 @@ def test_mode_none_is_the_mean_of_the_matchings():
     model, raw = step({"mode": "none", "global_node": False, "cosine_scale": 0.0}), twins.raw_batch(pairs=3)
     image, text = model.embed(raw)
     head, (v, t) = model.head, (image.tokens[1], text.tokens[2][text.mask[2]])
-    plain = sum(compare(x, w, head.local_matching, "sqdiff") for x, w in zip(contexts(v, t, "gloria"), t, strict=True))
+    local = head.local_matching.weight, head.local_matching.bias
+    plain = sum(compare(x, w, *local, "sqdiff") for x, w in zip(contexts(v, t, "gloria"), t, strict=True))
     close(head.local_scores(image, text)[1, 2], torch.dot(head.score.weight[0], unit(plain / len(t))))
 
 
@@ -418,12 +413,14 @@ def test_importance_is_the_weight_that_a_word_has_in_the_score(mode):
     assert found.shape == (8, 6)
     assert torch.all(found[~raw.mask] == 0)
     assert torch.all(found[raw.mask] > 0)
-    head, (v, t) = model.head, (image.tokens[2], text.tokens[2][raw.mask[2]])
-    nodes = [compare(image.pooled[2], text.pooled[2], head.global_matching, "sqdiff")]
-    nodes += [compare(x, w, head.local_matching, "sqdiff") for x, w in zip(contexts(v, t, "gloria"), t, strict=True)]
-    for graph_step in head.semantic if mode == "cascade" else ():
-        nodes = reason(nodes, graph_step)
-    close(found[2][raw.mask[2]], importance(nodes, head.importance_gate)[1:])
+    p, v, t = dict(model.head.named_parameters()), image.tokens[2], text.tokens[2][raw.mask[2]]
+    local, pooled = [(p[f"{name}.weight"], p[f"{name}.bias"]) for name in ("local_matching", "global_matching")]
+    nodes = [compare(image.pooled[2], text.pooled[2], *pooled, "sqdiff")]
+    nodes += [compare(x, w, *local, "sqdiff") for x, w in zip(contexts(v, t, "gloria"), t, strict=True)]
+    for index in range(3) if mode == "cascade" else ():
+        nodes = reason(nodes, p, f"semantic.{index}")
+    gate = (p[f"importance_gate.{name}"] for name in ("gate.weight", "gain", "shift"))
+    close(found[2][raw.mask[2]], importance(nodes, *gate)[1:])
 
 
 def test_without_a_global_node_importance_sums_to_one():
