@@ -49,14 +49,14 @@ def losses(step, raw):
 # Twins, as loops over the published description --------------------------------------------------------------------------
 
 
-def projected(projection, rows):
+def projected(p, name, rows):
     """``rows`` ``[n,inputs]``, all real: linear, batch norm, ReLU, linear, batch norm without scale; then unit length."""
 
     def norm(x):
         return (x - x.mean(0)) / ((x - x.mean(0)).square().mean(0) + 1e-5).sqrt()
 
-    hidden = norm(rows @ projection.inner.weight.T) * projection.inner_norm.weight + projection.inner_norm.bias
-    out = norm(hidden.relu() @ projection.outer.weight.T)
+    hidden = norm(rows @ p[f"{name}.inner.weight"].T) * p[f"{name}.inner_norm.weight"] + p[f"{name}.inner_norm.bias"]
+    out = norm(hidden.relu() @ p[f"{name}.outer.weight"].T)
     return out / out.norm(dim=1, keepdim=True)
 
 
@@ -92,32 +92,31 @@ def sinkhorn_twin(scores, epsilon=0.05, iterations=3):
     return (q / q.sum(0)).T.detach()
 
 
-def losses_twin(step, raw):
-    """The three terms, pair by pair, from what the stand-in towers give."""
-    head = step.head
-    image, text = step.features(raw)
-    vg, tg = projected(head.image_projection, image.pooled), projected(head.text_projection, text.pooled)
-    regions = projected(head.region_projection, image.tokens.flatten(0, 1)).view(*image.tokens.shape[:2], -1)
-    real_words = projected(head.word_projection, text.tokens[text.mask]).split(text.mask.sum(1).tolist())
+def losses_twin(p, image, text, hash):
+    """The three terms, pair by pair, from the parameters by their names and the towers' features."""
+    vg, tg = projected(p, "image_projection", image.pooled), projected(p, "text_projection", text.pooled)
+    regions = projected(p, "region_projection", image.tokens.flatten(0, 1)).view(*image.tokens.shape[:2], -1)
+    real_words = projected(p, "word_projection", text.tokens[text.mask]).split(text.mask.sum(1).tolist())
     token = vg.new_zeros(())
     for b, words in enumerate(real_words):
         token = token + token_twin(words, regions[b], shares_twin(text.attention[b][text.mask[b]])) / len(vg)
         token = token + token_twin(regions[b], words, shares_twin(image.attention[b])) / len(vg)
-    unit_prototypes = head.prototypes / head.prototypes.norm(dim=1, keepdim=True)
+    unit_prototypes = p["prototypes"] / p["prototypes"].norm(dim=1, keepdim=True)
     scores = vg @ unit_prototypes.T, tg @ unit_prototypes.T
     prototype = vg.new_zeros(())
     for code_of, predicted_by in ((0, 1), (1, 0)):
         codes, logits = sinkhorn_twin(scores[code_of]), scores[predicted_by] / 0.2
         for b in range(len(vg)):
             prototype = prototype - (codes[b] * logits[b].softmax(0).log()).sum() / (2 * len(vg))
-    instance = 2 * twins.info_nce(head.scale.log_scale.exp() * vg @ tg.T, raw.hash, 0.5)
+    instance = 2 * twins.info_nce(p["scale.log_scale"].exp() * vg @ tg.T, hash, 0.5)
     return {"instance": instance, "token": token, "prototype": prototype}
 
 
 def test_every_term_and_gradient_equal_the_loops():
     raw = twins.raw_batch()
     step, twin = step_of(), step_of()
-    found, expected = losses(step, raw), losses_twin(twin, raw)
+    found = losses(step, raw)
+    expected = losses_twin(dict(twin.head.named_parameters()), *twin.features(raw), raw.hash)
     assert found.keys() == expected.keys() == step.head.weights.keys()
     for name in expected:
         close(found[name], expected[name])
