@@ -80,7 +80,7 @@ class Composite(AlignmentHead[MemberEmbeddings]):
             for panel, field in (declared.split(".", 1) for declared in head.gathers)
         )
         self.weighs_words = False
-        for name, head in reversed(self._heads.items()):  # the first member is asked: it is set last
+        for name, head in reversed(list(self._heads.items())):  # the first member is asked: it is set last
             if isinstance(head, Grounds):
                 self.heatmap = partial(_answer, head.heatmap, name)
             if isinstance(head, Observes):
