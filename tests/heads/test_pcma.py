@@ -266,8 +266,8 @@ def test_padding_changes_neither_losses_nor_similarity(options):
 def test_order_and_batches_change_no_similarity(options):
     step, raw = Step(options).double().eval(), raw_batch()
     image, text = step.embed(raw)
-    assert image.patches is None  # evaluation keeps nothing of the exploration
-    assert text.words is None
+    assert image.cce is None  # evaluation keeps nothing of the exploration
+    assert text.cce is None
     whole = step.head.similarity(image, text)
     order = torch.tensor([5, 2, 7, 0, 1, 6, 3, 4])
     close(step.head.similarity(image.select(order), text), whole[order], 1e-12)
