@@ -81,7 +81,7 @@ def task_gathered(declared: frozenset[str]) -> tuple[dict[str, Tensor], dict[str
     here = nested(rows)
     here.inner.tokens.requires_grad_()
     hash = rows + 10
-    world = gather_pairs(SimpleNamespace(gathers=declared), Pairs(here, here, rows, hash))  # type: ignore[arg-type,type-var]  # reads no more of a head
+    world = gather_pairs(SimpleNamespace(gathers=declared), Pairs(here, here, rows, hash))
     (world.text.inner.tokens.sum() * (distributed.rank() + 1)).backward()
     everyone = gather_embedding(nested(rows, words=1 + distributed.rank()), torch.device("cpu"))
     gradient = here.inner.tokens.grad

@@ -78,7 +78,7 @@ def map_leaves(function: Callable[..., Any], *values: T, path: str = "") -> T:
 class _Tensors:
     """Dataclass mix-in: moves, pins and selects every tensor, nested ones too. A list holds one item for each row."""
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+    def _map(self, function: Callable[..., Tensor]) -> Self:
         def changed(_: str, leaf: Any) -> Any:
             if isinstance(leaf, list):
                 return [changed("", item) for item in leaf]
