@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from diptych.head import gather_pairs as gather_pairs
     from diptych.metrics.bootstrap import Metric as Metric
     from diptych.model.encoder import DualEncoder as DualEncoder
-    from diptych.model.inference import AlignmentModel as AlignmentModel
     from diptych.model.inference import TrainedModel as TrainedModel
     from diptych.model.inference import load as load
     from diptych.model.module import AlignmentModule as AlignmentModule

@@ -25,7 +25,7 @@ _BY_MODULE = {
     "head": "AlignmentHead gather_pairs",
     "metrics.bootstrap": "Metric",
     "model.encoder": "DualEncoder",
-    "model.inference": "AlignmentModel TrainedModel load",
+    "model.inference": "TrainedModel load",
     "model.module": "AlignmentModule",
     "nn.norm": "GlobalBatchNorm",
     "reports.chexbert": "Chexbert",
@@ -50,7 +50,7 @@ _BY_MODULE = {
 PUBLIC = {name: f"diptych.{module}" for module, names in _BY_MODULE.items() for name in names.split()}
 """Public name to the module that defines it."""
 
-RENAMED = {"Located": "PyramidTask", "Tuned": "TrainedTask"}
+RENAMED = {"AlignmentModel": "TrainedModel", "Located": "PyramidTask", "Tuned": "TrainedTask"}
 """Old public name to the present one. Configurations, checkpoints and imports with the old name keep working."""
 
 

@@ -30,7 +30,7 @@ from diptych.types import Embedding
 if TYPE_CHECKING:
     from diptych.model.module import AlignmentModule
 
-__all__ = ["AlignmentModel", "TrainedModel", "heat_at_native", "load", "load_module"]
+__all__ = ["TrainedModel", "heat_at_native", "load", "load_module"]
 
 T = TypeVar("T")
 
@@ -237,10 +237,6 @@ class TrainedModel:
         heat = heat_of(self.module.head.embed_image(features))
         maps = [heat_at_native(row, features.grid, places[0], shapes[0], self.image_size) for row in heat]
         return np.stack(maps) if maps else np.zeros((0, *shapes[0]), np.float32)
-
-
-AlignmentModel = TrainedModel
-"""The name that :class:`TrainedModel` had; code that imports it keeps working."""
 
 
 def _single(given: Sequence[T], what: str, kind: str) -> T:
