@@ -377,7 +377,10 @@ def test_classes_that_have_moved_are_found(good, tmp_path):
 def test_old_names_of_classes_mean_the_present_ones(good, tmp_path, monkeypatch):
     for old, new in names.RENAMED.items():
         assert old not in names.PUBLIC
-        assert getattr(diptych, old) is getattr(diptych.tasks, old) is getattr(diptych, new)
+        assert getattr(diptych, old) is getattr(diptych, new)
+        if not issubclass(getattr(diptych, new), Task):
+            continue
+        assert getattr(diptych.tasks, old) is getattr(diptych, new)
         for spelling in (old, f"diptych.{old}", f"diptych.task.{old}"):
             assert names.public_path(spelling) == names.public_path(new)
             assert building.import_object(building._resolve_with_catalogue(Task, spelling)) is getattr(diptych, new)
