@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from diptych.evaluation.zero_shot import ZeroShot as ZeroShot
     from diptych.head import AlignmentHead as AlignmentHead
     from diptych.head import gather_pairs as gather_pairs
+    from diptych.head import tell_step as tell_step
     from diptych.metrics.bootstrap import Metric as Metric
     from diptych.model.encoder import DualEncoder as DualEncoder
     from diptych.model.inference import TrainedModel as TrainedModel

@@ -22,7 +22,7 @@ _BY_MODULE = {
     "evaluation.prompts": "PromptSet load_prompts",
     "evaluation.retrieval": "Retrieval",
     "evaluation.zero_shot": "ZeroShot",
-    "head": "AlignmentHead gather_pairs",
+    "head": "AlignmentHead gather_pairs tell_step",
     "metrics.bootstrap": "Metric",
     "model.encoder": "DualEncoder",
     "model.inference": "TrainedModel load",
