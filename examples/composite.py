@@ -11,7 +11,7 @@ from itertools import chain, islice, repeat
 import lightning.pytorch as pl
 import torch
 
-from diptych import AlignmentModel, AlignmentModule, Loading, Pairs, ScratchText, TimmImage, gather_pairs, tell_step
+from diptych import AlignmentModule, Loading, Pairs, ScratchText, TimmImage, TrainedModel, gather_pairs, tell_step
 from diptych_datamodules.phantom import Phantom
 from diptych_heads.composite import Composite
 from diptych_heads.global_ import Global
@@ -49,7 +49,7 @@ else:
         optimizer.step()
         print(f"step {step}:", *(f"{name} {term.item():.3f}" for name, term in terms.items()))
 
-trained = AlignmentModel(model, image_size=64)
+trained = TrainedModel(model, image_size=64)
 samples = [data.native("test", index) for index in range(8)]
 scores = trained.similarity([sample.image for sample in samples], [sample.text for sample in samples])
 print(f"the right report is first for {int((scores.argmax(1) == torch.arange(8)).sum())} of 8 test images")

@@ -34,7 +34,7 @@ for index, row in enumerate(scores):
     print(f"picture {index}: score of '{arguments.text}' {row[0]:.3f}; nearest report: {reports[int(row.argmax())]}")
 
 # Vectors: the cosine of two pictures, in the space that both panels share.
-vectors = model.encode_image(pictures).pooled  # [pictures,E], of length 1
+vectors = model.embed_image(pictures).pooled  # [pictures,E], of length 1
 print("cosines of the first picture with all:", *(f"{value:.2f}" for value in (vectors @ vectors[0]).tolist()))
 
 # Maps: where the picture that scores highest shows each word. Heads without matchings of words have none.

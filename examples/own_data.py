@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from diptych import (
-    AlignmentModel,
     AlignmentModule,
     Loading,
     RadiographDataModule,
@@ -21,6 +20,7 @@ from diptych import (
     ScratchText,
     TimmImage,
     Tokenizer,
+    TrainedModel,
 )
 from diptych_heads.global_ import Global
 
@@ -75,7 +75,7 @@ model = AlignmentModule(image, text, Global, lr=1e-3)
 options = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
 pl.Trainer(accelerator="cpu", devices=1, max_steps=arguments.steps, **options).fit(model, data)
 
-trained = AlignmentModel(model, image_size=48)
+trained = TrainedModel(model, image_size=48)
 pictures = [data.native("test", index).image for index in range(16)]
 scores = trained.similarity(pictures, list(REPORTS))  # [16,2]
 right = int((scores.argmax(1) == torch.arange(16) % 2).sum())

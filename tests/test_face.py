@@ -14,7 +14,7 @@ import diptych
 from diptych.data.datamodule import RadiographDataModule
 from diptych.head import AlignmentHead
 from diptych.model import building
-from diptych.names import PUBLIC, public_path
+from diptych.names import PUBLIC, RENAMED, public_path
 
 CLASSES = [name for name in PUBLIC if inspect.isclass(getattr(diptych, name))]
 CATALOGUED = (AlignmentHead, RadiographDataModule)
@@ -35,8 +35,9 @@ def test_a_public_name_is_at_hand_and_documented(name):
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_recipe_names_a_public_class_bare_or_by_any_module_it_has_had(name):
     value = getattr(diptych, name)
-    path = f"{PUBLIC[name]}.{name}"
-    for written in (name, f"diptych.{name}", path, f"diptych.gone.{name}"):
+    path = f"diptych.{name}"
+    old = [f"diptych.gone.{before}" for before, now in RENAMED.items() if now == name]
+    for written in (name, path, f"{PUBLIC[name]}.{name}", f"diptych.gone.{name}", *old):
         assert public_path(written) == path, written
         if not issubclass(value, CATALOGUED):
             assert building._resolve_with_catalogue(value, written) == path, written
