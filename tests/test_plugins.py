@@ -327,7 +327,7 @@ LOAD = """
 import sys
 import numpy as np
 import diptych
-from diptych.main import main
+from diptych.cli.main import main
 
 best, *sys.argv[1:] = sys.argv[1:]
 main()

@@ -273,7 +273,7 @@ def test_what_a_worker_gets_is_small_and_reads_the_same(made):
 
 JOB = """
 import sys, time
-import diptych_datamodules.prepare as command
+import diptych.cli.prepare as command
 command._check = lambda *_: None  # it imports torch, which takes longer than all the rest
 made = command.write_shard
 def slow(*arguments):

@@ -114,7 +114,7 @@ def test_a_failed_attempt_holds_no_run(recipe, tmp_path):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from diptych.run_folder import RunLock
+from diptych.training.run_folder import RunLock
 lock = RunLock()
 lock.take(Path(sys.argv[1]))
 print("held", flush=True)
