@@ -217,7 +217,7 @@ def test_torchrun_hands_the_folder_on():
         get_args_parser().parse_args(["--nproc_per_node", "2", "-m", "diptych", *given]).training_script_args == given
     )
     assert "--run_folder" in (ROOT / "experiments" / "machine" / "ddp.yaml").read_text()
-    assert "--run_folder" in (ROOT / "README.md").read_text()
+    assert "--run_folder" in (ROOT / "docs/machines.md").read_text()
 
 
 def table(*runs):
