@@ -98,6 +98,7 @@ def test_notes_are_counted_by_image(table, monkeypatch):
     for name in ("rank_zero_info", "rank_zero_warn"):
         monkeypatch.setattr(f"diptych.data.datamodule.{name}", said.append)
     module = make(table, workers=1)
+    said.clear()
     for _ in range(2):  # epochs
         for batch in (*module.train_dataloader(), *module.test_dataloader()):
             module.on_before_batch_transfer(batch, 0)
