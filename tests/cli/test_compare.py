@@ -247,7 +247,7 @@ def test_a_comparison_that_is_ended_ends_its_run(tmp_path):
     stand_in.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/part; mv {tmp_path}/part {tmp_path}/pid; exec sleep 100\n")
     stand_in.chmod(0o755)
     code = f"""
-import sys; from pathlib import Path; from diptych_datamodules import compare
+import sys; from pathlib import Path; from diptych.cli import compare
 sys.executable = {str(stand_in)!r}
 compare._call([], Path({str(tmp_path / "log")!r}), "x")
 """

@@ -17,6 +17,7 @@ from diptych.data.loading import Loading
 from diptych.data.tables import Columns
 from diptych.data.unusable import unusable_images
 from diptych.errors import ConfigError, DataError
+from diptych.model.inputs import grey_picture
 from diptych.plugins import DATAMODULES, find
 from diptych.radiographs import pictures, presentation
 from diptych.radiographs.intensity import Intensity
@@ -140,7 +141,7 @@ def test_a_run_stores_it_and_its_model_reads_so(table, tmp_path):
     low, high = np.percentile(GREY, [2, 97], method="inverted_cdf")
     cut = np.rint(np.clip((GREY.astype(float) - low) / (float(high) - low), 0, 1) * 255).astype(np.uint8)
     for one in (grey, GREY, GREY.astype(np.float32)):
-        assert np.array_equal(model._grey(one), cut)
+        assert np.array_equal(grey_picture(one, "one", model.intensity), cut)
 
 
 # --- what an image is

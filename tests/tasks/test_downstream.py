@@ -224,7 +224,9 @@ def test_a_tasks_checkpoint_is_no_pre_training(trained):
     tune = {"class_path": "FineTune", "init_args": {"image": {"class_path": "TimmImage", "init_args": IMAGE}}}
     file = recipe(folder, table, tune, "short", max_epochs=1)
     assert diptych("fit", "-c", file, "--run", str(folder / "short")).returncode == 0
-    with pytest.raises(ConfigError, match=r"of the downstream task 'diptych.tasks.finetune.FineTune'; .*of a pre-training run"):
+    with pytest.raises(
+        ConfigError, match=r"of the downstream task 'diptych.tasks.finetune.FineTune'; .*of a pre-training run"
+    ):
         TrainedImage(str(folder / "short" / "checkpoints" / "best.ckpt"))
 
 
