@@ -278,7 +278,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych import distributed
-from diptych import functional as F
+from diptych.nn import functional as F
 from diptych.head import AlignmentHead
 from diptych.types import Dims, Embedding, Features, Pairs
 

@@ -32,6 +32,8 @@ _PATIENCE = 50.0
 """Seconds until an ordered end comes without the next step."""
 _BLOCKED = 10.0
 """The same outside training, where there is nothing to save: a call of a library blocks, as when processes are to meet."""
+_LEAVE = b"\0"
+"""What ends the thread that reads signals: no signal has the number 0."""
 
 _current: Signals | None = None
 
@@ -84,8 +86,10 @@ class Signals:
         signal.set_wakeup_fd(-1)
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        os.close(self._writer)  # the watcher sees the end, and leaves
+        os.set_blocking(self._writer, True)
+        os.write(self._writer, _LEAVE)  # closing would not do: processes that were forked may hold the pipe's end too
         self._watcher.join(5)
+        os.close(self._writer)
         os.close(self._reader)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -107,9 +111,9 @@ class Signals:
                     )
                 continue
             numbers = os.read(self._reader, 64)
-            if not numbers:
-                return
             for number in numbers:
+                if number == _LEAVE[0]:
+                    return
                 if number in self._before:
                     self._note(number)
 
