@@ -137,7 +137,7 @@ def test_from_recipe_to_table_and_nothing_twice(files, asked, commands, capsys):
     assert "| undefined in 2 of 2 |" in page
     assert "| one vector |" in page
     rows = list(csv.DictReader((out / "compare.csv").open()))
-    told = {(r["variant"], int(r["seed"]), r["metric"]): float(r["value"]) for r in rows}
+    told = {(r["variant"], int(r["seed"]), r["metric"]): float(r["value"] or "nan") for r in rows}
     assert told["words", 1, "pair"] == pairs[3]
     assert len(rows) == sum(len(r["metrics"]) + len(r["facts"]) for r in found["runs"])
     picture = np.asarray(Image.open(out / "compare.png").convert("RGB"))

@@ -127,6 +127,6 @@ def test_queries_specialise(one_thread):
         return torch.cat([torch.stack(of, 1), seen.mean(0)], 1)
 
     assert shares().max(1).values.mean() < 1.5 / KINDS
-    train(head, seed=0, steps=500, noise=0.1)
+    train(head, seed=0, steps=800, noise=0.1)
     assert shares().max(1).values.mean() > 2 / KINDS
     assert len(set(shares().argmax(1).tolist())) >= 2

@@ -29,7 +29,7 @@ from diptych.data.privacy import discreet, strings
 from diptych.data.sampling import Draw, EvaluationSampler, ResumableLoader, TrainingSampler, mix
 from diptych.data.splits import assert_disjoint, shared, split_hash
 from diptych.data.unusable import Notes, unusable_images
-from diptych.data.workers import leave_to_parent
+from diptych.data.workers import Loader, leave_to_parent
 from diptych.errors import ConfigError, DataError
 from diptych.escaping import csv_rows
 from diptych.files import replace_text
@@ -358,7 +358,7 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
         dataset = self._split(split)
         sampler = EvaluationSampler(len(dataset), self.loading.eval_batch_size, rank=rank, processes=processes)
         loaded = _Loaded(dataset, self.loading, None)
-        return DataLoader(loaded, batch_sampler=sampler, **self._options(training=False))
+        return Loader(loaded, batch_sampler=sampler, **self._options(training=False))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Every validation sample once, in order, not augmented."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
+from diptych.data.workers import Loader
 from diptych.errors import ConfigError
 
 __all__ = ["Draw", "EvaluationSampler", "ResumableLoader", "TrainingSampler", "mix"]
@@ -102,7 +103,7 @@ class EvaluationSampler(Sampler[list[Draw]]):
         yield from self.batches
 
 
-class ResumableLoader(DataLoader[Any]):
+class ResumableLoader(Loader):
     """A DataLoader over a :class:`TrainingSampler` that Lightning saves with each checkpoint and restores exactly.
 
     Its state counts the batches *given out*, not those that workers have read ahead, and is equal on every process.

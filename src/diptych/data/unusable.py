@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from diptych.data.dataset import RadiographDataset, Split
 from diptych.data.splits import split_hash
-from diptych.data.workers import leave_to_parent
+from diptych.data.workers import Loader, leave_to_parent
 from diptych.errors import DataError
 from diptych.files import replace_text
 from diptych.radiographs.limits import ImageError
@@ -103,7 +103,7 @@ def unusable_images(
     found: list[Unusable] = []
     noted: list[Noted] = []
     for split, dataset in datasets.items():
-        loader = DataLoader(
+        loader = Loader(
             _Probe(dataset),
             batch_size=32,
             collate_fn=list,

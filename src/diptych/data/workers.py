@@ -5,8 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from typing import Any
 
-__all__ = ["leave_to_parent"]
+from torch.utils.data import DataLoader
+
+__all__ = ["Loader", "leave_to_parent"]
+
+_ORDERS = {signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM}
+
+
+class Loader(DataLoader[Any]):
+    """A loader whose workers hear no signal before :func:`leave_to_parent` has begun them."""
+
+    def _get_iterator(self) -> Any:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ORDERS)
+        try:
+            return super()._get_iterator()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave_to_parent(worker: int) -> None:
@@ -15,8 +31,10 @@ def leave_to_parent(worker: int) -> None:
     SIGTERM from the main process itself ends the worker, as always.
     """
     parent = os.getppid()
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+    ignored = _ORDERS - {signal.SIGTERM}
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)  # drops what came while it was blocked
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ignored)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 
     def wait() -> None:
