@@ -20,7 +20,7 @@ from diptych.evaluation.rows import stack
 from diptych.head import AlignmentHead, HeadFactory, gather_pairs, tell_step
 from diptych.metrics.bootstrap import Metric
 from diptych.model.encoder import DualEncoder
-from diptych.model.optim import parameter_groups, total_steps, warmup_cosine
+from diptych.model.optim import adamw_and_schedule, total_steps
 from diptych.towers.base import unused_parameters
 from diptych.towers.image import ImageTower
 from diptych.towers.text import TextTower
@@ -215,12 +215,15 @@ class AlignmentModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW and warm-up with cosine, by optimiser steps."""
-        groups = parameter_groups(self, lr=self.lr, weight_decay=self.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
-        total = self._total_steps()
-        warmup = int(self.warmup if self.warmup >= 1 else self.warmup * total)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(warmup, total, self.lr_floor))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return adamw_and_schedule(
+            self,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            warmup=self.warmup,
+            lr_floor=self.lr_floor,
+            steps=self._total_steps(),
+            betas=self.betas,
+        )
 
     def _total_steps(self) -> int:
         """Optimiser steps of the whole run.

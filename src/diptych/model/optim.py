@@ -8,12 +8,14 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
 
 from diptych.errors import ConfigError
 from diptych.towers.image import ImageTower
 from diptych.towers.text import TextTower
 
-__all__ = ["parameter_groups", "total_steps", "warmup_cosine"]
+__all__ = ["adamw_and_schedule", "parameter_groups", "total_steps", "warmup_cosine"]
 
 # Learned vectors and embeddings: decay pulls them to the origin, which regularises nothing.
 _NO_DECAY_NAMES = (
@@ -67,7 +69,12 @@ def parameter_groups(module: nn.Module, *, lr: float, weight_decay: float) -> li
 
 
 def warmup_cosine(warmup: int, total: int, floor: float) -> Callable[[int], float]:
-    """The factor of the learning rate at a step: linear to 1 over ``warmup`` steps, then half a cosine to ``floor``."""
+    """The factor of the learning rate at a step: linear to 1 over ``warmup`` steps, then half a cosine to ``floor``.
+
+    >>> factor = warmup_cosine(warmup=2, total=10, floor=0.1)
+    >>> [round(factor(step), 2) for step in (0, 1, 2, 6, 10)]
+    [0.5, 1.0, 1.0, 0.55, 0.1]
+    """
 
     def factor(step: int) -> float:
         if step < warmup:
@@ -76,6 +83,33 @@ def warmup_cosine(warmup: int, total: int, floor: float) -> Callable[[int], floa
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor
+
+
+def adamw_and_schedule(
+    module: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    warmup: float,
+    lr_floor: float,
+    steps: int,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> dict[str, Any]:
+    """What ``configure_optimizers`` returns: AdamW, and its learning rate set at each optimiser step.
+
+    Args:
+        module: what is trained.
+        lr: peak learning rate.
+        weight_decay: of weight matrices (:func:`parameter_groups`).
+        warmup: steps of linear warm-up, or its share of all steps where below 1.
+        lr_floor: share of ``lr`` at the end of the cosine.
+        steps: optimiser steps of the whole run.
+        betas: of AdamW.
+    """
+    optimizer = AdamW(parameter_groups(module, lr=lr, weight_decay=weight_decay), lr=lr, betas=betas)
+    warmup_steps = int(warmup if warmup >= 1 else warmup * steps)
+    schedule = LambdaLR(optimizer, warmup_cosine(warmup_steps, steps, lr_floor))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def total_steps(trainer: Trainer, batches: int) -> int:

@@ -16,7 +16,7 @@ from diptych.data.sampling import mix
 from diptych.errors import ConfigError
 from diptych.metrics.bootstrap import Metric
 from diptych.model.checkpoint import check_fit
-from diptych.model.optim import parameter_groups, total_steps, warmup_cosine
+from diptych.model.optim import adamw_and_schedule, total_steps
 from diptych.towers.image import ImageTower
 from diptych.types import Batch
 
@@ -194,12 +194,14 @@ class TrainedTask(Task):
 
     def configure_optimizers(self) -> Any:
         """AdamW and warm-up with cosine, by optimiser steps."""
-        groups = parameter_groups(self, lr=self.lr, weight_decay=self.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=self.lr)
-        total = total_steps(self.trainer, self.data.steps_per_epoch())
-        warmup = int(self.warmup if self.warmup >= 1 else self.warmup * total)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_cosine(warmup, total, self.lr_floor))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return adamw_and_schedule(
+            self,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            warmup=self.warmup,
+            lr_floor=self.lr_floor,
+            steps=total_steps(self.trainer, self.data.steps_per_epoch()),
+        )
 
     def on_validation_epoch_start(self) -> None:
         """Begin a pass over the validation set."""
