@@ -12,6 +12,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
+from diptych.checks import check_number
 from diptych.data.datamodule import RadiographDataset, Sample, Split
 from diptych.data.loading import Loading
 from diptych.data.tables import find_file, scan_table
@@ -112,10 +113,10 @@ class MimicCxr(Release):
         loading: Loading = Loading(),  # noqa: B008  # frozen, and the command line shows its fields
     ) -> None:
         super().__init__(root, tokenizer, split=split, percent=percent, strict=strict, loading=loading)
-        if sentences is not None and (sentences < 1 or section == "none"):
-            raise ConfigError(
-                f"data.sentences is {sentences} with data.section '{section}'; give 1 or more, and a section"
-            )
+        if sentences is not None:
+            check_number("data.sentences", sentences, least=1, whole=True)
+            if section == "none":
+                raise ConfigError(f"data.sentences is {sentences} with data.section 'none'; choose a section")
         if reports is not None and sectioned is not None:
             raise ConfigError("data.reports and data.sectioned are both given; the text is from one or the other")
         Subset.check(split, subset)

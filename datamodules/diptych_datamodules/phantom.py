@@ -16,9 +16,10 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
+from diptych.checks import check_number
 from diptych.data.datamodule import RadiographDataModule, RadiographDataset, Sample, Split
 from diptych.data.loading import Loading
-from diptych.errors import ConfigError, DataError
+from diptych.errors import DataError
 from diptych.reports.tokenizer import Tokenizer
 from diptych.version import __version__
 from diptych_datamodules.phantoms import FINDINGS, PhantomPlan, plan_phantom, render
@@ -194,8 +195,7 @@ class Phantom(RadiographDataModule):
     ) -> None:
         super().__init__(tokenizer, loading)
         for name, number in (("train", train), ("val", val), ("test", test)):
-            if number < 1:
-                raise ConfigError(f"data.{name} is {number}; give at least 1 phantom")
+            check_number(f"data.{name}", number, least=1, whole=True)
         self.sizes: dict[Split, int] = {"train": train, "val": val, "test": test}
         self.size, self.section, self.masks = size, section, masks
         self.options: dict[str, Any] = {

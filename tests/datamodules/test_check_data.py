@@ -148,7 +148,7 @@ def test_a_lost_and_a_truncated_image_are_named(name, roots, tmp_path):
         (["rsna"], "check-data rsna: --root is missing"),
         (["rsan", "--root", "ROOT"], "unknown datamodule 'rsan'; known datamodules, nearest first: rsna"),
         (["phantom", "--root", "ROOT"], "'phantom' is neither a release nor a table; known: chexpert, mimic_cxr"),
-        (["rsna", "--root", "ROOT", "--sample", "0"], "--sample is 0; give at least 1"),
+        (["rsna", "--root", "ROOT", "--sample", "0"], "--sample is 0; give a whole number of 1 or more"),
         (["rsna", "--root", "ROOT", "--split", "rsna/gloria"], "data.split is 'rsna/gloria'"),
         (["rsna", "--root", "ROOT", "--sections", "x"], "--help` lists the options"),
         (["--root", "ROOT"], "'--root' stands where the data set's name belongs"),

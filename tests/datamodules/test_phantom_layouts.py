@@ -445,11 +445,11 @@ def test_a_strange_folder_is_refused_and_left_alone(tmp_path):
 @pytest.mark.parametrize(
     ("layout", "n", "options", "told"),
     [
-        ("mimic", 3, {}, "layout 'mimic' is not known; use one of png, mimic_cxr"),
-        ("png", 1, {}, "n: 1"),
-        ("png", 3, {"size": 7}, "size: 7"),
-        ("png", 3, {"filler": 2.0}, "filler: 2.0"),
-        ("png", 3, {"mix": {"Pneumonia": 1.0}}, "'Pneumonia' is not known"),
+        ("mimic", 3, {}, "layout is 'mimic'; choose among: png, mimic_cxr"),
+        ("png", 1, {}, "n is 1; give a whole number of 2 or more"),
+        ("png", 3, {"size": 7}, "size is 7"),
+        ("png", 3, {"filler": 2.0}, "filler is 2.0"),
+        ("png", 3, {"mix": {"Pneumonia": 1.0}}, "finding in mix is 'Pneumonia'"),
     ],
 )
 def test_bad_options_write_nothing(tmp_path, layout, n, options, told):

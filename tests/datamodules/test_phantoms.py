@@ -460,14 +460,14 @@ def test_an_ellipse_is_as_wide_as_asked():
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"mix": {"Effusion": 1}}, "'Effusion' is not known; use one of Pleural Effusion"),
+        ({"mix": {"Effusion": 1}}, "finding in mix is 'Effusion'; choose among: Pleural Effusion"),
         ({"mix": {"Nodule": -1}}, "weight of 'Nodule' is -1"),
         ({"mix": {"Nodule": 0}}, "no finding has a weight above 0"),
-        ({"normal": 1.5}, "normal: 1.5"),
-        ({"filler": 0.9}, "filler: 0.9"),
-        ({"uncertain": -0.1}, "uncertain: -0.1"),
-        ({"max_findings": 0}, "max_findings: 0"),
-        ({"seed": -1}, "seed -1"),
+        ({"normal": 1.5}, "normal is 1.5; give a number from 0 to 1"),
+        ({"filler": 0.9}, "filler is 0.9; give a number from 0 to 0.8"),
+        ({"uncertain": -0.1}, "uncertain is -0.1; give a number from 0 to 1"),
+        ({"max_findings": 0}, "max_findings is 0; give a whole number of 1 or more, or set normal=1"),
+        ({"seed": -1}, "seed is -1; give a whole number of 0 or more"),
     ],
 )
 def test_bad_options_are_named(options, told):
@@ -479,13 +479,17 @@ def test_bad_options_are_named(options, told):
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
-        ({"name": "Nodul"}, "'Nodul' is not known; use one of Nodule"),
+        ({"name": "Nodul"}, "finding is 'Nodul'; choose among: Nodule"),
         ({"name": "Nodule"}, "side of Nodule"),
-        ({"name": "Nodule", "side": "middle"}, "side of Nodule: 'middle'"),
+        ({"name": "Nodule", "side": "middle"}, "side of Nodule is 'middle'; choose among: left, right"),
         ({"name": "Cardiomegaly", "side": "left"}, "Cardiomegaly has no side"),
-        ({"name": "Nodule", "side": "left", "severity": "severe"}, "severity of Nodule: 'severe'"),
-        ({"name": "Pneumothorax", "side": "left", "zone": "lower"}, "zone of Pneumothorax: 'lower'"),
-        ({"name": "Support Devices"}, "device: ''"),
+        ({"name": "Nodule", "side": "left", "severity": "severe"}, "severity of Nodule is 'severe'"),
+        (
+            {"name": "Pneumothorax", "side": "left", "zone": "lower"},
+            "zone of Pneumothorax is 'lower'; choose among: upper",
+        ),
+        ({"name": "Cardiomegaly", "zone": "lower"}, "Cardiomegaly has no zone"),
+        ({"name": "Support Devices"}, "device is ''; choose among: "),
         ({"name": "Support Devices", "device": "sternal wires", "side": "left"}, "sternal wires has no side"),
         ({"name": "Nodule", "side": "left", "device": "port"}, "only 'Support Devices' has one"),
     ],
@@ -497,5 +501,5 @@ def test_impossible_findings_are_refused(fields, told):
 
 @pytest.mark.parametrize("size", [0, 15, 5000])
 def test_impossible_sizes_are_refused(size):
-    with pytest.raises(ConfigError, match=f"size: {size}"):
+    with pytest.raises(ConfigError, match=f"size is {size}; give a whole number from 16 to 4096"):
         render(PLANS[0], size)

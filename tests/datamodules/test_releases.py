@@ -248,7 +248,7 @@ def test_protocols_add_up_and_leaks_are_in_the_name():
         assert protocol.about
         if protocol.rule not in {"given", "shares"}:
             assert len(protocol.hash) == 16
-    with pytest.raises(ConfigError, match=r"data.split is 'rsna/gloria'; rsna has, nearest first: rsna/gloria-cls"):
+    with pytest.raises(ConfigError, match=r"data.split is 'rsna/gloria'; choose among: rsna/gloria-cls"):
         Rsna("x", split="rsna/gloria")
 
 

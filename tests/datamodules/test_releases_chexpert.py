@@ -363,7 +363,7 @@ def test_rows_that_contradict_each_other_and_two_releases_are_refused(root, tmp_
 def test_options_that_belong_together():
     with pytest.raises(ConfigError, match=r"data.predictions belongs to data.uncertain 'self'"):
         Chexpert("x", uncertain="self")
-    with pytest.raises(ConfigError, match=r"data.split is 'chexpert/5'; chexpert has, nearest first: chexpert/"):
+    with pytest.raises(ConfigError, match=r"data.split is 'chexpert/5'; choose among: chexpert/"):
         Chexpert("x", split="chexpert/5")
 
 

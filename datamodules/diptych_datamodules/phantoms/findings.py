@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
+from diptych.checks import check_choice, check_number
 from diptych.errors import ConfigError
+from diptych.plugins import nearest
 
 __all__ = ["DEVICES", "FINDINGS", "KINDS", "Finding", "FindingSpec", "Kind", "check_mix", "draw_findings"]
 
@@ -85,24 +87,26 @@ class FindingSpec:
     device: str | None = None
 
     def __post_init__(self) -> None:
-        _known("finding", self.name, FINDINGS)
+        _check_name("finding", self.name, FINDINGS)
         kind, sided = KINDS[self.name], KINDS[self.name].sided
         if self.name == "Support Devices":
-            _known("device", self.device or "", tuple(DEVICES))
+            _check_name("device", self.device or "", DEVICES)
             sided = DEVICES[str(self.device)]
         elif self.device is not None:
             raise ConfigError(
                 f"device {self.device!r}: only 'Support Devices' has one, not {self.name!r}; leave it out"
             )
         if sided:
-            _known(f"side of {self.name}", self.side or "", ("left", "right"))
+            _check_name(f"side of {self.name}", self.side or "", ("left", "right"))
         elif self.side is not None:
             raise ConfigError(f"side {self.side!r}: {self.device or self.name} has no side; leave it out")
-        for what, value, known in (("zone", self.zone, kind.zones), ("severity", self.severity, kind.severities)):
-            if value is not None:
-                _known(f"{what} of {self.name}", value, known)
-            elif known:
-                object.__setattr__(self, what, known[len(known) // 2])
+        for what, value, choices in (("zone", self.zone, kind.zones), ("severity", self.severity, kind.severities)):
+            if value is None and choices:
+                object.__setattr__(self, what, choices[len(choices) // 2])
+            elif value is not None:
+                if not choices:
+                    raise ConfigError(f"{what} {value!r}: {self.name} has no {what}; leave it out")
+                _check_name(f"{what} of {self.name}", value, choices)
 
     @property
     def grade(self) -> int:
@@ -133,10 +137,10 @@ class Finding:
     """x0, y0, x1, y1 in pixels, half-open: the bounding box of the finding's mask."""
 
 
-def _known(what: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        near = difflib.get_close_matches(value, known, n=len(known), cutoff=0.0)
-        raise ConfigError(f"{what}: {value!r} is not known; use one of {', '.join(near) or 'none: leave it out'}")
+def _check_name(what: str, value: str, names: Collection[str]) -> None:
+    """Refuse an unknown name. The message lists the known ones, the most similar first."""
+    if value not in names:
+        check_choice(what, value, nearest(value, names))
 
 
 def check_mix(mix: Mapping[str, float] | None) -> dict[str, float]:
@@ -148,9 +152,8 @@ def check_mix(mix: Mapping[str, float] | None) -> dict[str, float]:
     if mix is None:
         return {name: kind.share for name, kind in KINDS.items()}
     for name, weight in mix.items():
-        _known("mix", name, FINDINGS)
-        if not 0 <= weight < float("inf"):
-            raise ConfigError(f"mix: the weight of {name!r} is {weight}; give a number of 0 or more")
+        _check_name("finding in mix", name, FINDINGS)
+        check_number(f"mix: the weight of {name!r}", weight, least=0, below=inf, remedy="a number of 0 or more")
     if not sum(mix.values()):
         raise ConfigError("mix: no finding has a weight above 0; give one, or set normal=1 for healthy patients only")
     return {name: mix[name] for name in FINDINGS if mix.get(name)}

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.errors import ConfigError
+from diptych.checks import check_number
 from diptych_datamodules.phantoms.anatomy import SIDES, draw_build, draw_chest
 from diptych_datamodules.phantoms.canvas import Frame
 from diptych_datamodules.phantoms.exposure import expose
@@ -17,7 +17,7 @@ from diptych_datamodules.phantoms.findings import FINDINGS, Finding, FindingSpec
 from diptych_datamodules.phantoms.marks import draw_mark, shape_changes
 from diptych_datamodules.phantoms.report import Report, write_report
 
-__all__ = ["Phantom", "PhantomPlan", "make_phantom", "plan_phantom", "render", "with_findings"]
+__all__ = ["Phantom", "PhantomPlan", "check_size", "make_phantom", "plan_phantom", "render", "with_findings"]
 
 # one random stream for each part, so that changing one leaves the others as they are
 _CONTENT, _WORDS, _BODY, _FILM, _TREE, _MARK, _NOISE = range(7)
@@ -114,14 +114,11 @@ def plan_phantom(
     Raises:
         ConfigError: a number out of range or an unknown finding.
     """
-    if min(index, seed, patient or 0) < 0:
-        raise ConfigError(f"phantom: index {index}, seed {seed}, patient {patient}: give numbers of 0 or more")
-    if not 0 <= normal <= 1:
-        raise ConfigError(f"normal: {normal} is not a share of the patients; give a number from 0 to 1")
-    if max_findings < 1:
-        raise ConfigError(
-            f"max_findings: {max_findings} is too few; give 1 or more, or set normal=1 for healthy patients"
-        )
+    for name, number in (("index", index), ("seed", seed), ("patient", patient or 0)):
+        check_number(f"phantoms: {name}", number, least=0, whole=True)
+    check_number("phantoms: normal", normal, least=0, most=1)
+    healthy = "a whole number of 1 or more, or set normal=1 for healthy patients"
+    check_number("phantoms: max_findings", max_findings, least=1, whole=True, remedy=healthy)
     weights = check_mix(mix)
     body = index if patient is None else patient
     who = np.random.default_rng([seed, body, _BODY, 1]).random(2) if patient is not None else None
@@ -148,14 +145,18 @@ def plan_phantom(
     )
 
 
+def check_size(size: int) -> None:
+    """Refuse a size that no picture is drawn at."""
+    check_number("phantoms: size", size, least=16, most=4096, whole=True)
+
+
 def render(plan: PhantomPlan, size: int = 128) -> Phantom:
     """Draw a plan as a picture of ``size`` pixels a side, with its masks and boxes.
 
     Raises:
         ConfigError: the size is not between 16 and 4096.
     """
-    if not 16 <= size <= 4096:
-        raise ConfigError(f"size: {size} pixels cannot be drawn; give a number from 16 to 4096")
+    check_size(size)
     tree = [plan.seed, plan.patient, _TREE]
     build = draw_build(
         np.random.default_rng([plan.seed, plan.patient, _BODY]),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from diptych.errors import ConfigError
+from diptych.checks import check_number
 from diptych_datamodules.phantoms import wording as w
 from diptych_datamodules.phantoms.findings import FINDINGS, FindingSpec
 
@@ -119,10 +119,8 @@ def write_report(
     Raises:
         ConfigError: a share out of range.
     """
-    if not 0 <= filler <= 0.8:
-        raise ConfigError(f"filler: {filler} is not a share of the sentences; give a number from 0 to 0.8")
-    if not 0 <= uncertain <= 1:
-        raise ConfigError(f"uncertain: {uncertain} is not a probability; give a number from 0 to 1")
+    check_number("phantoms: filler", filler, least=0, most=0.8)
+    check_number("phantoms: uncertain", uncertain, least=0, most=1)
     dice = _Dice(rng)
     mentions: dict[str, float] = {}
     body: list[_Sentence] = []

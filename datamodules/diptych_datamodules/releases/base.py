@@ -13,11 +13,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.checks import check_number
 from diptych.data.columns import Records
 from diptych.data.datamodule import RadiographDataModule, RadiographDataset, Sample, Split
 from diptych.data.loading import Loading
 from diptych.data.splits import nested
-from diptych.errors import ConfigError, DataError
+from diptych.errors import DataError
 from diptych.radiographs.letterbox import scaled
 from diptych.radiographs.packed import Files, Packed, open_images, read_image, stem
 from diptych.reports.tokenizer import Tokenizer
@@ -165,8 +166,7 @@ class Release(RadiographDataModule):
         loading: Loading,
     ) -> None:
         super().__init__(tokenizer, loading)
-        if not 0 < percent <= 100:
-            raise ConfigError(f"data.percent is {percent}; give a number above 0 and at most 100")
+        check_number("data.percent", percent, above=0, most=100)
         self.root, self.split, self.percent, self.strict = Path(root), split, percent, strict
         self.leaky = choose(split, self.data_set).leaky
         self._name = split

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.checks import check_number
 from diptych.data.splits import assert_disjoint, split_hash
 from diptych.errors import ConfigError, DataError
 from diptych.files import replace_picture, replace_text
@@ -353,8 +354,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if facts is None and name != "tabular":
         _target(name)  # of another package, or refused by name
     for option, least in (("sample", 1), ("workers", 0)):
-        if getattr(args, option) < least:
-            raise ConfigError(f"check-data: --{option} is {getattr(args, option)}; give at least {least}")
+        check_number(f"check-data: --{option}", getattr(args, option), least=least, whole=True)
     root = None if args.root is None else Path(args.root)
     if root is None and name != "tabular":
         raise ConfigError(f"check-data {name}: --root is missing; give the folder of the release")

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from diptych.checks import check_choice
 from diptych.data.dataset import Split
 from diptych.data.splits import assign, filled, shuffled, split_hash
-from diptych.errors import ConfigError, DataError
+from diptych.errors import DataError
 from diptych.plugins import nearest
 
 __all__ = ["PROTOCOLS", "Assigned", "Protocol", "choose", "split"]
@@ -118,8 +119,7 @@ def choose(name: str, data_set: str) -> Protocol:
         ConfigError: it has none of that name; the message lists them.
     """
     own = [known for known in PROTOCOLS if known.startswith(f"{data_set}/")]
-    if name not in own:
-        raise ConfigError(f"data.split is '{name}'; {data_set} has, nearest first: {', '.join(nearest(name, own))}")
+    check_choice("data.split", name, nearest(name, own))
     return PROTOCOLS[name]
 
 

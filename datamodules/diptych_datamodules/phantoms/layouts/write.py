@@ -11,7 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from diptych.errors import ConfigError, DataError
+from diptych.checks import check_choice, check_number
+from diptych.errors import DataError
 from diptych_datamodules.phantoms.findings import FINDINGS, check_mix
 from diptych_datamodules.phantoms.layouts.cohort import (
     BOX_COLUMNS,
@@ -24,7 +25,7 @@ from diptych_datamodules.phantoms.layouts.cohort import (
 from diptych_datamodules.phantoms.layouts.dicom import rle_encode, write_rsna, write_siim
 from diptych_datamodules.phantoms.layouts.png import write_nih, write_openi
 from diptych_datamodules.phantoms.layouts.reports import write_chexpert, write_mimic_cxr
-from diptych_datamodules.phantoms.plan import render
+from diptych_datamodules.phantoms.plan import check_size, render
 
 __all__ = ["LAYOUTS", "main", "rle_encode", "write_layout", "write_png"]
 
@@ -101,13 +102,10 @@ def write_layout(
         ConfigError: an unknown layout, or a number out of range.
         DataError: the folder holds something else or cannot be written.
     """
-    if layout not in LAYOUTS:
-        raise ConfigError(f"layout {layout!r} is not known; use one of {', '.join(LAYOUTS)}")
-    if n < 2:
-        raise ConfigError(f"n: {n} phantoms cannot be split by patient; ask for 2 or more")
+    check_choice("phantoms: layout", layout, LAYOUTS)
+    check_number("phantoms: n", n, least=2, whole=True)
+    check_size(size)
     options = Options(seed, size, mix, normal, max_findings, filler, uncertain)
-    if not 16 <= size <= 4096:
-        raise ConfigError(f"size: {size} pixels cannot be drawn; give a number from 16 to 4096")
     check_mix(mix)
     options.plan(0)  # every other option is checked before anything is written
     out = Path(out)
