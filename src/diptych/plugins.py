@@ -48,12 +48,14 @@ class Plugin:
         """The first line of its module's docstring, read without importing anything; empty where there is none."""
         module = self.path.rpartition(".")[0]
         package = find_spec(module.partition(".")[0])
-        for folder in (package.submodule_search_locations or []) if package else []:
-            inside = Path(folder, *module.split(".")[1:])
-            for file in (inside.with_suffix(".py"), inside / "__init__.py"):
-                if file.is_file():
-                    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-                    return text.partition("\n")[0].partition(": ")[2] or text.partition("\n")[0]
+        if package is None:
+            return ""
+        inside = [Path(folder, *module.split(".")[1:]) for folder in package.submodule_search_locations or []]
+        files = [file for path in inside for file in (path.with_suffix(".py"), path / "__init__.py")]
+        for file in files or [Path(package.origin or "")]:  # a plug-in may be one file
+            if file.is_file():
+                text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+                return text.partition("\n")[0].partition(": ")[2] or text.partition("\n")[0]
         return ""
 
     def load(self) -> Any:
