@@ -22,10 +22,10 @@ def case(seed, n=97, ties=True, positives=0.3):
 def test_auroc_equals_scikit_learn_and_torchmetrics(ties, positives):
     for seed in range(5):
         scores, labels = case(seed, ties=ties, positives=positives)
-        (found,) = metrics.auroc(scores, labels)
-        assert found == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
+        (area,) = metrics.auroc(scores, labels)
+        assert area == pytest.approx(roc_auc_score(labels, scores), abs=1e-6)
         other = reference.binary_auroc(torch.from_numpy(scores).sigmoid().double(), torch.from_numpy(labels))
-        assert found == pytest.approx(float(other), abs=1e-6)
+        assert area == pytest.approx(float(other), abs=1e-6)
 
 
 def test_auroc_is_the_chance_of_a_positive_above_a_negative():
@@ -70,8 +70,8 @@ def test_every_metric_on_weights_equals_a_loop_over_explicit_resamples(monkeypat
     for block in (metrics._BLOCK, 200):  # all rows at once, and three at a time
         monkeypatch.setattr(metrics, "_BLOCK", block)
         for name, (expected, arguments) in twins.items():
-            found = getattr(metrics, name)(*arguments, weights)
-            np.testing.assert_allclose(found, expected, atol=1e-12, err_msg=name)
+            values = getattr(metrics, name)(*arguments, weights)
+            np.testing.assert_allclose(values, expected, atol=1e-12, err_msg=name)
     low, high = bootstrap.interval(np.array(twins["auroc"][0]))
     assert (low, high) == pytest.approx(tuple(np.percentile(twins["auroc"][0], [2.5, 97.5])))
 
@@ -80,8 +80,8 @@ def test_resampling_draws_whole_patients():
     group = np.array([7, 7, 7, 2, 2, 9, 4, 4, 4, 4])
     weights = bootstrap.bootstrap_weights(group, 4000, seed=1).astype(int)
     patients = np.array([weights[:, group == g][:, 0] for g in (2, 4, 7, 9)])
-    for g, drawn in zip((2, 4, 7, 9), patients, strict=True):
-        assert (weights[:, group == g] == drawn[:, None]).all()  # images of a patient go together
+    for g, times in zip((2, 4, 7, 9), patients, strict=True):
+        assert (weights[:, group == g] == times[:, None]).all()  # images of a patient go together
     assert (patients.sum(axis=0) == 4).all()  # as many as there are
     np.testing.assert_allclose(patients.mean(axis=1), 1.0, atol=0.06)
     np.testing.assert_allclose(patients.var(axis=1), 0.75, atol=0.08)  # binomial of 4 draws at 1/4
@@ -124,11 +124,11 @@ def test_best_f1_threshold_is_the_best_of_all(seed):
 def test_f1_of_classes_equals_scikit_learn():
     rng = np.random.default_rng(0)
     real, predicted = rng.integers(0, 5, 83), rng.integers(0, 5, 83)
-    found = [metrics.f1(predicted == c, real == c)[0] for c in range(5)]
-    np.testing.assert_allclose(found, f1_score(real, predicted, average=None), atol=1e-12)
-    assert np.mean(found) == pytest.approx(f1_score(real, predicted, average="macro"), abs=1e-12)
+    each = [metrics.f1(predicted == c, real == c)[0] for c in range(5)]
+    np.testing.assert_allclose(each, f1_score(real, predicted, average=None), atol=1e-12)
+    assert np.mean(each) == pytest.approx(f1_score(real, predicted, average="macro"), abs=1e-12)
     other = reference.multiclass_f1_score(torch.from_numpy(predicted), torch.from_numpy(real), 5, average="macro")
-    assert np.mean(found) == pytest.approx(float(other), abs=1e-6)
+    assert np.mean(each) == pytest.approx(float(other), abs=1e-6)
     assert np.isnan(metrics.f1(np.zeros(3), np.zeros(3))[0])
 
 
@@ -141,5 +141,5 @@ def test_top_class_refuses_ties_and_nan():
 def test_median_rank_of_an_even_and_an_odd_number():
     assert metrics.median_rank(np.array([4, 1, 2, 9]))[0] == 3.0
     assert metrics.median_rank(np.array([4, 1, 9]))[0] == 4.0
-    found = metrics.median_rank(np.array([4, 1]), np.array([[0, 0], [0, 1], [3, 1]]))
-    np.testing.assert_array_equal(found, [np.nan, 1.0, 4.0])
+    medians = metrics.median_rank(np.array([4, 1]), np.array([[0, 0], [0, 1], [3, 1]]))
+    np.testing.assert_array_equal(medians, [np.nan, 1.0, 4.0])

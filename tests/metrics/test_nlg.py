@@ -28,12 +28,12 @@ def texts(n, seed, longest=14):
     return [[WORDS[i] for i in rng.integers(len(WORDS), size=rng.integers(0, longest))] for _ in range(n)]
 
 
-def near(said, seed):
+def near(candidates, seed):
     """References that share much with the texts."""
     rng = np.random.default_rng(seed)
     return [
         [word if rng.random() < 0.7 else WORDS[rng.integers(len(WORDS))] for word in text] + ["seen"] * rng.integers(3)
-        for text in said
+        for text in candidates
     ]
 
 
@@ -47,42 +47,42 @@ def test_words_are_lower_case_runs_of_letters_and_digits():
     ]
 
 
-@pytest.mark.parametrize(("said", "right"), PAIRS)
+@pytest.mark.parametrize(("candidates", "references"), PAIRS)
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
-def test_bleu_is_sacrebleus(said, right, order):
+def test_bleu_is_sacrebleus(candidates, references, order):
     theirs = BLEU(max_ngram_order=order, smooth_method="none", tokenize="none", force=True)
     rng = np.random.default_rng(0)
-    weights = np.stack([np.ones(len(said), int), *rng.integers(0, 3, (3, len(said)))])
-    ours = nlg.bleu(metrics.sums(nlg.bleu_counts(said, right), weights), order)
+    weights = np.stack([np.ones(len(candidates), int), *rng.integers(0, 3, (3, len(candidates)))])
+    ours = nlg.bleu(metrics.sums(nlg.bleu_counts(candidates, references), weights), order)
     for value, row in zip(ours, weights, strict=True):
-        drawn = [i for i, times in enumerate(row) for _ in range(times)]
-        if drawn:
-            lines = [" ".join(said[i]) for i in drawn], [[" ".join(right[i]) for i in drawn]]
+        rows = [i for i, times in enumerate(row) for _ in range(times)]
+        if rows:
+            lines = [" ".join(candidates[i]) for i in rows], [[" ".join(references[i]) for i in rows]]
             assert value == pytest.approx(theirs.corpus_score(*lines).score / 100, abs=1e-9)
 
 
-@pytest.mark.parametrize(("said", "right"), PAIRS)
-def test_rouge_l_is_rouge_scores(said, right):
+@pytest.mark.parametrize(("candidates", "references"), PAIRS)
+def test_rouge_l_is_rouge_scores(candidates, references):
     class Split:
         def tokenize(self, text):
             return text.split()
 
     scorer = RougeScorer(["rougeL"], tokenizer=Split())
-    plain, coco = nlg.rouge_l(said, right, beta=1.0), nlg.rouge_l(said, right)
-    for i, (one, other) in enumerate(zip(said, right, strict=True)):
-        found = scorer.score(" ".join(other), " ".join(one))["rougeL"]
-        assert plain[i] == pytest.approx(found.fmeasure, abs=1e-12)
-        p, r = found.precision, found.recall
+    plain, coco = nlg.rouge_l(candidates, references, beta=1.0), nlg.rouge_l(candidates, references)
+    for i, (one, other) in enumerate(zip(candidates, references, strict=True)):
+        score = scorer.score(" ".join(other), " ".join(one))["rougeL"]
+        assert plain[i] == pytest.approx(score.fmeasure, abs=1e-12)
+        p, r = score.precision, score.recall
         assert coco[i] == pytest.approx((1 + 1.44) * p * r / (r + 1.44 * p) if p else 0, abs=1e-12)
 
 
-def slow_meteor(said, right):
+def slow_meteor(candidates, references):
     """Matches from the end, as nltk takes them; then the equations of the paper with nltk's constants."""
     stem = PorterStemmer().stem
-    left, free, pairs = list(range(len(said))), list(range(len(right))), []
+    left, free, pairs = list(range(len(candidates))), list(range(len(references))), []
     for same in (lambda a, b: a == b, lambda a, b: stem(a) == stem(b)):
         for i in reversed(left.copy()):
-            j = next((j for j in reversed(free) if same(said[i], right[j])), None)
+            j = next((j for j in reversed(free) if same(candidates[i], references[j])), None)
             if j is not None:
                 pairs.append((i, j))
                 left.remove(i)
@@ -91,15 +91,15 @@ def slow_meteor(said, right):
         return 0.0
     pairs.sort()
     chunks = 1 + sum(b != (a[0] + 1, a[1] + 1) for a, b in pairwise(pairs))
-    precision, recall = len(pairs) / len(said), len(pairs) / len(right)
+    precision, recall = len(pairs) / len(candidates), len(pairs) / len(references)
     mean = precision * recall / (0.9 * precision + 0.1 * recall)
     return mean * (1 - 0.5 * (chunks / len(pairs)) ** 3)
 
 
-@pytest.mark.parametrize(("said", "right"), PAIRS)
-def test_meteor_against_its_twin(said, right):
-    expected = [slow_meteor(*pair) for pair in zip(said, right, strict=True)]
-    np.testing.assert_allclose(nlg.meteor(said, right), expected, atol=1e-12)
+@pytest.mark.parametrize(("candidates", "references"), PAIRS)
+def test_meteor_against_its_twin(candidates, references):
+    expected = [slow_meteor(*pair) for pair in zip(candidates, references, strict=True)]
+    np.testing.assert_allclose(nlg.meteor(candidates, references), expected, atol=1e-12)
 
 
 def test_meteor_counts_stems_and_no_synonyms():
@@ -107,7 +107,7 @@ def test_meteor_counts_stems_and_no_synonyms():
     assert nlg.meteor([["heart"]], [["cardiac"]])[0] == 0
 
 
-def slow_cider(said, right, d):
+def slow_cider(candidates, references, d):
     """Equations 1 to 3 of arXiv 1411.5726 for one reference an image; for D, equation 4 on counts instead of frequencies."""
 
     def count(text, gram):
@@ -115,7 +115,7 @@ def slow_cider(said, right, d):
         return sum(tuple(text[i : i + n]) == gram for i in range(len(text) - n + 1))
 
     values = []
-    for candidate, reference in zip(said, right, strict=True):
+    for candidate, reference in zip(candidates, references, strict=True):
         total = 0.0
         for n in range(1, 5):
             grams = sorted(
@@ -124,11 +124,11 @@ def slow_cider(said, right, d):
 
             def vector(text, grams=grams, n=n):
                 frequency = 1 if d else max(1, len(text) - n + 1)
-                found = []
+                entries = []
                 for gram in grams:
-                    df = sum(count(other, gram) > 0 for other in right)
-                    found.append(count(text, gram) / frequency * math.log(len(right) / max(1, df)))
-                return np.array(found)
+                    df = sum(count(other, gram) > 0 for other in references)
+                    entries.append(count(text, gram) / frequency * math.log(len(references) / max(1, df)))
+                return np.array(entries)
 
             one, other = vector(candidate), vector(reference)
             norms = np.linalg.norm(one) * np.linalg.norm(other) if len(grams) else 0
@@ -139,35 +139,35 @@ def slow_cider(said, right, d):
     return values
 
 
-@pytest.mark.parametrize(("said", "right"), PAIRS)
+@pytest.mark.parametrize(("candidates", "references"), PAIRS)
 @pytest.mark.parametrize("d", [False, True])
-def test_cider_against_the_papers_equations(said, right, d):
-    np.testing.assert_allclose(nlg.cider(said, right, d=d), slow_cider(said, right, d), atol=1e-9)
+def test_cider_against_the_papers_equations(candidates, references, d):
+    np.testing.assert_allclose(nlg.cider(candidates, references, d=d), slow_cider(candidates, references, d), atol=1e-9)
 
 
 def test_a_perfect_text_has_the_highest_values_and_an_empty_one_zero():
-    right = [
+    references = [
         "No pleural effusion is seen today",
         "The heart is enlarged and large",
         "Left lower lobe nodule is present",
     ]
-    best, none = nlg.scores(right, right), nlg.scores(["", ".", "-"], right)
+    best, none = nlg.scores(references, references), nlg.scores(["", ".", "-"], references)
     for name, value in best.items():
         highest = 10 if name == "cider/d" else 1
-        assert value[0] == pytest.approx(highest, abs=0.003 if "meteor" in name else 1e-9), (
-            name
-        )  # one chunk costs a little
+        close = 0.003 if "meteor" in name else 1e-9  # one chunk costs a little
+        assert value[0] == pytest.approx(highest, abs=close), name
         assert none[name][0] == 0, name
     assert set(nlg.FACTS) == {"words"} | {name.partition("/")[0] for name in best}
 
 
 def test_values_do_not_depend_on_the_order_of_samples_and_weights_repeat_them():
-    said, right = ([" ".join(text) for text in part] for part in PAIRS[0])
-    order = np.random.default_rng(3).permutation(len(said))
-    one, other = nlg.scores(said, right), nlg.scores([said[i] for i in order], [right[i] for i in order])
+    candidates, references = ([" ".join(text) for text in part] for part in PAIRS[0])
+    order = np.random.default_rng(3).permutation(len(candidates))
+    one = nlg.scores(candidates, references)
+    other = nlg.scores([candidates[i] for i in order], [references[i] for i in order])
     for name, value in one.items():
         np.testing.assert_allclose(value, other[name], atol=1e-12, err_msg=name)
-    twice = nlg.scores(said, right, np.full((1, len(said)), 2))
+    twice = nlg.scores(candidates, references, np.full((1, len(candidates)), 2))
     assert all(twice[name] == pytest.approx(one[name]) for name in one)
 
 
@@ -192,36 +192,36 @@ def test_without_nltk_it_says_what_to_install(monkeypatch):
 def test_clinical_figures_are_scikit_learns(uncertain):
     rng = np.random.default_rng(0)
     values, chance = np.array([1, 0, -1, np.nan]), [0.3, 0.2, 0.1, 0.4]
-    said, real = (rng.choice(values, (50, 14), p=chance) for _ in range(2))
+    predicted, real = (rng.choice(values, (50, 14), p=chance) for _ in range(2))
     real[:, 3], real[:, 7] = 0, np.nan  # absent from the references; Lung Lesion is claimed all the same
-    said[:, 5] = np.nan  # never found
+    predicted[:, 5] = np.nan  # in no generated report
     weights = np.stack([np.ones(50, int), *rng.integers(0, 3, (4, 50))])
-    found, facts = clinical(said, real, weights, uncertain)
+    figures, facts = clinical(predicted, real, weights, uncertain)
     assert facts["absent"] == ["Lung Lesion", "Atelectasis"]
-    kept = [i for i, name in enumerate(FINDINGS) if name not in facts["absent"]]
-    one, other = (np.isin(x, (1, -1) if uncertain else (1,)) for x in (real, said))
+    shown = [i for i, name in enumerate(FINDINGS) if name not in facts["absent"]]
+    one, other = (np.isin(x, (1, -1) if uncertain else (1,)) for x in (real, predicted))
     for average in ("micro", "macro", None):
-        columns = kept if average != "micro" else list(range(14))
+        columns = shown if average != "micro" else list(range(14))
         expected = precision_recall_fscore_support(one[:, columns], other[:, columns], average=average, zero_division=0)
         for name, value in zip(("precision", "recall", "f1"), expected, strict=False):
             if average:
-                assert found[f"{name}/{average}"].value == pytest.approx(value, abs=1e-9)
+                assert figures[f"{name}/{average}"].value == pytest.approx(value, abs=1e-9)
             else:
                 for column, single in zip(columns, value, strict=True):
-                    assert found[f"{name}/{FINDINGS[column]}"].value == pytest.approx(single, abs=1e-9)
-    assert not any("Lung Lesion" in name for name in found)
-    assert found["f1/micro"].low <= found["f1/micro"].high
+                    assert figures[f"{name}/{FINDINGS[column]}"].value == pytest.approx(single, abs=1e-9)
+    assert not any("Lung Lesion" in name for name in figures)
+    assert figures["f1/micro"].low <= figures["f1/micro"].high
 
 
 def test_recall_is_not_defined_where_no_reference_has_the_finding():
     real = np.zeros((10, 14), np.float32)
     real[0, 1] = 1
-    said = real.copy()
-    said[1, 1] = 1  # a false alarm
+    predicted = real.copy()
+    predicted[1, 1] = 1  # a false alarm
     weights = np.ones((3, 10), int)
     weights[1, 0] = 0  # a resample without the only one
-    found, _ = clinical(said, real, weights)
-    recall, precision = (found[f"{name}/Cardiomegaly"] for name in ("recall", "precision"))
+    figures, _ = clinical(predicted, real, weights)
+    recall, precision = (figures[f"{name}/Cardiomegaly"] for name in ("recall", "precision"))
     assert (recall.value, recall.low, recall.high) == (1, 1, 1)
     assert (precision.value, precision.low) == (0.5, pytest.approx(0.0125))
 

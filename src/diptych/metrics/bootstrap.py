@@ -13,7 +13,7 @@ __all__ = ["Metric", "bootstrap_weights", "figure_and_bootstrap", "interval", "i
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure with its 95 % interval and the number of samples behind it; NaN where it is not defined."""
+    """A figure with its 95 % interval and the number of samples behind it. A figure that is not defined is NaN."""
 
     value: float
     low: float
@@ -22,13 +22,25 @@ class Metric:
 
     @classmethod
     def of(cls, values: Array, n: int) -> Metric:
-        """From ``values`` ``[1+R]``: the figure itself, then that of each resample."""
+        """Make a metric of ``values`` ``[1+R]``: the figure itself, then that of each resample.
+
+        >>> Metric.of(np.array([0.8, 0.7, 0.7, 0.9, 0.9]), n=12)
+        Metric(value=0.8, low=0.7, high=0.9, n=12)
+        """
         low, high = interval(values[1:])
         return cls(float(values[0]), low, high, n)
 
 
 def interval(values: Array) -> tuple[float, float]:
-    """Percentile interval holding 95 % of ``values`` ``[R]``; undefined ones are left out, none gives NaN."""
+    """Ends of the percentile interval that holds 95 % of ``values`` ``[R]``.
+
+    NaN is left out. If nothing is left, both ends are NaN.
+
+    >>> interval(np.arange(101.0))
+    (2.5, 97.5)
+    >>> interval(np.array([np.nan]))
+    (nan, nan)
+    """
     defined = values[~np.isnan(values)]
     if defined.size == 0:
         return float("nan"), float("nan")
@@ -39,9 +51,13 @@ def interval(values: Array) -> tuple[float, float]:
 def bootstrap_weights(group: Array, resamples: int, seed: int = 0) -> Array:
     """How often each sample counts when whole groups are drawn with replacement.
 
+    >>> weights = bootstrap_weights(np.array([7, 7, 9]), resamples=3)
+    >>> weights.shape, bool((weights[:, 0] == weights[:, 1]).all())  # the two of group 7 are drawn together
+    ((3, 3), True)
+
     Args:
         group: ``[n]`` integers, the same for the samples of one patient.
-        resamples: number of draws; each draws as many groups as there are.
+        resamples: number of draws. Each draws as many groups as there are.
         seed: the same seed and groups give the same draws, whatever the order of the samples.
 
     Returns:
@@ -56,12 +72,15 @@ def bootstrap_weights(group: Array, resamples: int, seed: int = 0) -> Array:
 
 
 def figure_and_bootstrap(group: Array, resamples: int, seed: int = 0) -> Array:
-    """Weights ``[1+R,n]`` for :meth:`Metric.of`: each sample once, then :func:`bootstrap_weights`.
+    """Weights ``[1+R,n]`` for :meth:`Metric.of`. The first row counts each sample once, and the others resample the groups.
 
-    ``R`` is 0 where all samples are of one group, which has no spread.
+    ``R`` is 0 if all samples are of one group, which has no spread.
+
+    >>> figure_and_bootstrap(np.array([4, 4, 4]), resamples=1000).tolist()
+    [[1, 1, 1]]
     """
-    drawn = bootstrap_weights(group, resamples if len(np.unique(group)) > 1 else 0, seed)
-    return np.concatenate([np.ones((1, len(group)), np.uint16), drawn])
+    resampled = bootstrap_weights(group, resamples if len(np.unique(group)) > 1 else 0, seed)
+    return np.concatenate([np.ones((1, len(group)), np.uint16), resampled])
 
 
 def interval_name(resamples: int, of: str = "patients") -> str:

@@ -1,4 +1,4 @@
-"""Binary classification of several findings at once, over many weightings of the samples: zero-shot, probe, fine-tuning."""
+"""Figures of binary classification, for several findings at once and many weightings of the samples."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ __all__ = ["BinaryValues", "Threshold", "binary_values", "with_macro"]
 
 Array = NDArray[Any]
 Threshold = Literal["zero", "best_f1"]
-"""Above which score a finding counts as present: 0, or the one with the best F1 on the evaluated split itself."""
+"""The score above which a finding counts as present: 0, or the one with the best F1 on the evaluated split itself."""
 
 
 @dataclass(frozen=True)
 class BinaryValues:
-    """Measures of each finding that has both classes."""
+    """AUROC, accuracy and F1 of each finding that has both classes."""
 
     values: dict[str, dict[str, Array]]
-    """``values[measure][finding]`` ``[1+R]``: AUROC, accuracy and F1, of all samples and of each resample."""
+    """``values[measure][finding]`` ``[1+R]``: the figure of all samples, then that of each resample."""
     counts: dict[str, int]
-    """Samples with a known label of each finding."""
+    """How many samples have a known label of each finding."""
     known: int
-    """Samples with any."""
+    """How many samples have a known label of any of them."""
     facts: dict[str, Any]
     """For the protocol: thresholds, findings with one class only, labels left out."""
 
     def metrics(self) -> dict[str, Metric]:
-        """``measure/macro`` and ``measure/<finding>``."""
+        """The same with intervals, named ``measure/macro`` and ``measure/<finding>``."""
         return with_macro(self.values, self.counts, self.known)
 
 
@@ -42,32 +42,37 @@ def binary_values(
 ) -> BinaryValues:
     """AUROC, accuracy and F1 of each finding over its known labels.
 
+    >>> scores, labels = np.array([[0.4], [-0.2], [0.1]]), np.array([[1.0], [0.0], [np.nan]])
+    >>> figures = binary_values(["Edema"], scores, labels, np.ones((1, 3)))
+    >>> figures.values["auroc"]["Edema"].tolist(), figures.counts
+    ([1.0], {'Edema': 2})
+
     Args:
         names: the findings, ``L`` of them.
-        scores: ``[n,L]``, higher where it is thought to be there.
-        labels: ``[n,L]``: 1 and 0 count; -1 (uncertain) and NaN (missing) are left out of that finding and counted.
-        weights: ``[1+R,n]``, the first row all ones; see :mod:`diptych.metrics.measures`.
-        threshold: see :data:`Threshold`.
+        scores: ``[n,L]``. A higher score means that the finding is more likely there.
+        labels: ``[n,L]``. 1 and 0 count. -1 (uncertain) and NaN (missing) are left out of that finding, and counted.
+        weights: ``[1+R,n]``, how often each sample counts. The first row is all ones.
+        threshold: above which score a finding counts as present.
     """
     values: dict[str, dict[str, Array]] = {"auroc": {}, "accuracy": {}, "f1": {}}
     counts, thresholds, absent, excluded = {}, {}, {}, {}
     for name, score, label in zip(names, scores.T, labels.T, strict=True):
         known = (label == 0) | (label == 1)
         excluded[name] = {"uncertain": int((label == -1).sum()), "missing": int(np.isnan(label).sum())}
-        score, real, drawn = score[known], label[known] == 1, weights if known.all() else weights[:, known]
-        if real.all() or not real.any():
-            absent[name] = {"positive": int(real.sum()), "negative": int((~real).sum())}
+        score, positive, own = score[known], label[known] == 1, weights if known.all() else weights[:, known]
+        if positive.all() or not positive.any():
+            absent[name] = {"positive": int(positive.sum()), "negative": int((~positive).sum())}
             continue
         counts[name] = len(score)
         if threshold == "zero":
             thresholds[name], predicted = 0.0, score > 0
         else:
-            thresholds[name] = metrics.best_f1_threshold(score, real)
+            thresholds[name] = metrics.best_f1_threshold(score, positive)
             predicted = score >= thresholds[name]
-        broken = np.where(np.isnan(score).any(), np.nan, 0.0)  # a diverged model has no accuracy either
-        values["auroc"][name] = metrics.auroc(score, real, drawn)
-        values["accuracy"][name] = metrics.accuracy(predicted, real, drawn) + broken
-        values["f1"][name] = metrics.f1(predicted, real, drawn) + broken
+        diverged = np.where(np.isnan(score).any(), np.nan, 0.0)  # a diverged model has no accuracy either
+        values["auroc"][name] = metrics.auroc(score, positive, own)
+        values["accuracy"][name] = metrics.accuracy(predicted, positive, own) + diverged
+        values["f1"][name] = metrics.f1(predicted, positive, own) + diverged
     rule = "score > 0" if threshold == "zero" else "best F1 on the evaluated split itself"
     facts = {"threshold": rule, "thresholds": thresholds, "absent": absent, "excluded": excluded}
     counted = [i for i, name in enumerate(names) if name in counts]
@@ -76,16 +81,26 @@ def binary_values(
 
 
 def with_macro(values: Mapping[str, Mapping[str, Array]], counts: Mapping[str, int], n: int) -> dict[str, Metric]:
-    """``values[measure][finding]`` ``[1+R]`` as metrics, with the mean over the findings as ``measure/macro``."""
-    found = {}
+    """Metrics of each finding, and their mean over the findings as ``measure/macro``.
+
+    >>> values = {"f1": {"Edema": np.array([0.5]), "Nodule": np.array([1.0])}}
+    >>> {name: metric.value for name, metric in with_macro(values, {"Edema": 9, "Nodule": 9}, 9).items()}
+    {'f1/macro': 0.75, 'f1/Edema': 0.5, 'f1/Nodule': 1.0}
+
+    Args:
+        values: ``values[measure][finding]`` ``[1+R]``: the figure of all samples, then that of each resample.
+        counts: samples of each finding.
+        n: samples of the mean.
+    """
+    by_name = {}
     for measure, by_finding in values.items():
         if not by_finding:
-            found[f"{measure}/macro"] = Metric(float("nan"), float("nan"), float("nan"), 0)
+            by_name[f"{measure}/macro"] = Metric(float("nan"), float("nan"), float("nan"), 0)
             continue
         table = np.stack(list(by_finding.values()))
         defined = ~np.isnan(table) if not np.isnan(table[:, 0]).any() else np.zeros_like(table, dtype=bool)
         total, present = np.where(defined, table, 0).sum(axis=0), defined.sum(axis=0)
         macro = np.divide(total, present, out=np.full(table.shape[1], np.nan), where=present > 0)
-        found[f"{measure}/macro"] = Metric.of(macro, n)
-        found |= {f"{measure}/{name}": Metric.of(row, counts[name]) for name, row in by_finding.items()}
-    return found
+        by_name[f"{measure}/macro"] = Metric.of(macro, n)
+        by_name |= {f"{measure}/{name}": Metric.of(row, counts[name]) for name, row in by_finding.items()}
+    return by_name

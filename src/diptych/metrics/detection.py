@@ -1,9 +1,9 @@
 """Metrics of detection: boxes against boxes, over whole sets, as pure functions of arrays.
 
-As in :mod:`diptych.metrics.measures`, ``weights`` ``[R,n]`` says how often each of ``n`` images counts in each of ``R``
-weightings.
-Boxes are x0, y0, x1, y1 in any unit. Predictions are matched once, best first; a higher threshold of confidence leaves
-the matches of those above it as they are, so every metric below follows from the one matching.
+Boxes are x0, y0, x1, y1 in any unit. Predictions are matched with boxes once, the most confident first. A higher threshold
+of confidence leaves the matches of those above it as they are. So every metric below follows from the one matching.
+``weights`` ``[R,n]`` says how often each of ``n`` images counts in each of ``R`` weightings, as in
+:mod:`diptych.metrics.measures`.
 """
 
 from __future__ import annotations
@@ -35,16 +35,21 @@ Array = NDArray[Any]
 Floats = NDArray[np.float64]
 
 IOUS: Floats = np.concatenate([[0.40, 0.45], np.linspace(0.50, 0.95, 10)])
-"""IoU from which on a prediction is a hit, ``T`` of them; pycocotools' own numbers, whose 0.90 is not the nearest one."""
+"""The ``T`` thresholds of IoU. A prediction is a hit from there on. The numbers are pycocotools', whose 0.90 is not the
+nearest float."""
 CHALLENGE, COCO = slice(0, 8), slice(2, 12)
-"""Of these, 0.40:0.05:0.75 of the RSNA challenge, and 0.50:0.05:0.95 of COCO."""
+"""Places in :data:`IOUS` of the RSNA challenge's 0.40:0.05:0.75, and of COCO's 0.50:0.05:0.95."""
 LIMIT = 100
-"""Predictions of a finding in an image that count, the most confident ones (COCO's ``maxDets``)."""
+"""How many predictions of a finding count in an image. The most confident ones do (COCO's ``maxDets``)."""
 _RECALLS = np.linspace(0, 1, 101)
 
 
 def iou(one: Array, other: Array) -> Floats:
-    """Intersection over union of boxes ``[D,4]`` and ``[K,4]``: ``[D,K]``; 0 where the union has no area."""
+    """Intersection over union ``[D,K]`` of boxes ``[D,4]`` and ``[K,4]``. It is 0 where the union has no area.
+
+    >>> iou(np.array([[0, 0, 2, 2]]), np.array([[0, 0, 2, 2], [1, 0, 3, 2], [5, 5, 6, 6]])).round(3).tolist()
+    [[1.0, 0.333, 0.0]]
+    """
     a, b = one[:, None, :4].astype(np.float64), other[None, :, :4].astype(np.float64)
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     both: Floats = sides.clip(min=0).prod(axis=-1)
@@ -55,30 +60,34 @@ def iou(one: Array, other: Array) -> Floats:
 
 @dataclass(frozen=True)
 class Matches:
-    """The predictions of a set, ``D`` of them, and which of them are hits; those of an image stand together, best first."""
+    """The ``D`` predictions of a set, and which are hits. Those of an image stand together, the most confident first."""
 
     image: NDArray[np.int64]
-    """``[D]`` position of the image."""
+    """``[D]``: the image's place in the set."""
     finding: NDArray[np.int64]
-    """``[D]``"""
+    """``[D]``: the finding's index."""
     score: Floats
-    """``[D]``"""
+    """``[D]``: the confidence."""
     hit: NDArray[np.bool_]
-    """``[T,D]`` at each of :data:`IOUS`."""
+    """``[T,D]``: whether it is a hit at each of :data:`IOUS`."""
     truths: NDArray[np.int64]
-    """``[n,L]`` boxes of each image and finding."""
+    """``[n,L]``: how many boxes each image has of each finding."""
 
 
 def match(predicted: Sequence[Array], truth: Sequence[Array], findings: int) -> Matches:
     """Match the predictions of every image with its boxes, within each finding.
 
-    The most confident prediction takes first: of the boxes still free, that with the highest IoU, if it is at least the
-    threshold's. So do COCO and the RSNA challenge.
+    The most confident prediction comes first. It takes the free box with the highest IoU, if that reaches the threshold.
+    COCO and the RSNA challenge do the same.
+
+    >>> matches = match([np.array([[0, 0, 4, 4, 0, 0.9]])], [np.array([[0, 0, 4, 3, 0]])], findings=1)
+    >>> dict(zip(IOUS[6:10].round(2).tolist(), matches.hit[6:10, 0].tolist()))  # their IoU is 0.75
+    {0.7: True, 0.75: True, 0.8: False, 0.85: False}
 
     Args:
-        predicted: of each image ``[k,6]``: box, finding's index, confidence.
-        truth: of each image ``[k,5]``: box, finding's index.
-        findings: ``L``, how many there are.
+        predicted: an array ``[k,6]`` for each image: box, finding's index, confidence.
+        truth: an array ``[k,5]`` for each image: box, finding's index.
+        findings: ``L``, the number of findings.
     """
     order: list[tuple[int, int, float]] = []
     hits: list[NDArray[np.bool_]] = []
@@ -101,7 +110,10 @@ def match(predicted: Sequence[Array], truth: Sequence[Array], findings: int) -> 
 
 
 def _hits(overlap: Floats) -> NDArray[np.bool_]:
-    """``[T,D]`` from IoU ``[D,K]`` of predictions, best first, with boxes; of equal boxes the last is taken, as COCO does."""
+    """Hits ``[T,D]`` from the IoU ``[D,K]`` of predictions, most confident first, with boxes.
+
+    Of boxes with equal IoU the last is taken, as COCO does.
+    """
     number, boxes = overlap.shape
     hit = np.zeros((len(IOUS), number), bool)
     free = np.ones((len(IOUS), boxes), bool)
@@ -113,58 +125,58 @@ def _hits(overlap: Floats) -> NDArray[np.bool_]:
     return hit
 
 
-def average_precision(found: Matches, finding: int, weights: Array | None = None) -> Floats:
-    """COCO's average precision of a finding at each of :data:`IOUS`: ``[R,T]``; NaN where no box has weight.
+def average_precision(matches: Matches, finding: int, weights: Array | None = None) -> Floats:
+    """COCO's average precision ``[R,T]`` of a finding at each of :data:`IOUS` (Lin et al., ECCV 2014, arXiv 1405.0312).
 
-    The mean over the recalls 0, 0.01 ... 1 of the highest precision at that recall or above (Lin et al., ECCV 2014,
-    arXiv 1405.0312). Predictions in images without a box are false alarms like any other.
+    For each of the recalls 0, 0.01 ... 1 it takes the highest precision at that recall or above, and averages them. A
+    prediction in an image without a box is a false alarm like any other. The value is NaN where no box has weight.
     """
-    mine = np.flatnonzero(found.finding == finding)
-    mine = mine[np.argsort(-found.score[mine], kind="stable")]
-    image, hit = found.image[mine], found.hit[:, mine]
-    boxes = found.truths[:, finding].astype(np.float64)
-    given = np.ones((1, len(boxes)), np.uint16) if weights is None else weights
-    values = np.full((len(given), len(IOUS)), np.nan)
-    for row, weight in enumerate(given):
+    mine = np.flatnonzero(matches.finding == finding)
+    mine = mine[np.argsort(-matches.score[mine], kind="stable")]
+    image, hit = matches.image[mine], matches.hit[:, mine]
+    boxes = matches.truths[:, finding].astype(np.float64)
+    weights = np.ones((1, len(boxes)), np.uint16) if weights is None else weights
+    values = np.full((len(weights), len(IOUS)), np.nan)
+    for row, weight in enumerate(weights):
         total = float(weight @ boxes)
         if total == 0:
             continue
-        drawn = weight[image].astype(np.float64)
-        shown = np.cumsum(drawn)  # [D], those at least as confident
+        counted = weight[image].astype(np.float64)
+        shown = np.cumsum(counted)  # [D], predictions at least as confident
         for level, right in enumerate(hit):
-            at = np.flatnonzero(right & (drawn > 0))  # precision is highest, and recall new, at a hit
-            true = np.cumsum(drawn[at])
+            at = np.flatnonzero(right & (counted > 0))  # precision is highest, and recall new, at a hit
+            true = np.cumsum(counted[at])
             precision = np.maximum.accumulate((true / shown[at])[::-1])[::-1]
             place = np.searchsorted(true / total, _RECALLS)
             values[row, level] = precision[place[place < len(at)]].sum() / len(_RECALLS)
     return values
 
 
-def challenge_scores(found: Matches, threshold: float) -> Floats:
+def challenge_scores(matches: Matches, threshold: float) -> Floats:
     """The RSNA challenge's score of each image ``[n]``: the mean over 0.40:0.05:0.75 of ``TP / (TP + FP + FN)``.
 
-    Predictions count whose confidence is at least ``threshold``. An image without a box in which something is predicted
-    has 0; one without a box and without a prediction has no score (NaN) and is left out of the mean, as in the challenge.
+    Predictions count if their confidence is at least ``threshold``. An image with a prediction and no box has 0. One with
+    neither has no score (NaN), and is left out of the challenge's mean.
     """
-    kept = found.score >= threshold
-    image, n = found.image[kept], len(found.truths)
-    hits = np.stack([np.bincount(image[hit], minlength=n) for hit in found.hit[CHALLENGE][:, kept]])  # [T,n]
-    below = np.bincount(image, minlength=n) + found.truths.sum(axis=1) - hits
+    confident = matches.score >= threshold
+    image, n = matches.image[confident], len(matches.truths)
+    hits = np.stack([np.bincount(image[hit], minlength=n) for hit in matches.hit[CHALLENGE][:, confident]])  # [T,n]
+    below = np.bincount(image, minlength=n) + matches.truths.sum(axis=1) - hits
     scores: Floats = np.divide(hits, below, out=np.full(hits.shape, np.nan), where=below > 0).mean(axis=0)
     return scores
 
 
-def misses(found: Matches, threshold: float) -> NDArray[np.int64]:
-    """Boxes of each image ``[n]`` that no prediction of at least this confidence hits, at the lowest of :data:`IOUS`."""
-    kept = found.hit[0] & (found.score >= threshold)
-    missed: NDArray[np.int64] = found.truths.sum(axis=1) - np.bincount(found.image[kept], minlength=len(found.truths))
-    return missed
+def misses(matches: Matches, threshold: float) -> NDArray[np.int64]:
+    """How many boxes of each image ``[n]`` no prediction of at least this confidence hits, at the lowest of :data:`IOUS`."""
+    boxes: NDArray[np.int64] = matches.truths.sum(axis=1)
+    hits = matches.image[matches.hit[0] & (matches.score >= threshold)]
+    return boxes - np.bincount(hits, minlength=len(boxes))
 
 
-def best_threshold(found: Matches) -> float:
-    """Of 0.05, 0.06 ... 0.99 the confidence with the highest mean of :func:`challenge_scores`; of equals the middle one."""
+def best_threshold(matches: Matches) -> float:
+    """The confidence of 0.05, 0.06 ... 0.99 with the highest mean challenge score. Of equal ones it is the middle one."""
     candidates = np.arange(5, 100) / 100
-    scores = [challenge_scores(found, threshold) for threshold in candidates]
+    scores = [challenge_scores(matches, threshold) for threshold in candidates]
     means = np.array([metrics.mean(of_image[~np.isnan(of_image)])[0] for of_image in scores])
     best = candidates[means == np.nanmax(means)]
     return float(best[len(best) // 2])

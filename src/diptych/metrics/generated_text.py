@@ -1,7 +1,7 @@
 """Metrics of generated text against one reference each, as pure functions of words.
 
-Each gives a value, or sums that can be added up, for every sample, so that a bootstrap over patients is one matrix product;
-``weights`` are those of :mod:`diptych.metrics.measures`.
+Each metric gives a value for every sample, or sums that can be added up. So a bootstrap over patients is one matrix product.
+``weights`` ``[R,n]`` says how often each sample counts, as in :mod:`diptych.metrics.measures`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ __all__ = ["FACTS", "bleu", "bleu_counts", "cider", "meteor", "need_nltk", "roug
 
 Floats = NDArray[np.float64]
 Texts = Sequence[Sequence[str]]
-"""``n`` texts as words."""
+"""``n`` texts, each as its words."""
 
 ORDERS = 4
-"""n-grams of up to so many words."""
+"""The longest n-grams have so many words."""
 
 FACTS = {
     "words": "lower case, runs of letters and digits; punctuation is left out",
@@ -37,13 +37,17 @@ FACTS = {
     "cider": "arXiv 1411.5726, words not stemmed; document frequencies of the split's references, one document an image; "
     "cider/d: counts, clipped, Gaussian of length, x 10, as COCO's caption evaluation",
 }
-"""What the figures are, for the protocol."""
+"""How each figure is defined, for the protocol."""
 
 _WORD = re.compile(r"[^\W_]+")
 
 
 def words(text: str) -> list[str]:
-    """Lower-case runs of letters and digits."""
+    """The words of a text: runs of letters and digits, in lower case.
+
+    >>> words("No effusion; T4-T5 intact.")
+    ['no', 'effusion', 't4', 't5', 'intact']
+    """
     return _WORD.findall(text.lower())
 
 
@@ -52,29 +56,41 @@ def _grams(text: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 
 
 def bleu_counts(candidates: Texts, references: Texts) -> Floats:
-    """What BLEU (Papineni et al., ACL 2002) adds up: ``[n,10]``.
+    """Counts ``[n,10]`` that BLEU (Papineni et al., ACL 2002) adds up over the set.
 
-    Clipped matches of 1- to 4-grams, their number in the candidate, and the words of candidate and reference.
+    The columns are: clipped matches of 1- to 4-grams, 1- to 4-grams in the candidate, words in the candidate, words in the
+    reference.
+
+    >>> bleu_counts([["clear", "lungs"]], [["clear", "lungs", "now"]]).astype(int).tolist()
+    [[2, 1, 0, 0, 2, 1, 0, 0, 2, 3]]
     """
     rows = []
     for candidate, reference in zip(candidates, references, strict=True):
         grams = [(_grams(candidate, n), _grams(reference, n)) for n in range(1, ORDERS + 1)]
-        matches = [(found & wanted).total() for found, wanted in grams]
-        rows.append([*matches, *(found.total() for found, _ in grams), len(candidate), len(reference)])
+        matches = [(own & expected).total() for own, expected in grams]
+        rows.append([*matches, *(own.total() for own, _ in grams), len(candidate), len(reference)])
     return np.array(rows, np.float64).reshape(-1, 2 * ORDERS + 2)
 
 
 def bleu(sums: Floats, order: int) -> Floats:
-    """Corpus BLEU of n-grams up to ``order`` from sums ``[R,10]`` of :func:`bleu_counts`: ``[R]``, 0 to 1, no smoothing."""
+    """Corpus BLEU ``[R]`` of n-grams up to ``order``, from 0 to 1 and without smoothing.
+
+    >>> bleu(bleu_counts([["clear", "lungs"]], [["clear", "lungs"]]), 2).tolist()
+    [1.0]
+
+    Args:
+        sums: ``[R,10]``, those of :func:`bleu_counts` over a set.
+        order: the longest n-grams that count.
+    """
     matches, totals = sums[:, :order], sums[:, ORDERS : ORDERS + order]
-    length, wanted = sums[:, -2], sums[:, -1]
+    length, expected = sums[:, -2], sums[:, -1]
     logs = np.log(matches / np.maximum(totals, 1), out=np.full(matches.shape, -np.inf), where=matches > 0)
-    brevity = np.minimum(0.0, 1 - wanted / np.maximum(length, 1))
+    brevity = np.minimum(0.0, 1 - expected / np.maximum(length, 1))
     return np.asarray(np.exp(logs.mean(axis=1) + brevity))
 
 
 def _common(one: Sequence[str], other: Sequence[str]) -> int:
-    """Length of the longest common subsequence, a row of the table as the bits of one number (Hyyrö, 2004)."""
+    """Length of the longest common subsequence. Each row of its table is held as the bits of one number (Hyyrö, 2004)."""
     places: dict[str, int] = {}
     for i, word in enumerate(one):
         places[word] = places.get(word, 0) | 1 << i
@@ -86,7 +102,11 @@ def _common(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 def rouge_l(candidates: Texts, references: Texts, beta: float = 1.2) -> Floats:
-    """ROUGE-L (Lin, 2004): ``(1 + beta^2) P R / (R + beta^2 P)`` of the longest common subsequence; ``[n]``."""
+    """ROUGE-L (Lin, 2004) ``[n]``: ``(1 + beta^2) P R / (R + beta^2 P)`` of the longest common subsequence.
+
+    >>> rouge_l([["clear", "lungs"]], [["the", "lungs", "are", "clear"]], beta=1).round(3).tolist()
+    [0.333]
+    """
     values = []
     for candidate, reference in zip(candidates, references, strict=True):
         common = _common(candidate, reference)
@@ -96,7 +116,7 @@ def rouge_l(candidates: Texts, references: Texts, beta: float = 1.2) -> Floats:
 
 
 class _Stemmer:
-    """nltk's Porter stemmer with a memory."""
+    """nltk's Porter stemmer, which remembers its stems."""
 
     def __init__(self) -> None:
         from nltk.stem.porter import PorterStemmer
@@ -125,32 +145,36 @@ def need_nltk() -> None:
 
 
 def meteor(candidates: Texts, references: Texts) -> Floats:
-    """METEOR (Banerjee and Lavie, 2005) of nltk with exact and Porter-stem matches: ``[n]``."""
+    """METEOR (Banerjee and Lavie, 2005) ``[n]``, as nltk has it with exact and Porter-stem matches."""
     from nltk.translate.meteor_score import single_meteor_score
 
     stemmer, none = _Stemmer(), _NoWordNet()
     pairs = zip(candidates, references, strict=True)
     return np.array(
-        [single_meteor_score(list(right), list(said), stemmer=stemmer, wordnet=none) for said, right in pairs],
+        [single_meteor_score(list(right), list(ours), stemmer=stemmer, wordnet=none) for ours, right in pairs],
         np.float64,
     )
 
 
 def cider(candidates: Texts, references: Texts, *, d: bool = False) -> Floats:
-    """CIDEr (arXiv 1411.5726): mean over 1- to 4-grams of the cosine of TF-IDF vectors; ``[n]``, 0 to 1.
+    """CIDEr (arXiv 1411.5726) ``[n]``: the cosine of TF-IDF vectors, averaged over 1- to 4-grams. It is from 0 to 1.
 
-    Document frequencies are those of ``references``, all of them.
+    Document frequencies are those of all ``references``.
+
+    >>> texts = [["clear", "lungs"], ["large", "effusion"]]
+    >>> cider([texts[0], texts[0]], texts).tolist()  # no 3- and 4-grams in these
+    [0.5, 0.0]
 
     Args:
         candidates: ``n`` texts.
         references: one for each.
-        d: CIDEr-D as COCO's caption evaluation has it: term counts, the candidate's weights clipped to the reference's, times a
-            Gaussian (sigma 6) of the difference in length, times 10; 0 to 10.
+        d: CIDEr-D as COCO's caption evaluation has it. The candidate's weights are clipped to the reference's. A Gaussian
+            (sigma 6) of the difference in length and a factor of 10 follow. It is from 0 to 10.
     """
     values = np.zeros(len(candidates))
     for n in range(1, ORDERS + 1):
-        wanted = [_grams(text, n) for text in references]
-        documents = Counter(gram for grams in wanted for gram in grams)
+        expected = [_grams(text, n) for text in references]
+        documents = Counter(gram for grams in expected for gram in grams)
         everything = math.log(max(1, len(references)))
 
         def weighted(
@@ -160,7 +184,7 @@ def cider(candidates: Texts, references: Texts, *, d: bool = False) -> Floats:
             return vector, math.sqrt(sum(value**2 for value in vector.values()))
 
         for i, (candidate, reference) in enumerate(zip(candidates, references, strict=True)):
-            (ours, length), (theirs, norm) = weighted(_grams(candidate, n)), weighted(wanted[i])
+            (ours, length), (theirs, norm) = weighted(_grams(candidate, n)), weighted(expected[i])
             if length == 0 or norm == 0:
                 continue
             dot = sum((min(v, theirs[g]) if d else v) * theirs[g] for g, v in ours.items() if g in theirs)
@@ -172,12 +196,12 @@ def cider(candidates: Texts, references: Texts, *, d: bool = False) -> Floats:
 def scores(
     candidates: Sequence[str], references: Sequence[str], weights: NDArray[Any] | None = None
 ) -> dict[str, Floats]:
-    """All of these metrics of ``n`` generated texts, each ``[R]``, by name; :data:`FACTS` says what they are."""
-    said, right = [words(text) for text in candidates], [words(text) for text in references]
-    sums = metrics.sums(bleu_counts(said, right), weights)
-    found = {f"bleu/{order}": bleu(sums, order) for order in range(1, ORDERS + 1)}
-    found["meteor/exact+stem"] = metrics.mean(meteor(said, right), weights)
-    found["rouge_l"] = metrics.mean(rouge_l(said, right), weights)
-    found["cider"] = metrics.mean(cider(said, right), weights)
-    found["cider/d"] = metrics.mean(cider(said, right, d=True), weights)
-    return found
+    """All metrics of this module, each ``[R]``, by name. :data:`FACTS` defines them."""
+    ours, right = [words(text) for text in candidates], [words(text) for text in references]
+    sums = metrics.sums(bleu_counts(ours, right), weights)
+    by_name = {f"bleu/{order}": bleu(sums, order) for order in range(1, ORDERS + 1)}
+    by_name["meteor/exact+stem"] = metrics.mean(meteor(ours, right), weights)
+    by_name["rouge_l"] = metrics.mean(rouge_l(ours, right), weights)
+    by_name["cider"] = metrics.mean(cider(ours, right), weights)
+    by_name["cider/d"] = metrics.mean(cider(ours, right, d=True), weights)
+    return by_name

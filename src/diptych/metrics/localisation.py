@@ -1,6 +1,6 @@
 """How well a map over pixels points at a region, as pure functions of flat arrays ``[P]`` of pixels.
 
-Ties count against the map: one that is the same everywhere has missed, contrasts with nothing and outlines nothing.
+Ties count against the map. A map that is the same everywhere misses, has no contrast and outlines nothing.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ __all__ = ["MEASURES", "THRESHOLDS", "contrast_to_noise", "measures", "overlap",
 Array = NDArray[Any]
 
 MEASURES = ("pointing", "cnr", "miou", "dice", "auroc")
-"""What :func:`measures` gives."""
+"""Names of the values of :func:`measures`."""
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
-"""Those of BioViL (Boecking et al., ECCV 2022) on MS-CXR."""
+"""The thresholds of BioViL (Boecking et al., ECCV 2022) on MS-CXR."""
 _TIE = 1e-6
-"""Values closer than this share of the largest are equal: interpolation in float32 cannot tell them apart."""
+"""Values that differ by less than this share of the largest are equal. Interpolation in float32 cannot tell them apart."""
 
 
 def pointing(heat: Array, inside: Array) -> float:
     """The pointing game (Zhang et al., ECCV 2016): 1 if the map's peak is inside the region, else 0.
 
-    Where several pixels are the peak, all of them must be inside.
+    If several pixels are the peak, all of them must be inside.
 
     >>> pointing(np.array([0.1, 0.9, 0.2]), np.array([False, True, False]))
     1.0
@@ -38,10 +38,13 @@ def pointing(heat: Array, inside: Array) -> float:
 
 
 def contrast_to_noise(heat: Array, inside: Array) -> float:
-    """CNR (BioViL): mean inside less mean outside, over the root of the sum of both variances.
+    """CNR (BioViL): the mean inside minus the mean outside, over the root of the sum of both variances.
 
-    With its sign, so that a map that is dark where it should be bright is below 0; its absolute value is BioViL's. 0 for a
-    map without contrast.
+    It has a sign: a map that is dark where it should be bright is below 0. BioViL takes the absolute value. A map without
+    contrast has 0.
+
+    >>> round(contrast_to_noise(np.array([4.0, 2.0, 1.0, -1.0]), np.array([True, True, False, False])), 3)
+    2.121
     """
     within, without = heat[inside].astype(np.float64), heat[~inside].astype(np.float64)
     above = within.mean() - without.mean()
@@ -66,24 +69,32 @@ def stretch(heat: Array) -> Array:
 
 
 def overlap(heat: Array, inside: Array, thresholds: Sequence[float] = THRESHOLDS) -> tuple[float, float]:
-    """Mean IoU and mean Dice over thresholds of the region with ``{stretched heat >= t}``.
+    """Mean IoU and mean Dice of the region with the pixels above a threshold, over all thresholds.
 
-    BioViL takes thresholds of cosines; attention has no such scale, so the map is stretched first. ``inside`` has a pixel.
+    BioViL's thresholds are of cosines. Attention has no such scale, so the map is stretched to 0 and 1 first.
+
+    >>> overlap(np.array([0.0, 0.2, 1.0]), np.array([False, False, True]), thresholds=[0.5])
+    (1.0, 1.0)
+
+    Args:
+        heat: the map.
+        inside: the region, which has at least one pixel.
+        thresholds: of the stretched map.
     """
     if np.isnan(heat).any():
         return float("nan"), float("nan")
     level, area = stretch(heat), int(inside.sum())
     shares = []
     for threshold in thresholds:
-        found = level >= threshold
-        both, either = int((found & inside).sum()), int((found | inside).sum())
-        shares.append((both / either, 2 * both / (int(found.sum()) + area)))
+        bright = level >= threshold
+        both, either = int((bright & inside).sum()), int((bright | inside).sum())
+        shares.append((both / either, 2 * both / (int(bright.sum()) + area)))
     iou, dice = np.mean(shares, axis=0)
     return float(iou), float(dice)
 
 
 def measures(heat: Array, inside: Array) -> tuple[float, ...]:
-    """All of :data:`MEASURES`; ``auroc`` is that of the pixels inside against those outside."""
+    """All of :data:`MEASURES`. ``auroc`` is of the pixels inside against those outside."""
     iou, dice = overlap(heat, inside)
     auroc = float(metrics.auroc(heat, inside)[0])
     return pointing(heat, inside), contrast_to_noise(heat, inside), iou, dice, auroc

@@ -1,8 +1,8 @@
 """Metrics as pure functions of arrays, each over many weightings of the samples at once.
 
-``weights`` ``[R,n]`` says how often each of the ``n`` samples counts in each of ``R`` weightings (``None``: once in the
-only one). A bootstrap is such a matrix (:func:`bootstrap_weights`), so a thousand resamples cost a few vectorised
-passes. A value that is not defined (an AUROC without positives) is NaN.
+``weights`` ``[R,n]`` says how often each of the ``n`` samples counts in each of ``R`` weightings. Without it there is one
+weighting, in which each counts once. A bootstrap is such a matrix (:func:`diptych.metrics.bootstrap.bootstrap_weights`). So a
+thousand resamples cost a few vectorised passes. A value that is not defined (an AUROC without positives) is NaN.
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ Array = NDArray[Any]
 Floats = NDArray[np.float64]
 
 _BLOCK = 2**22
-"""Weights turned into float64 at a time: 32 MiB."""
+"""How many weights become float64 at a time: 32 MiB."""
 
 
 def auroc(scores: Array, labels: Array, weights: Array | None = None) -> Floats:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting one half.
+    """Area under the ROC curve: the chance that a positive scores above a negative. A tie counts one half.
 
-    The Mann-Whitney statistic, exact with ties; Hanley and McNeil, Radiology 143 (1982).
+    It is the Mann-Whitney statistic, exact with ties (Hanley and McNeil, Radiology 143, 1982).
+
+    >>> auroc(np.array([0.9, 0.4, 0.4, 0.1]), np.array([1, 1, 0, 0])).tolist()
+    [0.875]
 
     Args:
-        scores: ``[n]``; any NaN makes every value NaN.
+        scores: ``[n]``. Any NaN makes every value NaN.
         labels: ``[n]``, 0 or 1.
         weights: ``[R,n]``.
 
     Returns:
-        ``[R]``; NaN where either class has no weight.
+        ``[R]``. It is NaN where either class has no weight.
     """
     if np.isnan(scores).any() or len(scores) == 0:
         return np.full(_rows(weights), np.nan)
@@ -52,23 +55,34 @@ def auroc(scores: Array, labels: Array, weights: Array | None = None) -> Floats:
 
 
 def accuracy(predicted: Array, labels: Array, weights: Array | None = None) -> Floats:
-    """Share of the samples ``[n]`` whose prediction equals the label, ``[R]``."""
+    """Share ``[R]`` of the samples ``[n]`` whose prediction equals the label.
+
+    >>> accuracy(np.array([1, 1, 0]), np.array([1, 0, 0]), np.array([[1, 1, 1], [2, 0, 1]])).round(3).tolist()
+    [0.667, 1.0]
+    """
     return mean(predicted == labels, weights)
 
 
 def f1(predicted: Array, labels: Array, weights: Array | None = None) -> Floats:
-    """``2 TP / (2 TP + FP + FN)`` of boolean ``predicted`` and ``labels`` ``[n]``, as ``[R]``; NaN where that is 0 / 0.
+    """``2 TP / (2 TP + FP + FN)`` ``[R]`` of boolean ``predicted`` and ``labels`` ``[n]``. It is NaN where that is 0 / 0.
 
-    For a class of many: ``f1(predicted == c, labels == c)``; the macro F1 is their mean.
+    With more than two classes, ``f1(predicted == c, labels == c)`` is that of class ``c``, and the macro F1 is their mean.
+
+    >>> f1(np.array([1, 1, 0]), np.array([1, 0, 0])).round(3).tolist()
+    [0.667]
     """
-    found, real = predicted.astype(bool), labels.astype(bool)
-    hits = np.stack([found & real, found.astype(np.int64) + real], axis=1).astype(np.float64)  # [n,2]
+    positive, real = predicted.astype(bool), labels.astype(bool)
+    hits = np.stack([positive & real, positive.astype(np.int64) + real], axis=1).astype(np.float64)  # [n,2]
     total = sums(hits, weights)
     return _ratio(2 * total[:, 0], total[:, 1])
 
 
 def best_f1_threshold(scores: Array, labels: Array) -> float:
-    """The score ``t`` for which ``scores >= t`` has the highest F1; of equals the highest. Needs a positive label."""
+    """The score ``t`` for which ``scores >= t`` has the highest F1; of equal ones the highest. It needs a positive label.
+
+    >>> best_f1_threshold(np.array([0.9, 0.6, 0.2]), np.array([1, 1, 0]))
+    0.6
+    """
     order = np.argsort(-scores, kind="stable")
     ranked, hits = scores[order], np.cumsum(labels[order] == 1)
     last = np.flatnonzero(np.r_[ranked[1:] != ranked[:-1], True])  # a threshold takes all of a tie or none
@@ -77,19 +91,31 @@ def best_f1_threshold(scores: Array, labels: Array) -> float:
 
 
 def top_class(scores: Array) -> NDArray[np.int64]:
-    """The class with the highest of ``scores`` ``[n,K]``, or -1 where that is a tie or any score is NaN: ``[n]``."""
+    """The class ``[n]`` with the highest of ``scores`` ``[n,K]``. It is -1 where two are highest or any is NaN.
+
+    >>> top_class(np.array([[0.1, 0.9], [0.5, 0.5]])).tolist()
+    [1, -1]
+    """
     best = scores.max(axis=1, keepdims=True)
     alone = (scores == best).sum(axis=1) == 1  # a NaN equals nothing
     return np.where(alone, scores.argmax(axis=1), -1)
 
 
 def recall_at(ranks: Array, k: int, weights: Array | None = None) -> Floats:
-    """R@k: share of ``ranks`` ``[n]`` (1 is best) that are at most ``k``, ``[R]``."""
+    """R@k: the share ``[R]`` of ``ranks`` ``[n]`` (1 is best) that are at most ``k``.
+
+    >>> recall_at(np.array([1, 4, 6, 2]), 5).tolist()
+    [0.75]
+    """
     return mean(ranks <= k, weights)
 
 
 def median_rank(ranks: Array, weights: Array | None = None) -> Floats:
-    """Median of ``ranks`` ``[n]``, the mean of the middle two for an even number, ``[R]``."""
+    """Median ``[R]`` of ``ranks`` ``[n]``. For an even number it is the mean of the middle two.
+
+    >>> median_rank(np.array([1, 4, 6, 2])).tolist()
+    [3.0]
+    """
     ranked = np.sort(ranks, kind="stable").astype(np.float64)
     order = np.argsort(ranks, kind="stable")
     values = []
@@ -103,13 +129,13 @@ def median_rank(ranks: Array, weights: Array | None = None) -> Floats:
 
 
 def mean(hits: Array, weights: Array | None = None) -> Floats:
-    """Mean of a value ``[n]`` of each sample, ``[R]``; NaN where none has weight."""
+    """Mean ``[R]`` of a value of each sample ``[n]``. It is NaN where no sample has weight."""
     sums = [(block @ hits.astype(np.float64), block.sum(axis=1)) for block in _blocks(weights, len(hits))]
     return _ratio(np.concatenate([hit for hit, _ in sums]), np.concatenate([total for _, total in sums]))
 
 
 def sums(values: Array, weights: Array | None = None) -> Floats:
-    """Weighted sums ``[R,k]`` of ``k`` values ``[n,k]`` of each sample, for metrics of a whole set."""
+    """Weighted sums ``[R,k]`` over the samples of ``k`` values each ``[n,k]``, for metrics of a whole set."""
     return np.concatenate([block @ values.astype(np.float64) for block in _blocks(weights, len(values))])
 
 

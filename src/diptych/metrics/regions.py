@@ -1,4 +1,4 @@
-"""How well a map says where something is: pointing, contrast, overlap."""
+"""How well maps of a model point at the regions of findings: pointing, contrast, overlap."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ Array = NDArray[Any]
 
 
 def at_pixels(maps: Tensor, height: int, width: int) -> Tensor:
-    """Maps ``[B,N]`` over a square grid of regions, at the pixels of the network's input ``[B,H,V]``, bilinear.
+    """Maps ``[B,N]`` over a square grid of regions, interpolated to the pixels of the network's input ``[B,H,V]``.
+
+    >>> at_pixels(torch.tensor([[0.0, 1.0, 0.0, 1.0]]), 2, 4)[0].tolist()
+    [[0.0, 0.25, 0.75, 1.0], [0.0, 0.25, 0.75, 1.0]]
 
     Raises:
         ConfigError: ``N`` is no square number.
@@ -43,8 +46,10 @@ def at_pixels(maps: Tensor, height: int, width: int) -> Tensor:
 def in_picture(image: Tensor) -> Tensor:
     """The pixels ``[H,V]`` of an input that hold the picture: the rectangle around all that is not black.
 
-    A letterbox pads with black; its bars belong to no radiograph and are left out. Of an image that is black all over,
-    everything.
+    A letterbox pads with black bars, which are no part of the radiograph. If all is black, every pixel counts.
+
+    >>> in_picture(torch.tensor([[[0, 0, 0], [0, 7, 0], [0, 9, 0]]])).int().tolist()
+    [[0, 0, 0], [0, 1, 0], [0, 1, 0]]
     """
     lit = image.reshape(image.shape[-2:]) > 0
     area = torch.zeros_like(lit)
@@ -56,20 +61,20 @@ def in_picture(image: Tensor) -> Tensor:
 
 
 def regions_of(batch: Batch, rows: Tensor, columns: Sequence[int], findings: Sequence[str], name: str) -> Tensor:
-    """Where a finding is in each image, ``[n,H,V]`` bool on the CPU: the union of its boxes, or the mask.
+    """Where a finding is in each image: the union of its boxes, or the mask, as ``[n,H,V]`` bool on the CPU.
 
     Args:
-        batch: with boxes or masks.
-        rows: the images, ``n`` of them.
+        batch: it has boxes or masks.
+        rows: the ``n`` images.
         columns: the finding's places among ``findings``.
-        findings: those of the data set.
-        name: of who asks, for the message.
+        findings: names of the data set's findings.
+        name: the evaluator that asks, for the message.
 
     Raises:
         DataError: a mask does not say which of several findings it is of.
     """
     if batch.boxes is None:
-        assert batch.masks is not None  # who asks has looked
+        assert batch.masks is not None  # the caller has checked
         if len(findings) > 1:
             raise DataError(
                 f"{name}: the data have one mask for {', '.join(findings)}, which does not say of what; "
@@ -88,12 +93,12 @@ def regions_of(batch: Batch, rows: Tensor, columns: Sequence[int], findings: Seq
 def region_measures(heat: Tensor, region: Tensor, picture: Tensor) -> list[float] | None:
     """The measures of a map (:mod:`diptych.metrics.localisation`), and the share of the picture that its region takes.
 
-    None where the region fills the picture.
+    There are none (None) where the region fills the picture.
 
     Args:
-        heat: ``[H,V]``.
+        heat: the map ``[H,V]``.
         region: ``[H,V]`` bool.
-        picture: ``[H,V]`` bool, as :func:`in_picture` gives it; what of the region is beyond counts too.
+        picture: ``[H,V]`` bool, as :func:`in_picture` gives it. Pixels of the region outside it count too.
     """
     counted = picture | region
     level, inside = heat[counted].numpy(), region[counted].numpy()
@@ -101,19 +106,22 @@ def region_measures(heat: Tensor, region: Tensor, picture: Tensor) -> list[float
 
 
 def region_metrics(table: Array, names: Sequence[str], weights: Array) -> tuple[dict[str, Metric], dict[str, Any]]:
-    """Means over images of :func:`region_measures`, as ``pointing/<finding>|macro`` and so on, and facts for the protocol.
+    """Means over images of :func:`region_measures`, named ``pointing/<finding>``, ``pointing/macro`` and so on.
 
     Args:
-        table: ``[n,L,6]`` of each image and finding, NaN where it has no region.
+        table: ``[n,L,6]``, the measures of each image and finding, NaN where it has no region.
         names: of the ``L`` findings.
-        weights: ``[1+R,n]``, the first row all ones.
+        weights: ``[1+R,n]``, how often each image counts. The first row is all ones.
+
+    Returns:
+        Metrics by name, and facts for the protocol.
     """
     shown = ~np.isnan(table[..., -1])  # [n,L]
     own = {name: (table[rows, j], weights[:, rows]) for j, (name, rows) in enumerate(zip(names, shown.T, strict=True))}
-    own = {name: (values, drawn) for name, (values, drawn) in own.items() if len(values)}
+    own = {name: (values, mine) for name, (values, mine) in own.items() if len(values)}
     counts = {name: len(values) for name, (values, _) in own.items()}
     means = {
-        measure: {name: metrics.mean(values[:, m], drawn) for name, (values, drawn) in own.items()}
+        measure: {name: metrics.mean(values[:, m], mine) for name, (values, mine) in own.items()}
         for m, measure in enumerate(MEASURES)
     }
     facts = {
