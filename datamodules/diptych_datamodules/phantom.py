@@ -29,27 +29,27 @@ __all__ = ["Phantom", "PhantomDataset"]
 
 Section = Literal["both", "findings", "impression", "sampled"]
 Masks = Literal["lungs", "heart", "findings"]
-Drawn = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.bool_] | None]
-_FEW = 64
-"""So many phantoms are drawn sooner than other processes have started."""
+Drawing = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.bool_] | None]
+"""A picture ``[size,size]``, its boxes ``[K,5]`` (x0, y0, x1, y1, finding), and a mask ``[size,size]`` if it is asked for."""
+_ALONE = 64  # so many phantoms are drawn sooner than other processes start
 
 
-def draw(plan: PhantomPlan, size: int, masks: Masks | None = None) -> Drawn:
-    """The picture ``[size,size]`` of a plan, its boxes ``[K,5]`` (x0, y0, x1, y1, finding) and the mask that is asked for."""
-    phantom = render(plan, size)
-    boxes = [[*finding.box, FINDINGS.index(finding.name)] for finding in phantom.findings]
+def draw(plan: PhantomPlan, size: int, masks: Masks | None = None) -> Drawing:
+    """Draw a plan, with the mask of the lungs, the heart or the findings if it is asked for."""
+    radiograph = render(plan, size)
+    boxes = [[*finding.box, FINDINGS.index(finding.name)] for finding in radiograph.findings]
     mask: NDArray[np.bool_] | None = None
     if masks == "lungs":
-        mask = phantom.lungs["left"] | phantom.lungs["right"]
+        mask = radiograph.lungs["left"] | radiograph.lungs["right"]
     elif masks == "heart":
-        mask = phantom.heart
+        mask = radiograph.heart
     elif masks == "findings":
-        mask = np.asarray(phantom.masks.any(axis=0))
-    return phantom.image, np.array(boxes, np.float32).reshape(-1, 5), mask
+        mask = np.asarray(radiograph.masks.any(axis=0))
+    return radiograph.image, np.array(boxes, np.float32).reshape(-1, 5), mask
 
 
 class PhantomDataset(RadiographDataset):
-    """Phantoms of given plans, drawn when they are read or taken from a cache that :class:`Phantom` has written."""
+    """Phantoms by their plans. They are drawn when they are read, or taken from a cache that :class:`Phantom` has written."""
 
     def __init__(
         self,
@@ -67,12 +67,12 @@ class PhantomDataset(RadiographDataset):
         self._boxes: list[list[list[float]]] = []
 
     def _texts(self, plan: PhantomPlan) -> list[str]:
-        """The texts a phantom may be read with; one, unless they are sampled."""
+        """The texts that a phantom may be read with. It is one, unless the section is sampled."""
         report = plan.report
         texts = {"both": report.text, "findings": report.findings, "impression": report.impression}
         return list(texts.values()) if self.section == "sampled" else [texts[self.section]]
 
-    def _drawn(self, index: int) -> Drawn:
+    def _drawing(self, index: int) -> Drawing:
         if self.cache is None:
             return draw(self.plans[index], self.size, self.masks)
         if self._images is None:  # opened in the worker that reads it
@@ -83,8 +83,8 @@ class PhantomDataset(RadiographDataset):
         return np.array(self._images[index]), boxes, None if self._masks is None else np.array(self._masks[index])
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
-        """One phantom; only which of its texts is read can be random."""
-        image, boxes, mask = self._drawn(index)
+        """One phantom. Nothing is random but the choice among its texts."""
+        image, boxes, mask = self._drawing(index)
         plan = self.plans[index]
         texts = self._texts(plan)
         return Sample(image, text=texts[rng.integers(len(texts))], labels=plan.truth, boxes=boxes, mask=mask)
@@ -94,14 +94,14 @@ class PhantomDataset(RadiographDataset):
         return [text for _, text in self.texts_by_patient()]
 
     def texts_by_patient(self) -> Iterable[tuple[str | None, str]]:
-        """See :meth:`RadiographDataset.texts_by_patient`."""
+        """Patient and report of each phantom, without drawing."""
         plans = zip(self.patients, self.plans, strict=True)
         return [(patient, text) for patient, plan in plans for text in self._texts(plan)]
 
 
-def _draw_all(plans: Sequence[PhantomPlan], make: Callable[[PhantomPlan], Drawn], workers: int) -> Iterator[Drawn]:
-    """In the order of the plans, on processes where there are enough plans for them to be worth their start."""
-    if len(plans) <= _FEW:
+def _draw_each(plans: Sequence[PhantomPlan], make: Callable[[PhantomPlan], Drawing], workers: int) -> Iterator[Drawing]:
+    """Drawings in the order of the plans. Processes are started only if there are enough plans to be worth it."""
+    if len(plans) <= _ALONE:
         yield from map(make, plans)
         return
     with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
@@ -111,7 +111,9 @@ def _draw_all(plans: Sequence[PhantomPlan], make: Callable[[PhantomPlan], Drawn]
 def write_cache(
     plans: Sequence[PhantomPlan], size: int, folder: Path, workers: int, masks: Masks | None = None
 ) -> None:
-    """Draw all plans once to ``images.npy``, ``boxes.json`` and, if asked for, ``masks.npy``; the folder appears when complete.
+    """Draw all plans to ``images.npy``, ``boxes.json`` and, if asked for, ``masks.npy``.
+
+    The folder appears when it is complete.
 
     Raises:
         DataError: the folder cannot be written.
@@ -122,19 +124,19 @@ def write_cache(
         images = np.lib.format.open_memmap(
             part / "images.npy", mode="w+", dtype=np.uint8, shape=(len(plans), size, size)
         )
-        drawn = None
+        stored_masks = None
         if masks:
             shape = (len(plans), size, size)
-            drawn = np.lib.format.open_memmap(part / "masks.npy", mode="w+", dtype=np.bool_, shape=shape)
+            stored_masks = np.lib.format.open_memmap(part / "masks.npy", mode="w+", dtype=np.bool_, shape=shape)
         boxes = []
-        for i, (image, found, mask) in enumerate(_draw_all(plans, partial(draw, size=size, masks=masks), workers)):
+        for i, (image, corners, mask) in enumerate(_draw_each(plans, partial(draw, size=size, masks=masks), workers)):
             images[i] = image
-            if drawn is not None:
-                drawn[i] = mask
-            boxes.append(found.tolist())
+            if stored_masks is not None:
+                stored_masks[i] = mask
+            boxes.append(corners.tolist())
         images.flush()
-        if drawn is not None:
-            drawn.flush()
+        if stored_masks is not None:
+            stored_masks.flush()
         (part / "boxes.json").write_text(json.dumps(boxes))
         part.rename(folder)
     except OSError as error:
@@ -144,7 +146,7 @@ def write_cache(
 
 
 class Phantom(RadiographDataModule):
-    """Procedural chest radiographs with findings that have side, zone and severity, and matching reports.
+    """Procedural chest radiographs and their reports. Findings have a side, a zone and a severity.
 
     Args:
         tokenizer: linked from the text tower by the command line.
@@ -153,15 +155,15 @@ class Phantom(RadiographDataModule):
         test: phantoms to test on. Every phantom is a patient of its own.
         size: side of the pictures, pixels.
         seed: another seed gives other patients.
-        mix: relative frequency of each finding; the standard mix, if not given.
+        mix: relative frequency of each finding. The standard mix, if not given.
         normal: share of patients without findings.
         max_findings: most findings in one patient.
         filler: share of filler sentences in the reports, 0 to 0.8.
-        section: which part of the report is the text; ``sampled`` draws the findings, the impression or both anew at each
-            reading in training, and reads both elsewhere.
-        masks: what a mask shows: both ``lungs``, the ``heart``, or all ``findings`` together; no masks, if not given.
-        cache: folder to draw all pictures into once; they are drawn anew at every read, if not given.
-        loading: how samples are loaded; ``loading.image_size`` is the network's input.
+        section: which part of the report is the text. ``sampled`` chooses the findings, the impression or both at random,
+            anew at each reading in training. In validation and test it reads both.
+        masks: what a mask shows: both ``lungs``, the ``heart``, or all ``findings`` together. No masks, if not given.
+        cache: folder that all pictures are drawn into once. If not given, they are drawn anew at every reading.
+        loading: how samples are loaded. ``loading.image_size`` is the network's input.
     """
 
     paper: ClassVar[str] = "diptych's own; no patient is in it"
@@ -171,7 +173,7 @@ class Phantom(RadiographDataModule):
 
     @classmethod
     def probes(cls, model: Any, options: Mapping[str, Any], pairs: int | None) -> dict[str, float]:
-        """With the findings and the part of the report that the model was trained on; see ``phantoms/probes.py``."""
+        """Run the probes (``phantoms/probes.py``) with the findings and the section that the model was trained on."""
         section: Any = "both" if options["section"] == "sampled" else options["section"]
         return run_probes(model, mix=options["mix"], section=section, **({} if pairs is None else {"pairs": pairs}))
 
@@ -222,7 +224,7 @@ class Phantom(RadiographDataModule):
         raise KeyError(split)
 
     def _folder(self, split: Split) -> Path | None:
-        """Where a split is cached: another option, size or version is another folder."""
+        """Where a split is cached. Each set of options, size and version has its own folder."""
         if self.cache is None:
             return None
         options = {**self.options, "masks": self.masks} if self.masks else self.options
@@ -239,7 +241,7 @@ class Phantom(RadiographDataModule):
         super().prepare_data()
 
     def build(self) -> dict[Split, RadiographDataset]:
-        """Plans of all splits; nothing is drawn."""
+        """Plans of all splits. Nothing is drawn."""
         held_out: Section = "both" if self.section == "sampled" else self.section
         return {
             split: PhantomDataset(

@@ -107,12 +107,12 @@ def test_what_is_missing_is_named_with_where_it_is_obtained(name, which, roots, 
         victim.unlink() if victim.is_file() else shutil.rmtree(victim)
     done, report = check(name, copy, tmp_path / "out", "--part")
     assert done.returncode == 1
-    (said,) = [line for line in done.stdout.splitlines() if line.startswith("  MISSING")]
-    assert victims[0].name.removesuffix(".gz").removesuffix("_001") in said
-    assert "get " in said
+    (missing_line,) = [line for line in done.stdout.splitlines() if line.startswith("  MISSING")]
+    assert victims[0].name.removesuffix(".gz").removesuffix("_001") in missing_line
+    assert "get " in missing_line
     missing = [row for row in report["files"] if row["needed"] and not row["found"]]
     assert len(missing) == 1
-    assert missing[0]["obtain"] in said
+    assert missing[0]["obtain"] in missing_line
     assert not (tmp_path / "out" / "sheet.png").exists()
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from diptych.errors import ConfigError, DataError
 from diptych.radiographs.read import read_radiograph
 from diptych_datamodules.phantoms import FINDINGS
-from diptych_datamodules.phantoms.layouts.cohort import Options, draw_cohort
+from diptych_datamodules.phantoms.layouts.cohort import Options, sample_cohort
 from diptych_datamodules.phantoms.layouts.reports import CHEXPERT_LABELS, MIMIC_LABELS
 from diptych_datamodules.phantoms.layouts.write import LAYOUTS, main, rle_encode, write_layout
 
@@ -330,8 +330,8 @@ def test_siim_masks_are_the_drawn_pneumothoraces(written):
     for name, mask in masks.items():
         rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
         whole = np.array(boxes[name])
-        drawn = [whole[:, 0].min(), whole[:, 1].min(), whole[:, 2].max(), whole[:, 3].max()]
-        assert [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1] == pytest.approx(drawn, abs=1)
+        corners = [whole[:, 0].min(), whole[:, 1].min(), whole[:, 2].max(), whole[:, 3].max()]
+        assert [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1] == pytest.approx(corners, abs=1)
 
 
 # --- plain folder
@@ -358,37 +358,37 @@ def test_png_folder_is_a_table_that_can_be_trained_on(written):
 
 
 def patients_of_splits(layout: str, out: Path) -> dict[str, set[str]]:
-    found = defaultdict(set)
+    patients = defaultdict(set)
     if layout == "png":
         for r in table(out / "table.csv")[1]:
-            found[r["split"]].add(r["patient"])
+            patients[r["split"]].add(r["patient"])
     elif layout == "mimic_cxr":
         for r in table(out / "mimic-cxr-2.0.0-split.csv.gz")[1]:
-            found[r["split"]].add(r["subject_id"])
+            patients[r["split"]].add(r["subject_id"])
     else:
         for split in ("train", "valid"):
-            found[split] = {r["Path"].split("/")[2] for r in table(out / "CheXpert-v1.0-small" / f"{split}.csv")[1]}
-    return found
+            patients[split] = {r["Path"].split("/")[2] for r in table(out / "CheXpert-v1.0-small" / f"{split}.csv")[1]}
+    return patients
 
 
 @pytest.mark.parametrize("layout", ["png", "mimic_cxr", "chexpert"])
 def test_no_patient_is_in_two_splits(written, layout):
-    found = patients_of_splits(layout, written(layout))
-    assert len(found) == (2 if layout == "chexpert" else 3)
-    assert all(found.values())
-    assert sum(len(p) for p in found.values()) == len(set().union(*found.values()))
-    assert len(set().union(*found.values())) < N  # some patients have several studies
+    patients = patients_of_splits(layout, written(layout))
+    assert len(patients) == (2 if layout == "chexpert" else 3)
+    assert all(patients.values())
+    assert sum(len(p) for p in patients.values()) == len(set().union(*patients.values()))
+    assert len(set().union(*patients.values())) < N  # some patients have several studies
 
 
 def test_cohort_patients_keep_one_split_and_one_body():
-    studies = draw_cohort(500, Options(seed=3))
+    studies = sample_cohort(500, Options(seed=3))
     of = defaultdict(set)
     for s in studies:
         of[s.patient].add((s.split, s.plan.sex, s.plan.age))
     assert all(len(v) == 1 for v in of.values())
     shares = Counter(s.split for s in studies)
     assert shares["train"] / 500 == pytest.approx(0.8, abs=0.06)
-    assert {s.split for s in draw_cohort(12, Options())} == {"train", "val", "test"}
+    assert {s.split for s in sample_cohort(12, Options())} == {"train", "val", "test"}
 
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
@@ -417,9 +417,9 @@ def test_the_command_writes_counts_and_names_the_folder(tmp_path, capsys):
             "Cardiomegaly=1",
         ]
     )
-    told = capsys.readouterr()
-    assert told.out == f"png: 5 phantoms in {tmp_path / 'x'}\n"
-    assert told.err.splitlines()[-1] == "5 of 5"
+    message = capsys.readouterr()
+    assert message.out == f"png: 5 phantoms in {tmp_path / 'x'}\n"
+    assert message.err.splitlines()[-1] == "5 of 5"
     assert {b["finding"] for b in table(tmp_path / "x" / "boxes.csv")[1]} <= {"Nodule", "Cardiomegaly"}
 
 
@@ -443,7 +443,7 @@ def test_a_strange_folder_is_refused_and_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("layout", "n", "options", "told"),
+    ("layout", "n", "options", "message"),
     [
         ("mimic", 3, {}, "layout is 'mimic'; choose among: png, mimic_cxr"),
         ("png", 1, {}, "n is 1; give a whole number of 2 or more"),
@@ -452,7 +452,7 @@ def test_a_strange_folder_is_refused_and_left_alone(tmp_path):
         ("png", 3, {"mix": {"Pneumonia": 1.0}}, "finding in mix is 'Pneumonia'"),
     ],
 )
-def test_bad_options_write_nothing(tmp_path, layout, n, options, told):
-    with pytest.raises(ConfigError, match=re.escape(told)):
+def test_bad_options_write_nothing(tmp_path, layout, n, options, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         write_layout(layout, n, tmp_path / "x", **options)
     assert not (tmp_path / "x").exists()

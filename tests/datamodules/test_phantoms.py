@@ -16,7 +16,7 @@ from diptych_datamodules.phantoms import (
     KINDS,
     ROLES,
     FindingSpec,
-    Phantom,
+    PhantomRadiograph,
     make_phantom,
     plan_phantom,
     render,
@@ -46,7 +46,7 @@ def every_spec() -> list[FindingSpec]:
 
 
 @pytest.fixture(scope="module")
-def phantoms() -> list[Phantom]:
+def phantoms() -> list[PhantomRadiograph]:
     return [render(plan, 96) for plan in PLANS[:40]]
 
 
@@ -284,7 +284,7 @@ def test_links_point_at_the_words_they_claim(plan):
         assert span
         spec = plan.specs[link.finding] if link.finding is not None else None
         if link.role == "filler":
-            assert span in w.FILLER
+            assert span in w.FILLER_SENTENCES
             assert (link.start, link.end) in report.sentences
         elif link.role == "negated":
             assert spec is None
@@ -379,7 +379,7 @@ def test_doubt_gives_uncertain_labels_and_a_hedge():
 def test_denials_are_true_and_common():
     denied = Counter(link.name for plan in PLANS for link in plan.report.links if link.role == "negated")
     assert set(denied) == set(FINDINGS)
-    for denial in (*w.DENIED, *w.DENIED_SUMMARY):
+    for denial in (*w.DENIALS, *w.SUMMARY_DENIALS):
         for _, words in denial.words:
             assert words in denial.text
 
@@ -416,7 +416,7 @@ def test_reports_vary():
 
 
 def test_filler_speaks_of_no_finding_and_no_side():
-    for sentence in w.FILLER:
+    for sentence in w.FILLER_SENTENCES:
         assert not re.search(
             r"\b(left|right|" + "|".join(WORDS.values()) + r"|opacit|clear|heart|cardiac)\b", sentence.lower()
         )
@@ -458,7 +458,7 @@ def test_an_ellipse_is_as_wide_as_asked():
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"mix": {"Effusion": 1}}, "finding in mix is 'Effusion'; choose among: Pleural Effusion"),
         ({"mix": {"Nodule": -1}}, "weight of 'Nodule' is -1"),
@@ -470,14 +470,14 @@ def test_an_ellipse_is_as_wide_as_asked():
         ({"seed": -1}, "seed is -1; give a whole number of 0 or more"),
     ],
 )
-def test_bad_options_are_named(options, told):
-    with pytest.raises(ConfigError, match=re.escape(told)) as error:
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ConfigError, match=re.escape(message)) as error:
         plan_phantom(0, **options)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({"name": "Nodul"}, "finding is 'Nodul'; choose among: Nodule"),
         ({"name": "Nodule"}, "side of Nodule"),
@@ -494,8 +494,8 @@ def test_bad_options_are_named(options, told):
         ({"name": "Nodule", "side": "left", "device": "port"}, "only 'Support Devices' has one"),
     ],
 )
-def test_impossible_findings_are_refused(fields, told):
-    with pytest.raises(ConfigError, match=re.escape(told)):
+def test_impossible_findings_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         FindingSpec(**fields)
 
 

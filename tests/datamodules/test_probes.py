@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from diptych_datamodules.phantoms import KINDS, probes, render
-from diptych_datamodules.phantoms.wording import FILLER
+from diptych_datamodules.phantoms.wording import FILLER_SENTENCES
 
 SEEN = ["Lung Opacity", "Consolidation", "Pleural Effusion", "Pneumothorax", "Cardiomegaly"]
 MIX = dict.fromkeys(SEEN, 1.0)
@@ -34,19 +34,19 @@ class Reader:
     image_size = SIZE
 
     def __init__(self, view, monkeypatch):
-        self.said: dict[bytes, str] = {}
+        self.impressions: dict[bytes, str] = {}
 
-        def drawn(plan, size):
+        def render_and_note(plan, size):
             phantom = render(plan, size)
-            self.said[phantom.image.tobytes()] = plan.report.impression
+            self.impressions[phantom.image.tobytes()] = plan.report.impression
             return phantom
 
-        monkeypatch.setattr(probes, "render", drawn)
+        monkeypatch.setattr(probes, "render", render_and_note)
         self.view = view
         self.module = SimpleNamespace(head=SimpleNamespace(similarity=self.similarity))
 
     def encode_image(self, pictures):
-        return Panel([self.said[picture.tobytes()] for picture in pictures])
+        return Panel([self.impressions[picture.tobytes()] for picture in pictures])
 
     def encode_text(self, texts):
         return Panel(list(texts))
@@ -65,8 +65,8 @@ def whole(text):
     return Counter(text.rstrip(".").split(". "))
 
 
-def what_is_said(text):
-    return Counter({s: 1 for s in whole(text) if f"{s}." not in FILLER})
+def without_filler(text):
+    return Counter({s: 1 for s in whole(text) if f"{s}." not in FILLER_SENTENCES})
 
 
 def nothing(text):
@@ -98,7 +98,7 @@ def test_a_pair_differs_in_places_alone(make):
 
 @pytest.mark.parametrize("make", [probes.pairs_of_sides, probes.pairs_of_zones])
 def test_mild_pairs_are_the_same_pairs_with_less_to_see(make):
-    for pair, mild in zip(pairs := make(12, SEEN, 7), probes.mildest(pairs), strict=True):
+    for pair, mild in zip(pairs := make(12, SEEN, 7), probes.mildest_pairs(pairs), strict=True):
         for plan, less in zip(pair, mild, strict=True):
             assert (plan.index, plan.specs[0].side, plan.specs[0].zone) == (
                 less.index,
@@ -115,29 +115,30 @@ def test_mild_pairs_are_the_same_pairs_with_less_to_see(make):
 
 def test_a_reader_of_words_tells_pairs_apart_and_swaps_not(monkeypatch):
     reader = Reader(words, monkeypatch)
-    assert probes.choose(reader, probes.pairs_of_sides(12, SEEN, 7), "impression") == {"": 1}
-    assert probes.choose(reader, probes.pairs_of_zones(12, SEEN, 7), "impression") == {"": 1}
-    assert probes.choose(reader, probes.swaps(12, SEEN, 7), "impression") == {"": 0}  # all ties, which are wrong
-    assert probes.choose(Reader(whole, monkeypatch), probes.swaps(12, SEEN, 7), "impression") == {"": 1}
+    assert probes.choice_accuracy(reader, probes.pairs_of_sides(12, SEEN, 7), "impression") == {"": 1}
+    assert probes.choice_accuracy(reader, probes.pairs_of_zones(12, SEEN, 7), "impression") == {"": 1}
+    # All are ties, which count as wrong.
+    assert probes.choice_accuracy(reader, probes.swaps(12, SEEN, 7), "impression") == {"": 0}
+    assert probes.choice_accuracy(Reader(whole, monkeypatch), probes.swaps(12, SEEN, 7), "impression") == {"": 1}
 
 
 def test_filler_is_what_is_added_in_the_share_that_was_asked_for():
     plan = next(iter(probes.pairs_of_sides(1, SEEN, 3)))[0]
     rng = np.random.default_rng(0)
-    said = plan.report.impression.count(".")
-    for share in probes.FILLER:
-        text = probes.padded_out(plan, share, rng)
+    number = plan.report.impression.count(".")
+    for share in probes.FILLER_SHARES:
+        text = probes.pad_with_filler(plan, share, rng)
         sentences = [s + "." for s in text.rstrip(".").split(". ")]
-        filler = [s for s in sentences if s in FILLER]
-        assert len(filler) == round(said * share / (1 - share))
-        assert " ".join(s for s in sentences if s not in FILLER) == plan.report.impression
+        filler = [s for s in sentences if s in FILLER_SENTENCES]
+        assert len(filler) == round(number * share / (1 - share))
+        assert " ".join(s for s in sentences if s not in FILLER_SENTENCES) == plan.report.impression
 
 
 def test_a_reader_of_filler_is_distracted(monkeypatch):
     def recall(view, share):
-        return probes.distract(Reader(view, monkeypatch), 24, MIX, share, 5)[""]
+        return probes.distractor_recall(Reader(view, monkeypatch), 24, MIX, share, 5)[""]
 
-    assert recall(what_is_said, 0.0) == recall(what_is_said, 0.8) > 0.9
+    assert recall(without_filler, 0.0) == recall(without_filler, 0.8) > 0.9
     assert recall(Counter, 0.0) > recall(Counter, 0.8) + 0.3  # of letters
     assert recall(nothing, 0.0) == 0
 
@@ -145,34 +146,34 @@ def test_a_reader_of_filler_is_distracted(monkeypatch):
 def test_the_matchings_are_probed_by_themselves(monkeypatch):
     reader = Reader(nothing, monkeypatch)
     reader.module.head.local_scores = partial(reader.similarity, view=words)
-    assert probes.choose(reader, probes.pairs_of_sides(6, SEEN, 7), "impression") == {"": 0, "matchings/": 1}
+    assert probes.choice_accuracy(reader, probes.pairs_of_sides(6, SEEN, 7), "impression") == {"": 0, "matchings/": 1}
 
 
 @pytest.mark.parametrize("knows", [True, False])
 def test_attention_is_judged_by_boxes_and_weights_by_what_words_do(knows, monkeypatch):
-    drawn = {}
+    radiographs = {}
 
     def draw(plan, size):
-        phantom = render(plan, size)
-        drawn[phantom.image.tobytes()] = phantom
-        return phantom
+        radiograph = render(plan, size)
+        radiographs[radiograph.image.tobytes()] = radiograph
+        return radiograph
 
     def spans(text):
         return [match.span() for match in re.finditer(r"[\w-]+", text)]
 
     def links(picture, text):
-        phantom = drawn[picture.tobytes()]
-        start = len(phantom.report.findings) + 1
-        assert phantom.report.text[start:] == text
+        radiograph = radiographs[picture.tobytes()]
+        start = len(radiograph.report.findings) + 1
+        assert radiograph.report.text[start:] == text
         for a, b in spans(text):
-            yield next((k for k in phantom.report.links if k.start <= start + a and start + b <= k.end), None)
+            yield next((k for k in radiograph.report.links if k.start <= start + a and start + b <= k.end), None)
 
     def heatmap(picture, text):
         maps = np.zeros((len(spans(text)), SIZE, SIZE), np.float32)
         for heat, link in zip(maps, links(picture, text), strict=True):
             x, y = 0, 0
             if knows and link is not None and link.role == "finding":
-                x0, y0, x1, y1 = drawn[picture.tobytes()].findings[link.finding].box
+                x0, y0, x1, y1 = radiographs[picture.tobytes()].findings[link.finding].box
                 x, y = int(x0 + x1) // 2, int(y0 + y1) // 2
             heat[y, x] = 1
         return [], maps
@@ -184,9 +185,9 @@ def test_attention_is_judged_by_boxes_and_weights_by_what_words_do(knows, monkey
     head = SimpleNamespace(heatmap=heatmap, importance=importance, weighs_words=True)
     module = SimpleNamespace(head=head, tokenizer=SimpleNamespace(word_spans=spans))
     model = SimpleNamespace(image_size=SIZE, module=module, heatmap=heatmap, importance=importance)
-    found = probes.look(model, 12, MIX, "impression", 5)
-    assert found["grounding/pointing"] == knows
-    assert found["importance/rank_biserial"] == knows
-    assert 0.02 < found["grounding/chance"] < 0.4
+    results = probes.word_probes(model, 12, MIX, "impression", 5)
+    assert results["grounding/pointing"] == knows
+    assert results["importance/rank_biserial"] == knows
+    assert 0.02 < results["grounding/chance"] < 0.4
     if knows:
-        assert found["grounding/over_chance"] == pytest.approx(1 / found["grounding/chance"])
+        assert results["grounding/over_chance"] == pytest.approx(1 / results["grounding/chance"])

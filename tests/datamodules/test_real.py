@@ -77,8 +77,8 @@ def test_report_table_holds_what_the_archive_holds(openi, archive):
     assert len(rows) == 3955
     assert sum(bool(row["findings"]) for row in rows.values()) == 3425
     assert sum(bool(row["impression"]) for row in rows.values()) == 3921
-    found = table.finding_names(Columns(label_list="labels"))
-    assert set(found) == NIH | {"Other"}
+    names = table.finding_names(Columns(label_list="labels"))
+    assert set(names) == NIH | {"Other"}
     for row in rows.values():
         assert "Other" not in row["labels"] or row["labels"] == "Other"
 
@@ -101,10 +101,10 @@ def test_report_table_holds_what_the_archive_holds(openi, archive):
 
 
 def test_report_script_names_what_is_wrong(tmp_path):
-    for archive, said in ((tmp_path / "none.tgz", "No such file"), (REAL / "openi_reports.py", "not a gzip file")):
+    for archive, message in ((tmp_path / "none.tgz", "No such file"), (REAL / "openi_reports.py", "not a gzip file")):
         done = openi_reports(str(tmp_path / "out.csv"), "--archive", str(archive))
         assert done.returncode == 1
-        assert said in done.stderr
+        assert message in done.stderr
         assert len(done.stderr.splitlines()) == 1
         assert not (tmp_path / "out.csv").exists()
 
@@ -163,12 +163,12 @@ def trained(tables, tmp_path_factory):
 
 @pytest.mark.slow
 def test_nih64_recipe_gives_the_figures_of_five_findings(trained):
-    found = zero_shot(trained / "results-val.json")
-    assert sorted(found) == sorted([*FIVE, "macro"])
-    assert {metric.n for metric in found.values()} == {119}
-    assert found["macro"].value == pytest.approx(np.mean([found[name].value for name in FIVE]))
-    assert found["macro"].low < found["macro"].value < found["macro"].high
-    assert found["Abnormal"].value > 0.5
+    metrics = zero_shot(trained / "results-val.json")
+    assert sorted(metrics) == sorted([*FIVE, "macro"])
+    assert {metric.n for metric in metrics.values()} == {119}
+    assert metrics["macro"].value == pytest.approx(np.mean([metrics[name].value for name in FIVE]))
+    assert metrics["macro"].low < metrics["macro"].value < metrics["macro"].high
+    assert metrics["Abnormal"].value > 0.5
     protocol = json.loads((trained / "results-val.json").read_text())["protocol"]
     assert protocol["data"] == "label_matched metadata.csv + openi.csv, jaccard"
     assert protocol["zero_shot"]["prompts"] == "nih5 1"

@@ -128,8 +128,8 @@ def test_siim_leaky_split_leaks_what_is_said_and_warns(stub, recwarn):
     train = set(module.datasets["train"].ids)
     positive = [record.id for record in module.datasets["test"].records if record.labels[0]]
     assert np.mean([key in train for key in positive]) == pytest.approx(0.32, abs=0.01)
-    said = " ".join(str(warning.message) for warning in recwarn)
-    assert "images are in both 'test' and 'train', as published" in said
+    warnings = " ".join(str(warning.message) for warning in recwarn)
+    assert "images are in both 'test' and 'train', as published" in warnings
     assert "leaky" in module.protocol
 
 
@@ -254,12 +254,12 @@ def test_protocols_add_up_and_leaks_are_in_the_name():
 
 def test_miniatures_have_the_releases_headers_and_quirks(roots):
     """Against the first lines of the real tables, where the package that ships them is installed."""
-    root, kept = roots("nih"), {}
+    root, headers = roots("nih"), {}
     for name in ("Data_Entry_2017_v2020.csv", "BBox_List_2017.csv"):
         with gzip.open(installed("torchxrayvision", f"data/{name}.gz"), "rt") as file:
-            kept[name] = file.readline().strip()
-        assert (root / name).read_text().splitlines()[0] == kept[name]
-    assert kept["BBox_List_2017.csv"].endswith(",,,")
+            headers[name] = file.readline().strip()
+        assert (root / name).read_text().splitlines()[0] == headers[name]
+    assert headers["BBox_List_2017.csv"].endswith(",,,")
     assert {Image.open(path).mode for path in root.glob("images_*/images/*.png")} == {"L", "RGBA"}
     listed = [(root / name).read_text().split("\n") for name in ("train_val_list.txt", "test_list.txt")]
     assert sorted(listed[0] + listed[1]) == sorted(path.name for path in root.glob("images_*/images/*.png"))
@@ -282,15 +282,15 @@ def test_rsna_boxes_are_what_was_drawn_and_copies_are_scaled(roots, tmp_path):
     root = roots("rsna")
     module = Rsna(str(root), masks=True, loading=LOADING)
     module.setup("test")
-    drawn = {}
+    boxes = {}
     for row in csv.DictReader((root / "phantom_boxes.csv").open()):
         if row["finding"] in {"Lung Opacity", "Consolidation"}:
-            drawn.setdefault(row["image"], []).append([float(row[k]) for k in ("x0", "y0", "x1", "y1")])
+            boxes.setdefault(row["image"], []).append([float(row[k]) for k in ("x0", "y0", "x1", "y1")])
     records = [record for dataset in module.datasets.values() for record in dataset.records]
     assert any(len(record.boxes) > 1 for record in records)
     for record in records:
-        assert np.allclose(record.boxes[:, :4], np.reshape(drawn.get(record.id, []), (-1, 4)), atol=1e-3)
-        assert record.labels[0] == (record.id in drawn)
+        assert np.allclose(record.boxes[:, :4], np.reshape(boxes.get(record.id, []), (-1, 4)), atol=1e-3)
+        assert record.labels[0] == (record.id in boxes)
     boxed = next(i for i, record in enumerate(module.datasets["train"].records) if len(record.boxes))
     whole = module.native("train", boxed)
     slow = np.zeros((1024, 1024), bool)
@@ -418,12 +418,12 @@ def test_nih_leaves_out_what_another_set_tests_on(roots, tmp_path):
     table, mapping = tmp_path / "list.csv", tmp_path / "mapping.json"
     table.write_text("rsna,img_id\n" + "".join(f"x,{key}.png\n" for key in named))
     mapping.write_text(str([{"img_id": f"{key}.png"} for key in named]).replace("'", '"'))
-    for given in (table, mapping):
-        less = Nih(str(root), exclude=str(given), loading=LOADING)
+    for source in (table, mapping):
+        less = Nih(str(root), exclude=str(source), loading=LOADING)
         less.setup("test")
         assert set(whole.datasets["train"].ids) - set(less.datasets["train"].ids) == {named[0]}
         assert less.datasets["test"].ids == whole.datasets["test"].ids
-        assert given.name in less.protocol
+        assert source.name in less.protocol
     mapping.write_text("{}")
     with pytest.raises(DataError, match="no image is named"):
         Nih(str(root), exclude=str(mapping), loading=LOADING).setup("test")

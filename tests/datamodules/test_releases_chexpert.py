@@ -140,14 +140,14 @@ def test_labels_policies_and_order(root):
 
 def test_uncertain_labels_by_a_models_word(root, tmp_path):
     path = tmp_path / "predictions.csv"
-    kept = {record.id: record for record in everything(made(root))}
+    records = {record.id: record for record in everything(made(root))}
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["Path", *FINDINGS])
-        writer.writerows([f"x/train/{key}", *[0.5 if i % 2 else 0.49 for i in range(14)]] for key in kept)
+        writer.writerows([f"x/train/{key}", *[0.5 if i % 2 else 0.49 for i in range(14)]] for key in records)
     changed = 0
     for record in everything(made(root, uncertain="self", predictions=str(path))):
-        for i, (now, before) in enumerate(zip(record.labels, kept[record.id].labels, strict=True)):
+        for i, (now, before) in enumerate(zip(record.labels, records[record.id].labels, strict=True)):
             changed += before == -1
             assert now == i % 2 if before == -1 else np.array_equal(now, before, equal_nan=True)
     assert changed
@@ -187,10 +187,10 @@ def test_whatever_release_the_paths_begin_with(root, tmp_path, layout):
         for name in ("train.csv", "valid.csv"):
             path = batches[0] / name
             path.write_text(path.read_text().replace("CheXpert-v1.0-small/train/", f"{batches[1].name}/"))
-    found = made(copy, **options)
-    assert found.split_hash == expected.split_hash
-    assert found.dropped.counts() == expected.dropped.counts()
-    assert all(record.path.is_file() for record in everything(found))
+    module = made(copy, **options)
+    assert module.split_hash == expected.split_hash
+    assert module.dropped.counts() == expected.dropped.counts()
+    assert all(record.path.is_file() for record in everything(module))
 
 
 def test_reports_of_plus(root):

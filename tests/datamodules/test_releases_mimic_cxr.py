@@ -83,8 +83,10 @@ TITLE = "                                 FINAL REPORT\n "
     ],
 )  # fmt: skip
 def test_sections(report, expected):
-    found = find_sections(report)
-    assert {name: found[name] for name in ("findings", "impression", "last_paragraph") if name in found} == expected
+    sections = find_sections(report)
+    assert {
+        name: sections[name] for name in ("findings", "impression", "last_paragraph") if name in sections
+    } == expected
 
 
 def test_which_section_is_the_text():
@@ -134,19 +136,19 @@ def test_comparison_from_reports_and_from_the_official_table(root, tmp_path):
 
 def test_official_split_and_what_is_left_out(root):
     module = made(root)
-    given = {row["dicom_id"]: row for row in rows(root, "mimic-cxr-2.0.0-split.csv.gz")}
+    split_rows = {row["dicom_id"]: row for row in rows(root, "mimic-cxr-2.0.0-split.csv.gz")}
     views = {row["dicom_id"]: row["ViewPosition"] for row in rows(root, "mimic-cxr-2.0.0-metadata.csv.gz")}
     frontal = [key for key, view in views.items() if view in {"PA", "AP"}]
     assert module.dropped.counts() == {"duplicate row": 1, "missing image": 1, "empty report": 1, "no report": 1}
     assert len(everything(module)) == len(frontal) - 3
     for which, name in (("train", "train"), ("val", "validate"), ("test", "test")):
         for record in module.datasets[which].records:
-            assert given[record.id]["split"] == name
-            assert given[record.id]["subject_id"] == record.patient
+            assert split_rows[record.id]["split"] == name
+            assert split_rows[record.id]["subject_id"] == record.patient
             assert views[record.id] in {"PA", "AP"}
             assert record.path.name == f"{record.id}.jpg"
     assert module.protocol == (
-        f"mimic_cxr/official (a part: {len(given)} images), views frontal, all of a study, section both, "
+        f"mimic_cxr/official (a part: {len(split_rows)} images), views frontal, all of a study, section both, "
         "else last_paragraph, labels chexpert"
     )
 
@@ -253,11 +255,11 @@ def test_5x200_is_of_training_images_that_show_one_finding_alone(root, tmp_path)
     module = MimicCxr(str(root), split="mimic_cxr/5x200", section="none", loading=LOADING)
     module.trainer = Trainer(default_root_dir=tmp_path / "run", accelerator="cpu", logger=False)
     module.setup("test")
-    given = {row["dicom_id"]: row for row in rows(root, "mimic-cxr-2.0.0-split.csv.gz")}
+    split_rows = {row["dicom_id"]: row for row in rows(root, "mimic-cxr-2.0.0-split.csv.gz")}
     views = {row["dicom_id"]: row["ViewPosition"] for row in rows(root, "mimic-cxr-2.0.0-metadata.csv.gz")}
     table = {row["study_id"]: row for row in rows(root, "mimic-cxr-2.0.0-chexpert.csv.gz")}
     expected = {}
-    for key, row in given.items():
+    for key, row in split_rows.items():
         labels = table.get(row["study_id"], {})
         shown = [name for name in FINDINGS if labels.get(name) in {"1.0", "-1.0"} and name != "No Finding"]
         alone = len(shown) == 1 and shown[0] in COMPETITION and labels[shown[0]] == "1.0"
@@ -265,15 +267,15 @@ def test_5x200_is_of_training_images_that_show_one_finding_alone(root, tmp_path)
             expected[key] = shown[0]
     assert module.chosen == expected
     assert len(expected) >= 3
-    studies = [given[key]["study_id"] for key in module.chosen]
+    studies = [split_rows[key]["study_id"] for key in module.chosen]
     assert len(set(studies)) == len(studies)
-    tested = {given[key]["subject_id"] for key in expected}
+    tested = {split_rows[key]["subject_id"] for key in expected}
     assert set(module.datasets["test"].ids) <= set(expected)
     assert len(module.datasets["test"]) >= len(expected) - 1  # one file is missing
     left = {record.patient for record in module.datasets["train"].records}
     assert left == {r.patient for r in made(root, section="none").datasets["train"].records} - tested
     assert set(official.datasets["val"].ids) <= set(module.datasets["val"].ids)
-    assert {given[key]["split"] for key in module.datasets["val"].ids} == {"validate"}
+    assert {split_rows[key]["split"] for key in module.datasets["val"].ids} == {"validate"}
     assert module.protocol.startswith("mimic_cxr/5x200 (")
     assert "0 Edema" in module.protocol  # phantoms have none
     written = tmp_path / "run" / "mimic_cxr_5x200.csv"
@@ -294,18 +296,18 @@ def test_5x200_is_of_training_images_that_show_one_finding_alone(root, tmp_path)
 def test_sentences_are_drawn_anew_each_epoch_and_from_the_given_numbers_alone(root):
     whole, some = made(root), made(root, sentences=2)
     train, plain = some.datasets["train"], whole.datasets["train"]
-    drawn = set()
+    texts_read = set()
     for index, record in enumerate(plain.records):
-        said = [record.text[a:b] for a, b in sentence_spans(record.text)]
+        sentences = [record.text[a:b] for a, b in sentence_spans(record.text)]
         for seed in range(3):
             text = train.read(index, np.random.default_rng(seed)).text
             assert text == train.read(index, np.random.default_rng(seed)).text
-            at = [said.index(text[a:b]) for a, b in sentence_spans(text)] if len(said) > 2 else []
+            at = [sentences.index(text[a:b]) for a, b in sentence_spans(text)] if len(sentences) > 2 else []
             assert at == sorted(set(at))
-            assert len(at) == (2 if len(said) > 2 else 0)
-            assert len(said) > 2 or text == record.text
-            drawn.add((index, text))
-    assert len(drawn) > 1.5 * len(train)
+            assert len(at) == (2 if len(sentences) > 2 else 0)
+            assert len(sentences) > 2 or text == record.text
+            texts_read.add((index, text))
+    assert len(texts_read) > 1.5 * len(train)
     assert list(train.texts()) == list(plain.texts())  # the vocabulary is of whole reports
     assert all(some.native("val", i).text == r.text for i, r in enumerate(whole.datasets["val"].records))
     assert "2 sentences a time" in some.protocol

@@ -1,7 +1,7 @@
 """The healthy chest: outlines in patient coordinates and the X-ray attenuation of everything between tube and detector.
 
-The picture is composed as the detector sees it: the thicknesses of all structures add up to one attenuation, so a rib
-crosses the heart and a vessel fades under the diaphragm without any rule for overlaps.
+The picture is composed as the detector sees it. The thicknesses of all structures add up to one attenuation. So a rib
+crosses the heart, and a vessel fades under the diaphragm, without any rule for overlaps.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from diptych_datamodules.phantoms.canvas import Field, Frame, Points, smooth
 
-__all__ = ["SIDES", "Build", "Chest", "draw_build", "draw_chest", "heart_outline", "lung_outline", "sign"]
+__all__ = ["SIDES", "Build", "Chest", "draw_chest", "heart_outline", "lung_outline", "sample_build", "sign"]
 
 SIDES = ("right", "left")
 """The patient's sides; the right one is on the image's left."""
@@ -23,13 +23,17 @@ _LUNG_DEPTH = 1.02  # attenuation that air in a full lung takes away
 
 
 def sign(side: str) -> float:
-    """Direction of a side in patient coordinates: +1 for the patient's left, which is the image's right."""
+    """Direction of a side in patient coordinates: +1 for the patient's left, which is the image's right.
+
+    >>> sign("left"), sign("right")
+    (1.0, -1.0)
+    """
     return 1.0 if side == "left" else -1.0
 
 
 @dataclass(frozen=True)
 class Build:
-    """One patient's body and one exposure of it. Lengths in patient units, see :mod:`.canvas`."""
+    """One patient's body and one exposure of it. Lengths are in patient coordinates (:mod:`.canvas`)."""
 
     female: bool
     portable: bool
@@ -41,7 +45,7 @@ class Build:
     left_lower: float
     """How much lower the left dome stands."""
     heart: float
-    """Width of the heart against the rib cage."""
+    """Ratio of the heart's width to that of the rib cage."""
     fat: float
     """Soft tissue, 0 lean to 1 heavy."""
     rib_slope: float
@@ -68,8 +72,8 @@ class Build:
     """Height and distance from the edge, as shares of the picture."""
 
 
-def draw_build(body: np.random.Generator, film: np.random.Generator, *, female: bool, portable: bool) -> Build:
-    """Draw a patient from ``body`` and an exposure, with the patient's position, from ``film``."""
+def sample_build(body: np.random.Generator, film: np.random.Generator, *, female: bool, portable: bool) -> Build:
+    """Sample a patient from ``body``. Sample an exposure, with the patient's position, from ``film``."""
     u, v = body.random(8), film.random(8)
     n, m = np.clip(body.standard_normal(3), -2, 2), np.clip(film.standard_normal(4), -2, 2)
     return Build(
@@ -98,12 +102,12 @@ def draw_build(body: np.random.Generator, film: np.random.Generator, *, female: 
 
 
 def lung_outline(build: Build, side: str, lift: float = 0.0) -> Points:
-    """Closed curve ``[K,2]`` around one lung, from its inner upper border outwards; its lower edge is the diaphragm.
+    """Closed curve ``[K,2]`` around one lung, from its inner upper border outwards. Its lower edge is the diaphragm.
 
     Args:
         build: the patient.
         side: ``left`` or ``right``.
-        lift: raising of the diaphragm by loss of volume.
+        lift: how far loss of volume raises the diaphragm.
     """
     low = build.dome + (build.left_lower if side == "left" else 0.0) - lift
     w = build.width
@@ -121,7 +125,7 @@ def heart_outline(build: Build, growth: float = 0.0) -> Points:
 
     Args:
         build: the patient.
-        growth: what disease adds to the width of the heart against the rib cage.
+        growth: what disease adds to the ratio of the heart's width to that of the rib cage.
     """
     low = build.dome + 0.02
     inner = 2 * 0.377 * build.width
@@ -144,24 +148,23 @@ class Chest:
     frame: Frame
     build: Build
     attenuation: Field
-    """Everything but vessels and lung markings."""
+    """Of everything but vessels and lung markings."""
     markings: Field
-    """Vessels and markings, which go where the lung goes."""
+    """Attenuation of vessels and lung markings. Where a lung collapses, they leave with it."""
     air: Field
     """Air in front of and behind each pixel, 0 to 1."""
     lungs: dict[str, Field]
     """Coverage by each lung, as outlined."""
     heart: Field
     """Coverage by the heart."""
-    seen: Field
-    """Coverage by lung that nothing else hides: neither heart nor diaphragm."""
     lift: dict[str, float]
+    """How far the diaphragm of a side is raised."""
 
 
 def draw_chest(
     frame: Frame, build: Build, seed: list[int], *, growth: float = 0.0, lift: dict[str, float] | None = None
 ) -> Chest:
-    """Compose the healthy chest; ``growth`` enlarges the heart and ``lift`` raises a diaphragm."""
+    """Compose the healthy chest. ``growth`` enlarges the heart, and ``lift`` raises a diaphragm."""
     lift = lift or {}
     f = frame
     lungs = {s: f.fill(lung_outline(build, s, lift.get(s, 0.0))) for s in SIDES}
@@ -189,7 +192,7 @@ def draw_chest(
     rng = np.random.default_rng([*seed, 7])
     markings = _vessels(f, build, seed) * np.sqrt(air)
     markings += f.cloud(rng, {40: 0.018, 88: 0.020, 176: 0.016}) * air * (1.2 - 1.5 * np.abs(f.x))
-    return Chest(f, build, total, markings, air, lungs, heart, both * (1 - heart), lift)
+    return Chest(f, build, total, markings, air, lungs, heart, lift)
 
 
 def _trunk(f: Frame, build: Build) -> tuple[Field, Field]:
@@ -303,7 +306,7 @@ def _bones(f: Frame, build: Build) -> Field:
 def _band(
     f: Frame, fill: NDArray[np.uint8], lines: Points, width: float, rims: NDArray[np.uint8] | None = None
 ) -> None:
-    """Long bones along lines ``[...,K,2]``: filled, with both edges brighter where ``rims`` takes them."""
+    """Fill long bones along lines ``[...,K,2]`` on one canvas. Their edges go to ``rims``, if it is given."""
     step = np.gradient(lines, axis=-2)
     normal = np.stack([-step[..., 1], step[..., 0]], axis=-1)
     normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)

@@ -1,7 +1,7 @@
 """Drawing in patient coordinates: the same picture at any number of pixels.
 
-Patient coordinates put the midline at ``x = 0`` with ``x > 0`` on the image's right (the patient's **left**), and run from
-``y = 0`` at the top edge to ``y = 1`` at the bottom; one unit is the height of the unmoved picture.
+Patient coordinates have the midline at ``x = 0``. Positive ``x`` are on the image's right, the patient's **left**. The top
+edge is at ``y = 0``, the bottom edge at ``y = 1``. One unit is the height of the picture before the patient is moved on it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ _BLEND = 0.5 * np.stack(
 
 
 def smooth(points: Sequence[tuple[float, float]] | Points, *, closed: bool = True) -> Points:
-    """Lay Catmull-Rom curves through control points ``[...,K,2]``; a curve passes through every one of its points."""
+    """Lay Catmull-Rom curves through control points ``[...,K,2]``. A curve passes through each of its points.
+
+    >>> smooth([(0, 0), (1, 0), (1, 1)], closed=False).shape  # six points from one control point to the next
+    (13, 2)
+    """
     p = np.asarray(points, dtype=np.float64)
     if closed:
         around = np.concatenate([p[..., -1:, :], p, p[..., :2, :]], axis=-2)
@@ -77,7 +81,7 @@ class Frame:
         return np.zeros((self.size, self.size), np.uint8)
 
     def paint(self, canvas: NDArray[np.uint8], polygons: Points, value: float = 1.0) -> None:
-        """Fill a polygon ``[K,2]`` or several ``[n,K,2]`` with ``value`` in 0..1."""
+        """Fill a polygon ``[K,2]``, or several ``[n,K,2]``, with a value from 0 to 1."""
         fixed = np.rint(self.pixels(polygons) * (1 << _SHIFT)).astype(np.int32)
         cv2.fillPoly(
             canvas, list(fixed) if fixed.ndim == 3 else [fixed], (float(round(value * 255)),), cv2.LINE_AA, _SHIFT
@@ -86,7 +90,7 @@ class Frame:
     def stroke(
         self, canvas: NDArray[np.uint8], lines: Points, width: float, value: float = 1.0, *, closed: bool = False
     ) -> None:
-        """Draw a line ``[K,2]`` or several ``[n,K,2]``, ``width`` wide; thinner than a pixel becomes fainter instead."""
+        """Draw a line ``[K,2]``, or several ``[n,K,2]``. A line thinner than a pixel is drawn a pixel wide, and fainter."""
         wide = width * self.scale
         thick = max(1, round(wide))
         level = float(round(255 * value * min(1.0, wide / thick)))
@@ -94,22 +98,22 @@ class Frame:
         cv2.polylines(canvas, list(fixed) if fixed.ndim == 3 else [fixed], closed, (level,), thick, cv2.LINE_AA, _SHIFT)
 
     def fill(self, polygon: Points) -> Field:
-        """Coverage 0..1 of each pixel by a polygon."""
+        """Coverage of each pixel by a polygon, 0 to 1."""
         canvas = self.blank()
         self.paint(canvas, polygon)
         return self.level(canvas)
 
     def level(self, canvas: NDArray[np.uint8]) -> Field:
-        """A canvas as values 0..1."""
+        """A canvas as values from 0 to 1."""
         return np.asarray(canvas * np.float32(1 / 255), dtype=np.float32)
 
     def depth(self, cover: Field, reach: float) -> Field:
-        """Thickness 0..1 of a rounded body with this outline: full from ``reach`` (patient units) inside the edge on."""
+        """Thickness of a rounded body with this outline, 0 to 1. It is 1 from ``reach`` (patient units) inside the edge on."""
         inside = cv2.distanceTransform((cover > 0.5).astype(np.uint8), cv2.DIST_L2, 3)
         return np.asarray(np.sqrt(np.minimum(inside * np.float32(1 / (reach * self.scale)), 1.0)), dtype=np.float32)
 
     def blur(self, field: Field, sigma: float) -> Field:
-        """Gaussian blur with ``sigma`` in patient units, worked out on a coarser raster where that loses nothing."""
+        """Gaussian blur with ``sigma`` in patient units. It is computed on a coarser raster where that loses nothing."""
         wide = sigma * self.scale
         factor = int(wide // 2.5)
         if factor >= 2:
@@ -123,7 +127,7 @@ class Frame:
         return np.asarray(cv2.GaussianBlur(field, (0, 0), max(wide, 0.1)), dtype=np.float32) if wide > 0.2 else field
 
     def blob(self, x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> Field:
-        """Squared distance from a centre in units of the half-axes, the ellipse turned by ``turn`` radians."""
+        """Squared distance from the centre of an ellipse, which is 1 on the ellipse. ``turn`` is its angle in radians."""
         dx, dy = self.x - np.float32(x), self.y - np.float32(y)
         c, s = np.cos(turn), np.sin(turn)
         # the quadratic form written out: three products instead of a rotated copy of the raster
@@ -138,7 +142,7 @@ class Frame:
         return np.asarray(along, dtype=np.float32)
 
     def cloud(self, rng: np.random.Generator, grains: Mapping[int, float]) -> Field:
-        """Smooth random texture, fixed to the patient whatever the size.
+        """Smooth random texture. It moves with the patient, and is the same at any size.
 
         Args:
             rng: its source.

@@ -16,15 +16,15 @@ _SCATTER = 0.10  # scattered photons as a share of those that pass nearby
 
 
 def expose(attenuation: Field, build: Build, frame: Frame, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Expose and develop a picture, bright where X-rays were stopped.
+    """Expose and develop a picture, which is bright where X-rays were stopped.
 
-    Photons that reach the detector follow ``exp(-attenuation)``; scatter veils dense parts, noise goes with the square
-    root of the count, and the display shows the logarithm through a film-like curve.
+    The share of photons that reach the detector is ``exp(-attenuation)``. Scatter veils dense parts. Noise grows with the
+    square root of the count. The display shows the logarithm of the count, through a curve like that of a film.
 
     Args:
         attenuation: summed thickness ``[H,V]``.
         build: the exposure's window, gamma, photons and marker.
-        frame: the raster; a smaller picture has larger pixels and so less noise.
+        frame: the raster. A smaller picture has larger pixels, and so less noise.
         rng: source of the noise.
     """
     size = frame.size
@@ -41,14 +41,14 @@ def expose(attenuation: Field, build: Build, frame: Frame, rng: np.random.Genera
         np.uint16
     )
     grey = np.arange(2 * _LEVELS) / _LEVELS
-    curve = np.where(grey < 0.7, grey, 0.7 + 0.3 * np.tanh((grey - 0.7) / 0.3))  # with the shoulder of a film
+    curve = np.where(grey < 0.7, grey, 0.7 + 0.3 * np.tanh((grey - 0.7) / 0.3))  # bright parts bend, as on a film
     film = np.asarray(np.rint(255 * np.clip(curve, 0.004, 1) ** build.gamma).astype(np.uint8)[level])
     if build.marker:
-        _mark(film, build)
+        _print_marker(film, build)
     return film
 
 
-def _mark(film: NDArray[np.uint8], build: Build) -> None:
+def _print_marker(film: NDArray[np.uint8], build: Build) -> None:
     """Put the lead letter beside the patient's own side: ``R`` on the image's left, ``L`` on its right."""
     size = film.shape[0]
     down, inset = build.marker_place

@@ -1,4 +1,4 @@
-"""Which findings a phantom can have, where and how much of them, and how a patient's findings are drawn."""
+"""Which findings a phantom can have, where and in which degree, and how a patient's findings are sampled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diptych.checks import check_choice, check_number
 from diptych.errors import ConfigError
 from diptych.plugins import nearest
 
-__all__ = ["DEVICES", "FINDINGS", "KINDS", "Finding", "FindingSpec", "Kind", "check_mix", "draw_findings"]
+__all__ = ["DEVICES", "FINDINGS", "KINDS", "Finding", "FindingSpec", "Kind", "check_mix", "sample_findings"]
 
 FINDINGS = (
     "Lung Opacity",
@@ -29,7 +29,7 @@ FINDINGS = (
 
 @dataclass(frozen=True)
 class Kind:
-    """What can be said of a finding."""
+    """Where a finding can be, and in which degrees."""
 
     sided: bool
     zones: tuple[str, ...]
@@ -37,7 +37,7 @@ class Kind:
     share: float
     """Weight in the standard mix."""
     pair: float = 0.0
-    """Probability of the same finding on the other side too."""
+    """Probability that the same finding is on the other side too."""
 
 
 _ALL = ("upper", "mid", "lower")
@@ -67,7 +67,12 @@ DEVICES: Mapping[str, bool] = {
 
 @dataclass(frozen=True)
 class FindingSpec:
-    """A finding to be put into a patient. What is left out is the middle of what the finding allows.
+    """A finding to be put into a patient.
+
+    A zone or a degree that is not given is the middle one of the finding.
+
+    >>> FindingSpec("Nodule", "left").severity
+    'moderate'
 
     Args:
         name: one of :data:`FINDINGS`.
@@ -126,7 +131,7 @@ class FindingSpec:
 
 @dataclass(frozen=True)
 class Finding:
-    """A finding as it was drawn."""
+    """A finding in a picture."""
 
     name: str
     side: str | None
@@ -134,7 +139,7 @@ class Finding:
     severity: str | None
     device: str | None
     box: tuple[float, float, float, float]
-    """x0, y0, x1, y1 in pixels, half-open: the bounding box of the finding's mask."""
+    """The bounding box of the finding's mask: x0, y0, x1, y1 in pixels. x1 and y1 are outside it."""
 
 
 def _check_name(what: str, value: str, names: Collection[str]) -> None:
@@ -144,7 +149,10 @@ def _check_name(what: str, value: str, names: Collection[str]) -> None:
 
 
 def check_mix(mix: Mapping[str, float] | None) -> dict[str, float]:
-    """Weights of the findings that can occur, in order; the standard mix for None, and 0 for findings left out.
+    """Weights of the findings that can occur, in order. None is the standard mix.
+
+    >>> check_mix({"Nodule": 2.0, "Consolidation": 1.0, "Atelectasis": 0.0})
+    {'Consolidation': 1.0, 'Nodule': 2.0}
 
     Raises:
         ConfigError: an unknown finding, a negative weight, or nothing above 0.
@@ -159,42 +167,44 @@ def check_mix(mix: Mapping[str, float] | None) -> dict[str, float]:
     return {name: mix[name] for name in FINDINGS if mix.get(name)}
 
 
-def draw_findings(rng: np.random.Generator, weights: Mapping[str, float], max_findings: int) -> tuple[FindingSpec, ...]:
-    """Draw one to ``max_findings`` findings that do not hide each other, in the order of :data:`FINDINGS`.
+def sample_findings(
+    rng: np.random.Generator, weights: Mapping[str, float], max_findings: int
+) -> tuple[FindingSpec, ...]:
+    """One to ``max_findings`` random findings that do not hide each other, in the order of :data:`FINDINGS`.
 
     Args:
-        rng: source of the draws.
+        rng: the source.
         weights: result of :func:`check_mix`.
         max_findings: at least 1.
     """
-    wanted = min(int(rng.geometric(0.5)), max_findings, len(weights))
-    left = dict(weights)
-    drawn: list[FindingSpec] = []
-    taken: set[tuple[str, str]] = set()
-    for _ in range(wanted):
-        if not left or len(drawn) >= max_findings:
+    number = min(int(rng.geometric(0.5)), max_findings, len(weights))
+    remaining = dict(weights)
+    specs: list[FindingSpec] = []
+    cells: set[tuple[str, str]] = set()
+    for _ in range(number):
+        if not remaining or len(specs) >= max_findings:
             break
-        names = list(left)
-        steps = np.cumsum([left[n] for n in names])
+        names = list(remaining)
+        steps = np.cumsum([remaining[n] for n in names])
         name = names[min(int(np.searchsorted(steps, rng.random() * steps[-1], side="right")), len(names) - 1)]
-        del left[name]
+        del remaining[name]
         for _ in range(4):
-            spec = _draw(rng, name)
-            if not spec.cells & taken:
-                drawn.append(spec)
-                taken |= spec.cells
+            spec = _sample_finding(rng, name)
+            if not spec.cells & cells:
+                specs.append(spec)
+                cells |= spec.cells
                 break
         else:
             continue
-        if rng.random() < KINDS[name].pair and len(drawn) < max_findings:
-            other = _draw(rng, name, "left" if spec.side == "right" else "right")
-            if not other.cells & taken:
-                drawn.append(other)
-                taken |= other.cells
-    return tuple(sorted(drawn, key=lambda s: FINDINGS.index(s.name)))
+        if rng.random() < KINDS[name].pair and len(specs) < max_findings:
+            other = _sample_finding(rng, name, "left" if spec.side == "right" else "right")
+            if not other.cells & cells:
+                specs.append(other)
+                cells |= other.cells
+    return tuple(sorted(specs, key=lambda s: FINDINGS.index(s.name)))
 
 
-def _draw(rng: np.random.Generator, name: str, side: str | None = None) -> FindingSpec:
+def _sample_finding(rng: np.random.Generator, name: str, side: str | None = None) -> FindingSpec:
     """One finding of this name with a random side, zone and degree."""
     kind, u = KINDS[name], rng.random(4)
     device = list(DEVICES)[int(u[0] * len(DEVICES))] if name == "Support Devices" else None

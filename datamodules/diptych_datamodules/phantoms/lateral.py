@@ -1,4 +1,4 @@
-"""A plain lateral view of a phantom, for the layouts that have one. It shows the body but none of the findings."""
+"""A plain lateral view of a phantom, for the layouts that have one. It shows the body, and none of the findings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych_datamodules.phantoms.anatomy import draw_build
+from diptych_datamodules.phantoms.anatomy import sample_build
 from diptych_datamodules.phantoms.canvas import Frame, Points, smooth
 from diptych_datamodules.phantoms.exposure import expose
 from diptych_datamodules.phantoms.plan import PhantomPlan
@@ -17,7 +17,7 @@ __all__ = ["render_lateral"]
 def render_lateral(plan: PhantomPlan, size: int = 128) -> NDArray[np.uint8]:
     """Draw a lateral picture ``[size,size]`` of the patient, facing the image's left."""
     seed = [plan.seed, plan.index, 11]
-    build = draw_build(
+    build = sample_build(
         np.random.default_rng([plan.seed, plan.patient, 2]),
         np.random.default_rng(seed),
         female=plan.sex == "F",

@@ -14,7 +14,7 @@ from diptych_datamodules.phantoms.findings import FindingSpec
 
 __all__ = ["Mark", "draw_mark", "shape_changes"]
 
-_SEEN = 0.10  # added attenuation from which on a pixel belongs to a finding
+_VISIBLE = 0.10  # a pixel with more added attenuation belongs to the finding
 _ZONE_HEIGHT = {"upper": (0.195, 0.30), "mid": (0.37, 0.48), "lower": (0.555, 0.645)}
 _LOBE = {"upper": (0.12, 0.365), "mid": (0.365, 0.535), "lower": (0.535, 0.80)}
 _GROWTH = (0.080, 0.135, 0.200)
@@ -26,32 +26,32 @@ class Mark:
     """What one finding does to the picture."""
 
     added: Field
-    """Attenuation added (or taken, where negative)."""
+    """Attenuation added, or taken where it is negative."""
     mask: NDArray[np.bool_]
-    """The finding's support."""
+    """Pixels of the finding."""
     keeps: Field | None = None
     """Share of vessels and markings that stays."""
 
 
 def shape_changes(specs: Sequence[FindingSpec]) -> tuple[float, dict[str, float]]:
-    """What the findings do to the organs' shapes: growth of the heart, and the lift of each side's diaphragm."""
+    """How findings change organs: the growth of the heart, and how far the diaphragm of each side is raised."""
     growth = max((_GROWTH[s.grade] for s in specs if s.name == "Cardiomegaly"), default=0.0)
     lift = {str(s.side): _LIFT[s.grade] for s in specs if s.name == "Atelectasis" and s.zone == "lower"}
     return growth, lift
 
 
 def draw_mark(spec: FindingSpec, chest: Chest, rng: np.random.Generator, growth: float) -> Mark:
-    """Work out what a finding adds to a chest; ``growth`` is that of the heart, which hides part of the lung."""
-    if spec.name == "Cardiomegaly":  # the shape was changed before; the finding is the whole silhouette
+    """What a finding adds to a chest. ``growth`` is that of the heart, which hides part of the lung."""
+    if spec.name == "Cardiomegaly":  # it has changed the chest's shape already, and is the whole silhouette
         return Mark(np.zeros_like(chest.air), chest.heart > 0.5)
     if spec.name == "Pneumothorax":
         return _pneumothorax(spec, chest)
     added = _DRAW[spec.name](spec, chest, rng, growth)
-    return Mark(added, added > _SEEN)
+    return Mark(added, added > _VISIBLE)
 
 
 def _reach(outline: Points, y: float, s: float) -> float:
-    """Farthest distance from the midline, towards ``s``, at which a closed curve crosses height ``y``."""
+    """How far from the midline, towards side ``s``, a closed curve crosses height ``y``."""
     ahead = np.roll(outline, -1, axis=0)
     cross = (outline[:, 1] <= y) != (ahead[:, 1] <= y)
     a, b = outline[cross], ahead[cross]
@@ -60,7 +60,7 @@ def _reach(outline: Points, y: float, s: float) -> float:
 
 
 def _extent(chest: Chest, side: str, y: float, growth: float) -> tuple[float, float]:
-    """Where the lung can be seen at height ``y``: distances from the midline, inner and outer."""
+    """Inner and outer border of the visible lung at height ``y``, as distances from the midline."""
     inner = max(0.105, _reach(heart_outline(chest.build, growth), y, sign(side)))
     outer = _reach(lung_outline(chest.build, side, chest.lift.get(side, 0.0)), y, sign(side))
     return min(inner, outer - 0.06), outer
@@ -84,7 +84,7 @@ def _edge(distance: NDArray[np.floating], width: float) -> Field:
 
 
 def _inside(chest: Chest, side: str | None) -> Field:
-    """Where a shadow in this lung can show: full in the lung, softly ending at its border."""
+    """Where a shadow in this lung can be seen. It ends softly at the lung's border."""
     cover = chest.lungs[str(side)]
     return np.asarray(cover * (0.25 + 0.75 * np.sqrt(chest.air)), dtype=np.float32)
 
@@ -144,7 +144,7 @@ def _nodule(spec: FindingSpec, chest: Chest, rng: np.random.Generator, growth: f
 
 
 def _effusion(spec: FindingSpec, chest: Chest, rng: np.random.Generator, growth: float) -> Field:
-    """Fluid in the base: level in the middle, climbing the chest wall, over a lost costophrenic angle."""
+    """Fluid in the base. It is level in the middle, climbs the chest wall, and fills the costophrenic angle."""
     f, g, side = chest.frame, spec.grade, str(spec.side)
     s, low = sign(side), chest.build.dome - chest.lift.get(side, 0.0)
     low += chest.build.left_lower if side == "left" else 0.0
@@ -157,7 +157,7 @@ def _effusion(spec: FindingSpec, chest: Chest, rng: np.random.Generator, growth:
 
 
 def _pneumothorax(spec: FindingSpec, chest: Chest) -> Mark:
-    """Air around a lung that has come off the chest wall: a thin line, nothing but black outside it."""
+    """Air around a collapsed lung. The lung's border is a thin line, and all outside it is black."""
     f, g, side = chest.frame, spec.grade, str(spec.side)
     s = sign(side)
     outline = lung_outline(chest.build, side, chest.lift.get(side, 0.0))
@@ -165,11 +165,11 @@ def _pneumothorax(spec: FindingSpec, chest: Chest) -> Mark:
     pull = pull * np.clip((0.67 - outline[:, 1]) / 0.40, 0, 1) ** 0.8
     pull[int(outline[:, 1].argmax()) :] = 0  # the base stays on the diaphragm
     hilum = np.array([s * 0.085, 0.44])
-    fallen = outline + pull[:, None] * (hilum - outline)
+    collapsed = outline + pull[:, None] * (hilum - outline)
     cover = chest.lungs[side]
-    space = np.asarray(cover * (1 - f.fill(fallen)), dtype=np.float32)
+    space = np.asarray(cover * (1 - f.fill(collapsed)), dtype=np.float32)
     canvas = f.blank()
-    f.stroke(canvas, fallen[pull > 0.02], 0.0042)
+    f.stroke(canvas, collapsed[pull > 0.02], 0.0042)
     line = f.blur(f.level(canvas), 0.0012) * cover
     lung = np.asarray(cover - space, dtype=np.float32)
     added = -0.24 * space + 0.22 * line + (0.05, 0.10, 0.20)[g] * lung * chest.air
@@ -177,7 +177,7 @@ def _pneumothorax(spec: FindingSpec, chest: Chest) -> Mark:
 
 
 def _atelectasis(spec: FindingSpec, chest: Chest, rng: np.random.Generator, growth: float) -> Field:
-    """Plates of collapsed lung: nearly level bands, with a haze where there are many."""
+    """Plates of collapsed lung: bands that are nearly level. Where there are several, a haze is around them."""
     f, g, s = chest.frame, spec.grade, sign(str(spec.side))
     _, y = _place(spec, chest, rng, growth, 0.05)
     inner, outer = _extent(chest, str(spec.side), y, growth)

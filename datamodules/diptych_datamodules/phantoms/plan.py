@@ -1,4 +1,4 @@
-"""From a seed and an index to a patient: plan the content, then render it at any size."""
+"""From a seed and an index to a radiograph: plan the content, then draw it at any size."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.checks import check_number
-from diptych_datamodules.phantoms.anatomy import SIDES, draw_build, draw_chest
+from diptych_datamodules.phantoms.anatomy import SIDES, draw_chest, sample_build
 from diptych_datamodules.phantoms.canvas import Frame
 from diptych_datamodules.phantoms.exposure import expose
-from diptych_datamodules.phantoms.findings import FINDINGS, Finding, FindingSpec, check_mix, draw_findings
+from diptych_datamodules.phantoms.findings import FINDINGS, Finding, FindingSpec, check_mix, sample_findings
 from diptych_datamodules.phantoms.marks import draw_mark, shape_changes
-from diptych_datamodules.phantoms.report import Report, write_report
+from diptych_datamodules.phantoms.report import PhantomReport, write_report
 
-__all__ = ["Phantom", "PhantomPlan", "check_size", "make_phantom", "plan_phantom", "render", "with_findings"]
+__all__ = ["PhantomPlan", "PhantomRadiograph", "check_size", "make_phantom", "plan_phantom", "render", "with_findings"]
 
-# one random stream for each part, so that changing one leaves the others as they are
+# One random stream for each part, so that a change of one leaves the others as they are.
 _CONTENT, _WORDS, _BODY, _FILM, _TREE, _MARK, _NOISE = range(7)
 
 
 @dataclass(frozen=True)
 class PhantomPlan:
-    """All there is to know of a phantom before it is drawn. Does not depend on the size of the picture."""
+    """All that is known of a phantom before it is drawn. It does not depend on the size of the picture."""
 
     seed: int
     index: int
@@ -40,22 +40,22 @@ class PhantomPlan:
     comparison: bool
     """The report refers to a prior study."""
     specs: tuple[FindingSpec, ...]
-    report: Report
+    report: PhantomReport
 
     @property
     def truth(self) -> NDArray[np.float32]:
-        """What is there, ``[L]`` in the order of :data:`FINDINGS`: 1 or 0."""
+        """Which findings are there, ``[L]`` in the order of :data:`FINDINGS`: 1 or 0."""
         present = {spec.name for spec in self.specs}
         return np.array([name in present for name in FINDINGS], dtype=np.float32)
 
     @property
     def labels(self) -> dict[str, float]:
-        """What the report says: 1 stated, 0 denied, -1 in doubt; findings not mentioned are missing."""
+        """What the report says: 1 stated, 0 denied, -1 in doubt. Findings that it does not mention are missing."""
         return self.report.mentions
 
 
 @dataclass(frozen=True)
-class Phantom:
+class PhantomRadiograph:
     """A chest radiograph with its report and all its ground truth."""
 
     plan: PhantomPlan
@@ -64,25 +64,25 @@ class Phantom:
     findings: tuple[Finding, ...]
     """In the order of the plan's specs."""
     masks: NDArray[np.bool_]
-    """``[K,H,V]``: the support of each finding."""
+    """``[K,H,V]``: the pixels of each finding."""
     lungs: dict[str, NDArray[np.bool_]]
-    """``left`` and ``right`` lung, ``[H,V]`` each, what the heart hides included."""
+    """``left`` and ``right`` lung, ``[H,V]`` each. The part behind the heart is included."""
     heart: NDArray[np.bool_]
     """The heart's silhouette, ``[H,V]``."""
 
     @property
-    def report(self) -> Report:
+    def report(self) -> PhantomReport:
         """The matching report."""
         return self.plan.report
 
     @property
     def labels(self) -> dict[str, float]:
-        """What the report says; see :attr:`PhantomPlan.labels`."""
+        """What the report says: 1 stated, 0 denied, -1 in doubt."""
         return self.plan.labels
 
     @property
     def truth(self) -> NDArray[np.float32]:
-        """What is there; see :attr:`PhantomPlan.truth`."""
+        """Which findings are there, ``[L]``."""
         return self.plan.truth
 
 
@@ -100,16 +100,22 @@ def plan_phantom(
 ) -> PhantomPlan:
     """Decide on a phantom's content and write its report, without drawing it.
 
+    >>> plan = plan_phantom(0, findings=[FindingSpec("Nodule", "left", "upper", "small")], filler=0)
+    >>> plan.report.impression
+    'Small nodule in the left upper lobe; CT is recommended.'
+    >>> plan.labels["Nodule"]
+    1.0
+
     Args:
         index: 0 or more. The same seed and index give the same plan.
-        seed: 0 or more; another seed gives another collection.
-        mix: relative frequency of each finding; those left out do not occur. None for the standard mix.
+        seed: 0 or more. Another seed gives another collection.
+        mix: relative frequency of each finding. Findings that it does not name do not occur. None is the standard mix.
         normal: share of patients without any finding, 0 to 1.
         max_findings: most findings in one patient, at least 1.
         filler: share of filler sentences in the report, 0 to 0.8.
         uncertain: probability that a mild or small finding is stated with doubt.
-        findings: put exactly these in; the body, the exposure and the noise stay those of the index.
-        patient: number of the patient; the index, if not given. Gives one body to several studies.
+        findings: exactly these, instead of random ones. Body, exposure and noise stay those of the index.
+        patient: number of the patient, by which several studies share one body. The index, if not given.
 
     Raises:
         ConfigError: a number out of range or an unknown finding.
@@ -128,7 +134,7 @@ def plan_phantom(
     if findings is not None:
         specs = tuple(findings)
     else:
-        specs = () if u[4] < normal else draw_findings(rng, weights, max_findings)
+        specs = () if u[4] < normal else sample_findings(rng, weights, max_findings)
     comparison = bool(u[3] < 0.35)
     words = np.random.default_rng([seed, index, _WORDS])
     report = write_report(words, specs, comparison=comparison, filler=filler, uncertain=uncertain)
@@ -150,7 +156,7 @@ def check_size(size: int) -> None:
     check_number("phantoms: size", size, least=16, most=4096, whole=True)
 
 
-def render(plan: PhantomPlan, size: int = 128) -> Phantom:
+def render(plan: PhantomPlan, size: int = 128) -> PhantomRadiograph:
     """Draw a plan as a picture of ``size`` pixels a side, with its masks and boxes.
 
     Raises:
@@ -158,7 +164,7 @@ def render(plan: PhantomPlan, size: int = 128) -> Phantom:
     """
     check_size(size)
     tree = [plan.seed, plan.patient, _TREE]
-    build = draw_build(
+    build = sample_build(
         np.random.default_rng([plan.seed, plan.patient, _BODY]),
         np.random.default_rng([plan.seed, plan.index, _FILM]),
         female=plan.sex == "F",
@@ -184,7 +190,7 @@ def render(plan: PhantomPlan, size: int = 128) -> Phantom:
     if size < frame.size:
         image = np.asarray(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA), dtype=np.uint8)
     lungs = {side: _shrink(chest.lungs[side] > 0.5, size) for side in SIDES}
-    return Phantom(plan, image, tuple(findings), masks, lungs, _shrink(chest.heart > 0.5, size))
+    return PhantomRadiograph(plan, image, tuple(findings), masks, lungs, _shrink(chest.heart > 0.5, size))
 
 
 def make_phantom(
@@ -197,8 +203,8 @@ def make_phantom(
     max_findings: int = 3,
     filler: float = 0.3,
     uncertain: float = 0.0,
-) -> Phantom:
-    """Plan and draw one phantom; see :func:`plan_phantom` and :func:`render`."""
+) -> PhantomRadiograph:
+    """Plan and draw one phantom, with the arguments of :func:`plan_phantom` and :func:`render`."""
     plan = plan_phantom(
         index, seed=seed, mix=mix, normal=normal, max_findings=max_findings, filler=filler, uncertain=uncertain
     )
@@ -206,19 +212,19 @@ def make_phantom(
 
 
 def with_findings(plan: PhantomPlan, findings: Sequence[FindingSpec], *, filler: float = 0.3) -> PhantomPlan:
-    """The same patient, film and noise with other findings, and the report that goes with them."""
+    """The same patient, exposure and noise with other findings and their report."""
     words = np.random.default_rng([plan.seed, plan.index, _WORDS])
     report = write_report(words, findings, comparison=plan.comparison, filler=filler)
     return replace(plan, specs=tuple(findings), report=report)
 
 
 def _raster(size: int) -> int:
-    """Pixels to draw at: small pictures are averaged down from a larger one, so that thin lines keep their weight."""
+    """Pixels to draw at. Small pictures are averaged down from a larger one, so that thin lines keep their weight."""
     return max(size, min(3 * size // 2, 256), 192)
 
 
 def _shrink(mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
-    """A mask at the picture's size: pixels of which at least a third is covered, or the best covered ones."""
+    """A mask at the picture's size: the pixels of which a third is covered. If there is none, the best covered ones."""
     if mask.shape[0] == size:
         return mask
     share = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)

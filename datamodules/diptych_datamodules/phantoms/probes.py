@@ -1,10 +1,11 @@
-"""Probes of a trained model on phantoms, each built so that one ability alone decides it.
+"""Probes of a trained model on phantoms. Each is built so that one ability decides it.
 
-*pair*: two radiographs of one patient differ in nothing but the side, or the zone, of one finding; whose report is whose?
-``pair/mild`` asks it of findings in their mildest degree, which are hard to see.
-*swap*: two findings, one on each side, change places; the two reports hold the same words. *distractor*: retrieval among
-reports of which up to 80 % of the sentences are filler. *grounding*: does the attention of the words that name a finding
-peak inside its box? *importance*: do the words of findings weigh more than those of filler?
+- *pair*: two radiographs of one patient differ in the side, or the zone, of one finding alone. Whose report is whose?
+  ``pair/mild`` asks this of findings in their mildest degree, which are hard to see.
+- *swap*: two findings, one on each side, change places. The two reports hold the same words.
+- *distractor*: retrieval among reports of which up to 80 % of the sentences are filler.
+- *grounding*: does the attention of the words that name a finding peak inside its box?
+- *importance*: do the words of findings weigh more than those of filler?
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from diptych.evaluation.scoring import ranks
 from diptych.head import Grounds, ScoresMatchings, WeighsWords
 from diptych_datamodules.phantoms.findings import KINDS, FindingSpec
 from diptych_datamodules.phantoms.plan import PhantomPlan, plan_phantom, render, with_findings
-from diptych_datamodules.phantoms.wording import FILLER as WORDING
+from diptych_datamodules.phantoms.wording import FILLER_SENTENCES
 
 if TYPE_CHECKING:
     from diptych.model.inference import TrainedModel
 
-__all__ = ["CHANCE", "FILLER", "pairs_of_sides", "pairs_of_zones", "run_probes", "swaps"]
+__all__ = ["CHANCE", "FILLER_SHARES", "pairs_of_sides", "pairs_of_zones", "run_probes", "swaps"]
 
 Section = Literal["both", "findings", "impression"]
 Pair = tuple[PhantomPlan, PhantomPlan]
@@ -34,14 +35,14 @@ Pair = tuple[PhantomPlan, PhantomPlan]
 _CHOICES = ("pair", "pair/side", "pair/zone", "pair/mild", "pair/mild/side", "pair/mild/zone", "swap")
 CHANCE = {f"{part}{probe}": 0.5 for part in ("", "matchings/") for probe in _CHOICES}
 CHANCE["importance/rank_biserial"] = 0.0
-"""What a model that knows nothing gets."""
-FILLER = (0.0, 0.4, 0.8)
-"""Shares of filler of the distractor probe."""
+"""The results of a model that knows nothing."""
+FILLER_SHARES = (0.0, 0.4, 0.8)
+"""Shares of filler in the distractor probe."""
 _CHUNK = 64
 
 
 def _plans(seed: int) -> Iterator[PhantomPlan]:
-    """Patients without findings, of a collection that training does not see."""
+    """Patients without findings, from a collection that is not trained on."""
     index = 0
     while True:
         yield plan_phantom(index, seed=seed, normal=1.0, filler=0.3)
@@ -85,7 +86,7 @@ def pairs_of_zones(n: int, findings: Sequence[str], seed: int) -> list[Pair]:
 
 
 def swaps(n: int, findings: Sequence[str], seed: int) -> list[Pair]:
-    """``n`` pairs of a patient with one finding right and another left, and the same two with their sides exchanged."""
+    """``n`` pairs of a patient with one finding right and another left, and the same two with exchanged sides."""
     rng, names = np.random.default_rng([seed, 3]), _sided(findings)
     pairs = []
     for plan in _plans(seed):
@@ -98,7 +99,7 @@ def swaps(n: int, findings: Sequence[str], seed: int) -> list[Pair]:
     return pairs
 
 
-def mildest(pairs: Sequence[Pair]) -> list[Pair]:
+def mildest_pairs(pairs: Sequence[Pair]) -> list[Pair]:
     """The same pairs with each finding in its mildest degree."""
 
     def mild(plan: PhantomPlan) -> PhantomPlan:
@@ -113,50 +114,55 @@ def _text(plan: PhantomPlan, section: Section) -> str:
 
 
 def _scores(model: TrainedModel, plans: Sequence[PhantomPlan], texts: Sequence[str]) -> dict[str, Tensor]:
-    """Scores ``[I,T]`` of the pictures of all plans with all texts: the head's, and that of its matchings alone."""
-    head, read = model.module.head, model.encode_text(texts)
+    """Scores ``[I,T]`` of the pictures of all plans with all texts: of the head, and of its matchings alone."""
+    head, encoded = model.module.head, model.encode_text(texts)
     parts: dict[str, list[Tensor]] = {"": []}
     for start in range(0, len(plans), _CHUNK):
         pictures = [render(plan, model.image_size).image for plan in plans[start : start + _CHUNK]]
         image = model.encode_image(pictures)
-        parts[""].append(head.similarity(image, read).float())
+        parts[""].append(head.similarity(image, encoded).float())
         if isinstance(head, ScoresMatchings):
-            parts.setdefault("matchings/", []).append(head.local_scores(image, read).float())
+            parts.setdefault("matchings/", []).append(head.local_scores(image, encoded).float())
     return {part: torch.cat(rows) for part, rows in parts.items()}
 
 
 @torch.inference_mode()
-def choose(model: TrainedModel, pairs: Sequence[Pair], section: Section) -> dict[str, float]:
-    """How often a radiograph's own report beats the other one of the pair; a tie is wrong."""
-    right: dict[str, list[Tensor]] = {}
+def choice_accuracy(model: TrainedModel, pairs: Sequence[Pair], section: Section) -> dict[str, float]:
+    """How often a radiograph's own report scores higher than the other one of its pair. A tie counts as wrong."""
+    wins: dict[str, list[Tensor]] = {}
     step = _CHUNK // 2
     for start in range(0, len(pairs), step):
         plans = [plan for pair in pairs[start : start + step] for plan in pair]
         picture = torch.arange(len(plans))
         for part, scores in _scores(model, plans, [_text(plan, section) for plan in plans]).items():
             both = scores.view(len(plans), -1, 2)[picture, picture // 2]  # [2n,2]
-            right.setdefault(part, []).append(both[picture, picture % 2] > both[picture, 1 - picture % 2])
-    return {part: float(torch.cat(chosen).double().mean()) for part, chosen in right.items()}
+            wins.setdefault(part, []).append(both[picture, picture % 2] > both[picture, 1 - picture % 2])
+    return {part: float(torch.cat(rows).double().mean()) for part, rows in wins.items()}
 
 
-def padded_out(plan: PhantomPlan, share: float, rng: np.random.Generator) -> str:
-    """The sentences of an impression, in their order, among filler that makes up this share of all."""
+def pad_with_filler(plan: PhantomPlan, share: float, rng: np.random.Generator) -> str:
+    """The sentences of an impression, in their order, among filler. ``share`` is that of filler in all sentences."""
     spans = [span for span in plan.report.sentences if span[0] > len(plan.report.findings)]
-    said = [plan.report.text[start:end] for start, end in spans]
-    for filler in rng.permutation(np.array(WORDING))[: round(len(said) * share / (1 - share))]:
-        said.insert(int(rng.integers(len(said) + 1)), str(filler))
-    return " ".join(said)
+    sentences = [plan.report.text[start:end] for start, end in spans]
+    for filler in rng.permutation(np.array(FILLER_SENTENCES))[: round(len(sentences) * share / (1 - share))]:
+        sentences.insert(int(rng.integers(len(sentences) + 1)), str(filler))
+    return " ".join(sentences)
 
 
 @torch.inference_mode()
-def distract(model: TrainedModel, n: int, mix: Mapping[str, float], share: float, seed: int) -> dict[str, float]:
-    """R@5, mean of both directions, among ``n`` radiographs with this share of filler; equal reports are one, ties wrong."""
+def distractor_recall(
+    model: TrainedModel, n: int, mix: Mapping[str, float], share: float, seed: int
+) -> dict[str, float]:
+    """R@5 among ``n`` radiographs with this share of filler, the mean of both directions.
+
+    Equal reports are one report. A tie counts as wrong.
+    """
     plans = [plan_phantom(i, seed=seed, mix=mix, normal=0.2, max_findings=2, filler=0.0) for i in range(n)]
-    # What is said decides which report it is.
-    said = {plan.report.impression: plan for plan in reversed(plans)}
+    # Reports with equal impressions are one report, whatever their filler.
+    plans_by_impression = {plan.report.impression: plan for plan in reversed(plans)}
     rng = np.random.default_rng([seed, int(100 * share)])
-    texts = [padded_out(plan, share, rng) for plan in said.values()]
-    column = torch.tensor([list(said).index(plan.report.impression) for plan in plans])
+    texts = [pad_with_filler(plan, share, rng) for plan in plans_by_impression.values()]
+    column = torch.tensor([list(plans_by_impression).index(plan.report.impression) for plan in plans])
     return {part: _recall(scores, column) for part, scores in _scores(model, plans, texts).items()}
 
 
@@ -167,7 +173,7 @@ def _recall(scores: Tensor, column: Tensor) -> float:
 
 
 def _words(model: TrainedModel, plan: PhantomPlan, section: Section) -> tuple[list[int | None], list[str]]:
-    """Of each word of a section: the finding that it names, if any, and its role in the report (empty for none)."""
+    """For each word of a section: the index of the finding that it names, or None, and its role, or empty."""
     start = len(plan.report.findings) + 1 if section == "impression" else 0
     named: list[int | None] = []
     roles = []
@@ -179,17 +185,21 @@ def _words(model: TrainedModel, plan: PhantomPlan, section: Section) -> tuple[li
 
 
 @torch.inference_mode()
-def look(model: TrainedModel, n: int, mix: dict[str, float], section: Section, seed: int) -> dict[str, float]:
-    """Pointing game of the words that name findings with boxes, its chance by area, and the weights of words."""
+def word_probes(model: TrainedModel, n: int, mix: dict[str, float], section: Section, seed: int) -> dict[str, float]:
+    """Two probes of single words.
+
+    The pointing game of words that name a finding, with its chance by the box's area. And how much more these words weigh
+    than those of filler.
+    """
     head, size = model.module.head, model.image_size
     hits, areas, effects = [], [], []
     plans = [plan_phantom(i, seed=seed, mix=mix, normal=0.0, max_findings=2, filler=0.4) for i in range(n)]
     for plan in plans:
-        phantom, text = render(plan, size), _text(plan, section)
+        radiograph, text = render(plan, size), _text(plan, section)
         named, roles = _words(model, plan, section)
         if isinstance(head, Grounds):
-            _, maps = model.heatmap(phantom.image, text)
-            for k, finding in enumerate(phantom.findings):
+            _, maps = model.heatmap(radiograph.image, text)
+            for k, finding in enumerate(radiograph.findings):
                 words = [i for i, finding_named in enumerate(named) if finding_named == k]
                 if words:
                     y, x = np.unravel_index(int(maps[words].mean(0).argmax()), (size, size))
@@ -197,18 +207,18 @@ def look(model: TrainedModel, n: int, mix: dict[str, float], section: Section, s
                     hits.append(x0 <= x < x1 and y0 <= y < y1)
                     areas.append((x1 - x0) * (y1 - y0) / size**2)
         if isinstance(head, WeighsWords) and head.weighs_words:
-            weights, kind = model.importance(phantom.image, text), np.array(roles)
+            weights, kind = model.importance(radiograph.image, text), np.array(roles)
             telling, filler = weights[kind == "finding"], weights[kind == "filler"]
             if len(telling) and len(filler):
                 above = (telling[:, None] > filler).mean() - (telling[:, None] < filler).mean()
                 effects.append(float(above))
-    found: dict[str, float] = {}
+    results: dict[str, float] = {}
     if hits:
-        found |= {"grounding/pointing": float(np.mean(hits)), "grounding/chance": float(np.mean(areas))}
-        found["grounding/over_chance"] = found["grounding/pointing"] / found["grounding/chance"]
+        results |= {"grounding/pointing": float(np.mean(hits)), "grounding/chance": float(np.mean(areas))}
+        results["grounding/over_chance"] = results["grounding/pointing"] / results["grounding/chance"]
     if effects:
-        found["importance/rank_biserial"] = float(np.mean(effects))
-    return found
+        results["importance/rank_biserial"] = float(np.mean(effects))
+    return results
 
 
 def run_probes(
@@ -223,34 +233,38 @@ def run_probes(
 
     Args:
         model: trained on phantoms.
-        mix: findings it has seen, as in training; all, if not given.
-        section: part of the reports it has read.
-        seed: of the probes' phantoms; one that no training uses.
-        pairs: pairs of each kind; and as many radiographs in the other probes.
+        mix: the findings that it was trained on. All, if not given.
+        section: the part of the reports that it was trained on.
+        seed: of the probes' phantoms. No training must use it.
+        pairs: pairs of each kind, and radiographs in each of the other probes.
 
     Returns:
-        ``pair``, its parts ``pair/side`` and ``pair/zone``, all three also as ``pair/mild``, and ``swap``: shares of right
-        choices, chance 0.5.
-        ``distractor/0.8`` and the like: R@5 at a share of filler; ``distractor`` is that at 0.8. The same for the score of
-        the head's matchings alone, as ``matchings/pair``, where it has one. Where the head can: ``grounding/pointing``,
-        ``grounding/chance`` (mean share of the picture that a box takes) and their ratio ``grounding/over_chance``;
-        ``importance/rank_biserial``, of the words of findings over those of filler within a report, from -1 to 1.
+        - ``pair``, ``pair/side``, ``pair/zone``, the same three as ``pair/mild``, and ``swap``: shares of right choices.
+          Chance is 0.5.
+        - ``distractor/0.8`` and the like: R@5 at a share of filler. ``distractor`` is that at 0.8.
+        - All of these as ``matchings/pair`` and the like, by the score of the head's matchings alone, if it has one.
+        - ``grounding/pointing``, ``grounding/chance`` (the mean share of the picture that a box takes) and their ratio
+          ``grounding/over_chance``, if the head grounds words.
+        - ``importance/rank_biserial``, of the words of findings over those of filler within a report, from -1 to 1, if the
+          head weighs words.
     """
     weights = dict(mix) if mix is not None else {name: kind.share for name, kind in KINDS.items()}
     seen = [name for name, weight in weights.items() if weight > 0]
     sides, zones = pairs_of_sides(pairs, seen, seed), pairs_of_zones(pairs, seen, seed)
-    chosen = {
-        "pair/side": choose(model, sides, section),
-        "pair/zone": choose(model, zones, section),
-        "pair/mild/side": choose(model, mildest(sides), section),
-        "pair/mild/zone": choose(model, mildest(zones), section),
-        "swap": choose(model, swaps(pairs, seen, seed), section),
+    probes = {
+        "pair/side": choice_accuracy(model, sides, section),
+        "pair/zone": choice_accuracy(model, zones, section),
+        "pair/mild/side": choice_accuracy(model, mildest_pairs(sides), section),
+        "pair/mild/zone": choice_accuracy(model, mildest_pairs(zones), section),
+        "swap": choice_accuracy(model, swaps(pairs, seen, seed), section),
     }
-    chosen |= {f"distractor/{share}": distract(model, pairs, weights, share, seed + 1) for share in FILLER}
-    found: dict[str, float] = {}
-    for part in chosen["swap"]:
+    probes |= {
+        f"distractor/{share}": distractor_recall(model, pairs, weights, share, seed + 1) for share in FILLER_SHARES
+    }
+    results: dict[str, float] = {}
+    for part in probes["swap"]:
         for pair in ("pair", "pair/mild"):
-            found[f"{part}{pair}"] = (chosen[f"{pair}/side"][part] + chosen[f"{pair}/zone"][part]) / 2
-        found |= {f"{part}{probe}": values[part] for probe, values in chosen.items()}
-        found[f"{part}distractor"] = found[f"{part}distractor/{FILLER[-1]}"]
-    return found | look(model, pairs, weights, section, seed + 2)
+            results[f"{part}{pair}"] = (probes[f"{pair}/side"][part] + probes[f"{pair}/zone"][part]) / 2
+        results |= {f"{part}{probe}": values[part] for probe, values in probes.items()}
+        results[f"{part}distractor"] = results[f"{part}distractor/{FILLER_SHARES[-1]}"]
+    return results | word_probes(model, pairs, weights, section, seed + 2)

@@ -1,7 +1,7 @@
-"""Reports with known meaning: every word that speaks of a finding is linked to it, and filler is known to be filler.
+"""Reports with known meaning: words that speak of a finding are linked to it, and filler is marked as filler.
 
-All wording is the project's own. A template is plain text with slots: ``{side}``, ``{zone}``, ``{severity}`` and
-``<words>`` around what names the finding.
+All wording is the project's own. A template is plain text with the slots ``{side}``, ``{zone}``, ``{severity}`` and
+``{name}``. The words that name the finding stand in ``<...>``, or in ``<role|...>`` if they have another role.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from diptych.checks import check_number
 from diptych_datamodules.phantoms import wording as w
 from diptych_datamodules.phantoms.findings import FINDINGS, FindingSpec
 
-__all__ = ["ROLES", "Link", "Report", "write_report"]
+__all__ = ["ROLES", "Link", "PhantomReport", "write_report"]
 
 ROLES = ("finding", "side", "zone", "severity", "negated", "hedge", "comparison", "filler")
-"""What a span of a report does: ``negated`` names an absent finding, ``filler`` is a whole sentence about none."""
+"""The roles of a span in a report. A ``negated`` span names an absent finding. ``filler`` is a sentence about no finding."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """What a span of a report's text speaks of."""
+    """A span of a report's text, and the finding that it speaks of."""
 
     start: int
-    """First character of the span in :attr:`Report.text`."""
+    """First character of the span in :attr:`PhantomReport.text`."""
     end: int
     """One past the last character."""
     role: str
     """One of :data:`ROLES`."""
     finding: int | None
-    """Index into the phantom's findings; None where the span speaks of none that is there."""
+    """Index into the phantom's findings. None for filler, and where the finding is absent."""
     name: str | None
-    """Name of the finding spoken of, present or absent; None for filler."""
+    """Name of the finding, present or absent. None for filler."""
 
 
 @dataclass(frozen=True)
-class Report:
+class PhantomReport:
     """A report in two sections."""
 
     findings: str
@@ -49,11 +49,11 @@ class Report:
     sentences: tuple[tuple[int, int], ...]
     """Start and end of every sentence in :attr:`text`."""
     mentions: dict[str, float]
-    """1 stated, 0 denied, -1 stated with doubt; a finding that is not mentioned is missing."""
+    """1 stated, 0 denied, -1 stated with doubt. A finding that is not mentioned is missing."""
 
     @property
     def text(self) -> str:
-        """Both sections, one after the other on a line of its own."""
+        """Both sections, each on a line of its own."""
         return f"{self.findings}\n{self.impression}"
 
 
@@ -106,13 +106,13 @@ def write_report(
     comparison: bool = False,
     filler: float = 0.3,
     uncertain: float = 0.0,
-) -> Report:
+) -> PhantomReport:
     """Write the report of a patient with these findings.
 
     Args:
         rng: source of every choice.
-        specs: the findings, as they are there.
-        comparison: a prior study is at hand and is referred to.
+        specs: the findings.
+        comparison: whether the report refers to a prior study.
         filler: share of filler among the sentences, 0 to 0.8.
         uncertain: probability that a finding of the mildest degree is stated with doubt.
 
@@ -128,27 +128,27 @@ def write_report(
     for index, spec in enumerate(specs):
         doubt = spec.grade == 0 and bool(spec.severity) and dice() < uncertain
         mentions[spec.name] = max(mentions.get(spec.name, -1.0), -1.0 if doubt else 1.0)
-        long, short = w.STATED[spec.device or spec.name], w.SUMMARY[spec.device or spec.name]
+        long, short = w.STATEMENTS[spec.device or spec.name], w.SUMMARY_STATEMENTS[spec.device or spec.name]
         if doubt:
-            long, short = (w.DOUBTFUL, w.DOUBTFUL_SUMMARY) if spec.side else (w.DOUBTFUL_PLAIN, w.DOUBTFUL_PLAIN)
-        body.append(_state(dice, spec, index, long, comparison))
-        summary.append(_state(dice, spec, index, short, comparison=False))
+            long, short = (w.DOUBTS, w.SUMMARY_DOUBTS) if spec.side else (w.PLAIN_DOUBTS, w.PLAIN_DOUBTS)
+        body.append(_statement(dice, spec, index, long, comparison))
+        summary.append(_statement(dice, spec, index, short, comparison=False))
     present = {spec.name for spec in specs}
-    body = dice.shuffled(body) + dice.shuffled(_deny(dice, present, mentions))
+    body = dice.shuffled(body) + dice.shuffled(_denials(dice, present, mentions))
     if not specs:
-        summary = [_template(dice.pick(w.NORMAL_SUMMARY), {}, None, None)]
+        summary = [_filled_template(dice.pick(w.NORMAL_SUMMARIES), {}, None, None)]
     elif dice() < 0.35:
-        summary += _deny(dice, present, mentions, w.DENIED_SUMMARY, most=1)
+        summary += _denials(dice, present, mentions, w.SUMMARY_DENIALS, most=1)
     extra = filler / (1 - filler) * (len(body) + len(summary))
     count = int(extra) + (dice() < extra - int(extra))
-    pool = dice.shuffled([_Sentence(text) for text in w.FILLER])
+    pool = dice.shuffled([_Sentence(text) for text in w.FILLER_SENTENCES])
     late = round(count * len(summary) / (len(body) + len(summary)) * 0.5)
-    body = _spread(dice, body, pool[: count - late])
-    summary = _spread(dice, summary, pool[count - late : count])
+    body = _with_filler(dice, body, pool[: count - late])
+    summary = _with_filler(dice, summary, pool[count - late : count])
     return _join(body, summary, mentions)
 
 
-def _state(dice: _Dice, spec: FindingSpec, index: int, templates: Sequence[str], comparison: bool) -> _Sentence:
+def _statement(dice: _Dice, spec: FindingSpec, index: int, templates: Sequence[str], comparison: bool) -> _Sentence:
     """One sentence that says the finding is there."""
     slots = {
         "side": spec.side or "",
@@ -157,10 +157,12 @@ def _state(dice: _Dice, spec: FindingSpec, index: int, templates: Sequence[str],
         "name": dice.pick(w.NAMES[spec.name]),
     }
     start = dice.pick(w.COMPARISONS) if comparison and dice() < 0.5 else ""
-    return _template(dice.pick(templates), slots, index, spec.name, start)
+    return _filled_template(dice.pick(templates), slots, index, spec.name, start)
 
 
-def _template(template: str, slots: dict[str, str], index: int | None, name: str | None, start: str = "") -> _Sentence:
+def _filled_template(
+    template: str, slots: dict[str, str], index: int | None, name: str | None, start: str = ""
+) -> _Sentence:
     """Fill a template and link its words."""
     sentence = _Sentence()
     if start:
@@ -182,21 +184,24 @@ def _template(template: str, slots: dict[str, str], index: int | None, name: str
     return sentence
 
 
-def _deny(
+def _denials(
     dice: _Dice,
     present: set[str],
     mentions: dict[str, float],
-    pool: Sequence[w.Denial] = w.DENIED,
+    pool: Sequence[w.Denial] = w.DENIALS,
     most: int | None = None,
 ) -> list[_Sentence]:
-    """Sentences that say what is not there, ``most`` of them; each is true, and no finding is denied twice."""
+    """Sentences that say what is not there, ``most`` of them. Each is true, and no finding is denied twice.
+
+    The findings that they deny go to ``mentions``.
+    """
     sentences: list[_Sentence] = []
-    said: set[str] = set()
+    names_denied: set[str] = set()
     chance = 0.4 if present else 0.5
     for _, _, denial in sorted((dice(), i, d) for i, d in enumerate(pool)):
         names = [name for name, _ in denial.words]
-        if present.isdisjoint(denial.absent) and said.isdisjoint(names) and dice() < chance:
-            said.update(names)
+        if present.isdisjoint(denial.absent) and names_denied.isdisjoint(names) and dice() < chance:
+            names_denied.update(names)
             sentence = _Sentence(denial.text)
             place = 0
             for name, words in denial.words:
@@ -204,23 +209,23 @@ def _deny(
                 sentence.links.append(Link(place, place + len(words), "negated", None, name))
                 place += len(words)
             sentences.append(sentence)
-    kept = sentences[:most]
-    denied = {link.name for sentence in kept for link in sentence.links}
+    chosen = sentences[:most]
+    denied = {link.name for sentence in chosen for link in sentence.links}
     mentions |= {name: 0.0 for name in FINDINGS if name in denied}
-    return kept
+    return chosen
 
 
-def _spread(dice: _Dice, said: list[_Sentence], filler: Sequence[_Sentence]) -> list[_Sentence]:
-    """Put filler between the sentences that say something, keeping their order."""
-    result = list(said)
+def _with_filler(dice: _Dice, sentences: list[_Sentence], filler: Sequence[_Sentence]) -> list[_Sentence]:
+    """The sentences in their order, with filler in random places between them."""
+    result = list(sentences)
     for sentence in filler:
         sentence.links = [Link(0, len(sentence.text), "filler", None, None)]
         result.insert(int(dice() * (len(result) + 1)), sentence)
     return result
 
 
-def _join(body: Sequence[_Sentence], summary: Sequence[_Sentence], mentions: dict[str, float]) -> Report:
-    """Lay the sentences end to end and move their links along."""
+def _join(body: Sequence[_Sentence], summary: Sequence[_Sentence], mentions: dict[str, float]) -> PhantomReport:
+    """Join the sentences to a report. Their links move with them."""
     links: list[Link] = []
     spans: list[tuple[int, int]] = []
     at = 0
@@ -230,4 +235,4 @@ def _join(body: Sequence[_Sentence], summary: Sequence[_Sentence], mentions: dic
         at += len(sentence.text) + 1
     sections = [" ".join(s.text for s in part) for part in (body, summary)]
     ordered = {name: mentions[name] for name in FINDINGS if name in mentions}
-    return Report(sections[0], sections[1], tuple(links), tuple(spans), ordered)
+    return PhantomReport(sections[0], sections[1], tuple(links), tuple(spans), ordered)

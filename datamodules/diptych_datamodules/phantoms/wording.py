@@ -1,12 +1,12 @@
-"""The words of the reports. Everything here was written for the phantoms; nothing comes from a corpus."""
+"""The words of the reports. All were written for the phantoms. None is from a corpus."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 __all__ = [
-    "COMPARISONS", "DENIED", "DENIED_SUMMARY", "DOUBTFUL", "DOUBTFUL_PLAIN", "DOUBTFUL_SUMMARY", "FILLER",
-    "NAMES", "NORMAL_SUMMARY", "SEVERITIES", "STATED", "SUMMARY", "ZONES", "Denial",
+    "COMPARISONS", "DENIALS", "DOUBTS", "FILLER_SENTENCES", "NAMES", "NORMAL_SUMMARIES", "PLAIN_DOUBTS", "SEVERITIES",
+    "STATEMENTS", "SUMMARY_DENIALS", "SUMMARY_DOUBTS", "SUMMARY_STATEMENTS", "ZONES", "Denial",
 ]  # fmt: skip
 
 ZONES = {
@@ -32,7 +32,7 @@ NAMES = {
     "Support Devices": ("device",),
 }
 
-STATED = {
+STATEMENTS = {
     "Lung Opacity": (
         "There is {severity} {name} in the {side} {zone}.",
         "{severity} {name} is seen in the {side} {zone}.",
@@ -109,7 +109,7 @@ STATED = {
 }
 """How a finding is stated in the findings section, by finding or device."""
 
-SUMMARY = {
+SUMMARY_STATEMENTS = {
     "Lung Opacity": ("{severity} {side} {zone} <opacity>.", "{side} {zone} {name}, {severity}, possibly infectious."),
     "Consolidation": (
         "{severity} {side} {zone} <consolidation>.",
@@ -134,13 +134,13 @@ SUMMARY = {
 }
 """How a finding is stated in the impression."""
 
-DOUBTFUL = (
+DOUBTS = (
     "<hedge|Possible> {severity} {side} {name}.",
     "A {severity} {side} {name} <hedge|cannot be excluded>.",
     "Subtle change on the {side} is <hedge|questionable> for {severity} {name}.",
 )
-DOUBTFUL_PLAIN = ("<hedge|Possible> {severity} {name}.", "{severity} {name} <hedge|cannot be excluded>.")
-DOUBTFUL_SUMMARY = (
+PLAIN_DOUBTS = ("<hedge|Possible> {severity} {name}.", "{severity} {name} <hedge|cannot be excluded>.")
+SUMMARY_DOUBTS = (
     "<hedge|Possible> {severity} {side} {name}.",
     "<hedge|Questionable> {side} {name}, {severity} if real.",
 )
@@ -159,19 +159,19 @@ class Denial:
 
     text: str
     words: tuple[tuple[str, str], ...]
-    """The findings it names and the words it names them by, in order."""
+    """Each finding that it names, with the words for it, in the order of the text."""
 
     also: tuple[str, ...] = ()
-    """Findings that it does not name and that would make it untrue."""
+    """Findings that it does not name, and that must be absent too."""
     absent: frozenset[str] = field(init=False)
-    """What must be absent for the sentence to be true."""
+    """All findings that must be absent for the sentence to be true."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "absent", frozenset((*(name for name, _ in self.words), *self.also)))
 
 
 _PTX, _EFF = ("Pneumothorax", "pneumothorax"), ("Pleural Effusion", "pleural effusion")
-DENIED = (
+DENIALS = (
     Denial("No pneumothorax or pleural effusion.", (_PTX, _EFF)),
     Denial("There is no pleural effusion or pneumothorax.", (_EFF, _PTX)),
     Denial("Neither pleural effusion nor pneumothorax is seen.", (_EFF, _PTX)),
@@ -195,14 +195,14 @@ DENIED = (
     Denial("There is no cardiomegaly.", (("Cardiomegaly", "cardiomegaly"),)),
     Denial("No lines, tubes or implanted devices.", (("Support Devices", "devices"),)),
 )
-DENIED_SUMMARY = (
+SUMMARY_DENIALS = (
     Denial("No pneumothorax.", (_PTX,)),
     Denial("No pleural effusion.", (_EFF,)),
     Denial("No focal consolidation.", (("Consolidation", "consolidation"),)),
     Denial("Heart size is normal.", (("Cardiomegaly", "Heart size is normal"),)),
 )
 
-NORMAL_SUMMARY = (
+NORMAL_SUMMARIES = (
     "No acute cardiopulmonary process.",
     "Normal chest radiograph.",
     "No acute abnormality.",
@@ -210,7 +210,7 @@ NORMAL_SUMMARY = (
     "Unremarkable examination of the chest.",
 )
 
-FILLER = (
+FILLER_SENTENCES = (
     "Frontal view of the chest was obtained.",
     "A single view is submitted for interpretation.",
     "The examination was performed in the radiology department.",

@@ -12,22 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from diptych_datamodules.phantoms.plan import Phantom, PhantomPlan, plan_phantom
+from diptych_datamodules.phantoms.plan import PhantomPlan, PhantomRadiograph, plan_phantom
 
 __all__ = [
     "BOX_COLUMNS",
     "Options",
     "Study",
     "box_rows",
-    "draw_cohort",
     "release_labels",
+    "sample_cohort",
     "stream",
     "truth_row",
     "write_csv",
 ]
 
 BOX_COLUMNS = ("image", "finding", "side", "zone", "severity", "x0", "y0", "x1", "y1")
-"""Columns of the boxes table; the corners are pixels of the written image, half-open."""
+"""Columns of the boxes table. The corners are pixels of the written image. x1 and y1 are outside the box."""
 
 _TABLES = 20  # stream number that no part of a phantom uses
 _RELEASE_NAME = {"Nodule": "Lung Lesion"}
@@ -35,7 +35,7 @@ _RELEASE_NAME = {"Nodule": "Lung Lesion"}
 
 @dataclass(frozen=True)
 class Options:
-    """What a collection is made of; see :func:`.plan_phantom`."""
+    """What a collection is made of: the size of its pictures, and arguments of :func:`.plan_phantom`."""
 
     seed: int = 0
     size: int = 512
@@ -46,7 +46,7 @@ class Options:
     uncertain: float = 0.3
 
     def plan(self, index: int, patient: int | None = None, mix: Mapping[str, float] | None = None) -> PhantomPlan:
-        """The plan with this index; ``mix`` stands in where the user gave none."""
+        """The plan with this index. ``mix`` is used where the user gave none."""
         return plan_phantom(
             index,
             seed=self.seed,
@@ -71,15 +71,15 @@ class Study:
 
 
 def stream(options: Options, *keys: int) -> np.random.Generator:
-    """Random numbers for identifiers, dates and the like, apart from those that make the phantoms."""
+    """Random numbers for identifiers, dates and the like. The phantoms use others."""
     return np.random.default_rng([options.seed, 0, _TABLES, *keys])
 
 
-def draw_cohort(n: int, options: Options, splits: Sequence[str] = ("train", "val", "test")) -> list[Study]:
-    """Spread ``n`` studies over patients with one to three each, and the patients over splits.
+def sample_cohort(n: int, options: Options, splits: Sequence[str] = ("train", "val", "test")) -> list[Study]:
+    """Spread ``n`` studies over patients, one to three on each, and the patients over splits.
 
-    The first split takes eight of ten patients, the others share the rest; each gets at least one where there are
-    enough patients.
+    The first split gets eight of ten patients, and the others share the rest. Each gets at least one, if there are enough
+    patients.
     """
     rng = stream(options, 0)
     sizes: list[int] = []
@@ -98,21 +98,21 @@ def draw_cohort(n: int, options: Options, splits: Sequence[str] = ("train", "val
 
 
 def release_labels(plan: PhantomPlan) -> dict[str, float]:
-    """What the report says under the names of CheXpert and MIMIC-CXR; findings not mentioned are missing."""
+    """What the report says, under the names of CheXpert and MIMIC-CXR. Findings that it does not mention are missing."""
     labels = {_RELEASE_NAME.get(name, name): value for name, value in plan.labels.items()}
     if all(spec.name == "Support Devices" for spec in plan.specs):
         labels["No Finding"] = 1.0
     return labels
 
 
-def box_rows(image: str, phantom: Phantom, scale: float = 1.0) -> Iterator[list[object]]:
+def box_rows(image: str, radiograph: PhantomRadiograph, scale: float = 1.0) -> Iterator[list[object]]:
     """Rows of the boxes table for one picture, its corners multiplied by ``scale``."""
-    for f in phantom.findings:
+    for f in radiograph.findings:
         yield [image, f.name, f.side or "", f.zone or "", f.severity or f.device or "", *(v * scale for v in f.box)]
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table; gzipped where the name ends in ``.gz``, with the same bytes every time."""
+    """Write a table, gzipped if its name ends in ``.gz``. The same rows give the same bytes."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

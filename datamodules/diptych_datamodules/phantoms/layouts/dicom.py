@@ -16,7 +16,7 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import UID, JPEGBaseline8Bit
 
 from diptych_datamodules.phantoms.layouts.cohort import BOX_COLUMNS, Options, box_rows, stream, write_csv
-from diptych_datamodules.phantoms.plan import Phantom, PhantomPlan, render
+from diptych_datamodules.phantoms.plan import PhantomPlan, PhantomRadiograph, render
 
 __all__ = ["rle_encode", "write_dicom", "write_rsna", "write_siim"]
 
@@ -34,8 +34,12 @@ _SIIM_MIX = {**_RSNA_MIX, "Pneumothorax": 2.2}
 def rle_encode(mask: NDArray[np.bool_]) -> str:
     """Run-length code of a mask ``[H,V]`` as SIIM-ACR writes it: relative, column by column.
 
-    Each run is two numbers: the pixels between the end of the run before (the first pixel, for the first run) and its
-    start, and its length; pixels are counted down the columns, from the left. An empty mask is ``-1``.
+    Pixels are counted down the columns, from the left. Each run is two numbers. The first counts the pixels between the end
+    of the run before and its start, or between the first pixel and its start. The second is its length. An empty mask is
+    ``-1``.
+
+    >>> rle_encode(np.array([[0, 1], [0, 1], [1, 0]], dtype=bool))
+    '2 3'
     """
     flat = np.concatenate([[0], mask.T.ravel().astype(np.int8), [0]])
     edges = np.flatnonzero(np.diff(flat))
@@ -95,41 +99,41 @@ def write_dicom(
     ds.save_as(path, enforce_file_format=True)
 
 
-def _native(phantom: Phantom) -> NDArray[np.uint8]:
+def _native(radiograph: PhantomRadiograph) -> NDArray[np.uint8]:
     """The picture at the releases' 1024 pixels a side."""
-    return np.asarray(cv2.resize(phantom.image, (_SIDE, _SIDE), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+    return np.asarray(cv2.resize(radiograph.image, (_SIDE, _SIDE), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
 
 
 def write_rsna(n: int, out: Path, options: Options, progress: Callable[[int], None]) -> None:
     """Write ``n`` images, one a patient, as stage 2 of the RSNA pneumonia challenge.
 
-    Boxes are those of opacities and consolidations, in pixels of the 1024x1024 image; the class table repeats an image
-    for each of its boxes, as the release does. One image in nine is stored as MONOCHROME1.
+    Boxes are those of opacities and consolidations, in pixels of the 1024x1024 image. As in the release, the class table
+    repeats an image for each of its boxes. One image in nine is stored as MONOCHROME1.
     """
     rows: list[list[object]] = []
     classes: list[list[object]] = []
     boxes: list[list[object]] = []
     for i in range(n):
         rng = stream(options, 4, i)
-        phantom = render(options.plan(i, mix=_RSNA_MIX), options.size)
+        radiograph = render(options.plan(i, mix=_RSNA_MIX), options.size)
         patient = str(uuid.UUID(bytes=rng.bytes(16), version=4))
         write_dicom(
             out / "stage_2_train_images" / f"{patient}.dcm",
-            _native(phantom),
-            phantom.plan,
+            _native(radiograph),
+            radiograph.plan,
             patient,
             _uids(rng),
             inverted=i % _INVERTED == 4,
         )
         scale = _SIDE / options.size
-        found = [f.box for f in phantom.findings if f.name in ("Lung Opacity", "Consolidation")]
-        for x0, y0, x1, y1 in found:
+        opacities = [f.box for f in radiograph.findings if f.name in ("Lung Opacity", "Consolidation")]
+        for x0, y0, x1, y1 in opacities:
             rows.append([patient, x0 * scale, y0 * scale, (x1 - x0) * scale, (y1 - y0) * scale, 1])
-        if not found:
+        if not opacities:
             rows.append([patient, "", "", "", "", 0])
-        name = "Lung Opacity" if found else "No Lung Opacity / Not Normal" if phantom.findings else "Normal"
-        classes += [[patient, name]] * max(1, len(found))
-        boxes += box_rows(patient, phantom, scale)
+        name = "Lung Opacity" if opacities else "No Lung Opacity / Not Normal" if radiograph.findings else "Normal"
+        classes += [[patient, name]] * max(1, len(opacities))
+        boxes += box_rows(patient, radiograph, scale)
         progress(i + 1)
     write_csv(out / "stage_2_train_labels.csv", ("patientId", "x", "y", "width", "height", "Target"), rows)
     write_csv(out / "stage_2_detailed_class_info.csv", ("patientId", "class"), classes)
@@ -139,31 +143,31 @@ def write_rsna(n: int, out: Path, options: Options, progress: Callable[[int], No
 def write_siim(n: int, out: Path, options: Options, progress: Callable[[int], None]) -> None:
     """Write ``n`` images as the SIIM-ACR pneumothorax set.
 
-    As in the release, about a quarter of the positive images spread their mask over several rows, which must be united;
-    one more file has no row, and one more row has no file. One image in nine is stored as MONOCHROME1.
+    As in the release, about a quarter of the positive images have their mask in several rows, which must be united. One
+    more file has no row, and one more row has no file. One image in nine is stored as MONOCHROME1.
     """
     rows: list[tuple[str, str]] = []
     boxes: list[list[object]] = []
     for i in range(n + 1):
         rng = stream(options, 5, i)
-        phantom = render(options.plan(i, mix=_SIIM_MIX), options.size)
+        radiograph = render(options.plan(i, mix=_SIIM_MIX), options.size)
         uids = _uids(rng)
         folder = out / "dicom-images-train" / uids[0] / uids[1]
         write_dicom(
             folder / f"{uids[2]}.dcm",
-            _native(phantom),
-            phantom.plan,
+            _native(radiograph),
+            radiograph.plan,
             str(uuid.UUID(bytes=rng.bytes(16), version=4)),
             uids,
             inverted=i % _INVERTED == 4,
         )
         if i == n:
             break  # the file without a row
-        air = [phantom.masks[k] for k, f in enumerate(phantom.findings) if f.name == "Pneumothorax"]
+        air = [radiograph.masks[k] for k, f in enumerate(radiograph.findings) if f.name == "Pneumothorax"]
         halves = rng.random() < 0.23  # the share of positive images with several rows in the release
         parts = [part for mask in air for part in _parts(mask, halves)]
         rows += [(uids[2], f" {rle_encode(part)}") for part in parts] or [(uids[2], " -1")]
-        boxes += box_rows(uids[2], phantom, _SIDE / options.size)
+        boxes += box_rows(uids[2], radiograph, _SIDE / options.size)
         progress(i + 1)
     rows.append((_uids(stream(options, 6))[2], " -1"))  # the row without a file
     write_csv(out / "train-rle.csv", ("ImageId", " EncodedPixels"), rows)
@@ -171,7 +175,7 @@ def write_siim(n: int, out: Path, options: Options, progress: Callable[[int], No
 
 
 def _parts(mask: NDArray[np.bool_], halves: bool) -> list[NDArray[np.bool_]]:
-    """A mask at the releases' size; in two ``halves``, upper and lower, where the annotator drew it so."""
+    """A mask at the releases' size, whole or as its upper and its lower half."""
     big = cv2.resize(mask.astype(np.uint8), (_SIDE, _SIDE), interpolation=cv2.INTER_NEAREST) > 0
     if not halves:
         return [np.asarray(big)]

@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 from PIL import Image
 
 from diptych_datamodules.phantoms.lateral import render_lateral
-from diptych_datamodules.phantoms.layouts.cohort import BOX_COLUMNS, Options, box_rows, draw_cohort, stream, write_csv
+from diptych_datamodules.phantoms.layouts.cohort import BOX_COLUMNS, Options, box_rows, sample_cohort, stream, write_csv
 from diptych_datamodules.phantoms.plan import PhantomPlan, render
 
 __all__ = ["write_nih", "write_openi"]
@@ -25,11 +25,11 @@ _ENTRY = (
 def write_nih(n: int, out: Path, options: Options, progress: Callable[[int], None]) -> None:
     """Write ``n`` images as ChestX-ray14.
 
-    As in the release, the header's commas are not quoted, images are spread over numbered folders, some PNG files are
-    RGBA, the table of boxes calls an infiltration ``Infiltrate``, and boxes belong to test images alone. The lists of the
-    official split and, in ``chexnet/``, those of the other one in use lie beside.
+    As in the release, the header's commas are not quoted. Images are spread over numbered folders, and some PNG files are
+    RGBA. The table of boxes calls an infiltration ``Infiltrate``, and has test images alone. The lists of the official split
+    are written too. Those of CheXNet's split are in ``chexnet/``.
     """
-    studies = draw_cohort(n, options)
+    studies = sample_cohort(n, options)
     rows: list[str] = []
     boxes: list[str] = []
     truth: list[list[object]] = []
@@ -37,11 +37,11 @@ def write_nih(n: int, out: Path, options: Options, progress: Callable[[int], Non
     other: dict[str, list[str]] = {"train_list.txt": [], "val_list.txt": [], "test_list.txt": []}
     order = sorted({study.patient for study in studies})
     for i, study in enumerate(studies):
-        phantom = render(study.plan, options.size)
+        radiograph = render(study.plan, options.size)
         name = f"{study.patient + 1:08d}_{study.number - 1:03d}.png"
         folder = out / f"images_{1 + i * 2 // n:03d}" / "images"
         folder.mkdir(parents=True, exist_ok=True)
-        picture = Image.fromarray(phantom.image)
+        picture = Image.fromarray(radiograph.image)
         (picture.convert("RGBA") if i % 13 == 5 else picture).save(folder / name)
         named = sorted({_NIH.get(spec.name, spec.name) for spec in study.plan.specs} - {""})
         sex = study.plan.sex
@@ -54,8 +54,8 @@ def write_nih(n: int, out: Path, options: Options, progress: Callable[[int], Non
         which = "train" if place < 0.7 else "val" if place < 0.8 else "test"
         other[f"{which}_list.txt"].append(f"{name} " + " ".join("0" for _ in range(14)))
         scale = _SIDE / options.size
-        truth += box_rows(name, phantom, scale)
-        for finding in phantom.findings:
+        truth += box_rows(name, radiograph, scale)
+        for finding in radiograph.findings:
             label = _NIH.get(finding.name, finding.name)
             if study.split == "test" and label:
                 x0, y0, x1, y1 = (value * scale for value in finding.box)
@@ -67,7 +67,7 @@ def write_nih(n: int, out: Path, options: Options, progress: Callable[[int], Non
     (out / "chexnet").mkdir()
     for here, named_lists in ((out, lists), (out / "chexnet", other)):
         for name, lines in named_lists.items():
-            (here / name).write_text("\n".join(lines))  # the release's last line has no end
+            (here / name).write_text("\n".join(lines))  # as in the release, the last line has no newline
     write_csv(out / "phantom_boxes.csv", BOX_COLUMNS, truth)
 
 
@@ -93,17 +93,17 @@ def _terms(plan: PhantomPlan) -> list[str]:
 
 
 def write_openi(n: int, out: Path, options: Options, progress: Callable[[int], None]) -> None:
-    """Write ``n`` reports as Open-i, and the same once more as the Kaggle copy in ``kaggle/``.
+    """Write ``n`` reports as Open-i, and the same as the Kaggle copy in ``kaggle/``.
 
-    As in the release, sections are missing (every 8th report has no findings, every 31st no text at all), words are
-    ``XXXX``, one report in 20 was not indexed, the 5th report has no image, and the 4th lacks a file.
+    As in the release, words are ``XXXX``, and sections are missing: every 8th report has no findings, and every 31st has no
+    text at all. One report in 20 was not indexed. The 5th report has no image, and the 4th lacks a file.
     """
     reports: list[list[object]] = []
     projections: list[list[object]] = []
     (out / "ecgen-radiology").mkdir()
     (out / "NLMCXR_png").mkdir()
     (out / "kaggle" / "images" / "images_normalized").mkdir(parents=True)
-    for i, study in enumerate(draw_cohort(n, options)):
+    for i, study in enumerate(sample_cohort(n, options)):
         uid, plan, rng = i + 1, study.plan, stream(options, 7, i)
         views = [("Frontal", render(plan, options.size).image)]
         if plan.view == "PA":
@@ -123,8 +123,8 @@ def write_openi(n: int, out: Path, options: Options, progress: Callable[[int], N
                 Image.fromarray(picture).save(out / "NLMCXR_png" / f"{names[-1]}.png")
                 Image.fromarray(picture).save(out / "kaggle" / "images" / "images_normalized" / f"{stem}.dcm.png")
         (out / "ecgen-radiology" / f"{uid}.xml").write_text(_xml(uid, sections, terms, names))
-        said = [sections.get(name, "") for name in ("INDICATION", "COMPARISON", "FINDINGS", "IMPRESSION")]
-        reports.append([uid, ";".join(terms), ";".join(term.split("/")[0] for term in terms), "Xray Chest PA", *said])
+        texts = [sections.get(name, "") for name in ("INDICATION", "COMPARISON", "FINDINGS", "IMPRESSION")]
+        reports.append([uid, ";".join(terms), ";".join(term.split("/")[0] for term in terms), "Xray Chest PA", *texts])
         progress(uid)
     columns = ("uid", "MeSH", "Problems", "image", "indication", "comparison", "findings", "impression")
     write_csv(out / "kaggle" / "indiana_reports.csv", columns, reports)

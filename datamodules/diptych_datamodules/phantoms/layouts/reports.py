@@ -17,8 +17,8 @@ from diptych_datamodules.phantoms.layouts.cohort import (
     Options,
     Study,
     box_rows,
-    draw_cohort,
     release_labels,
+    sample_cohort,
     stream,
     write_csv,
 )
@@ -46,7 +46,7 @@ _PLUS = (
     "section_accession_number", "age", "sex", "race", "ethnicity", "interpreter_needed", "insurance_type", "recent_bmi",
     "deceased", "split",
 )  # fmt: skip
-_TESTED = 64_741  # the first patient of CheXpert's test set
+_FIRST_TEST_PATIENT = 64_741  # the first patient of CheXpert's test set
 _RARE_VIEWS = ("LAO", "RAO", "SWIMMERS", "PA LLD", "AP AXIAL")
 _VIEW_MEANING = {"PA": "postero-anterior", "AP": "antero-posterior", "LATERAL": "lateral", "LL": "left lateral", "": ""}
 
@@ -57,7 +57,7 @@ def _jpeg(path: Path, image: NDArray[np.uint8]) -> None:
 
 
 def mimic_report(study: Study, sections: str) -> str:
-    """A report file as MIMIC-CXR has them: a centred title, indented lines, capitals, ``___`` for what was removed.
+    """A report in the form of MIMIC-CXR's files: a centred title, indented lines, capitals, ``___`` for removed words.
 
     Args:
         study: the study it belongs to.
@@ -96,19 +96,21 @@ def mimic_report(study: Study, sections: str) -> str:
 def write_mimic_cxr(n: int, out: Path, options: Options, progress: Callable[[int], None]) -> None:
     """Write ``n`` studies as MIMIC-CXR-JPG 2.1.0 with ``mimic-cxr-reports.zip``.
 
-    Erect studies have a frontal and, mostly, a lateral picture; portable ones a single frontal. As in the release, some
-    studies lack a label row (every 23rd), some a readable report (every 29th), some any report (every 37th), some an impression
-    header and some frontal pictures a ViewPosition; the second picture of every 11th study has a rare one. The 7th study's
-    first file is missing, and its row in the split table stands there twice. One table was unpacked, as users do.
+    Erect studies have a frontal picture and mostly a lateral one. Portable studies have a frontal picture alone.
+
+    As in the release, some studies lack a row of labels (every 23rd), a readable report (every 29th) or any report (every
+    37th). Some reports lack a header of the impression. Some frontal pictures lack a ViewPosition, and the second picture of
+    every 11th study has a rare one. The first file of the 7th study is missing, and its row in the split table is there
+    twice. One table is not gzipped, as if the user had unpacked it.
     """
-    studies = draw_cohort(n, options, ("train", "validate", "test"))
+    studies = sample_cohort(n, options, ("train", "validate", "test"))
     ids = stream(options, 1)
     subjects = np.sort(ids.choice(9_999_999, len({s.patient for s in studies}), replace=False)) + 10_000_000
     numbers = ids.choice(9_999_999, n, replace=False) + 50_000_000
     metadata: list[list[object]] = []
     splits: list[list[object]] = []
     labels: list[list[object]] = []
-    tested: list[list[object]] = []
+    radiologist: list[list[object]] = []
     boxes: list[list[object]] = []
     with zipfile.ZipFile(out / "mimic-cxr-reports.zip", "w", zipfile.ZIP_DEFLATED) as reports:
         for i, study in enumerate(studies):
@@ -128,9 +130,9 @@ def write_mimic_cxr(n: int, out: Path, options: Options, progress: Callable[[int
                 if position == second:
                     picture = render_lateral(plan, options.size)
                 else:
-                    phantom = render(plan, options.size)
-                    picture = phantom.image
-                    boxes += box_rows(dicom, phantom)
+                    radiograph = render(plan, options.size)
+                    picture = radiograph.image
+                    boxes += box_rows(dicom, radiograph)
                 if i != 6 or position != frontal:
                     _jpeg(out / folder / f"s{number}" / f"{dicom}.jpg", picture)
                 erect = "Recumbent" if plan.view == "AP" else "Erect"
@@ -159,12 +161,12 @@ def write_mimic_cxr(n: int, out: Path, options: Options, progress: Callable[[int
             entry.compress_type = zipfile.ZIP_DEFLATED
             if i % 37 != 36:
                 reports.writestr(entry, mimic_report(study, sections))
-            said = release_labels(plan)
-            row: list[object] = [said.get(name, "") for name in MIMIC_LABELS]
+            values = release_labels(plan)
+            row: list[object] = [values.get(name, "") for name in MIMIC_LABELS]
             if i % 23 != 22:
                 labels.append([subject, number, *row])
             if study.split == "test":
-                tested.append([number, *row])
+                radiologist.append([number, *row])
             progress(i + 1)
     labels.sort(key=lambda row: (row[0], row[1]))
     write_csv(out / "mimic-cxr-2.0.0-metadata.csv.gz", _METADATA, metadata)
@@ -172,20 +174,21 @@ def write_mimic_cxr(n: int, out: Path, options: Options, progress: Callable[[int
     for labeller in ("chexpert.csv.gz", "negbio.csv"):
         write_csv(out / f"mimic-cxr-2.0.0-{labeller}", ("subject_id", "study_id", *MIMIC_LABELS), labels)
     renamed = ["Airspace Opacity" if name == "Lung Opacity" else name for name in MIMIC_LABELS]
-    write_csv(out / "mimic-cxr-2.1.0-test-set-labeled.csv", ("study_id", *renamed), tested)
+    write_csv(out / "mimic-cxr-2.1.0-test-set-labeled.csv", ("study_id", *renamed), radiologist)
     write_csv(out / "phantom_boxes.csv", BOX_COLUMNS, boxes)
 
 
 def write_chexpert(n: int, out: Path, options: Options, progress: Callable[[int], None]) -> None:
     """Write ``n`` studies as CheXpert-v1.0-small, with the report table of CheXpert Plus beside it.
 
-    Training labels are what the reports say, with doubts and gaps; validation labels are what is there. Findings stand
-    in about a quarter of the Plus rows, impressions in all but every 27th study's. The first training row stands there
-    twice, and the file of the next is missing. The paths of ``valid.csv`` begin with another release's name. The test set
-    lies beside, as CheXlocalize has it: ``CheXpert/test`` and ``CheXpert/test_labels.csv``, which has neither views nor
-    ages; and its labels by study, ``groundtruth.csv``.
+    Training labels are what the reports say, with doubts and gaps. Validation labels are what is there. About a quarter of
+    the rows of CheXpert Plus have findings, and all but those of every 27th study have an impression. The first training row
+    is there twice, and the file of the next one is missing. The paths of ``valid.csv`` begin with another release's name.
+
+    The test set is that of CheXlocalize: ``CheXpert/test``, and ``CheXpert/test_labels.csv`` without views and ages. Its
+    labels by study are in ``groundtruth.csv``.
     """
-    studies = draw_cohort(n, options, ("train", "valid"))
+    studies = sample_cohort(n, options, ("train", "valid"))
     rows: dict[str, list[list[object]]] = {"train": [], "valid": []}
     plus: list[list[object]] = []
     boxes: list[list[object]] = []
@@ -194,12 +197,12 @@ def write_chexpert(n: int, out: Path, options: Options, progress: Callable[[int]
         rng = stream(options, 3, i)
         plan, split = study.plan, study.split
         patient = order[split].index(study.patient) + (1 if split == "train" else 64_541)
-        phantom = render(plan, options.size)
+        radiograph = render(plan, options.size)
         folder = f"{split}/patient{patient:05d}/study{study.number}"
-        views = [("frontal", phantom.image)]
+        views = [("frontal", radiograph.image)]
         if plan.view == "PA" and rng.random() < 0.35:
             views.append(("lateral", render_lateral(plan, options.size)))
-        said = release_labels(plan) if split == "train" else _settled(study.plan)
+        values = release_labels(plan) if split == "train" else _radiologist_labels(study.plan)
         written = rng.random() < 0.25 and i % 27 != 26
         impression = plan.report.impression if written else plan.report.text.replace("\n", " ")
         for k, (view, picture) in enumerate(views, start=1):
@@ -207,10 +210,10 @@ def write_chexpert(n: int, out: Path, options: Options, progress: Callable[[int]
             if split == "valid" or len(rows[split]) != 2:  # the second image: the first has two rows
                 _jpeg(out / "CheXpert-v1.0-small" / name, picture)
             if view == "frontal":
-                boxes += box_rows(name, phantom)
+                boxes += box_rows(name, radiograph)
             direction = plan.view if view == "frontal" else ""
             sex = "Female" if plan.sex == "F" else "Male"
-            labels: list[object] = [said.get(label, "") for label in CHEXPERT_LABELS]
+            labels: list[object] = [values.get(label, "") for label in CHEXPERT_LABELS]
             release = "CheXpert-v1.0-small" if split == "train" else "CheXpert-v1.0"
             rows[split].append([f"{release}/{name}", sex, plan.age, view.capitalize(), direction, *labels])
             if split == "train" and len(rows[split]) == 1:
@@ -243,13 +246,13 @@ def write_chexpert(n: int, out: Path, options: Options, progress: Callable[[int]
 
 
 def _write_test(n: int, out: Path, options: Options) -> None:
-    """A study of each of some more patients, read by radiologists."""
+    """The test set: one study each of more patients, with the labels of radiologists."""
     images: list[list[object]] = []
     studies: list[list[object]] = []
     for i in range(max(2, n // 8)):
         plan = options.plan(n + i)
-        labels = [int(value) for value in _settled(plan).values()]
-        study = f"test/patient{_TESTED + i}/study1"
+        labels = [int(value) for value in _radiologist_labels(plan).values()]
+        study = f"test/patient{_FIRST_TEST_PATIENT + i}/study1"
         pictures = {"view1_frontal": render(plan, options.size).image}
         if i % 3 == 1:
             pictures["view2_lateral"] = render_lateral(plan, options.size)
@@ -261,8 +264,8 @@ def _write_test(n: int, out: Path, options: Options) -> None:
     write_csv(out / "groundtruth.csv", ("Study", *CHEXPERT_LABELS), studies)
 
 
-def _settled(plan: PhantomPlan) -> dict[str, float]:
-    """Labels without doubts and gaps, as radiologists gave them for the validation and test images."""
+def _radiologist_labels(plan: PhantomPlan) -> dict[str, float]:
+    """Labels without doubts and gaps, as those of radiologists for the validation and test images."""
     present = {"Lung Lesion" if spec.name == "Nodule" else spec.name for spec in plan.specs}
     labels = {label: float(label in present) for label in CHEXPERT_LABELS}
     labels["No Finding"] = float(present <= {"Support Devices"})

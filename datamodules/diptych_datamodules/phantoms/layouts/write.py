@@ -18,7 +18,7 @@ from diptych_datamodules.phantoms.layouts.cohort import (
     BOX_COLUMNS,
     Options,
     box_rows,
-    draw_cohort,
+    sample_cohort,
     truth_row,
     write_csv,
 )
@@ -29,7 +29,7 @@ from diptych_datamodules.phantoms.plan import check_size, render
 
 __all__ = ["LAYOUTS", "main", "rle_encode", "write_layout", "write_png"]
 
-_MARK = ".diptych-phantoms.json"
+_STAMP = ".diptych-phantoms.json"
 
 
 def write_png(n: int, out: Path, options: Options, progress: Callable[[int], None]) -> None:
@@ -40,13 +40,13 @@ def write_png(n: int, out: Path, options: Options, progress: Callable[[int], Non
     (out / "images").mkdir()
     table: list[list[object]] = []
     boxes: list[list[object]] = []
-    for i, study in enumerate(draw_cohort(n, options)):
+    for i, study in enumerate(sample_cohort(n, options)):
         name, report = f"images/{i:06d}.png", study.plan.report
-        phantom = render(study.plan, options.size)
-        Image.fromarray(phantom.image).save(out / name)
+        radiograph = render(study.plan, options.size)
+        Image.fromarray(radiograph.image).save(out / name)
         row = [name, report.text, report.findings, report.impression, f"p{study.patient:05d}", study.split]
         table.append([*row, *truth_row(study.plan)])
-        boxes += box_rows(name, phantom)
+        boxes += box_rows(name, radiograph)
         progress(i + 1)
     columns = ("image", "text", "findings", "impression", "patient", "split", *FINDINGS)
     write_csv(out / "table.csv", columns, table)
@@ -80,15 +80,15 @@ def write_layout(
     uncertain: float = 0.3,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Path:
-    """Write ``n`` phantoms in a layout; the same arguments give the same files.
+    """Write ``n`` phantoms in a layout. The same arguments give the same files.
 
     Args:
         layout: one of :data:`LAYOUTS`.
         n: number of studies (``png``, ``mimic_cxr``, ``chexpert``, ``openi``) or images (``rsna``, ``siim``, ``nih``).
-        out: a new or empty folder, or one that this function wrote before, whose content is then replaced.
+        out: a new or empty folder. Or one that this function wrote before, whose content is then replaced.
         seed: another seed gives another collection.
-        size: pixels a side that phantoms are drawn at; DICOM files are 1024x1024 in any case.
-        mix: relative frequency of each finding; None for the layout's own.
+        size: pixels a side that phantoms are drawn at. DICOM files are 1024x1024 in any case.
+        mix: relative frequency of each finding. The layout's own, if not given.
         normal: share of patients without any finding.
         max_findings: most findings in one patient.
         filler: share of filler sentences in the reports.
@@ -110,7 +110,7 @@ def write_layout(
     options.plan(0)  # every other option is checked before anything is written
     out = Path(out)
     try:
-        _take(out, {"layout": layout, "n": n, "seed": seed, "size": size})
+        _claim(out, {"layout": layout, "n": n, "seed": seed, "size": size})
         LAYOUTS[layout](n, out, options, progress)
     except OSError as error:
         raise DataError(
@@ -119,27 +119,27 @@ def write_layout(
     return out
 
 
-def _take(out: Path, settings: Mapping[str, object]) -> None:
-    """Claim a folder: leave a mark in it, and remove what an earlier run of ours left there."""
+def _claim(out: Path, settings: Mapping[str, object]) -> None:
+    """Claim a folder: leave a stamp in it, and remove what an earlier run of this command left there."""
     if out.exists() and not out.is_dir():
         raise DataError(f"{out}: is a file; choose another folder with --out")
-    mark = out / _MARK
+    stamp = out / _STAMP
     if out.is_dir() and any(out.iterdir()):
-        if not mark.is_file():
+        if not stamp.is_file():
             raise DataError(
                 f"{out}: the folder is not empty and was not written by 'diptych phantoms'; choose another with --out"
             )
-        for name in _TOPS:
+        for name in _CONTENTS:
             old = out / name
             if old.is_dir() and not old.is_symlink():
                 shutil.rmtree(old)
             else:
                 old.unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    mark.write_text(json.dumps(settings, indent=1) + "\n")
+    stamp.write_text(json.dumps(settings, indent=1) + "\n")
 
 
-_TOPS = (
+_CONTENTS = (
     "images", "table.csv", "boxes.csv", "phantom_boxes.csv", "files", "mimic-cxr-reports.zip",
     "mimic-cxr-2.0.0-metadata.csv.gz",
     "mimic-cxr-2.0.0-split.csv.gz", "mimic-cxr-2.0.0-chexpert.csv.gz", "mimic-cxr-2.0.0-negbio.csv",
@@ -149,7 +149,7 @@ _TOPS = (
     "Data_Entry_2017_v2020.csv", "BBox_List_2017.csv", "train_val_list.txt", "test_list.txt", "chexnet", "images_001",
     "images_002", "ecgen-radiology", "NLMCXR_png", "kaggle",
 )  # fmt: skip
-"""All that any layout puts into its folder, and all that is ever removed from one."""
+"""All that any layout writes into its folder. Nothing else is ever removed from one."""
 
 
 def _weight(text: str) -> tuple[str, float]:
@@ -158,7 +158,7 @@ def _weight(text: str) -> tuple[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run ``diptych phantoms``; ``argv`` is what follows that word on the command line.
+    """Run ``diptych phantoms``. ``argv`` is what follows that word on the command line.
 
     Raises:
         ConfigError, DataError: as :func:`write_layout`.
