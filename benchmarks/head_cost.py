@@ -2,7 +2,7 @@
 
 python benchmarks/head_cost.py [--batch 32] [--threads 2] [--runs 3]
 
-Seconds are the process's own, summed over threads, which other work on the machine disturbs less than the clock's.
+Seconds are processor time, summed over threads. Other work on the machine disturbs it less than the clock's time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from diptych_heads.pcma import Pcma
 from diptych_heads.reclf import Reclf
 
 
-def timed(function: Any) -> float:
+def seconds(function: Any) -> float:
+    """Processor time that a call takes."""
     begin = time.process_time()
     function()
     return time.process_time() - begin
@@ -78,12 +79,12 @@ def main() -> None:
         "pcma, sinkhorn": partial(Pcma, matching="sinkhorn"),
         "pcma, hungarian": partial(Pcma, matching="hungarian"),
     }
-    whole = statistics.median(timed(lambda: step(Global(dims))) for _ in range(options.runs))
+    whole = statistics.median(seconds(lambda: step(Global(dims))) for _ in range(options.runs))
     print(f"whole step with global: {whole:.2f} s of processor time, B={options.batch}, {options.threads} threads")
     for name, build in heads.items():
         head: Any = build(dims)
         backward(head, features)
-        cost = statistics.median(timed(lambda head=head: backward(head, features)) for _ in range(options.runs))
+        cost = statistics.median(seconds(lambda head=head: backward(head, features)) for _ in range(options.runs))
         print(f"{name:18} {cost:.3f} s, {100 * cost / whole:.1f} % of the step")
     print(f"most memory {peak():.1f} GiB")
 

@@ -1,10 +1,11 @@
-"""Random interruptions of a run: SIGKILL at any moment, going on, again and again; then the same run without them.
+"""Random interruptions: a run is killed at any moment and goes on, again and again. It is compared with an undisturbed one.
 
     .venv/bin/python benchmarks/kills.py [CYCLES] [SEED]
 
-A cycle is one kill and one start after it. Moments are drawn from the time that a start takes, so that they fall into
-training, validation, the writing of checkpoints, and the start itself. Each run is killed several times. What is compared:
-both checkpoints with all that they hold (weights, optimiser, schedule, counters, callbacks), and every validation.
+A cycle is one kill and one start after it. The moment of a kill is drawn from the time that a start takes. So kills fall
+into training, validation, the writing of checkpoints, and the start itself. Each run is killed several times. Both
+checkpoints are compared with all that they hold (weights, optimiser, schedule, counters, callbacks), and so is every
+validation.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import yaml
 
 from diptych.cli.run import run as run_command
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 from chains import differences, left_by
 from mini import config, write_pairs
@@ -34,13 +35,13 @@ KILLS = 10  # of one run
 
 
 def _fit(folder: Path, run: Path) -> None:
-    """In a process of its own, which has the parent's imports: ``diptych fit``."""
+    """``diptych fit``, in a process of its own that has the parent's imports."""
     log = os.open(folder / "log.txt", os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     torch.set_num_threads(1)
-    going_on = ["--ckpt_path", "last"] if (run / "checkpoints" / "last.ckpt").exists() else []
-    sys.argv = ["diptych", "fit", "-c", str(folder / "run.yaml"), "--run", str(run), *going_on]
+    resume = ["--ckpt_path", "last"] if (run / "checkpoints" / "last.ckpt").exists() else []
+    sys.argv = ["diptych", "fit", "-c", str(folder / "run.yaml"), "--run", str(run), *resume]
     run_command("fit")
 
 
@@ -51,7 +52,7 @@ def _start(folder: Path, run: Path) -> ForkProcess:
 
 
 def _finish(folder: Path, run: Path) -> float:
-    """Seconds that the rest of a run takes."""
+    """Let a run end. Returns the seconds that this takes."""
     begun = time.monotonic()
     process = _start(folder, run)
     process.join()
@@ -63,21 +64,21 @@ def main(cycles: int, seed: int) -> None:
     """Kill, go on, compare, and print."""
     draw = random.Random(seed)
     folder = Path(tempfile.mkdtemp(prefix="kills"))
-    described = yaml.safe_load(config(write_pairs(folder / "data", n=36), epochs=4))
-    described["trainer"]["callbacks"] = [{"class_path": "EMAWeightAveraging", "init_args": {"decay": 0.9}}]
-    described["trainer"]["val_check_interval"] = 0.5
-    described["recovery"] = {"every_n_train_steps": 1}
-    (folder / "run.yaml").write_text(yaml.safe_dump(described))
+    recipe = yaml.safe_load(config(write_pairs(folder / "data", n=36), epochs=4))
+    recipe["trainer"]["callbacks"] = [{"class_path": "EMAWeightAveraging", "init_args": {"decay": 0.9}}]
+    recipe["trainer"]["val_check_interval"] = 0.5
+    recipe["recovery"] = {"every_n_train_steps": 1}
+    (folder / "run.yaml").write_text(yaml.safe_dump(recipe))
     (folder / "log.txt").touch()
     seconds = _finish(folder, folder / "whole")
     whole = left_by(folder / "whole")
-    done = ended = runs = apart = parts = 0
+    kills = ended = runs = different = parts = 0
     steps: list[int] = []
-    while done < cycles:
+    while kills < cycles:
         run = folder / f"run{runs}"
         runs += 1
         for _ in range(KILLS):
-            if done == cycles:
+            if kills == cycles:
                 break
             before = set(run.rglob("*.part"))
             process = _start(folder, run)
@@ -88,21 +89,23 @@ def main(cycles: int, seed: int) -> None:
             assert process.pid is not None
             os.kill(process.pid, signal.SIGKILL)
             process.join()
-            done += 1
+            kills += 1
             parts += bool(set(run.rglob("*.part")) - before)
         _finish(folder, run)
         left = left_by(run)
-        found = differences(left, whole)
+        changes = differences(left, whole)
         steps.append(left["last"]["global_step"])  # type: ignore[index]  # a checkpoint
-        apart += bool(found)
-        print(f"run {runs}: {done} kills so far, step {steps[-1]}, {len(found)} differences {found[:3]}", flush=True)
+        different += bool(changes)
+        print(
+            f"run {runs}: {kills} kills so far, step {steps[-1]}, {len(changes)} differences {changes[:3]}", flush=True
+        )
         shutil.rmtree(run)
     print(
-        f"{done} kills over {runs} runs (seed {seed}); {parts} while a checkpoint was written; {ended} runs ended before a "
-        f"kill; {apart} runs differ from the uninterrupted one; all end at step {sorted(set(steps))}"
+        f"{kills} kills over {runs} runs (seed {seed}); {parts} while a checkpoint was written; {ended} runs ended before a "
+        f"kill; {different} runs differ from the uninterrupted one; all end at step {sorted(set(steps))}"
     )
     shutil.rmtree(folder)
-    sys.exit(apart > 0)
+    sys.exit(different > 0)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """``local_scores`` against the published double soft-max loop: same numbers, speed, and bytes kept for backward.
 
 ``python benchmarks/local_pooling.py`` prints one line a setting: medians of 7 forward and backward passes, both in turn.
-Run it on an idle machine: beside other work the loop, which allocates much more, loses disproportionately.
+Run it on an idle machine. Beside other work the loop loses disproportionately, since it allocates much more.
 ``--quick`` takes a quarter of the batch and medians of 3.
 """
 
@@ -26,7 +26,7 @@ Scores = Callable[[Tensor, Tensor, Tensor], Tensor]
 def published_loop(regions: Tensor, words: Tensor, mask: Tensor) -> Tensor:
     """GLoRIA's ``log sum_w exp(5 m_w)``, report by report, in the order of operations of the public implementation.
 
-    Channels come first; each report's real words are repeated for every image; both soft-maxes, the context of every word
+    Channels come first. Each report's real words are repeated for every image. Both soft-maxes, the context of every word
     and its cosine with the word are formed at full width. ``[I,R,E]``, ``[T,N,E]``, ``[T,N]`` to ``[I,T]``.
     """
     images = regions.transpose(1, 2).contiguous()  # [I,E,R]
@@ -45,7 +45,7 @@ def published_loop(regions: Tensor, words: Tensor, mask: Tensor) -> Tensor:
 
 
 def ours(byte_budget: int) -> Scores:
-    """The same from ``local_scores``."""
+    """The same scores from ``local_scores``."""
     return lambda v, t, mask: 5.0 * local_scores(v, t, mask, byte_budget=byte_budget)
 
 
@@ -61,8 +61,8 @@ def step(scores: Scores, regions: Tensor, words: Tensor, mask: Tensor) -> tuple[
     return seconds, loss.detach(), v.grad, t.grad
 
 
-def kept_by(scores: Scores, regions: Tensor, words: Tensor, mask: Tensor) -> int:
-    """Bytes kept between forward and backward; the arguments count too."""
+def backward_bytes(scores: Scores, regions: Tensor, words: Tensor, mask: Tensor) -> int:
+    """Bytes kept between forward and backward, with those of the arguments."""
     v, t = unit(regions).requires_grad_(), unit(words, mask).requires_grad_()
     return bytes_kept(lambda: scores(v, t, mask))
 
@@ -97,7 +97,7 @@ def main() -> None:
             for name, scores in contenders.items():
                 seconds[name].append(step(scores, v, t, mask)[0])
         median = {name: statistics.median(values) for name, values in seconds.items()}
-        kept = {name: kept_by(scores, v, t, mask) for name, scores in contenders.items()}
+        size = {name: backward_bytes(scores, v, t, mask) for name, scores in contenders.items()}
         for name in budgets:
             _, our_loss, *our_gradients = step(contenders[name], v, t, mask)
             off = max(float((a - b).norm() / b.norm()) for a, b in zip(our_gradients, gradients, strict=True))
@@ -106,8 +106,8 @@ def main() -> None:
             assert loss_off < 1e-5, f"losses differ by {loss_off}"
             print(
                 f"{regions:>8} {'10-60' if ragged else '60':>7} {name:>7} {median['loop']:>8.3f} {median[name]:>8.3f} "
-                f"{median['loop'] / median[name]:>6.1f}x {kept['loop'] / 2**20:>9.1f} {kept[name] / 2**20:>9.1f} "
-                f"{kept[name] / kept['loop']:>6.3f} {loss_off:>8.1e} {off:>9.1e}"
+                f"{median['loop'] / median[name]:>6.1f}x {size['loop'] / 2**20:>9.1f} {size[name] / 2**20:>9.1f} "
+                f"{size[name] / size['loop']:>6.3f} {loss_off:>8.1e} {off:>9.1e}"
             )
 
 

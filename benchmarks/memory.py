@@ -1,7 +1,7 @@
 """The most memory that this very process had.
 
-``ru_maxrss`` does not say it: a child begins at what its parent had, since the kernel carries the figure over from the
-memory that ``exec`` replaces.
+``ru_maxrss`` is not that. A child begins with its parent's figure, since the kernel carries it over from the memory that
+``exec`` replaces.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ __all__ = ["peak", "reset_peak"]
 
 
 def peak() -> float:
-    """GiB resident at most, since the process began or since :func:`reset_peak`."""
+    """The most GiB resident since the process began, or since :func:`reset_peak`."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
 
 def reset_peak() -> None:
-    """Begin anew, at what is resident now; older kernels and some containers do not allow it.
+    """Begin anew, at what is resident now.
 
     Raises:
-        OSError: not allowed here.
+        OSError: an older kernel or a container does not allow it.
     """
     Path("/proc/self/clear_refs").write_text("5")

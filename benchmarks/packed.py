@@ -2,10 +2,11 @@
 
 python benchmarks/packed.py [speed] [memory] [start] [--images 24] [--epochs 6] [--rows 377110] [--folder DIR]
 
-``speed`` writes radiographs of 2,500 x 2,048 pixels as JPEG, 16-bit PNG and DICOM, packs them at 224, and loads epochs of
-them with the default augmentation: from the originals, from the store, and from a bare memory map of the same pictures.
-The ways take turns within one run, and ratios are of their medians. ``start`` writes tables with reports for so many
-rows and a store of sparse (black) shards, and opens them in a new process with spawned workers.
+``speed`` writes radiographs of 2,500 x 2,048 pixels as JPEG, 16-bit PNG and DICOM, and packs them at 224. It loads epochs
+with the default augmentation from three places: the originals, the store, and a bare memory map of the same pictures.
+These take turns within one run, and ratios are of their medians. ``memory`` prints what processes hold after each epoch.
+``start`` writes tables with reports for so many rows and a store of sparse (black) shards. It opens them in a new process
+with spawned workers.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from diptych.data.sampling import Draw, TrainingSampler, mix
 from diptych.data.tables import Columns
 from diptych.files import replace_text
 from diptych.radiographs.letterbox import letterbox
-from diptych.radiographs.packed import Manifest
+from diptych.radiographs.manifest import Manifest
 from diptych_datamodules.mimic_cxr import FINDINGS
 from diptych_datamodules.tabular import Tabular
 
@@ -85,12 +86,12 @@ class Bare(Dataset[dict[str, Any]]):
 
 
 def read_epoch(loader: Any, epoch: int) -> float:
-    """Images a second of the process's own time, which other work on the machine disturbs less than the clock's."""
+    """Images a second of processor time. Other work on the machine disturbs it less than the clock's time."""
     loader.batch_sampler.set_epoch(epoch)
-    begin, seen = time.process_time(), 0
+    begin, images = time.process_time(), 0
     for batch in loader:
-        seen += len(batch.image)
-    return seen / (time.process_time() - begin)
+        images += len(batch.image)
+    return images / (time.process_time() - begin)
 
 
 def tabular(folder: Path, table: Path) -> Any:
@@ -149,7 +150,7 @@ def sparse_store(out: Path, names: list[str], height: int, width: int, noise: bo
     for number in range(manifest.shards):
         members = names[number * 512 : (number + 1) * 512]
         rows = [(name, i * size, height, width, 3056, 2544, crc) for i, name in enumerate(members)]
-        body = json.dumps({"unusable": {}, "rows": rows}, separators=(",", ":")).encode()
+        body = json.dumps({"unusable": {}, "notes": {}, "rows": rows}, separators=(",", ":")).encode()
         header = {"key": manifest.key, "shard": number, "files": len(rows), "bytes": len(rows) * size, "sha256": ""}
         path = manifest.folder(out) / f"{number:05d}.bin"
         with path.open("wb") as file:
@@ -162,7 +163,7 @@ def sparse_store(out: Path, names: list[str], height: int, width: int, noise: bo
 
 
 def write_mimic(out: Path, rows: int) -> None:
-    """Tables and reports of so many images, of which five make three studies, all with one length of report."""
+    """Tables and reports of so many images. Five images are three studies, and all reports have one length."""
     rng = np.random.default_rng(0)
     names, header = [], "dicom_id,study_id,subject_id"
     sentence = "The cardiomediastinal silhouette and hilar contours are within normal limits. "
@@ -233,17 +234,17 @@ def start(folder: Path, rows: int) -> None:
     )
     if done.returncode:
         raise SystemExit(done.stderr)
-    said = json.loads(done.stdout.splitlines()[-1])
+    costs = json.loads(done.stdout.splitlines()[-1])
     print(
-        f"start: {rows:,} rows, {said['size']:,} samples: imports {said['imports']:.1f} s and {said['before']:.2f} GiB; "
-        f"then opened in {said['open']:.1f} s ({said['cpu']:.1f} s of CPU), {said['resident']:.2f} GiB resident "
-        f"(peak {said['peak']:.2f}); "
-        f"20 batches by 2 spawned workers {said['first']:.1f} s later, {max(said['workers']):.2f} GiB each"
+        f"start: {rows:,} rows, {costs['size']:,} samples: imports {costs['imports']:.1f} s and {costs['before']:.2f} GiB; "
+        f"then opened in {costs['open']:.1f} s ({costs['cpu']:.1f} s of CPU), {costs['resident']:.2f} GiB resident "
+        f"(peak {costs['peak']:.2f}); "
+        f"20 batches by 2 spawned workers {costs['first']:.1f} s later, {max(costs['workers']):.2f} GiB each"
     )
 
 
-def private(pid: int) -> float:
-    """MiB of a process that no other shares."""
+def private_mib(pid: int) -> float:
+    """MiB that a process shares with no other."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024
 
@@ -265,10 +266,10 @@ def memory(folder: Path, epochs: int) -> None:
     loader = module.train_dataloader()
     for epoch in range(epochs):
         read_epoch(loader, epoch)
-        workers = [private(child.pid) for child in multiprocessing.active_children()]
+        workers = [private_mib(child.pid) for child in multiprocessing.active_children()]
         print(
             f"memory: after epoch {epoch + 1} of {number} images ({number * SIZE**2 / 2**20:.0f} MiB of pixels): main "
-            f"{private(os.getpid()):.0f} MiB, workers {', '.join(f'{used:.0f}' for used in workers)} MiB private",
+            f"{private_mib(os.getpid()):.0f} MiB, workers {', '.join(f'{used:.0f}' for used in workers)} MiB private",
             flush=True,
         )
 

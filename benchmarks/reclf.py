@@ -1,7 +1,7 @@
 """``reclf`` against a caption-by-caption loop of the same mathematics: same numbers, speed, and bytes kept for backward.
 
 ``python benchmarks/reclf.py`` prints one line a setting: medians of 5 forward and backward passes, all contenders in turn.
-Seconds are those of the clock; ``--cpu`` takes the process's own, which other work on the machine disturbs less.
+Seconds are those of the clock. ``--cpu`` takes processor time, which other work on the machine disturbs less.
 ``--quick`` takes a quarter of the batch and medians of 3.
 """
 
@@ -29,7 +29,7 @@ WORDS, WIDTH, MATCHING = 60, 768, 256
 def caption_loop(head: Reclf) -> Scores:
     """Report by report against all images, as the public code of SGRAF does it, with the head's parameters.
 
-    Each report's real words are repeated for every image; queries, keys and messages are separate linear maps.
+    Each report's real words are repeated for every image. Queries, keys and messages are separate linear maps.
     """
     normalize = nn.functional.normalize
 
@@ -65,7 +65,7 @@ def caption_loop(head: Reclf) -> Scores:
 
 
 def ours(head: Reclf, byte_budget: int) -> Scores:
-    """The same from the head."""
+    """The same scores from the head."""
 
     def scores(image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
         head.byte_budget = byte_budget
@@ -75,7 +75,7 @@ def ours(head: Reclf, byte_budget: int) -> Scores:
 
 
 class Setting:
-    """Inputs of one setting; every pass starts from fresh leaves."""
+    """Inputs of one setting. Every pass starts from fresh leaves."""
 
     def __init__(self, head: Reclf, pairs: int, regions: int, ragged: bool) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -102,14 +102,14 @@ class Setting:
         return seconds, loss.detach(), [x.grad for x in leaves if x.grad is not None] + parameters
 
     def bytes_kept(self, scores: Scores) -> int:
-        """Bytes kept between forward and backward, besides the arguments."""
+        """Bytes kept between forward and backward, without those of the arguments."""
         image, text = self.embed(*(x.clone().requires_grad_() for x in self.raw))
         arguments = (image.pooled, image.tokens, text.pooled, text.tokens, text.mask)
         return bytes_kept(lambda: scores(image, text), besides=arguments)
 
 
 def difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """Of all gradients, one after the other, relative to their length."""
+    """Length of the difference of all gradients, over the length of theirs."""
     a, b = (torch.cat([g.flatten() for g in gradients]) for gradients in (ours, theirs))
     return float((a - b).norm() / b.norm())
 
@@ -156,30 +156,27 @@ def main() -> None:
         head = Reclf(Dims(WIDTH, WIDTH, WIDTH, WIDTH), width=WIDTH, matching_width=MATCHING, residual=not args.plain)
         setting = Setting(head, pairs, regions, ragged)
         loop = caption_loop(head)
-        budgets = {
-            "large": 2**32,
-            "small": setting.bytes_kept(loop) // 22,
-            "none": 0,
-        }  # a twentieth, with what has no budget
+        small = setting.bytes_kept(loop) // 22  # a twentieth, with what has no budget
+        budgets = {"large": 2**32, "small": small, "none": 0}
         contenders = {"loop": loop, **{name: ours(head, budget) for name, budget in budgets.items()}}
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        found = {name: setting.step(scores, clock)[1:] for name, scores in contenders.items()}  # this warms up, too
+        results = {name: setting.step(scores, clock)[1:] for name, scores in contenders.items()}  # this warms up, too
         for _ in range(repeats):
             for name, scores in contenders.items():
                 seconds[name].append(setting.step(scores, clock)[0])
         median = {name: statistics.median(values) for name, values in seconds.items()}
-        kept = {name: setting.bytes_kept(scores) for name, scores in contenders.items()}
-        loss, gradients = found["loop"]
+        size = {name: setting.bytes_kept(scores) for name, scores in contenders.items()}
+        loss, gradients = results["loop"]
         for name in budgets:
-            our_loss, our_gradients = found[name]
+            our_loss, our_gradients = results[name]
             off, loss_off = difference(our_gradients, gradients), abs(float((our_loss - loss) / loss))
-            # Rounding: of random inputs' scores, which are all nearly equal. In float64: 1e-14 (tests/heads/test_reclf.py).
+            # Rounding, since scores of random inputs are all nearly equal. In float64: 1e-14 (tests/heads/test_reclf.py).
             assert off < 1e-2, f"gradients differ by {off}"
             assert loss_off < 1e-5, f"losses differ by {loss_off}"
             print(
                 f"{regions:>8} {'10-60' if ragged else '60':>7} {name:>7} {median['loop']:>8.3f} {median[name]:>8.3f} "
-                f"{median['loop'] / median[name]:>6.2f}x {kept['loop'] / 2**20:>9.1f} {kept[name] / 2**20:>9.1f} "
-                f"{kept[name] / kept['loop']:>6.3f} {loss_off:>8.1e} {off:>9.1e}",
+                f"{median['loop'] / median[name]:>6.2f}x {size['loop'] / 2**20:>9.1f} {size[name] / 2**20:>9.1f} "
+                f"{size[name] / size['loop']:>6.3f} {loss_off:>8.1e} {off:>9.1e}",
                 flush=True,
             )
 

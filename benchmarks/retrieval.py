@@ -2,7 +2,7 @@
 
 python benchmarks/retrieval.py [--pairs 100000] [--width 128] [--threads 2]
 
-Every image against every text: of 100,000 pairs the scores alone would take 37 GiB.
+Every image is compared with every text. The scores of 100,000 pairs alone would take 37 GiB.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def main() -> None:
         images = torch.nn.functional.normalize(texts + 2 * vectors(n), dim=-1)
         evaluator.update(batch, Embedding(images), Embedding(texts), head)
     before, begin = peak(), time.perf_counter()
-    found = evaluator.compute(head)
+    metrics = evaluator.compute(head)
     seconds = time.perf_counter() - begin
     print(f"{args.pairs} x {args.pairs}, width {args.width}, {args.threads} threads: {seconds:.0f} s,", end=" ")
     print(f"{peak():.2f} GiB resident at most ({before:.2f} before the ranking)")
     for name in ("image_to_text/r@1", "text_to_image/r@1", "image_to_text/median_rank"):
-        metric = found[name]
+        metric = metrics[name]
         print(f"{name} {metric.value:.4f} ({metric.low:.4f} to {metric.high:.4f}), n {metric.n}")
 
 
