@@ -37,20 +37,20 @@ def test_boxes_are_cut_to_the_picture_and_those_of_no_area_left_out():
         [6, 7, 6.5, 30, 1],
         [9, 9, 2, 3, 0],
     ]
-    given = torch.tensor(boxes, dtype=torch.float32)
-    assert clip_boxes(given, (20, 30)).tolist() == [[2, 3, 9, 8, 0], [0, 4, 6, 20, 1], [6, 7, 6.5, 20, 1]]
-    assert clip_boxes(given, (20, 30), least=1.0).tolist() == [[2, 3, 9, 8, 0], [0, 4, 6, 20, 1]]
-    assert clip_boxes(given[:0], (20, 30)).shape == (0, 5)
+    tensor = torch.tensor(boxes, dtype=torch.float32)
+    assert clip_boxes(tensor, (20, 30)).tolist() == [[2, 3, 9, 8, 0], [0, 4, 6, 20, 1], [6, 7, 6.5, 20, 1]]
+    assert clip_boxes(tensor, (20, 30), least=1.0).tolist() == [[2, 3, 9, 8, 0], [0, 4, 6, 20, 1]]
+    assert clip_boxes(tensor[:0], (20, 30)).shape == (0, 5)
 
 
 def test_places_are_the_middles_of_the_cells_whatever_the_size():
-    found = squares((3, 4), (50, 100), 8)
-    assert found.shape == (12, 4)
+    boxes = squares((3, 4), (50, 100), 8)
+    assert boxes.shape == (12, 4)
     for row in range(3):
         for column in range(4):
             y, x = (row + 0.5) * 50 / 3, (column + 0.5) * 100 / 4
             expected = [x - 4, y - 4, x + 4, y + 4]
-            np.testing.assert_allclose(found[row * 4 + column].numpy(), expected, rtol=1e-6)
+            np.testing.assert_allclose(boxes[row * 4 + column].numpy(), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -62,10 +62,10 @@ def test_towers_of_every_kind_carry_a_detector(name, args, size):
     detector = Detector(image.pyramid_widths, 3, 32)
     detector.fcos.score_thresh = 0.0  # all that the head says, untrained as it is
     levels = image.eval().pyramid(radiographs(*size))
-    found = detector(levels, size)
-    assert found.finite.all()
+    detections = detector(levels, size)
+    assert detections.finite.all()
     high = torch.tensor([size[1], size[0]] * 2)
-    for boxes in found.boxes:
+    for boxes in detections.boxes:
         assert 0 < len(boxes) <= 100
         assert ((boxes[:, :4] >= 0) & (boxes[:, :4] <= high)).all()
         assert set(boxes[:, 4].tolist()) <= {0.0, 1.0, 2.0}
@@ -98,14 +98,14 @@ def test_the_order_of_findings_is_that_of_the_boxes():
         head.classification_head.cls_logits.bias[:] = torch.tensor([-9.0, 9.0, -9.0])
         head.regression_head.bbox_reg.bias[:] = 1.5
         head.regression_head.bbox_ctrness.bias[:] = 9.0
-    found = detector([torch.rand(1, 8, n, n) for n in (16, 8, 4, 2)], (64, 64)).boxes[0]
-    assert (found[:, 4] == 1).all()
-    assert (found[:, 5] > 0.99).all()
-    middle = found[(found[:, :4] == torch.tensor([8.0, 8, 20, 20])).all(1)]  # 14 and 14, plus and minus 6
+    boxes = detector([torch.rand(1, 8, n, n) for n in (16, 8, 4, 2)], (64, 64)).boxes[0]
+    assert (boxes[:, 4] == 1).all()
+    assert (boxes[:, 5] > 0.99).all()
+    middle = boxes[(boxes[:, :4] == torch.tensor([8.0, 8, 20, 20])).all(1)]  # 14 and 14, plus and minus 6
     assert len(middle) == 1
 
 
-def given(monkeypatch, *findings, size=64):
+def set_data(monkeypatch, *findings, size=64):
     """As if a trainer had such data."""
     data = SimpleNamespace(loading=Loading(image_size=size), findings=findings, protocol="some data")
     monkeypatch.setattr(Detect, "data", data)
@@ -113,7 +113,7 @@ def given(monkeypatch, *findings, size=64):
 
 def test_a_frozen_tower_stays_as_it_is(monkeypatch):
     task = Detect(tower(frozen=True), width=32)
-    given(monkeypatch, "a", "b")
+    set_data(monkeypatch, "a", "b")
     task.configure_model()
     task.train()
     before = {key: value.clone() for key, value in task.image.state_dict().items() if isinstance(value, torch.Tensor)}
@@ -129,14 +129,14 @@ def test_a_frozen_tower_stays_as_it_is(monkeypatch):
 def test_what_detect_cannot_take_it_says(monkeypatch):
     with pytest.raises(ConfigError, match="width is 48; give a multiple of 32"):
         Detect(tower(), width=48)
-    with pytest.raises(ConfigError, match=r"threshold is 1\.5; give 0 to 1, or null"):
+    with pytest.raises(ConfigError, match=r"threshold is 1\.5; give a number from 0 to 1, or null"):
         Detect(tower(), threshold=1.5)
-    with pytest.raises(ConfigError, match="Detect: pictures is -1; give 0 or more"):
+    with pytest.raises(ConfigError, match="Detect: pictures is -1; give a whole number of 0 or more"):
         Detect(tower(), pictures=-1)
-    given(monkeypatch, "a", size=32)
+    set_data(monkeypatch, "a", size=32)
     with pytest.raises(ConfigError, match=r"loading\.image_size is 32; give more than 32"):
         Detect(tower()).configure_model()
-    given(monkeypatch)
+    set_data(monkeypatch)
     with pytest.raises(ConfigError, match="some data has no labels"):
         Detect(tower()).configure_model()
 
@@ -205,14 +205,14 @@ def detected(tmp_path_factory):
 
 def test_a_run_finds_the_rectangles_and_says_how_it_was_measured(detected):
     result = results_of(detected[2])
-    found, protocol = result["metrics"], result["protocol"]["detect"]
-    assert set(found) == {f"test/detect/{name}" for name in NAMES}
-    assert found["test/detect/ap50/macro"]["value"] > 0.8
-    assert found["test/detect/ap/macro"] == found["test/detect/ap/Lung Opacity"]  # absent findings do not count
+    metrics, protocol = result["metrics"], result["protocol"]["detect"]
+    assert set(metrics) == {f"test/detect/{name}" for name in NAMES}
+    assert metrics["test/detect/ap50/macro"]["value"] > 0.8
+    assert metrics["test/detect/ap/macro"] == metrics["test/detect/ap/Lung Opacity"]  # absent findings do not count
     assert protocol["absent"] == ["Normal", "No Lung Opacity / Not Normal"]
     assert protocol["boxes"]["Normal"] == 0
-    assert found["test/detect/false_alarms"]["n"] == protocol["without a box"] > 0
-    assert found["test/detect/missed"]["n"] == protocol["boxes"]["Lung Opacity"]
+    assert metrics["test/detect/false_alarms"]["n"] == protocol["without a box"] > 0
+    assert metrics["test/detect/missed"]["n"] == protocol["boxes"]["Lung Opacity"]
     assert protocol["tower"] == "trained along"
     assert protocol["threshold"] == "the highest challenge on val"
     assert 0.05 <= protocol["thresholds"]["challenge"] <= 0.99
@@ -228,7 +228,7 @@ def test_a_run_finds_the_rectangles_and_says_how_it_was_measured(detected):
 def test_the_figures_are_those_of_its_parts_by_hand(detected, monkeypatch):
     _, root, run = detected
     checkpoint = read_checkpoint(run / "checkpoints" / "best.ckpt")
-    given(monkeypatch, "a", "b", "c")
+    set_data(monkeypatch, "a", "b", "c")
     task = Detect(tower(frozen=True), width=32)
     task.configure_model()
     task.load_state_dict(checkpoint["state_dict"])
@@ -246,19 +246,19 @@ def test_the_figures_are_those_of_its_parts_by_hand(detected, monkeypatch):
             if row["patientId"] == name and row["x"]
         ]
         truth.append(np.array([[x, y, x + w, y + h, 2] for x, y, w, h in mine]).reshape(-1, 5))
-    found = {name.removeprefix("test/detect/"): value["value"] for name, value in results_of(run)["metrics"].items()}
+    values = {name.removeprefix("test/detect/"): value["value"] for name, value in results_of(run)["metrics"].items()}
     ious = np.arange(8, 20) / 20
     precision = by_pycocotools(predicted, truth, 3, ious)[:, 2]
-    assert found["ap40-75/macro"] == pytest.approx(precision[:8].mean(), abs=1e-6)
-    assert found["ap/macro"] == pytest.approx(precision[2:].mean(), abs=1e-6)
-    assert (found["ap50/macro"], found["ap75/macro"]) == pytest.approx((precision[2], precision[7]), abs=1e-6)
+    assert values["ap40-75/macro"] == pytest.approx(precision[:8].mean(), abs=1e-6)
+    assert values["ap/macro"] == pytest.approx(precision[2:].mean(), abs=1e-6)
+    assert (values["ap50/macro"], values["ap75/macro"]) == pytest.approx((precision[2], precision[7]), abs=1e-6)
     threshold = round(float(task.chosen), 2)
     scores = [slow_challenge(shown, real, threshold) for shown, real in zip(predicted, truth, strict=True)]
-    assert found["challenge"] == pytest.approx(np.mean([score for score in scores if score is not None]), abs=1e-6)
+    assert values["challenge"] == pytest.approx(np.mean([score for score in scores if score is not None]), abs=1e-6)
     alarms = [
         bool((shown[:, 5] >= threshold).any()) for shown, real in zip(predicted, truth, strict=True) if not len(real)
     ]
-    assert found["false_alarms"] == pytest.approx(np.mean(alarms), abs=1e-6)
+    assert values["false_alarms"] == pytest.approx(np.mean(alarms), abs=1e-6)
     assert sorted(path.name for path in (run / "figures").iterdir()) == [f"detection{i:03d}.png" for i in range(3)]
 
 
@@ -268,7 +268,7 @@ def test_a_diverged_model_has_no_figures_and_a_threshold_is_needed(detected):
     bad = folder / "bad.ckpt"
     options = ("test", "-c", str(run / "config.yaml"), "--run", str(folder / "bad"), "--ckpt_path", str(bad))
     state = checkpoint["state_dict"]
-    kept, state["chosen"] = state["chosen"], torch.tensor(math.nan)
+    chosen, state["chosen"] = state["chosen"], torch.tensor(math.nan)
     torch.save(checkpoint, bad)
     done = diptych(*options)
     assert done.returncode == 2
@@ -277,10 +277,10 @@ def test_a_diverged_model_has_no_figures_and_a_threshold_is_needed(detected):
     torch.save(checkpoint, bad)
     done = diptych(*options, "--model.threshold", "0.5")
     assert done.returncode == 0, done.stderr
-    found = results_of(folder / "bad")["metrics"]
-    assert set(found) == {f"test/detect/{name}" for name in NAMES}
-    assert all(value["value"] is None or math.isnan(value["value"]) for value in found.values()), found
-    assert kept.isfinite()
+    metrics = results_of(folder / "bad")["metrics"]
+    assert set(metrics) == {f"test/detect/{name}" for name in NAMES}
+    assert all(value["value"] is None or math.isnan(value["value"]) for value in metrics.values()), metrics
+    assert chosen.isfinite()
 
 
 def test_what_the_data_lack_is_said(tmp_path):
@@ -322,9 +322,9 @@ def test_real_radiographs_in_the_release_s_layout(shared_data, tmp_path):
     """24 of them: that it runs, not how well."""
     options = ["--data.root", str(shared_data / "rsna_like"), "--trainer.max_epochs", "2"]
     options += ["--data.loading.batch_size", "7"]
-    found = fit_and_test(SHIPPED / "phantom/rsna_detection.yaml", tmp_path / "run", *options)["metrics"]
-    assert found["test/detect/missed"]["n"] > 0
-    assert 0 <= found["test/detect/ap50/macro"]["value"] <= 1
+    metrics = fit_and_test(SHIPPED / "phantom/rsna_detection.yaml", tmp_path / "run", *options)["metrics"]
+    assert metrics["test/detect/missed"]["n"] > 0
+    assert 0 <= metrics["test/detect/ap50/macro"]["value"] <= 1
     assert len(list((tmp_path / "run" / "figures").iterdir())) > 0
 
 
@@ -335,5 +335,5 @@ def test_boxes_of_phantoms_are_found(tmp_path):
     root = write_layout("rsna", 400, tmp_path / "rsna", size=96)
     options = ["--data.root", str(root), "--data.loading.batch_size", "8", "--model.width", "32"]
     options += ["--trainer.max_epochs", "10"]
-    found = fit_and_test(SHIPPED / "phantom/rsna_detection.yaml", tmp_path / "run", *options)["metrics"]
-    assert found["test/detect/ap50/macro"]["value"] >= 0.6
+    metrics = fit_and_test(SHIPPED / "phantom/rsna_detection.yaml", tmp_path / "run", *options)["metrics"]
+    assert metrics["test/detect/ap50/macro"]["value"] >= 0.6

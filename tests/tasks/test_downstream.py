@@ -54,7 +54,7 @@ def test_a_linear_layer_is_trained_as_torch_would_and_kept_at_its_best():
         layer.weight.copy_((2 * torch.rand(3, 6, generator=generator) - 1) * bound)
         layer.bias.copy_((2 * torch.rand(3, generator=generator) - 1) * bound)
     optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-2, weight_decay=0.01)
-    losses, kept = [], []
+    losses, weights = [], []
     for _ in range(12):
         order = torch.randperm(50, generator=generator)
         for start in range(0, 50, 8):
@@ -63,13 +63,13 @@ def test_a_linear_layer_is_trained_as_torch_would_and_kept_at_its_best():
             masked_bce(layer(train[0][rows]), train[1][rows]).backward()
             optimizer.step()
         losses.append(float(masked_bce(layer(val[0]), val[1]).detach()))
-        kept.append(layer.weight.detach().clone())
+        weights.append(layer.weight.detach().clone())
         if len(losses) - 1 - int(np.argmin(losses)) >= 3:
             break
     best = int(np.argmin(losses))
     assert fitted.epochs == best + 1
     assert fitted.loss == pytest.approx(losses[best], rel=1e-6)
-    torch.testing.assert_close(fitted.weight, kept[best])
+    torch.testing.assert_close(fitted.weight, weights[best])
     assert losses[best] < losses[0]
 
 
@@ -136,13 +136,13 @@ def test_a_probe_equals_its_parts_put_together_by_hand(trained, probed):
             fitted = fit_linear((x[rows], y[rows]), sets["val"], seed=seed, **options)
             scores = sets["test"][0] @ fitted.weight.T + fitted.bias
             aurocs.append([roc_auc_score(sets["test"][1][:, k], scores[:, k]) for k in range(2)])
-        found = probed["metrics"]
+        metrics = probed["metrics"]
         for k, name in enumerate(FINDINGS):
-            ours = found[f"test/probe/{percent}%/auroc/{name}"]
+            ours = metrics[f"test/probe/{percent}%/auroc/{name}"]
             assert ours["value"] == pytest.approx(np.mean(aurocs, axis=0)[k], abs=1e-6)
             assert ours["low"] <= ours["value"] <= ours["high"]
             assert ours["n"] == 10
-        assert found[f"test/probe/{percent}%/auroc/macro"]["value"] == pytest.approx(np.mean(aurocs), abs=1e-6)
+        assert metrics[f"test/probe/{percent}%/auroc/macro"]["value"] == pytest.approx(np.mean(aurocs), abs=1e-6)
         each = probed["protocol"]["probe"]["fractions"][f"{percent}%"]
         assert each["auroc of each seed"] == pytest.approx(np.mean(aurocs, axis=1), abs=1e-6)
         assert each["images"] == len(rows)
@@ -185,10 +185,10 @@ def test_a_tower_is_tuned_tested_and_loaded_again(trained):
     assert done.returncode == 0, done.stderr
     done = diptych("test", "-c", f"{run}/config.yaml", "--run", run, "--ckpt_path", "best")
     assert done.returncode == 0, done.stderr
-    found = results_of(folder / "tune")
-    assert found["metrics"]["test/finetune/auroc/macro"]["n"] == 10
+    results = results_of(folder / "tune")
+    assert results["metrics"]["test/finetune/auroc/macro"]["n"] == 10
     assert (
-        found["metrics"]["test/finetune/auroc/macro"]["value"] > 0.8
+        results["metrics"]["test/finetune/auroc/macro"]["value"] > 0.8
     )  # bright corners, which a tower of any kind sees
     best = read_checkpoint(folder / "tune" / "checkpoints" / "best.ckpt")["state_dict"]
     before = read_checkpoint(checkpoint)["state_dict"]
@@ -264,6 +264,6 @@ def test_imagenet_features_tell_lung_opacity_from_normal(shared_data, tmp_path):
         run = tmp_path / str(seed)
         done = diptych("test", "-c", str(tmp_path / "probe.yaml"), "--data.split_seed", str(seed), "--run", str(run))
         assert done.returncode == 0, done.stderr
-        found = results_of(run)["metrics"]
-        aurocs.append(found["test/probe/100%/auroc/macro"]["value"])
+        metrics = results_of(run)["metrics"]
+        aurocs.append(metrics["test/probe/100%/auroc/macro"]["value"])
     assert np.mean(aurocs) >= 0.8, aurocs  # 0.90, 0.77 and 0.84 when it was written

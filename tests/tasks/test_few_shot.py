@@ -26,13 +26,13 @@ def test_masks_are_carried_place_by_place():
     query, support = (torch.randn(n, 5, generator=rng, dtype=torch.float64) for n in (7, 11))
     share = torch.rand(11, generator=rng, dtype=torch.float64)
     centre = sum(support) / 11
-    for q, found in zip(query, carry_mask(query, support, share, 0.3), strict=True):
+    for q, value in zip(query, carry_mask(query, support, share, 0.3), strict=True):
         weights = []
         for s in support:
             a, b = q - centre, s - centre
             weights.append(float(torch.exp(a.dot(b) / (a.norm() * b.norm()) / 0.3)))
         expected = sum(w * float(x) for w, x in zip(weights, share, strict=True)) / sum(weights)
-        assert float(found) == pytest.approx(expected, rel=1e-12)
+        assert float(value) == pytest.approx(expected, rel=1e-12)
 
 
 def test_at_a_low_temperature_the_likest_place_decides_and_scale_and_order_change_nothing():
@@ -41,22 +41,22 @@ def test_at_a_low_temperature_the_likest_place_decides_and_scale_and_order_chang
     torch.testing.assert_close(carry_mask(support, support, share, 1e-3), share)
     order = torch.randperm(20, generator=rng)
     query = torch.randn(9, 8, generator=rng)
-    found = carry_mask(query, support, share, 0.1)
-    torch.testing.assert_close(carry_mask(7 * query, 7 * support[order], share[order], 0.1), found)
-    assert 0 <= found.min() <= found.max() <= 1
+    mask = carry_mask(query, support, share, 0.1)
+    torch.testing.assert_close(carry_mask(7 * query, 7 * support[order], share[order], 0.1), mask)
+    assert 0 <= mask.min() <= mask.max() <= 1
 
 
 def test_what_it_cannot_take_it_says():
     image = TimmImage("resnet10t", pretrained=False, model_args=IMAGE["model_args"])
-    for options, said in (
-        ({"stride": 7}, "stride is 7; give one of 4, 8, 16, 32"),
+    for options, message in (
+        ({"stride": 7}, "stride is 7; choose among: 4, 8, 16, 32"),
         ({"shots": [0]}, r"shots is \[0\]; give different numbers of 1 or more"),
         ({"shots": [2, 2]}, r"shots is \[2, 2\]; give different"),
         ({"temperature": 0}, "temperature is 0; give a number above 0"),
-        ({"episodes": 0}, "episodes is 0; give 1 or more"),
-        ({"pictures": -1}, "pictures is -1; give 0 or more"),
+        ({"episodes": 0}, "episodes is 0; give a whole number of 1 or more"),
+        ({"pictures": -1}, "pictures is -1; give a whole number of 0 or more"),
     ):
-        with pytest.raises(ConfigError, match=f"FewShot: {said}"):
+        with pytest.raises(ConfigError, match=f"FewShot: {message}"):
             FewShot(image, **options)
     assert not any(parameter.requires_grad for parameter in FewShot(image).parameters())
 
@@ -110,11 +110,11 @@ def test_the_figures_are_those_of_its_parts_by_hand(tested):
             of_shots.append(np.mean(of_episodes, axis=0))
         values.append(of_shots)
     expected = np.mean(values, axis=0)
-    found = result["metrics"]
-    assert len(found) == 6
+    metrics = result["metrics"]
+    assert len(metrics) == 6
     for j, shots in enumerate((1, 3)):
         for of, name in enumerate(("dice", "iou", "auroc")):
-            metric = found[f"test/few_shot/{shots}-shot/{name}"]
+            metric = metrics[f"test/few_shot/{shots}-shot/{name}"]
             assert metric["value"] == pytest.approx(expected[j, of], abs=1e-5), (shots, name)
             assert metric["n"] == len(values) == 8
             assert metric["low"] < metric["value"] < metric["high"]

@@ -59,16 +59,16 @@ def test_a_search_with_room_for_all_finds_the_best_of_all(penalty):
     words, room = [4, 5, 6], model.max_tokens - 1
     every = [(*w, END) for n in range(room) for w in itertools.product(words, repeat=n)]
     every += list(itertools.product(words, repeat=room))  # cut at the end
-    found = model.search(memory, beams=200, length_penalty=penalty, block_ngram=0, never=[0, 1, START])
-    for one, ids in zip(memory, found, strict=True):
+    reports = model.search(memory, beams=200, length_penalty=penalty, block_ngram=0, never=[0, 1, START])
+    for one, ids in zip(memory, reports, strict=True):
         scores = {w: log_likelihood(model, one, w) / len(w) ** penalty for w in every}
         assert text_of(ids) == max(scores, key=scores.get)
 
 
 def test_one_beam_is_greedy():
     model, memory = decoder(vocabulary=20, max_tokens=12, scale=3.0)
-    found = model.search(memory, beams=1, length_penalty=1.0, block_ngram=0, never=[0, 1, START])
-    for one, ids in zip(memory, found, strict=True):
+    reports = model.search(memory, beams=1, length_penalty=1.0, block_ngram=0, never=[0, 1, START])
+    for one, ids in zip(memory, reports, strict=True):
         written = []
         while len(written) < 11 and END not in written:
             with torch.no_grad():
@@ -82,11 +82,11 @@ def test_one_beam_is_greedy():
 def test_the_order_of_a_batch_and_its_company_change_nothing(beams):
     model, memory = decoder(vocabulary=20, max_tokens=12, scale=3.0)
     options = {"beams": beams, "length_penalty": 1.0, "block_ngram": 0, "never": [0, 1, START]}
-    found = [text_of(ids) for ids in model.search(memory, **options)]
-    assert len(set(found)) > 1
+    texts = [text_of(ids) for ids in model.search(memory, **options)]
+    assert len(set(texts)) > 1
     order = torch.tensor([2, 0, 3, 1])
-    assert [text_of(ids) for ids in model.search(memory[order], **options)] == [found[i] for i in order]
-    assert [text_of(model.search(one[None], **options)[0]) for one in memory] == found
+    assert [text_of(ids) for ids in model.search(memory[order], **options)] == [texts[i] for i in order]
+    assert [text_of(model.search(one[None], **options)[0]) for one in memory] == texts
 
 
 def test_no_run_of_pieces_is_written_twice_if_that_is_forbidden():
@@ -147,10 +147,10 @@ def test_pieces_that_are_no_words_are_never_written():
     never = task.tokenizer.ids_that_are_no_words(96)
     assert task.tokenizer.size < 96
     assert set(range(task.tokenizer.size, 96)) | {0, 1, 2, 4} == set(never)
-    found = task.decoder.search(
+    reports = task.decoder.search(
         task.memory(batch_of(task.tokenizer).image), beams=2, length_penalty=1.0, block_ngram=0, never=never
     )
-    assert not {piece for ids in found.tolist() for piece in ids[1:] if piece} & set(never)
+    assert not {piece for ids in reports.tolist() for piece in ids[1:] if piece} & set(never)
 
 
 @pytest.fixture(scope="module")
@@ -172,13 +172,13 @@ def reports_of(run):
 def test_a_run_writes_what_is_there_and_says_how_it_was_measured(written):
     run = written[2]
     result = results_of(run)
-    found, protocol = result["metrics"], result["protocol"]["generate"]
-    assert found["test/generate/clinical/f1/micro"]["value"] > 0.9
-    assert {name.split("/")[2] for name in found} == {*("bleu", "meteor", "rouge_l", "cider", "clinical")}
-    assert all(value["n"] == 15 for value in found.values())
+    metrics, protocol = result["metrics"], result["protocol"]["generate"]
+    assert metrics["test/generate/clinical/f1/micro"]["value"] > 0.9
+    assert {name.split("/")[2] for name in metrics} == {*("bleu", "meteor", "rouge_l", "cider", "clinical")}
+    assert all(value["n"] == 15 for value in metrics.values())
     assert protocol["labeller"] == {"name": "diptych rules", "version": 1}
     assert "Pneumothorax" in protocol["clinical"]["absent"]
-    assert not any("Pneumothorax" in name for name in found)
+    assert not any("Pneumothorax" in name for name in metrics)
     assert protocol["search"] == {"beams": 2, "length_penalty": 1.0, "block_ngram": 0}
     config_ = yaml.safe_load((run / "config.yaml").read_text())
     assert config_["checkpoint"]["monitor"] == config_["early_stopping"]["monitor"] == "val/generate/log_likelihood"
@@ -193,13 +193,13 @@ def test_the_reports_of_the_test_are_written_in_order_and_give_the_figures(writt
     assert [row["reference"] for row in rows] == [row["text"] for row in expected]
     assert [row["id"] for row in rows] == [row["image"] for row in expected]
     generated, references = ([row[name] for row in rows] for name in ("generated", "reference"))
-    found = results_of(run)["metrics"]
+    metrics = results_of(run)["metrics"]
     for name, value in nlg.scores(generated, references).items():
-        assert found[f"test/generate/{name}"]["value"] == pytest.approx(float(value[0]), abs=1e-12), name
+        assert metrics[f"test/generate/{name}"]["value"] == pytest.approx(float(value[0]), abs=1e-12), name
     labels = Rules()
     figures, _ = clinical(labels(generated), labels(references), np.ones((1, len(rows))))
     for name, metric in figures.items():
-        assert found[f"test/generate/clinical/{name}"]["value"] == pytest.approx(metric.value, abs=1e-12), name
+        assert metrics[f"test/generate/clinical/{name}"]["value"] == pytest.approx(metric.value, abs=1e-12), name
 
 
 def test_a_checkpoint_brings_its_vocabulary_and_writes_the_same(written, tmp_path):
@@ -224,8 +224,8 @@ def test_a_checkpoint_brings_its_vocabulary_and_writes_the_same(written, tmp_pat
         "validate", "-c", file, "--run", str(tmp_path / "val"), "--ckpt_path", str(run / "checkpoints/best.ckpt")
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "val" / "results-val.json").read_text())["metrics"]
-    assert {"val/generate/bleu/4", "val/generate/log_likelihood"} <= found.keys()
+    metrics = json.loads((tmp_path / "val" / "results-val.json").read_text())["metrics"]
+    assert {"val/generate/bleu/4", "val/generate/log_likelihood"} <= metrics.keys()
     assert not (tmp_path / "val" / "reports.csv").exists()
 
 
@@ -240,9 +240,9 @@ def test_a_diverged_model_has_no_figures(written, tmp_path):
     options = ["--run", str(tmp_path / "bad"), "--ckpt_path", str(tmp_path / "bad.ckpt")]
     done = diptych("test", "-c", str(run / "config.yaml"), *options)
     assert done.returncode == 0, done.stderr
-    found = results_of(tmp_path / "bad")["metrics"]
-    assert "test/generate/clinical/f1/micro" in found
-    assert {value["value"] for value in found.values()} == {None}
+    metrics = results_of(tmp_path / "bad")["metrics"]
+    assert "test/generate/clinical/f1/micro" in metrics
+    assert {value["value"] for value in metrics.values()} == {None}
 
 
 @pytest.mark.slow
@@ -272,22 +272,22 @@ def test_two_processes_write_as_one(written):
 
 def test_what_generate_cannot_take_it_says():
     tower = TimmImage(**IMAGE)
-    for options, said in (
+    for options, message in (
         (
             {"attend": "queries"},
             "attend is 'queries', and TimmImage has no queries; use TrainedImage with queries: true",
         ),
         ({"width": 30, "heads": 4}, "width is 30; give a multiple of heads=4"),
-        ({"beams": 0}, "beams is 0; give at least 1"),
-        ({"layers": 0}, "layers is 0; give at least 1"),
-        ({"dropout": 1.0}, "dropout is 1.0; give 0 or more"),
-        ({"block_ngram": -1}, "block_ngram is -1; give 0 or more"),
-        ({"vocabulary": 10}, "vocabulary is 10; give at least 77"),
-        ({"heads": 0}, "heads is 0; give at least 1"),
+        ({"beams": 0}, "beams is 0; give a whole number of 1 or more"),
+        ({"layers": 0}, "layers is 0; give a whole number of 1 or more"),
+        ({"dropout": 1.0}, "dropout is 1.0; give a number of 0 or more and below 1"),
+        ({"block_ngram": -1}, "block_ngram is -1; give a whole number of 0 or more"),
+        ({"vocabulary": 10}, "vocabulary is 10; give a whole number of 77 or more"),
+        ({"heads": 0}, "heads is 0; give a whole number of 1 or more"),
         ({"resamples": -1}, r"Generate: resamples is -1; give 0 \(no intervals\) or more"),
         ({"max_tokens": 3}, "max_tokens=3"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             Generate(tower, **options)
 
 
@@ -316,5 +316,5 @@ def test_reports_of_phantoms_name_their_findings(tmp_path):
     options = ["--data.train", "1200", "--trainer.max_epochs", "9", "--data.cache", str(tmp_path / "cache")]
     options += ["--data.mix", json.dumps(dict.fromkeys(FOUR, 1))]
     options += ["--data.size", "64", "--data.loading.image_size", "64"]
-    found = fit_and_test(SHIPPED / "phantom/generation.yaml", tmp_path / "run", *options)["metrics"]
-    assert found["test/generate/clinical/f1/micro"]["value"] >= 0.8
+    metrics = fit_and_test(SHIPPED / "phantom/generation.yaml", tmp_path / "run", *options)["metrics"]
+    assert metrics["test/generate/clinical/f1/micro"]["value"] >= 0.8

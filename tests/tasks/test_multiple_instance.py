@@ -37,9 +37,7 @@ def test_the_top_share_is_the_mean_of_the_highest():
 def test_what_it_cannot_take_it_says():
     image = TimmImage("resnet10t", pretrained=False, model_args=IMAGE["model_args"])
     for share in (0, 1.5):
-        with pytest.raises(
-            ConfigError, match=f"MultipleInstance: share is {share}; give a number above 0 and at most 1"
-        ):
+        with pytest.raises(ConfigError, match=f"MultipleInstance: share is {share}; give a number above 0 and up to 1"):
             MultipleInstance(image, share=share)
 
 
@@ -70,13 +68,13 @@ def test_the_figures_are_those_of_its_parts_by_hand(located):
     tokens = (tokens - tokens.mean(-1, keepdim=True)) / (tokens.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     maps = (tokens @ weights["linear.weight"].T + weights["linear.bias"]).transpose(1, 2)  # [n,L,N]
     side = round(maps.shape[2] ** 0.5)
-    found = result["metrics"]
+    metrics = result["metrics"]
     columns = ["Pleural Effusion", "Pneumothorax"]
     for name in columns:
         j = data.findings.index(name)
         scores = top_share(maps[:, j], 0.2)
         expected = roc_auc_score(batch.labels[:, j] == 1, scores)
-        assert found[f"test/multiple_instance/auroc/{name}"]["value"] == pytest.approx(expected, abs=1e-6)
+        assert metrics[f"test/multiple_instance/auroc/{name}"]["value"] == pytest.approx(expected, abs=1e-6)
         of_images = []
         for i, boxes in enumerate(batch.boxes):
             inside = np.zeros((48, 48), bool)
@@ -88,7 +86,7 @@ def test_the_figures_are_those_of_its_parts_by_hand(located):
                 heat = torch.nn.functional.interpolate(heat, (48, 48), mode="bilinear")[0, 0].numpy()
                 of_images.append(measures(heat.ravel(), inside.ravel()))
         for measure, value in zip(("pointing", "cnr", "miou", "dice", "auroc"), np.mean(of_images, 0), strict=True):
-            metric = found[f"test/multiple_instance/map/{measure}/{name}"]
+            metric = metrics[f"test/multiple_instance/map/{measure}/{name}"]
             assert metric["value"] == pytest.approx(value, abs=1e-5), (name, measure)
             assert metric["n"] == len(of_images)
     assert set(result["protocol"]["multiple_instance"]["images with a region"]) == set(columns)

@@ -18,6 +18,6 @@ def test_two_processes_give_the_gradient_of_one(kind, gloo2):
 def test_norms_of_towers_are_those_of_the_whole_batch_and_keep_their_activation(kind, gloo2):
     whole = parallel.synced_norm(kind)
     assert (whole[0].min() == 0) == (kind == "act")
-    for found in gloo2(parallel.synced_norm, kind):
-        for theirs, of_one in zip(found, whole, strict=True):
+    for outputs in gloo2(parallel.synced_norm, kind):
+        for theirs, of_one in zip(outputs, whole, strict=True):
             torch.testing.assert_close(theirs, of_one, rtol=1e-9, atol=1e-9)

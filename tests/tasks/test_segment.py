@@ -181,7 +181,7 @@ def test_only_what_the_pyramid_uses_is_trained(monkeypatch):
 def test_what_segment_cannot_take_it_says():
     with pytest.raises(ConfigError, match=r"widths is \[8, 8\]; give 4 positive numbers"):
         Segment(tower(), widths=[8, 8])
-    with pytest.raises(ConfigError, match="pictures is -1; give 0 or more"):
+    with pytest.raises(ConfigError, match="pictures is -1; give a whole number of 0 or more"):
         Segment(tower(), pictures=-1)
     with pytest.raises(ConfigError, match=r"image_columns.mask is 'm': label_matched reads no masks; use tabular"):
         LabelMatched("a", "b", [], image_columns=Columns(mask="m"))
@@ -209,10 +209,13 @@ def segmented(tmp_path_factory):
 
 def test_a_run_finds_the_rectangles_and_says_how_it_was_measured(segmented):
     result = results_of(segmented[2])
-    found, protocol = result["metrics"], result["protocol"]["segment"]
-    assert set(found) == {f"test/segment/{name}/{of}" for name in ("dice", "iou") for of in ("all", "positive")}
-    assert found["test/segment/dice/positive"]["value"] > 0.8
-    assert (found["test/segment/dice/all"]["n"], found["test/segment/dice/positive"]["n"]) == (11, protocol["positive"])
+    metrics, protocol = result["metrics"], result["protocol"]["segment"]
+    assert set(metrics) == {f"test/segment/{name}/{of}" for name in ("dice", "iou") for of in ("all", "positive")}
+    assert metrics["test/segment/dice/positive"]["value"] > 0.8
+    assert (metrics["test/segment/dice/all"]["n"], metrics["test/segment/dice/positive"]["n"]) == (
+        11,
+        protocol["positive"],
+    )
     assert protocol["positive"] == sum(i % 4 > 0 for i in range(31, 42))
     assert protocol["threshold"] == "probability above 0.5, fixed"
     assert protocol["tower"] == "trained along"
@@ -235,10 +238,10 @@ def test_the_figures_are_those_of_its_parts_by_hand(segmented):
         total = truth.sum() + predicted.sum()
         dice.append(2 * (truth & predicted).sum() / total if total else 1.0)
         positive.append(bool(truth.any()))
-    found = results_of(run)["metrics"]
-    assert found["test/segment/dice/all"]["value"] == pytest.approx(np.mean(dice), abs=1e-6)
+    metrics = results_of(run)["metrics"]
+    assert metrics["test/segment/dice/all"]["value"] == pytest.approx(np.mean(dice), abs=1e-6)
     expected = np.mean([value for value, there in zip(dice, positive, strict=True) if there])
-    assert found["test/segment/dice/positive"]["value"] == pytest.approx(expected, abs=1e-6)
+    assert metrics["test/segment/dice/positive"]["value"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_pictures_show_image_truth_and_prediction(segmented):
@@ -315,8 +318,8 @@ def test_masks_of_other_sizes_and_kinds(tmp_path):
     (tmp_path / "table.csv").write_text("image,mask,id,split\na.png,grey.png,1,train\na.png,narrow.png,2,train\n")
     data = Tabular(str(tmp_path / "table.csv"), columns=Columns(mask="mask", text=[], id="id", split="split"))
     data.setup("fit")
-    found = data.native("train", 0).mask
-    np.testing.assert_array_equal(found, np.kron(mask, np.ones((2, 2))) > 0)
+    stored = data.native("train", 0).mask
+    np.testing.assert_array_equal(stored, np.kron(mask, np.ones((2, 2))) > 0)
     with pytest.raises(DataError, match=r"narrow.png is 20x20, of other proportions than its image's 40x60"):
         data.native("train", 1)
 
@@ -326,19 +329,19 @@ def test_phantoms_give_masks_drawn_or_cached(masks, tmp_path, monkeypatch):
     # Threads do the same work without the imports of spawned processes.
     monkeypatch.setattr("diptych_datamodules.phantom.ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(1))
     options = {"train": 3, "val": 1, "test": 1, "size": 48, "normal": 0.0, "masks": masks}
-    drawn = Phantom(**options)
-    drawn.setup("fit")
+    rendered = Phantom(**options)
+    rendered.setup("fit")
     cached = Phantom(**options, cache=str(tmp_path))
     cached.prepare_data()
     cached.setup("fit")
-    for i, plan in enumerate(drawn.datasets["train"].plans):
+    for i, plan in enumerate(rendered.datasets["train"].plans):
         phantom = render(plan, 48)
         expected = {"heart": phantom.heart, "findings": phantom.masks.any(0)}
         expected["lungs"] = phantom.lungs["left"] | phantom.lungs["right"]
-        for data in (drawn, cached):
+        for data in (rendered, cached):
             np.testing.assert_array_equal(data.native("train", i).mask, expected[masks])
             assert data.native("train", i).mask.any()
-    assert masks in drawn.protocol
+    assert masks in rendered.protocol
 
 
 @pytest.mark.slow
@@ -350,8 +353,8 @@ def test_phantoms_are_segmented(masks, size, phantoms, epochs, least, tmp_path):
     """docs/downstream.md has the figures of the whole recipe."""
     options = ["--data.masks", masks, "--data.size", size, "--data.loading.image_size", size, "--data.train", phantoms]
     options += ["--data.cache", tmp_path / "cache", "--trainer.max_epochs", epochs]
-    found = fit_and_test(SHIPPED / "phantom/segmentation.yaml", tmp_path / "run", *map(str, options))["metrics"]
-    assert found["test/segment/dice/positive"]["value"] >= least
+    metrics = fit_and_test(SHIPPED / "phantom/segmentation.yaml", tmp_path / "run", *map(str, options))["metrics"]
+    assert metrics["test/segment/dice/positive"]["value"] >= least
 
 
 @pytest.mark.real
@@ -365,6 +368,6 @@ def test_lungs_of_other_patients_are_segmented(shared_data, tmp_path):
         writer.writeheader()
         writer.writerows(rows)
     options = ["--data.table", str(tmp_path / "lungs.csv"), "--data.root", str(shared_data / "seg")]
-    found = fit_and_test(SHIPPED / "real/lungs.yaml", tmp_path / "run", *options)["metrics"]
-    assert found["test/segment/dice/all"]["n"] == found["test/segment/dice/positive"]["n"] > 15
-    assert found["test/segment/dice/all"]["value"] >= 0.90
+    metrics = fit_and_test(SHIPPED / "real/lungs.yaml", tmp_path / "run", *options)["metrics"]
+    assert metrics["test/segment/dice/all"]["n"] == metrics["test/segment/dice/positive"]["n"] > 15
+    assert metrics["test/segment/dice/all"]["value"] >= 0.90

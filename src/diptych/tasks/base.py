@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from diptych.checks import check_number
 from diptych.data.datamodule import RadiographDataModule, Split
 from diptych.data.sampling import mix
 from diptych.errors import ConfigError
@@ -27,61 +28,63 @@ class Task(pl.LightningModule):
     """Base of every downstream task.
 
     Args:
-        image: the tower it is built on: of a run (``TrainedImage``), of timm (``TimmImage``), with weights or without.
+        image: the tower that the task reads. ``TrainedImage`` is a run's tower. ``TimmImage`` is one of timm.
     """
 
     trains = True
-    """Whether ``diptych fit`` has anything to do; otherwise ``diptych test`` does all of it, without a checkpoint."""
+    """Whether ``diptych fit`` trains the task. If not, ``diptych test`` does all of it, without a checkpoint."""
     monitor = "val/loss"
-    """The metric of validation that chooses the checkpoint."""
+    """The metric of validation by which the best checkpoint is chosen."""
     pictures = 0
     """How many of the first test images are drawn."""
     config: dict[str, Any] | None = None
-    """What the command line built this task from."""
+    """The configuration from which the command line built this task."""
 
     def __init__(self, image: ImageTower) -> None:
         super().__init__()
         self.image = image
         self.results: dict[str, Metric] = {}
-        """Metrics of the last validation or test pass, with intervals."""
+        """The metrics of the last validation or test pass, with intervals."""
         self.protocol: dict[str, Any] = {}
-        """How they were made, for ``results.json``."""
+        """All that the metrics depend on, for ``results.json``."""
 
     @property
     def title(self) -> str:
-        """What was evaluated, for ``results.json``: the head that the tower was trained with, or the tower."""
+        """The name in ``results.json``: the head that the tower was trained with, or else the tower's own name."""
         origin = self.image.origin
         return str(origin.get("head") or origin["name"])
 
     @property
     def data(self) -> RadiographDataModule:
-        """The run's data.
+        """The run's datamodule.
 
         Raises:
-            ConfigError: they are none of ours.
+            ConfigError: it is no ``RadiographDataModule``.
         """
         datamodule = getattr(self.trainer, "datamodule", None)
         if not isinstance(datamodule, RadiographDataModule):
             raise ConfigError(f"{type(self).__name__} reads a diptych datamodule; give one as --data")
         return datamodule
 
-    def labelled(self) -> tuple[str, ...]:
-        """The findings that the data label.
+    def label_names(self) -> tuple[str, ...]:
+        """The findings that the data set labels.
 
         Raises:
-            ConfigError: they label none.
+            ConfigError: the data set labels none.
         """
         findings = tuple(self.data.findings)
         if not findings:
             raise ConfigError(f"{type(self).__name__}: {self.data.protocol} has no labels; choose data that have some")
         return findings
 
+    labelled = label_names  # the old name
+
     def setup(self, stage: str) -> None:
-        """Describe the tower."""
+        """Note the tower and the size of its images in the protocol."""
         self.protocol = {"tower": {**self.image.origin, "image_size": self.data.loading.image_size}}
 
     def picture_files(self, batch: Batch, stem: str) -> Iterator[tuple[int, Path]]:
-        """Rows of a test batch that this process draws, each with the file of its picture."""
+        """The rows of a test batch that are drawn, each with the file of its picture. None outside a test."""
         if not self.trainer.testing:
             return
         folder = Path(self.trainer.default_root_dir) / "figures"
@@ -89,14 +92,14 @@ class Task(pl.LightningModule):
             yield row, folder / f"{stem}{int(batch.index[row]):03d}.png"
 
     def log_results(self) -> None:
-        """Log the values of ``results``, which are the same on every process."""
+        """Log the values of ``results``. They are the same on every process."""
         self.log_dict({name: value.value for name, value in self.results.items()}, rank_zero_only=False)
 
     def masks_of(self, batch: Batch) -> Tensor:
-        """Masks ``[B,H,V]``.
+        """The masks ``[B,H,V]`` of a batch.
 
         Raises:
-            ConfigError: the data have none.
+            ConfigError: the data set has no masks.
         """
         if batch.masks is None:
             raise ConfigError(
@@ -106,7 +109,7 @@ class Task(pl.LightningModule):
         return batch.masks
 
     def batches_of(self, split: Split) -> Iterator[Batch]:
-        """This process's share of a split, each sample once, in order, not augmented, on the module's device."""
+        """The batches of a split that fall to this process: each sample once, in order, not augmented, on the device."""
         for batch in self.data.evaluation_loader(split):
             yield batch.to(self.device)
 
@@ -118,56 +121,55 @@ class Task(pl.LightningModule):
         checkpoint["diptych"] = {"version": __version__, "task": task, "config": self.config}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that does not fit, saying what is missing and what is unexpected."""
+        """Refuse a checkpoint whose weights do not fit. The message names the missing and the unexpected ones."""
         check_fit(checkpoint, self, source="the checkpoint")
 
 
 class TrainedTask(Task):
-    """Base of the tasks that ``diptych fit`` trains by gradient, and that are evaluated over whole sets.
+    """Base of the tasks that ``diptych fit`` trains by gradient. They are evaluated over whole sets.
 
     Args:
-        image: the tower; its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
-        lr: peak of what is on the tower, and of the tower's top layer.
-        weight_decay: of AdamW, on weight matrices.
-        warmup: steps of linear warm-up, or its share of all steps where below 1.
-        lr_floor: share of ``lr`` at the end of the cosine.
-        resamples: of the bootstrap on the test; 0 for no intervals.
+        image: the tower. Its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
+        lr: peak learning rate of the task's own layers and of the tower's top layer.
+        weight_decay: weight decay of AdamW on weight matrices.
+        warmup: number of steps of linear warm-up. Below 1, their share of all steps.
+        lr_floor: learning rate at the end of the cosine, as a share of ``lr``.
+        resamples: number of bootstrap resamples of the test. 0 gives no intervals.
     """
 
     def __init__(
         self, image: ImageTower, *, lr: float, weight_decay: float, warmup: float, lr_floor: float, resamples: int
     ) -> None:
         super().__init__(image)
-        if resamples < 0:
-            raise ConfigError(f"{type(self).__name__}: resamples is {resamples}; give 0 (no intervals) or more")
+        check_number(f"{type(self).__name__}: resamples", resamples, least=0, remedy="0 (no intervals) or more")
         self.lr, self.weight_decay, self.warmup, self.lr_floor = lr, weight_decay, warmup, lr_floor
         self.resamples = resamples
 
     def how_trained(self) -> str:
-        """Whether the tower was trained or frozen, for the protocol."""
-        tuned = any(parameter.requires_grad for parameter in self.image.parameters())
-        return "trained along" if tuned else "frozen and in evaluation mode"
+        """Whether the tower is trained or frozen, in words for the protocol."""
+        trains = any(parameter.requires_grad for parameter in self.image.parameters())
+        return "trained along" if trains else "frozen and in evaluation mode"
 
     def train_what_is_used(self, outputs: Callable[[Tensor], Sequence[Tensor]]) -> None:
-        """Freeze the parameters of the tower that a task does not use, such as the norm of a pooled vector.
+        """Freeze the parameters of the tower that the task does not use, such as the norm of a pooled vector.
 
-        DDP would wait for their gradients.
+        They would get no gradient, and DDP would wait for one.
 
         Args:
-            outputs: from images ``[1,1,H,V]`` to the tensors that the task computes from them.
+            outputs: function from images ``[1,1,H,V]`` to the tensors that the task uses.
         """
-        trained = [parameter for parameter in self.image.parameters() if parameter.requires_grad]
-        if not trained:
+        parameters = [parameter for parameter in self.image.parameters() if parameter.requires_grad]
+        if not parameters:
             return
         training, size = self.training, self.data.loading.image_size
         self.eval()
         with torch.inference_mode(False), torch.enable_grad():
-            found = outputs(torch.zeros(1, 1, size, size, device=self.device))
-            total = torch.stack([value.float().sum() for value in found]).sum()
-            used: tuple[Tensor | None, ...] = (None,) * len(trained)
+            tensors = outputs(torch.zeros(1, 1, size, size, device=self.device))
+            total = torch.stack([tensor.float().sum() for tensor in tensors]).sum()
+            gradients: tuple[Tensor | None, ...] = (None,) * len(parameters)
             if total.requires_grad:
-                used = torch.autograd.grad(total, trained, allow_unused=True)
-        for parameter, gradient in zip(trained, used, strict=True):
+                gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.requires_grad_(gradient is not None)
         self.train(training)
 
@@ -177,19 +179,19 @@ class TrainedTask(Task):
 
     @abstractmethod
     def collect(self, batch: Batch) -> None:
-        """Collect from a batch what ``finish`` needs; rows with ``batch.valid`` False are left out."""
+        """Keep what ``finish`` needs of a batch. Rows where ``batch.valid`` is False are left out."""
 
     @abstractmethod
     def finish(self, stage: str, resamples: int) -> None:
-        """Fill ``results`` and ``protocol`` from what was collected over the whole set. Collective.
+        """Compute ``results`` and ``protocol`` over the whole set. Every process must call it.
 
         Args:
             stage: ``val`` or ``test``, the first part of the results' names.
-            resamples: of the bootstrap; 0 for no intervals.
+            resamples: number of bootstrap resamples. 0 gives no intervals.
         """
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed dropout by position, so that a resumed run draws what the uninterrupted one drew."""
+        """Seed dropout by epoch and batch. So a resumed run draws the same numbers as an uninterrupted one."""
         torch.manual_seed(mix(self.data.loading.seed, self.current_epoch, batch_idx, self.global_rank))
 
     def configure_optimizers(self) -> Any:
@@ -208,7 +210,7 @@ class TrainedTask(Task):
         self.begin()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect what the task measures on a validation batch."""
+        """Keep what the task measures on a validation batch."""
         self.collect(batch)
 
     def on_validation_epoch_end(self) -> None:
@@ -221,7 +223,7 @@ class TrainedTask(Task):
         self.begin()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect what the task measures on a test batch."""
+        """Keep what the task measures on a test batch."""
         self.collect(batch)
 
     def on_test_epoch_end(self) -> None:
@@ -234,16 +236,16 @@ class PyramidTask(TrainedTask):
     """Base of the tasks that predict boxes or masks from the tower's feature pyramid, and draw their predictions.
 
     Args:
-        image: the tower; its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
-        pictures: how many of the first test images are drawn into the run's ``figures``.
-        lr: peak of what is on the tower, and of the tower's top layer.
-        weight_decay: of AdamW, on filters and weight matrices.
-        warmup: steps of linear warm-up, or its share of all steps where below 1.
-        lr_floor: share of ``lr`` at the end of the cosine.
-        resamples: of the bootstrap on the test; 0 for no intervals.
+        image: the tower. Its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
+        pictures: number of the first test images that are drawn into the run's ``figures``.
+        lr: peak learning rate of the task's own layers and of the tower's top layer.
+        weight_decay: weight decay of AdamW on filters and weight matrices.
+        warmup: number of steps of linear warm-up. Below 1, their share of all steps.
+        lr_floor: learning rate at the end of the cosine, as a share of ``lr``.
+        resamples: number of bootstrap resamples of the test. 0 gives no intervals.
 
     Raises:
-        ConfigError: a tower without a feature pyramid, or fewer pictures than none.
+        ConfigError: the tower has no feature pyramid, or ``pictures`` is below 0.
     """
 
     def __init__(
@@ -261,8 +263,7 @@ class PyramidTask(TrainedTask):
         name = type(self).__name__
         if not image.pyramid_widths:
             raise ConfigError(f"{name}: {type(image).__name__} has no feature pyramid; choose another image tower")
-        if pictures < 0:
-            raise ConfigError(f"{name}: pictures is {pictures}; give 0 or more")
+        check_number(f"{name}: pictures", pictures, least=0, whole=True)
         self.pictures = pictures
 
     def configure_model(self) -> None:

@@ -1,4 +1,4 @@
-"""Detection: torchvision's FCOS on the image tower's feature pyramid, frozen or trained along."""
+"""Detection of findings as boxes: torchvision's FCOS on the feature pyramid of an image tower."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torchvision.models.detection.fcos import FCOS, FCOSHead
 from torchvision.ops import FeaturePyramidNetwork
 
 from diptych import distributed
+from diptych.checks import check_number
 from diptych.errors import ConfigError, DataError
 from diptych.evaluation.rows import Rows
 from diptych.files import replace_picture
@@ -30,40 +31,56 @@ from diptych.types import Batch
 __all__ = ["Detect", "Detections", "Detector", "clip_boxes", "squares"]
 
 _FLOOR = 0.05
-"""Confidence below which nothing is predicted at all."""
+"""Lowest confidence of a prediction. What is below is dropped."""
 _MEASURES = {"ap": detection.COCO, "ap50": slice(2, 3), "ap75": slice(7, 8), "ap40-75": detection.CHALLENGE}
-"""Which of ``detection.IOUS`` an average precision is the mean of."""
+"""Name of each average precision, with the part of ``detection.IOUS`` over which it is the mean."""
 _GROUPS = 32
-"""Of the group norms, in the pyramid network as in torchvision's head."""
+"""Groups of a group norm, in the pyramid network as in torchvision's head."""
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int], least: float = 0.0) -> Tensor:
-    """Boxes ``[K,5]`` cut to a picture of ``size`` ``(H,V)``; those left with no side above ``least`` pixels are left out."""
+    """Boxes ``[K,5]`` cut to a picture of ``size`` ``(H,V)``.
+
+    A box is dropped unless both its sides are then longer than ``least`` pixels.
+
+    >>> clip_boxes(torch.tensor([[-4.0, 2.0, 6.0, 8.0, 0.0], [20.0, 0.0, 30.0, 9.0, 1.0]]), (10, 10))
+    tensor([[0., 2., 6., 8., 0.]])
+    """
     high = boxes.new_tensor([size[1], size[0], size[1], size[0]])
     cut = torch.cat([boxes[:, :4].clamp(min=0).minimum(high), boxes[:, 4:]], dim=1)
     return cut[((cut[:, 2:4] - cut[:, :2]) > least).all(dim=1)]
 
 
 def squares(grid: tuple[int, int], size: tuple[int, int], side: float) -> Tensor:
-    """Squares of a ``side`` about the centres of a grid's cells in a picture of ``size``, row by row: ``[h*v,4]``."""
+    """A square around the centre of each cell of a grid, row by row: ``[h*v,4]``.
+
+    >>> squares((1, 2), (4, 8), 2.0)
+    tensor([[1., 1., 3., 3.],
+            [5., 1., 7., 3.]])
+
+    Args:
+        grid: rows and columns ``(h,v)``.
+        size: height and width ``(H,V)`` of the picture that the grid covers.
+        side: side of the squares in pixels.
+    """
     down, across = ((torch.arange(n) + 0.5) * (length / n) for n, length in zip(grid, size, strict=True))
     y, x = (axis.flatten() for axis in torch.meshgrid(down, across, indexing="ij"))
     return torch.stack([x - side / 2, y - side / 2, x + side / 2, y + side / 2], dim=1)
 
 
 class Detections(NamedTuple):
-    """A detector's output for a batch: losses in training, boxes otherwise."""
+    """The output of a detector for a batch: losses where the truth was given, boxes otherwise."""
 
     losses: dict[str, Tensor]
-    """In training, those of findings, boxes and centres."""
+    """The losses of findings, boxes and centres."""
     boxes: list[Tensor]
-    """Outside training, one ``[k,6]`` an image: x0, y0, x1, y1, finding's index, confidence."""
+    """One tensor ``[k,6]`` for each image: x0, y0, x1, y1, index of the finding, confidence."""
     finite: Tensor
-    """``[B]`` bool: False where something that was computed is not a number."""
+    """``[B]`` bool: False where an output of the network is not a finite number."""
 
 
 class _BackboneWidth(nn.Module):
-    """A stand-in for a backbone, of which torchvision reads the width alone."""
+    """A stand-in for a backbone. torchvision reads nothing of it but its width."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -71,7 +88,10 @@ class _BackboneWidth(nn.Module):
 
 
 class _Head(FCOSHead):  # type: ignore[misc]  # torchvision is not typed
-    """torchvision's, its losses divided by the places with a finding on all processes, not by this one's."""
+    """torchvision's head. Its losses are divided by the number of places with a finding on all processes.
+
+    torchvision divides by the number on this process.
+    """
 
     def compute_loss(
         self,
@@ -88,22 +108,24 @@ class _Head(FCOSHead):  # type: ignore[misc]  # torchvision is not typed
 
 
 class Detector(nn.Module):
-    """FCOS (arXiv 1904.01355) with a feature pyramid network (arXiv 1612.03144), of torchvision, on given feature maps.
+    """torchvision's FCOS (arXiv 1904.01355) and feature pyramid network (arXiv 1612.03144), on given feature maps.
 
-    Without anchors: each place of each level says how far the four sides are, and how near it is to the centre. Small boxes
-    are of the fine levels, large ones of the coarse. Of torchvision's are the head, the losses and what makes boxes of
-    the head's answers. Its scaling and normalisation of images have no place here, as the data and the tower have done
-    both, nor has its grid, whose places are the cells' corners and drift where a side is no multiple of the stride.
+    FCOS has no anchors. Each place of each level predicts how far away the four sides of a box are, and how near the place
+    is to the box's centre. Fine levels predict small boxes, and coarse levels large ones.
+
+    The head, the losses and the conversion of outputs to boxes are torchvision's. Images are not scaled or normalised here:
+    the data and the tower have done both. The places are the centres of the cells (:func:`squares`). torchvision takes the
+    cells' corners, which drift where the side of an image is no multiple of the stride.
 
     Args:
-        pyramid: widths of the levels, of strides :data:`STRIDES`.
-        findings: how many there are.
-        width: of the pyramid network and of the head, a multiple of 32.
+        pyramid: widths of the levels. Their strides are :data:`STRIDES`.
+        findings: number of findings.
+        width: width of the pyramid network and of the head, a multiple of 32.
     """
 
     def __init__(self, pyramid: Sequence[int], findings: int, width: int) -> None:
         super().__init__()
-        # Towers differ in the scale of their features by orders of magnitude; the norm makes one learning rate do.
+        # The features of towers differ in scale by orders of magnitude. With the norm, one learning rate fits all.
         self.pyramid = FeaturePyramidNetwork(list(pyramid), width, norm_layer=partial(nn.GroupNorm, _GROUPS))
         self.fcos = FCOS(
             _BackboneWidth(width),
@@ -117,49 +139,62 @@ class Detector(nn.Module):
     def forward(
         self, levels: Sequence[Tensor], size: tuple[int, int], truth: Sequence[Tensor] | None = None
     ) -> Detections:
-        """From the levels ``[B,D,h,w]`` of images of ``size`` ``(H,V)``; with their boxes ``[K,5]``, the losses."""
+        """The boxes predicted in a batch of images, or the losses where the truth is given.
+
+        Args:
+            levels: feature maps ``[B,D,h,v]``, finest first.
+            size: height and width ``(H,V)`` of the images.
+            truth: true boxes ``[K,5]`` of each image.
+        """
         maps = list(self.pyramid(OrderedDict((str(i), level) for i, level in enumerate(levels))).values())
         outputs = self.fcos.head(maps)
         grids = [(level.shape[-2], level.shape[-1]) for level in maps]
-        each = [rows * columns for rows, columns in grids]
+        places = [rows * columns for rows, columns in grids]
         where = [squares(grid, size, side).to(maps[0]) for grid, side in zip(grids, STRIDES, strict=True)]
         finite = torch.stack([values.flatten(1).isfinite().all(1) for values in outputs.values()]).all(0)
         if truth is not None:
             targets = [{"boxes": boxes[:, :4], "labels": boxes[:, 4].long()} for boxes in truth]
-            losses = self.fcos.compute_loss(targets, outputs, [torch.cat(where)] * len(targets), each)
+            losses = self.fcos.compute_loss(targets, outputs, [torch.cat(where)] * len(targets), places)
             return Detections(losses, [], finite)
-        by_level = {name: list(values.split(each, dim=1)) for name, values in outputs.items()}
-        number = len(levels[0])
-        detections = self.fcos.postprocess_detections(by_level, [where] * number, [size] * number)
+        by_level = {name: list(values.split(places, dim=1)) for name, values in outputs.items()}
+        images = len(levels[0])
+        predictions = self.fcos.postprocess_detections(by_level, [where] * images, [size] * images)
         columns = [
-            (one["boxes"], one["labels"][:, None].to(one["boxes"]), one["scores"][:, None]) for one in detections
+            (one["boxes"], one["labels"][:, None].to(one["boxes"]), one["scores"][:, None]) for one in predictions
         ]
-        return Detections({}, [torch.cat(of, dim=1) for of in columns], finite)
+        return Detections({}, [torch.cat(parts, dim=1) for parts in columns], finite)
 
 
 class Detect(PyramidTask):
-    """Where findings are, as boxes: FCOS on the tower's feature pyramid, of a ResNet or of a ViT alike.
+    """Predicts the boxes of findings, with FCOS on the tower's feature pyramid. The tower may be a ResNet or a ViT.
 
-    The tower is trained along, lower layers more slowly where it has a ``layer_decay``, or ``frozen`` and then in evaluation
-    mode. Metrics over the whole set, all its images, with a bootstrap over patients: ``detect/ap/<finding>|macro`` (COCO's,
-    IoU 0.50:0.05:0.95), ``ap50`` and ``ap75`` at one IoU, ``ap40-75`` over 0.40:0.05:0.75; ``challenge``, the score of the
-    RSNA challenge, and with it ``false_alarms``, the share of images without a box in which something is predicted, and
-    ``missed``, the share of boxes that no prediction hits. These three need a threshold of confidence: unless it is given,
-    it is chosen on ``val`` for the highest ``challenge`` and kept in the checkpoint.
+    The tower is trained along, unless it is ``frozen``. With a ``layer_decay`` its lower layers learn more slowly.
+
+    The metrics are over all images of the set. Their intervals are a bootstrap over patients.
+
+    - ``detect/ap/<finding>|macro`` is COCO's average precision, the mean over IoU 0.50:0.05:0.95.
+    - ``ap50`` and ``ap75`` are the average precision at one IoU. ``ap40-75`` is the mean over 0.40:0.05:0.75.
+    - ``challenge`` is the score of the RSNA challenge.
+    - ``false_alarms`` is the share of images without a box in which something is predicted.
+    - ``missed`` is the share of boxes that no prediction hits.
+
+    The last three need a threshold of confidence. If none is given, the one with the highest ``challenge`` on ``val`` is
+    chosen and stored in the checkpoint.
 
     Args:
-        image: the tower; its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
-        threshold: of confidence, 0 to 1, for the challenge's score and the pictures; chosen on ``val``, if not given.
-        width: of the pyramid network and of the head, a multiple of 32.
-        pictures: how many of the first test images are drawn into the run's ``figures``, with truth and prediction.
-        lr: peak of the detector and of the tower's top layer.
-        weight_decay: of AdamW, on filters and weight matrices.
-        warmup: steps of linear warm-up, or its share of all steps where below 1.
-        lr_floor: share of ``lr`` at the end of the cosine.
-        resamples: of the bootstrap on the test; 0 for no intervals.
+        image: the tower. Its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
+        threshold: lowest confidence, 0 to 1, of predictions in the challenge's score and in pictures. If it is not given,
+            it is chosen on ``val``.
+        width: width of the pyramid network and of the head, a multiple of 32.
+        pictures: number of the first test images that are drawn into the run's ``figures``, with truth and prediction.
+        lr: peak learning rate of the detector and of the tower's top layer.
+        weight_decay: weight decay of AdamW on filters and weight matrices.
+        warmup: number of steps of linear warm-up. Below 1, their share of all steps.
+        lr_floor: learning rate at the end of the cosine, as a share of ``lr``.
+        resamples: number of bootstrap resamples of the test. 0 gives no intervals.
 
     Raises:
-        ConfigError: an argument out of its range, or a tower without a feature pyramid.
+        ConfigError: an argument is out of its range, or the tower has no feature pyramid.
     """
 
     monitor = "val/detect/ap40-75/macro"
@@ -187,8 +222,9 @@ class Detect(PyramidTask):
             lr_floor=lr_floor,
             resamples=resamples,
         )
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ConfigError(f"Detect: threshold is {threshold}; give 0 to 1, or null to have it chosen on val")
+        if threshold is not None:
+            remedy = "a number from 0 to 1, or null to have it chosen on val"
+            check_number("Detect: threshold", threshold, least=0, most=1, remedy=remedy)
         if width < 1 or width % _GROUPS:
             raise ConfigError(f"Detect: width is {width}; give a multiple of {_GROUPS}")
         self.width, self.threshold = width, threshold
@@ -196,21 +232,19 @@ class Detect(PyramidTask):
         self.register_buffer("chosen", torch.tensor(float("nan")))
 
     def configure_model(self) -> None:
-        """The detector, once the data say how many findings there are.
+        """Make the detector, when the data set has said how many findings there are.
 
         Raises:
             ConfigError: the images are too small for a pyramid.
         """
-        if (size := self.data.loading.image_size) <= STRIDES[-1]:
-            raise ConfigError(
-                f"Detect: loading.image_size is {size}; give more than {STRIDES[-1]}, or a level is one pixel"
-            )
+        remedy = f"more than {STRIDES[-1]}, or a level is one pixel"
+        check_number("Detect: loading.image_size", self.data.loading.image_size, above=STRIDES[-1], remedy=remedy)
         super().configure_model()
         if self.detector is None:
-            self.detector = Detector(self.image.pyramid_widths, len(self.labelled()), self.width)
+            self.detector = Detector(self.image.pyramid_widths, len(self.label_names()), self.width)
 
     def forward(self, image: Tensor, truth: Sequence[Tensor] | None = None) -> Detections:
-        """The boxes predicted in radiographs ``[B,1,H,V]``; with the true boxes ``[K,5]`` of each, the losses."""
+        """The boxes predicted in radiographs ``[B,1,H,V]``, or the losses where the true boxes ``[K,5]`` are given."""
         assert self.detector is not None  # configure_model comes first
         levels = self.image.pyramid(image)
         with torch.autocast(image.device.type, enabled=False):  # coordinates need float32
@@ -220,10 +254,10 @@ class Detect(PyramidTask):
         return detections
 
     def _truth(self, batch: Batch, least: float = 0.0) -> list[Tensor]:
-        """Boxes ``[K,5]`` of each image, cut to the picture.
+        """The true boxes ``[K,5]`` of each image, cut to the picture.
 
         Raises:
-            ConfigError: the data have none.
+            ConfigError: the data set has no boxes.
         """
         if batch.boxes is None:
             raise ConfigError(
@@ -234,7 +268,7 @@ class Detect(PyramidTask):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum of the three losses, equally weighted."""
-        # Below a pixel a box has no shape to learn; its logarithm would rule the loss.
+        # A box narrower than a pixel has no shape to learn, and its logarithm would dominate the loss.
         losses = self(batch.image, self._truth(batch, least=1.0)).losses
         loss = torch.stack(list(losses.values())).sum()
         values = {f"train/loss/{name.removeprefix('bbox_')}": value.detach() for name, value in losses.items()}
@@ -242,50 +276,51 @@ class Detect(PyramidTask):
         return loss
 
     def begin(self) -> None:
-        """Begin a pass: predicted and true boxes are collected.
+        """Begin a pass, with no boxes yet.
 
         Raises:
-            ConfigError: there is no threshold for a test.
+            ConfigError: it is a test, and there is no threshold.
         """
         if self.trainer.testing and self.threshold is None and self.chosen.isnan():
             raise ConfigError("Detect: this checkpoint chose no threshold on val; give one as --model.threshold")
         self._rows = Rows(self.device, 3, 6, 5)
 
     def collect(self, batch: Batch) -> None:
-        """Collect the predicted and true boxes of a batch, and draw the first test images."""
-        found, truth = self(batch.image), self._truth(batch)
-        numbers = [[len(shown), len(real)] for shown, real in zip(found.boxes, truth, strict=True)]
-        facts = torch.cat([torch.tensor(numbers, device=self.device), found.finite[:, None]], dim=1)
-        self._rows.add(batch, facts, found.boxes, truth)
+        """Keep the predicted and true boxes of a batch, and draw the first test images."""
+        detections, truth = self(batch.image), self._truth(batch)
+        counts = [[len(predicted), len(true)] for predicted, true in zip(detections.boxes, truth, strict=True)]
+        facts = torch.cat([torch.tensor(counts, device=self.device), detections.finite[:, None]], dim=1)
+        self._rows.add(batch, facts, detections.boxes, truth)
         for row, file in self.picture_files(batch, "detection"):
-            kept = found.boxes[row][found.boxes[row][:, 5] >= self._threshold()]
-            boxes = {"truth": truth[row].cpu().numpy(), "prediction": kept.cpu().numpy()}
-            replace_picture(file, draw_boxes(batch.image[row, 0].cpu().numpy(), boxes, self.labelled()))
+            predicted = detections.boxes[row]
+            confident = predicted[predicted[:, 5] >= self._threshold()]
+            boxes = {"truth": truth[row].cpu().numpy(), "prediction": confident.cpu().numpy()}
+            replace_picture(file, draw_boxes(batch.image[row, 0].cpu().numpy(), boxes, self.label_names()))
 
     def _threshold(self) -> float:
         return round(float(self.chosen), 2) if self.threshold is None else self.threshold
 
     def finish(self, stage: str, resamples: int) -> None:
-        """Average precision over the whole set, and the challenge's score; a validation chooses the threshold."""
-        patients, (facts, shown, real) = self._rows.gather()
-        names, (predicted, true) = self.labelled(), facts[:, :2].long().T.tolist()
-        found = detection.match(_split(shown, predicted), _split(real, true), len(names))
-        boxes = found.truths.sum(axis=0)
+        """Compute average precision and the challenge's score over the whole set. A validation chooses the threshold."""
+        patients, (facts, predicted, true) = self._rows.gather()
+        names, (n_predicted, n_true) = self.label_names(), facts[:, :2].long().T.tolist()
+        matches = detection.match(_split(predicted, n_predicted), _split(true, n_true), len(names))
+        boxes = matches.truths.sum(axis=0)
         if not boxes.any() and not self.trainer.sanity_checking:
             raise DataError(f"Detect: no image of '{stage}' of {self.data.protocol} has a box")
         broken = 0.0 if facts[:, 2].all() else float("nan")  # a diverged model has no figures
         if stage == "val" and boxes.any() and broken == 0 and not self.trainer.sanity_checking:
-            self.chosen.fill_(detection.best_threshold(found))
+            self.chosen.fill_(detection.best_threshold(matches))
         weights = bootstrap.figure_and_bootstrap(patients.numpy(), resamples)
         present = {name: finding for finding, name in enumerate(names) if boxes[finding]}
         values: dict[str, dict[str, Any]] = {measure: {} for measure in _MEASURES}
         for name, finding in present.items():
-            precision = detection.average_precision(found, finding, weights) + broken
+            precision = detection.average_precision(matches, finding, weights) + broken
             for measure, part in _MEASURES.items():
                 values[measure][name] = precision[:, part].mean(axis=1)
-        counted = {name: len(patients) for name in present}
-        self.results = {f"{stage}/detect/{k}": v for k, v in with_macro(values, counted, len(patients)).items()}
-        self.results |= {f"{stage}/detect/{k}": v for k, v in self._at_threshold(found, weights, broken).items()}
+        results = with_macro(values, dict.fromkeys(present, len(patients)), len(patients))
+        results |= self._at_threshold(matches, weights, broken)
+        self.results = {f"{stage}/detect/{name}": value for name, value in results.items()}
         size = self.data.loading.image_size
         assert self.detector is not None  # configure_model comes first
         self.protocol["tower"]["detector_parameters"] = sum(value.numel() for value in self.detector.parameters())
@@ -300,26 +335,26 @@ class Detect(PyramidTask):
             "missed": "boxes that no prediction hits at IoU 0.40",
             "interval": bootstrap.interval_name(resamples),
             "images": len(patients),
-            "without a box": int((found.truths.sum(axis=1) == 0).sum()),
+            "without a box": int((matches.truths.sum(axis=1) == 0).sum()),
             "boxes": {name: int(number) for name, number in zip(names, boxes, strict=True)},
             "absent": [name for name in names if name not in present],
         }
 
-    def _at_threshold(self, found: detection.Matches, weights: NDArray[Any], broken: float) -> dict[str, Metric]:
-        """The score of the challenge, false alarms and misses."""
-        scores = detection.challenge_scores(found, self._threshold())
-        scored, number = ~np.isnan(scores), found.truths.sum(axis=1)
-        normal, positive = number == 0, number > 0
-        alarms = scored[normal]  # without a box an image is scored where something is predicted
-        number, missed = number[positive], detection.misses(found, self._threshold())[positive]
-        share = metrics.mean(missed / number, weights[:, positive] * number)  # of boxes, not of images
+    def _at_threshold(self, matches: detection.Matches, weights: NDArray[Any], broken: float) -> dict[str, Metric]:
+        """The score of the challenge, the false alarms and the misses, at the threshold."""
+        scores = detection.challenge_scores(matches, self._threshold())
+        scored, boxes = ~np.isnan(scores), matches.truths.sum(axis=1)
+        normal, positive = boxes == 0, boxes > 0
+        alarms = scored[normal]  # an image without a box has a score only if something is predicted in it
+        boxes, missed = boxes[positive], detection.misses(matches, self._threshold())[positive]
+        share = metrics.mean(missed / boxes, weights[:, positive] * boxes)  # of boxes, not of images
         return {
             "challenge": Metric.of(metrics.mean(scores[scored], weights[:, scored]) + broken, int(scored.sum())),
             "false_alarms": Metric.of(metrics.mean(alarms, weights[:, normal]) + broken, int(normal.sum())),
-            "missed": Metric.of(share + broken, int(number.sum())),
+            "missed": Metric.of(share + broken, int(boxes.sum())),
         }
 
 
-def _split(rows: Tensor, numbers: Sequence[int]) -> list[NDArray[np.float64]]:
-    """The rows of each image."""
-    return [part.double().numpy() for part in torch.split(rows, list(numbers))]
+def _split(rows: Tensor, lengths: Sequence[int]) -> list[NDArray[np.float64]]:
+    """The rows of each image, from those of all images and how many each has."""
+    return [part.double().numpy() for part in torch.split(rows, list(lengths))]

@@ -1,11 +1,11 @@
-"""Fine-tuning: the tower and a linear layer on it, trained on labels."""
+"""Fine-tuning: an image tower and a linear layer on it, trained on labels."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from diptych import distributed
-from diptych.errors import ConfigError
+from diptych.checks import check_number
 from diptych.evaluation.rows import Rows
 from diptych.metrics import bootstrap
 from diptych.metrics.classification import binary_values
@@ -18,22 +18,23 @@ __all__ = ["FineTune"]
 
 
 class FineTune(TrainedTask):
-    """Multi-label classification with the tower trained along, with layer-wise learning rates where the tower has a decay.
+    """Multi-label classification by a linear layer, with the tower trained along.
 
-    The loss is the binary cross-entropy of the known labels. ``data.percent`` takes a share of the training images.
-    Metrics: ``finetune/auroc/<finding>|macro``, on the whole set; a finding with one class only is listed.
+    With a ``layer_decay`` the tower's lower layers learn more slowly. The loss is the binary cross-entropy of the known
+    labels. ``data.percent`` takes a share of the training images. The metric is ``finetune/auroc/<finding>|macro`` over the
+    whole set. A finding with one class only is listed as absent.
 
     Args:
-        image: the tower; its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
-        lr: peak of the linear layer and of the tower's top layer.
-        weight_decay: of AdamW, on weight matrices.
-        warmup: steps of linear warm-up, or its share of all steps where below 1.
-        lr_floor: share of ``lr`` at the end of the cosine.
-        dropout: before the linear layer.
-        resamples: of the bootstrap on the test; 0 for no intervals.
+        image: the tower. Its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
+        lr: peak learning rate of the linear layer and of the tower's top layer.
+        weight_decay: weight decay of AdamW on weight matrices.
+        warmup: number of steps of linear warm-up. Below 1, their share of all steps.
+        lr_floor: learning rate at the end of the cosine, as a share of ``lr``.
+        dropout: probability of dropout before the linear layer.
+        resamples: number of bootstrap resamples of the test. 0 gives no intervals.
 
     Raises:
-        ConfigError: an argument out of its range.
+        ConfigError: an argument is out of its range.
     """
 
     monitor = "val/finetune/auroc/macro"
@@ -50,16 +51,15 @@ class FineTune(TrainedTask):
         resamples: int = 1000,
     ) -> None:
         super().__init__(image, lr=lr, weight_decay=weight_decay, warmup=warmup, lr_floor=lr_floor, resamples=resamples)
-        if not 0 <= dropout < 1:
-            raise ConfigError(f"FineTune: dropout is {dropout}; give 0 or more and less than 1")
+        check_number("FineTune: dropout", dropout, least=0, below=1)
         self.dropout = nn.Dropout(dropout)
         self.linear: nn.Linear | None = None
 
     def configure_model(self) -> None:
-        """The linear layer, once the data say how many findings there are; what it does not read is not trained."""
+        """Freeze what the linear layer does not read, and make it when the data set has said how many findings there are."""
         self.train_what_is_used(lambda image: [self.image(image).pooled])
         if self.linear is None:
-            self.linear = nn.Linear(self.image.width, len(self.labelled()))
+            self.linear = nn.Linear(self.image.width, len(self.label_names()))
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits ``[B,L]`` of radiographs ``[B,1,H,V]``."""
@@ -69,26 +69,26 @@ class FineTune(TrainedTask):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss."""
-        assert batch.labels is not None  # labelled() has looked
+        assert batch.labels is not None  # label_names() has looked
         loss = distributed.mean_loss(*known_bce(self(batch.image), batch.labels))
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
 
     def begin(self) -> None:
-        """Begin a pass: logits and labels are collected."""
-        number = len(self.labelled())
+        """Begin a pass, with no logits and labels yet."""
+        number = len(self.label_names())
         self._rows = Rows(self.device, number, number)
 
     def collect(self, batch: Batch) -> None:
-        """Collect the logits and labels of a batch."""
+        """Keep the logits and labels of a batch."""
         assert batch.labels is not None  # as above
         self._rows.add(batch, self(batch.image), batch.labels)
 
     def finish(self, stage: str, resamples: int) -> None:
-        """AUROC of each finding over the whole set."""
+        """Compute the AUROC of each finding over the whole set."""
         patients, (scores, labels) = self._rows.gather()
         weights = bootstrap.figure_and_bootstrap(patients.numpy(), resamples)
-        values = binary_values(self.labelled(), scores.numpy(), labels.numpy(), weights)
+        values = binary_values(self.label_names(), scores.numpy(), labels.numpy(), weights)
         aurocs = {name: value for name, value in values.metrics().items() if name.startswith("auroc/")}
         self.results = {f"{stage}/finetune/{name}": value for name, value in aurocs.items()}
         self.protocol["finetune"] = {

@@ -1,4 +1,4 @@
-"""Report generation: a transformer decoder on what the image tower gives, frozen or trained along, and beam search."""
+"""Report generation: a transformer decoder on an image tower, and beam search."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from diptych import distributed
+from diptych.checks import check_number
 from diptych.errors import ConfigError
 from diptych.escaping import csv_rows
 from diptych.evaluation.rows import Rows
@@ -36,24 +37,27 @@ _START, _END = 2, 3  # [CLS] and [SEP] of every learned vocabulary
 
 
 def grid_code(grid: tuple[int, int], width: int) -> Tensor:
-    """Sines and cosines of row and column, half of the width each: ``[rows*columns,width]``.
+    """A code of each place of a grid, ``[rows*columns,width]``: sines and cosines (arXiv 1706.03762) in two dimensions.
 
-    As in arXiv 1706.03762, in two dimensions; it has no parameters, so that any image size will do.
+    Half of the width codes the row and half the column. There are no parameters, so any size of image will do.
+
+    >>> grid_code((2, 3), 8).shape
+    torch.Size([6, 8])
     """
     places = torch.cartesian_prod(*(torch.arange(float(side)) for side in grid))
     return sine_code(places, width, base=100.0)
 
 
 class Decoder(nn.Module):
-    """GPT-2 with cross-attention, of transformers, from random weights: its search keeps what was computed of a beginning.
+    """GPT-2 with cross-attention, of transformers, from random weights.
 
     Args:
-        vocabulary: rows of the table of word pieces.
+        vocabulary: number of word pieces that have a vector.
         max_tokens: most word pieces of a report, start and end included.
-        width: of the vectors, a multiple of ``heads``.
-        layers: decoder layers.
-        heads: attention heads.
-        dropout: of embeddings, attention and layers, 0 to 1.
+        width: width of the vectors, a multiple of ``heads``.
+        layers: number of decoder layers.
+        heads: number of attention heads.
+        dropout: probability of dropout of embeddings, attention and layers, 0 to 1.
     """
 
     def __init__(
@@ -77,9 +81,11 @@ class Decoder(nn.Module):
         self.max_tokens = max_tokens
 
     def forward(self, memory: Tensor, ids: Tensor) -> Tensor:
-        """Logits ``[B,P,vocabulary]`` of the piece after each of ``ids`` ``[B,P]``, given ``memory`` ``[B,N,width]``.
+        """Logits ``[B,P,vocabulary]`` of the word piece that follows each of ``ids``.
 
-        Padding must be on the right, where no real piece sees it.
+        Args:
+            memory: the vectors ``[B,N,width]`` to attend to.
+            ids: word pieces ``[B,P]``. Padding must be on the right, where no word piece attends to it.
         """
         logits: Tensor = self.model(input_ids=ids, encoder_hidden_states=memory, use_cache=False).logits
         return logits
@@ -88,18 +94,18 @@ class Decoder(nn.Module):
     def search(
         self, memory: Tensor, *, beams: int, length_penalty: float, block_ngram: int, never: list[int]
     ) -> Tensor:
-        """The best reports found, ``[B,P]`` with their start, padded after their end; deterministic.
+        """Reports by beam search, ``[B,P]`` with their start, padded after their end. The search is deterministic.
 
         Args:
-            memory: ``[B,N,width]``
-            beams: unfinished reports kept at each step; 1 is greedy.
-            length_penalty: a finished report's score is its log-likelihood divided by its length to this power.
-            block_ngram: no run of so many pieces is written twice; 0 allows all.
-            never: pieces that are not written.
+            memory: the vectors ``[B,N,width]`` to attend to.
+            beams: unfinished reports that are followed at each step. 1 is greedy search.
+            length_penalty: the score of a finished report is its log-likelihood divided by its length to this power.
+            block_ngram: no sequence of so many word pieces is written twice. 0 allows all.
+            never: word pieces that are not written.
         """
         start = torch.full((len(memory), 1), _START, dtype=torch.int64, device=memory.device)
         options: dict[str, Any] = {"max_length": self.max_tokens, "do_sample": False, "num_beams": beams}
-        if beams > 1:  # "never" stop early: only when no unfinished report can still become the best
+        if beams > 1:  # "never" ends the search only when no unfinished report can become the best
             options |= {"length_penalty": length_penalty, "early_stopping": "never"}
         model: Any = self.model  # the mix-in that searches is typed for other classes
         reports: Tensor = model.generate(
@@ -117,42 +123,46 @@ class Decoder(nn.Module):
 
 
 class Generate(TrainedTask):
-    """Writes the report of a radiograph: a transformer decoder that attends to the tower's regions, to its queries, or to both.
+    """Writes the report of a radiograph, by a transformer decoder on the tower's regions or queries.
 
-    The tower is trained along, lower layers more slowly where it has a ``layer_decay``, or ``frozen`` and then in evaluation
-    mode. The loss is the cross entropy of every word piece after those before it. The vocabulary is that of the training
-    reports, and is stored in the checkpoint. Within training, validation computes ``generate/log_likelihood`` (mean over word
-    pieces) alone, which chooses the checkpoint and costs one pass; ``diptych validate`` and ``test`` write the reports and
-    measure them: BLEU, METEOR, ROUGE-L and CIDEr (:mod:`diptych.metrics.generated_text`), and precision, recall and F1 of the
-    findings that a labeller reads in them and in the references (:mod:`diptych.metrics.clinical`). The reports of the
-    test are in the run's ``reports.csv``.
+    The tower is trained along, unless it is ``frozen``. With a ``layer_decay`` its lower layers learn more slowly. The loss
+    is the cross entropy of each word piece, given those before it. The vocabulary is learned from the training reports, and
+    is stored in the checkpoint.
+
+    Within training, validation computes only ``generate/log_likelihood``, the mean over word pieces. It chooses the
+    checkpoint, and costs one pass. ``diptych validate`` and ``test`` write reports and measure them.
+
+    - BLEU, METEOR, ROUGE-L and CIDEr (:mod:`diptych.metrics.generated_text`) compare words with the reference.
+    - Precision, recall and F1 (:mod:`diptych.metrics.clinical`) compare the findings that a labeller reads in both.
+
+    A test writes its reports to the run's ``reports.csv``.
 
     Args:
-        image: the tower; its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
-        attend: to the tower's ``regions``, to its ``queries`` (``TrainedImage`` with ``queries: true``, of a run whose head
-            has some, as ``pcma``), or to ``both``.
-        width: of the decoder, a multiple of ``heads``.
-        layers: of the decoder.
-        heads: of its attention.
-        dropout: of the decoder, 0 to 1.
+        image: the tower. Its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
+        attend: what the decoder attends to: the tower's ``regions``, its ``queries``, or ``both``. Queries need a
+            ``TrainedImage`` with ``queries: true``, of a run whose head has some, as ``pcma``.
+        width: width of the decoder, a multiple of ``heads``.
+        layers: number of decoder layers.
+        heads: number of attention heads.
+        dropout: probability of dropout in the decoder, 0 to 1.
         vocabulary: most word pieces that are learned, at least 77.
-        least_patients: patients whose reports must share a word for it to be learned; rarer words, which may be names, are
+        least_patients: a word is learned if it is in the reports of so many patients. Rarer words, which may be names, are
             spelled in letters.
-        max_tokens: most word pieces of a report, start and end included; longer references lose their last sentences in
-            training, and none in evaluation.
-        beams: of the search; 1 is greedy.
-        length_penalty: of the search: scores are divided by the length to this power.
-        block_ngram: no run of so many word pieces is written twice; 0 allows all.
-        labeller: what reads the findings; the rules of :mod:`diptych.reports.labeller` if not given.
-        uncertain: a finding that is uncertain counts as present in the clinical metrics; otherwise as absent.
-        lr: peak of the decoder and of the tower's top layer.
-        weight_decay: of AdamW, on weight matrices.
-        warmup: steps of linear warm-up, or its share of all steps where below 1.
-        lr_floor: share of ``lr`` at the end of the cosine.
-        resamples: of the bootstrap on the test; 0 for no intervals.
+        max_tokens: most word pieces of a report, start and end included. In training a longer reference loses its last
+            sentences. In evaluation it loses nothing.
+        beams: unfinished reports that the search follows. 1 is greedy search.
+        length_penalty: the search divides the score of a report by its length to this power.
+        block_ngram: no sequence of so many word pieces is written twice. 0 allows all.
+        labeller: what reads findings in reports. The default is the rules of :mod:`diptych.reports.labeller`.
+        uncertain: whether an uncertain finding counts as present in the clinical metrics. Otherwise it counts as absent.
+        lr: peak learning rate of the decoder and of the tower's top layer.
+        weight_decay: weight decay of AdamW on weight matrices.
+        warmup: number of steps of linear warm-up. Below 1, their share of all steps.
+        lr_floor: learning rate at the end of the cosine, as a share of ``lr``.
+        resamples: number of bootstrap resamples of the test. 0 gives no intervals.
 
     Raises:
-        ConfigError: an argument out of its range, no queries where they are asked for, or nltk is not installed.
+        ConfigError: an argument is out of its range, the tower lacks the queries to attend to, or nltk is not installed.
     """
 
     monitor = "val/generate/log_likelihood"
@@ -182,17 +192,17 @@ class Generate(TrainedTask):
     ) -> None:
         super().__init__(image, lr=lr, weight_decay=weight_decay, warmup=warmup, lr_floor=lr_floor, resamples=resamples)
         nlg.need_nltk()
-        for name, value, fits, remedy in (
-            ("heads", heads, heads >= 1, "at least 1"),
-            ("width", width, width >= 4 and width % max(1, heads) == 0, f"a multiple of heads={heads}, at least 4"),
-            ("vocabulary", vocabulary, vocabulary >= 77, "at least 77"),
-            ("layers", layers, layers >= 1, "at least 1"),
-            ("dropout", dropout, 0 <= dropout < 1, "0 or more, below 1"),
-            ("beams", beams, beams >= 1, "at least 1"),
-            ("block_ngram", block_ngram, block_ngram >= 0, "0 or more"),
+        for name, value, least in (
+            ("heads", heads, 1),
+            ("vocabulary", vocabulary, 77),
+            ("layers", layers, 1),
+            ("beams", beams, 1),
+            ("block_ngram", block_ngram, 0),
         ):
-            if not fits:
-                raise ConfigError(f"Generate: {name} is {value}; give {remedy}")
+            check_number(f"Generate: {name}", value, least=least, whole=True)
+        check_number("Generate: dropout", dropout, least=0, below=1)
+        if width < 4 or width % heads:
+            raise ConfigError(f"Generate: width is {width}; give a multiple of heads={heads}, at least 4")
         if attend != "regions" and not image.query_width:
             raise ConfigError(
                 f"Generate: attend is '{attend}', and {type(image).__name__} has no queries; use TrainedImage with queries: "
@@ -204,24 +214,24 @@ class Generate(TrainedTask):
         self.tokenizer = Tokenizer(None, max_tokens, vocabulary=vocabulary, least_patients=least_patients)
         self.vocabulary = vocabulary
         self.regions, self.queries = (
-            nn.Sequential(nn.Linear(size, width), nn.LayerNorm(width)) if attend in (of, "both") else None
-            for of, size in (("regions", image.token_width), ("queries", image.query_width))
+            nn.Sequential(nn.Linear(size, width), nn.LayerNorm(width)) if attend in (part, "both") else None
+            for part, size in (("regions", image.token_width), ("queries", image.query_width))
         )
         self.decoder = Decoder(vocabulary, max_tokens, width=width, layers=layers, heads=heads, dropout=dropout)
 
     def get_extra_state(self) -> dict[str, str]:
-        """What a checkpoint carries besides weights: the vocabulary, as JSON."""
+        """The vocabulary, as JSON. A checkpoint stores it beside the weights."""
         return {"tokenizer": self.tokenizer.state()}
 
     def set_extra_state(self, state: dict[str, str]) -> None:
-        """Take the vocabulary of a checkpoint."""
+        """Take over the vocabulary of a checkpoint."""
         self.tokenizer.load(state["tokenizer"])
 
     def setup(self, stage: str) -> None:
-        """Have the data read reports, and learn their vocabulary before training.
+        """Give the datamodule the tokenizer, and learn its vocabulary before training.
 
         Raises:
-            ConfigError: the data have no reports.
+            ConfigError: the data set has no reports.
         """
         super().setup(stage)
         self.data.tokenizer = self.tokenizer
@@ -232,7 +242,7 @@ class Generate(TrainedTask):
             self.tokenizer.learn([text for _, text in reports], [patient for patient, _ in reports])
 
     def configure_model(self) -> None:
-        """Train what the decoder attends to."""
+        """Freeze the parameters of the tower that the decoder does not attend to."""
         self.train_what_is_used(lambda image: [self.memory(image)])
 
     def _no_reports(self) -> ConfigError:
@@ -247,7 +257,7 @@ class Generate(TrainedTask):
         return batch.text
 
     def memory(self, image: Tensor) -> Tensor:
-        """What the decoder attends to in radiographs ``[B,1,H,V]``: ``[B,N,width]``."""
+        """The vectors ``[B,N,width]`` of radiographs ``[B,1,H,V]`` that the decoder attends to."""
         features = self.image(image)
         parts = []
         if self.regions is not None:
@@ -259,35 +269,35 @@ class Generate(TrainedTask):
         return torch.cat(parts, dim=1)
 
     def _costs(self, memory: Tensor, text: TextBatch) -> tuple[Tensor, Tensor]:
-        """Cross entropy of each word piece after the first ``[B,P-1]``, 0 at padding, and which are real."""
+        """The cross entropy ``[B,P-1]`` of each word piece after the first, 0 at padding, and which are no padding."""
         real = text.attention_mask[:, 1:]
         logits = self.decoder(memory, text.input_ids[:, :-1])[..., : self.tokenizer.size].float()
         return F.cross_entropy(logits.transpose(1, 2), text.input_ids[:, 1:], reduction="none") * real, real
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The mean over the word pieces of all processes, exactly: DDP averages what each gives."""
+        """The mean cross entropy over the word pieces of all processes."""
         costs, real = self._costs(self.memory(batch.image), self._reports(batch))
         loss = distributed.mean_loss(costs.sum(), real.sum())
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
 
     def begin(self) -> None:
-        """Begin a pass: likelihoods and texts are collected."""
+        """Begin a pass, with no likelihoods and texts yet."""
         self._rows = Rows(self.device, 2)
         self._texts: list[tuple[str, str, str]] = []  # of this process: id, reference, generated
 
     def collect(self, batch: Batch) -> None:
-        """Collect the likelihoods of a batch's reports; outside training, write reports too."""
+        """Keep the likelihoods of the reports of a batch. Outside training, write reports too."""
         text, memory = self._reports(batch), self.memory(batch.image)
         costs, real = self._costs(memory, text)
         self._rows.add(batch, torch.stack([-costs.sum(1), real.sum(1)], dim=1))
         if self.trainer.state.fn != "fit":
-            written = self.write(memory)
+            reports = self.write(memory)
             for row in batch.valid.nonzero().squeeze(1).tolist():
-                self._texts.append((batch.ids[row], text.raw[row], written[row]))
+                self._texts.append((batch.ids[row], text.raw[row], reports[row]))
 
     def write(self, memory: Tensor) -> list[str]:
-        """The reports that the decoder writes from the vectors ``[B,N,width]`` of :meth:`memory`."""
+        """The reports that the decoder writes from the vectors ``[B,N,width]`` that ``memory`` returns."""
         reports = self.decoder.search(
             memory,
             beams=self.beams,
@@ -298,13 +308,13 @@ class Generate(TrainedTask):
         return [self.tokenizer.decode(ids[1:]) for ids in reports.tolist()]
 
     def finish(self, stage: str, resamples: int) -> None:
-        """The likelihood over the whole set; outside training, the measures of the written reports too."""
-        patients, (gathered,) = self._rows.gather()
+        """Compute the likelihood over the whole set. Outside training, measure the written reports too."""
+        patients, (likelihoods,) = self._rows.gather()
         weights = bootstrap.figure_and_bootstrap(patients.numpy(), resamples)
-        likelihood, pieces = metrics.sums(gathered.double().numpy(), weights).T
+        likelihood, pieces = metrics.sums(likelihoods.double().numpy(), weights).T
         n = len(patients)
         self.results = {}
-        if stage == "val":  # of one vocabulary: it chooses a checkpoint, and compares no models
+        if stage == "val":  # it chooses a checkpoint; models with other vocabularies cannot be compared by it
             self.results["val/generate/log_likelihood"] = Metric.of(likelihood / pieces, n)
         self.protocol["decoder"] = {  # of the model, not of how it is measured
             "attends to": self.attend,
@@ -318,19 +328,22 @@ class Generate(TrainedTask):
             "reports": n,
         }
         if self.trainer.state.fn != "fit":
-            # A diverged model writes something too, above all what is read as "No Finding".
-            self._measure(stage, weights, broken=not bool(gathered.isfinite().all()))
+            # A diverged model writes something too, which is often read as "No Finding".
+            self._measure(stage, weights, broken=not bool(likelihoods.isfinite().all()))
 
     def _measure(self, stage: str, weights: Any, broken: bool) -> None:
-        """Compare all generated reports with their references, and write those of the test down; no figures if broken."""
+        """Compare all generated reports with their references, and write a file of those of a test.
+
+        Every metric is NaN if the model is ``broken``.
+        """
         columns = zip(*self._texts, strict=True) if self._texts else ((), (), ())
-        ids, references, written = (self._rows.samples.texts(column) for column in columns)
-        of_text = nlg.scores(written, references, weights)
-        found, real = self.labeller(written), self.labeller(references)
-        of_findings, facts = clinical(found, real, weights, self.uncertain)
+        ids, references, reports = (self._rows.samples.texts(column) for column in columns)
+        text_scores = nlg.scores(reports, references, weights)
+        of_reports, of_references = self.labeller(reports), self.labeller(references)
+        finding_scores, facts = clinical(of_reports, of_references, weights, self.uncertain)
         start = f"{stage}/generate"
-        self.results |= {f"{start}/{name}": Metric.of(values, len(ids)) for name, values in of_text.items()}
-        self.results |= {f"{start}/clinical/{name}": value for name, value in of_findings.items()}
+        self.results |= {f"{start}/{name}": Metric.of(values, len(ids)) for name, values in text_scores.items()}
+        self.results |= {f"{start}/clinical/{name}": value for name, value in finding_scores.items()}
         if broken:
             nan = float("nan")
             self.results = {name: Metric(nan, nan, nan, value.n) for name, value in self.results.items()}
@@ -342,6 +355,6 @@ class Generate(TrainedTask):
         }
         if stage == "test" and self.trainer.is_global_zero and not self.data.loading.private:
             path = Path(self.trainer.default_root_dir) / "reports.csv"
-            rows = zip(ids, references, written, strict=True)
+            rows = zip(ids, references, reports, strict=True)
             replace_text(path, csv_rows([("id", "reference", "generated"), *rows]))
             rank_zero_info(f"written: {path}, with the reports themselves; keep it where the data may be")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych import distributed
-from diptych.errors import ConfigError
+from diptych.checks import check_number
 from diptych.evaluation.rows import Rows
 from diptych.metrics import bootstrap
 from diptych.metrics.classification import binary_values
@@ -24,7 +24,7 @@ __all__ = ["MultipleInstance", "top_share"]
 
 
 def top_share(logits: Tensor, share: float) -> Tensor:
-    """Mean of the highest ``ceil(share N)`` of ``[...,N]``. One is the maximum, all are the mean.
+    """The mean ``[...]`` of the highest ``ceil(share N)`` values of ``[...,N]``.
 
     >>> top_share(torch.tensor([1.0, 4.0, 2.0, 0.0]), 0.5).item()
     3.0
@@ -33,25 +33,27 @@ def top_share(logits: Tensor, share: float) -> Tensor:
 
 
 class MultipleInstance(TrainedTask):
-    """Where a finding is, learned from labels of whole images only (multiple-instance learning).
+    """Learns where a finding is from labels of whole images (multiple-instance learning).
 
-    A linear layer gives each region of the frozen tower a logit of each finding; an image's logit is the mean of its
-    highest ``share`` of them, trained by the binary cross-entropy of the known labels. Boxes and masks are never trained on.
-    Metrics: ``multiple_instance/auroc/<finding>|macro`` of the image's logit; and in the test, where the data have boxes or
-    masks, those of zero-shot grounding (:class:`~diptych.evaluation.grounding.Grounding`) of the map of logits, as
-    ``multiple_instance/map/pointing/<finding>|macro`` and so on, for each image and finding with a region.
+    A linear layer gives each region of the frozen tower a logit for each finding. The logit of an image is the mean of the
+    highest ``share`` of them. It is trained by the binary cross-entropy of the known labels, never on boxes or masks.
+
+    - ``multiple_instance/auroc/<finding>|macro`` measures the logit of the image.
+    - ``multiple_instance/map/pointing/<finding>|macro`` and so on measure the map of logits. They are those of zero-shot
+      grounding (:class:`~diptych.evaluation.grounding.Grounding`), over each image and finding with a box or a mask, in a
+      test.
 
     Args:
-        image: the tower; frozen here, whatever it says.
-        share: of the regions that make an image's logit, above 0 to 1.
-        lr: peak, of the linear layer; its inputs are normalised, so it does not depend on the tower's scale.
-        weight_decay: of AdamW.
-        warmup: steps of linear warm-up, or its share of all steps where below 1.
-        lr_floor: share of ``lr`` at the end of the cosine.
-        resamples: of the bootstrap on the test; 0 for no intervals.
+        image: the tower. It is frozen here, whatever its own setting.
+        share: share of the regions whose logits are averaged, above 0 to 1.
+        lr: peak learning rate of the linear layer. Its inputs are normalised, so any tower takes the same.
+        weight_decay: weight decay of AdamW.
+        warmup: number of steps of linear warm-up. Below 1, their share of all steps.
+        lr_floor: learning rate at the end of the cosine, as a share of ``lr``.
+        resamples: number of bootstrap resamples of the test. 0 gives no intervals.
 
     Raises:
-        ConfigError: an argument out of its range.
+        ConfigError: an argument is out of its range.
     """
 
     monitor = "val/multiple_instance/auroc/macro"
@@ -68,17 +70,16 @@ class MultipleInstance(TrainedTask):
         resamples: int = 1000,
     ) -> None:
         super().__init__(image, lr=lr, weight_decay=weight_decay, warmup=warmup, lr_floor=lr_floor, resamples=resamples)
-        if not 0 < share <= 1:
-            raise ConfigError(f"MultipleInstance: share is {share}; give a number above 0 and at most 1")
+        check_number("MultipleInstance: share", share, above=0, most=1)
         self.image.freeze()
         self.share = share
         self.norm = nn.LayerNorm(image.token_width, elementwise_affine=False)
         self.linear: nn.Linear | None = None
 
     def configure_model(self) -> None:
-        """The linear layer, once the data say how many findings there are."""
+        """Make the linear layer, when the data set has said how many findings there are."""
         if self.linear is None:
-            self.linear = nn.Linear(self.image.token_width, len(self.labelled()))
+            self.linear = nn.Linear(self.image.token_width, len(self.label_names()))
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits of the regions ``[B,L,N]`` of radiographs ``[B,1,H,V]``."""
@@ -88,25 +89,25 @@ class MultipleInstance(TrainedTask):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss."""
-        assert batch.labels is not None  # labelled() has looked
+        assert batch.labels is not None  # label_names() has looked
         loss = distributed.mean_loss(*known_bce(top_share(self(batch.image), self.share), batch.labels))
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
 
     def begin(self) -> None:
-        """Begin a pass: logits, labels and the measures of maps are collected."""
-        number = len(self.labelled())
+        """Begin a pass, with no logits, labels and measures of maps yet."""
+        number = len(self.label_names())
         self._rows = Rows(self.device, number, number, number * (len(MEASURES) + 1))
 
     def collect(self, batch: Batch) -> None:
-        """Collect the logits and labels of a batch; in a test the measures of its maps too."""
+        """Keep the logits and labels of a batch, and in a test the measures of its maps."""
         assert batch.labels is not None  # as above
         logits = self(batch.image)
-        self._rows.add(batch, top_share(logits, self.share), batch.labels, self._located(batch, logits).flatten(1))
+        self._rows.add(batch, top_share(logits, self.share), batch.labels, self._map_measures(batch, logits).flatten(1))
 
-    def _located(self, batch: Batch, logits: Tensor) -> Tensor:
-        """Measures ``[B,L,6]`` of each image and finding that has a region (:func:`region_measures`), elsewhere NaN."""
-        findings = self.labelled()
+    def _map_measures(self, batch: Batch, logits: Tensor) -> Tensor:
+        """The measures ``[B,L,6]`` of the map of each image and finding that has a region. They are NaN elsewhere."""
+        findings = self.label_names()
         values = torch.full((len(batch), len(findings), len(MEASURES) + 1), torch.nan)
         if not self.trainer.testing or (batch.boxes is None and (batch.masks is None or len(findings) > 1)):
             return values
@@ -115,27 +116,27 @@ class MultipleInstance(TrainedTask):
             regions = regions_of(batch, rows, [j], findings, "MultipleInstance")
             for i in (regions.flatten(1).any(1) & batch.valid.cpu()).nonzero().squeeze(1).tolist():
                 heat = at_pixels(logits[i : i + 1, j], *batch.image.shape[-2:])[0].cpu()
-                found = region_measures(heat, regions[i], in_picture(batch.image[i].cpu()))
-                if found is not None:
-                    values[i, j] = torch.tensor(found)
+                measures = region_measures(heat, regions[i], in_picture(batch.image[i].cpu()))
+                if measures is not None:
+                    values[i, j] = torch.tensor(measures)
         return values
 
     def finish(self, stage: str, resamples: int) -> None:
-        """AUROC of each finding over the whole set; in a test the measures of the maps too."""
-        findings = self.labelled()
-        patients, (scores, labels, located) = self._rows.gather()
+        """Compute the AUROC of each finding over the whole set, and in a test the measures of the maps."""
+        findings = self.label_names()
+        patients, (scores, labels, map_values) = self._rows.gather()
         weights = bootstrap.figure_and_bootstrap(patients.numpy(), resamples)
-        found = binary_values(findings, scores.numpy(), labels.numpy(), weights)
-        results = {name: value for name, value in found.metrics().items() if name.startswith("auroc/")}
+        values = binary_values(findings, scores.numpy(), labels.numpy(), weights)
+        results = {name: value for name, value in values.metrics().items() if name.startswith("auroc/")}
         facts: dict[str, Any] = {
             "interval": bootstrap.interval_name(resamples),
             "trained on": "labels of whole images",
             "share": self.share,
             "samples": len(patients),
-            "absent": found.facts["absent"],
-            "excluded": found.facts["excluded"],
+            "absent": values.facts["absent"],
+            "excluded": values.facts["excluded"],
         }
-        table = located.double().numpy().reshape(len(patients), len(findings), -1)
+        table = map_values.double().numpy().reshape(len(patients), len(findings), -1)
         maps, of_maps = region_metrics(table, findings, weights)
         if of_maps["images"]:
             results |= {f"map/{name}": value for name, value in maps.items()}

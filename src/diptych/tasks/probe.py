@@ -1,4 +1,4 @@
-"""Linear probe: what a frozen image tower knows, read out by a linear layer from 1, 10 and 100 % of the labels."""
+"""Linear probe: a linear layer on a frozen image tower, trained from 1, 10 and 100 % of the labels."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diptych import distributed
+from diptych.checks import check_number
 from diptych.data.datamodule import Split
 from diptych.data.splits import nested
 from diptych.errors import ConfigError, DataError
@@ -29,27 +30,31 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class LinearFit:
-    """A linear layer and how it came about."""
+    """A trained linear layer, and when its training was best."""
 
     weight: Tensor
     """``[L,D]``"""
     bias: Tensor
     """``[L]``"""
     epochs: int
-    """Epochs until the best validation loss."""
+    """Number of epochs up to the lowest validation loss."""
     loss: float
-    """That loss."""
+    """The lowest validation loss."""
 
 
 def known_bce(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Binary cross-entropy ``[n,L]`` summed over the known labels (1 and 0), and how many these are."""
+    """The sum of the binary cross-entropy of ``[n,L]`` over the known labels (1 and 0), and how many are known."""
     known = (labels == 0) | (labels == 1)
     terms = nn.functional.binary_cross_entropy_with_logits(logits, labels.where(known, 0.0), reduction="none")
     return (terms * known).sum(), known.sum()
 
 
 def masked_bce(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross-entropy ``[n,L]`` averaged over the known labels (1 and 0); 0 where there is none."""
+    """The mean of the binary cross-entropy of ``[n,L]`` over the known labels (1 and 0). It is 0 where none is known.
+
+    >>> masked_bce(torch.zeros(1, 3), torch.tensor([[1.0, -1.0, torch.nan]]))
+    tensor(0.6931)
+    """
     total, known = known_bce(logits, labels)
     return total / known.clamp_min(1)
 
@@ -65,17 +70,17 @@ def fit_linear(
     patience: int,
     batch_size: int,
 ) -> LinearFit:
-    """Train a linear layer with AdamW, and keep it as it was when the validation loss was lowest.
+    """Train a linear layer with AdamW, and return it as it was at the lowest validation loss.
 
     Args:
-        train: features ``[n,D]`` and labels ``[n,L]``: 1, 0; others count for nothing.
-        val: the same, to stop by.
-        seed: of the start and the order.
+        train: features ``[n,D]`` and labels ``[n,L]`` to train on. Labels other than 1 and 0 are left out of the loss.
+        val: features and labels of the validation loss.
+        seed: seed of the first weights and of the order of samples.
         lr: learning rate.
-        weight_decay: of AdamW.
-        epochs: at most.
-        patience: epochs without a lower validation loss after which it ends.
-        batch_size: the last batch of an epoch may be smaller.
+        weight_decay: weight decay of AdamW.
+        epochs: largest number of epochs.
+        patience: training ends after so many epochs without a lower validation loss.
+        batch_size: samples in a batch. The last batch of an epoch may be smaller.
     """
     (x, y), (x_val, y_val) = train, val
     generator = torch.Generator().manual_seed(seed)
@@ -101,28 +106,30 @@ def fit_linear(
 
 
 class Probe(Task):
-    """Linear probe of a frozen tower (as ConVIRT, GLoRIA and MGCA report it), all label fractions and seeds in one pass.
+    """Linear probe of a frozen tower (as ConVIRT, GLoRIA and MGCA report it), over several label fractions and seeds.
 
-    ``diptych test`` does all of it: every image goes through the tower once, in evaluation mode and not augmented; then a
-    linear layer is trained on the features for each fraction and seed, stopped by the loss on ``val``, and tested. Fractions
-    are nested and hold whole patients. Metrics: ``probe/<percent>%/auroc/<finding>|macro``, the mean over the seeds; the
-    interval is a bootstrap over the test's patients of that mean, and each seed's value is in ``results.json``. A finding
-    with one class only in the test is listed, and averaged into nothing.
+    ``diptych test`` does all of it. Every image goes through the tower once, in evaluation mode and not augmented. Then, for
+    each fraction and seed, a linear layer is trained on the features, stopped by the loss on ``val``, and tested. Fractions
+    hold whole patients, and a larger one contains the smaller.
+
+    The metric is ``probe/<percent>%/auroc/<finding>|macro``, the mean over the seeds. Its interval is a bootstrap of that
+    mean over the patients of the test. ``results.json`` has the value of each seed too. A finding that has only one class in
+    the test is listed as absent, and is in no mean.
 
     Args:
-        image: the tower; frozen here, whatever it says.
+        image: the tower. It is frozen here, whatever its own setting.
         percents: shares of the training images whose labels are used.
-        seeds: linear layers a fraction.
-        features: ``pooled``, the tower's own vector, or ``mean``, that of its regions.
-        lr: of AdamW; 5e-4 in MGCA.
-        weight_decay: of AdamW; 1e-6 in MGCA.
-        epochs: at most; 50 in MGCA.
-        patience: epochs without a lower validation loss; 10 in MGCA.
-        batch_size: images a step; 48 in MGCA.
-        resamples: of the bootstrap; 0 for no intervals.
+        seeds: number of linear layers for each fraction.
+        features: ``pooled`` for the tower's pooled vector, ``mean`` for the mean of its regions.
+        lr: learning rate of AdamW. MGCA has 5e-4.
+        weight_decay: weight decay of AdamW. MGCA has 1e-6.
+        epochs: largest number of epochs. MGCA has 50.
+        patience: training ends after so many epochs without a lower validation loss. MGCA has 10.
+        batch_size: images in a batch. MGCA has 48.
+        resamples: number of bootstrap resamples. 0 gives no intervals.
 
     Raises:
-        ConfigError: an argument out of its range.
+        ConfigError: an argument is out of its range.
     """
 
     trains = False
@@ -145,10 +152,8 @@ class Probe(Task):
         if not percents or not all(0 < percent <= 100 for percent in percents):
             raise ConfigError(f"Probe: percents is {list(percents)}; give numbers above 0 and at most 100")
         for name, value in (("seeds", seeds), ("epochs", epochs), ("patience", patience), ("batch_size", batch_size)):
-            if value < 1:
-                raise ConfigError(f"Probe: {name} is {value}; give 1 or more")
-        if resamples < 0:
-            raise ConfigError(f"Probe: resamples is {resamples}; give 0 (no intervals) or more")
+            check_number(f"Probe: {name}", value, least=1, whole=True)
+        check_number("Probe: resamples", resamples, least=0, remedy="0 (no intervals) or more")
         self.image.freeze()
         self.percents, self.seeds, self.features, self.resamples = tuple(percents), seeds, features, resamples
         self.options: dict[str, Any] = {
@@ -160,26 +165,26 @@ class Probe(Task):
         }
 
     def on_test_epoch_start(self) -> None:
-        """Begin to collect the test's features."""
-        self._tested = self._rows()
+        """Begin the pass over the test, with no features yet."""
+        self._test_rows = self._rows()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect the features and labels of a test batch."""
-        self._collect(self._tested, batch)
+        """Keep the features and labels of a test batch."""
+        self._collect(self._test_rows, batch)
 
     def on_test_epoch_end(self) -> None:
         """Extract the features of the other splits, train every linear layer, and test it."""
-        findings = self.labelled()
+        findings = self.label_names()
         features, labels, patients = {}, {}, {}
         for split in ("train", "val", "test"):
             if split not in self.data.datasets:
                 raise DataError(
                     f"Probe: {self.data.protocol} has no '{split}' split; choose a protocol with train, val and test"
                 )
-            rows = self._tested if split == "test" else self._extract(split)
-            patients[split], found = rows.gather()
+            rows = self._test_rows if split == "test" else self._extract(split)
+            patients[split], columns = rows.gather()
             with torch.inference_mode(False), torch.enable_grad():  # a copy made here can be trained on
-                features[split], labels[split] = (value.clone() for value in found)
+                features[split], labels[split] = (column.clone() for column in columns)
         weights = bootstrap.figure_and_bootstrap(patients["test"].numpy(), self.resamples)
 
         shares = {percent: self._share(percent) for percent in self.percents}
@@ -188,19 +193,19 @@ class Probe(Task):
         epochs = torch.zeros(len(jobs))
         for number, (percent, seed) in enumerate(jobs):
             if number % distributed.world_size() == distributed.rank():  # each layer is trained on one process
-                rows_of = shares[percent]
-                train = features["train"][rows_of], labels["train"][rows_of]
+                share = shares[percent]
+                train = features["train"][share], labels["train"][share]
                 with torch.inference_mode(False), torch.enable_grad():
-                    fitted = fit_linear(train, (features["val"], labels["val"]), seed=seed, **self.options)
-                scores[number] = nn.functional.linear(features["test"], fitted.weight, fitted.bias)
-                epochs[number] = fitted.epochs
+                    layer = fit_linear(train, (features["val"], labels["val"]), seed=seed, **self.options)
+                scores[number] = nn.functional.linear(features["test"], layer.weight, layer.bias)
+                epochs[number] = layer.epochs
         scores = distributed.sum_over_processes(scores.to(self.device)).cpu()
         epochs = distributed.sum_over_processes(epochs.to(self.device)).cpu()
 
         self.results, fractions = {}, {}
         for percent in self.percents:
-            chosen = [i for i, job in enumerate(jobs) if job[0] == percent]
-            of_seeds = [binary_values(findings, scores[i].numpy(), labels["test"].numpy(), weights) for i in chosen]
+            numbers = [i for i, job in enumerate(jobs) if job[0] == percent]
+            of_seeds = [binary_values(findings, scores[i].numpy(), labels["test"].numpy(), weights) for i in numbers]
             name = f"{percent:g}%"
             self.results |= {f"test/probe/{name}/{key}": value for key, value in _over_seeds(of_seeds).items()}
             known = labels["train"][shares[percent]]
@@ -208,7 +213,7 @@ class Probe(Task):
                 "images": len(shares[percent]),
                 "positives": dict(zip(findings, (known == 1).sum(0).tolist(), strict=True)),
                 "auroc of each seed": [value.metrics()["auroc/macro"].value for value in of_seeds],
-                "epochs of each seed": epochs[chosen].int().tolist(),
+                "epochs of each seed": epochs[numbers].int().tolist(),
             }
         self.protocol["tower"]["features"] = features["test"].shape[1]
         self.protocol["probe"] = {
@@ -226,13 +231,13 @@ class Probe(Task):
 
     def _rows(self) -> Rows:
         width = self.image.width if self.features == "pooled" else self.image.token_width
-        return Rows(self.device, width, len(self.labelled()))
+        return Rows(self.device, width, len(self.label_names()))
 
     @torch.no_grad()
     def _collect(self, rows: Rows, batch: Batch) -> None:
-        found = self.image(batch.image)
-        vectors = found.pooled if self.features == "pooled" else found.tokens.mean(1)
-        assert batch.labels is not None  # labelled() has looked
+        features = self.image(batch.image)
+        vectors = features.pooled if self.features == "pooled" else features.tokens.mean(1)
+        assert batch.labels is not None  # label_names() has looked
         rows.add(batch, vectors, batch.labels)
 
     def _extract(self, split: Split) -> Rows:
@@ -242,11 +247,12 @@ class Probe(Task):
         return rows
 
     def _share(self, percent: float) -> list[int]:
+        """The training images of a fraction."""
         return nested(list(self.data.datasets["train"].patients), percent)
 
 
 def _over_seeds(of_seeds: Sequence[BinaryValues]) -> dict[str, bootstrap.Metric]:
-    """AUROC as the mean over seeds, of all samples and of each resample."""
+    """The mean AUROC over the seeds, of all samples and of each resample."""
     first = of_seeds[0]
     aurocs = {
         finding: np.mean([values.values["auroc"][finding] for values in of_seeds], axis=0)

@@ -1,4 +1,4 @@
-"""Segmentation: a U-Net decoder on the image tower's feature pyramid, frozen or trained along."""
+"""Segmentation: a U-Net decoder on the feature pyramid of an image tower."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych import distributed
+from diptych.checks import check_number
 from diptych.errors import ConfigError, DataError
 from diptych.evaluation.rows import Rows
 from diptych.files import replace_picture
@@ -28,18 +29,29 @@ Floats = NDArray[np.float64]
 
 
 def focal_loss(logits: Tensor, truth: Tensor, gamma: float = 2.0) -> Tensor:
-    """Mean over the pixels of ``-(1 - p_t)^gamma log p_t``, ``p_t`` the probability of what is there (arXiv 1708.02002)."""
+    """The focal loss (arXiv 1708.02002): the mean over the pixels of ``-(1 - p)^gamma log p``.
+
+    ``p`` is the predicted probability of the true class of a pixel.
+
+    >>> focal_loss(torch.zeros(2), torch.tensor([0.0, 1.0]))
+    tensor(0.1733)
+    """
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     return ((1 - torch.exp(-entropy)) ** gamma * entropy).mean()
 
 
 def dice_loss(logits: Tensor, truth: Tensor, smooth: float = 1.0) -> Tensor:
-    """``1 - (2 sum(p t) + smooth) / (sum(p) + sum(t) + smooth)`` over all pixels of the batch (arXiv 1606.04797).
+    """The Dice loss (arXiv 1606.04797): ``1 - (2 sum(p t) + smooth) / (sum(p) + sum(t) + smooth)``.
 
-    Over the batch of all processes, not the image: an image without a mask has no overlap to raise.
+    The sums are over all pixels of the batch of all processes. A sum over one image would teach nothing where the image
+    has no mask.
+
+    >>> dice_loss(torch.full((4,), -100.0), torch.ones(4))
+    tensor(0.8000)
     """
-    shown = logits.sigmoid()
-    both, sizes = distributed.sum_with_gradient(torch.stack([(shown * truth).sum(), shown.sum() + truth.sum()]))
+    predicted = logits.sigmoid()
+    parts = torch.stack([(predicted * truth).sum(), predicted.sum() + truth.sum()])
+    both, sizes = distributed.sum_with_gradient(parts)
     loss: Tensor = 1 - (2 * both + smooth) / (sizes + smooth)
     return loss
 
@@ -47,13 +59,16 @@ def dice_loss(logits: Tensor, truth: Tensor, smooth: float = 1.0) -> Tensor:
 def overlaps(counts: Floats) -> tuple[Floats, Floats]:
     """Dice ``2 |P and T| / (|P| + |T|)`` and IoU ``|P and T| / |P or T|`` of each image.
 
-    Where truth and prediction are both empty, both are 1; where one of them is, 0.
+    Both are 1 where truth and prediction are empty, and 0 where only one of them is.
+
+    >>> overlaps(np.array([[2.0, 4.0, 4.0], [0.0, 0.0, 0.0]]))[0].tolist()
+    [0.5, 1.0]
 
     Args:
-        counts: ``[n,3]`` pixels of: prediction and truth, prediction, truth.
+        counts: numbers of pixels ``[n,3]``: in both, in the prediction, in the truth.
 
     Returns:
-        ``[n]`` and ``[n]``.
+        Dice ``[n]`` and IoU ``[n]``.
     """
     both, predicted, true = counts.T
     total = predicted + true
@@ -66,11 +81,11 @@ def overlaps(counts: Floats) -> tuple[Floats, Floats]:
 class UNet(nn.Module):
     """U-Net decoder (arXiv 1505.04597) of segmentation-models-pytorch, from a feature pyramid to a map of logits.
 
-    It reaches half the image's size, from where the logits are interpolated.
+    The decoder ends at half the size of the image. The logits are interpolated from there.
 
     Args:
         pyramid: widths of the levels, finest first.
-        widths: of its blocks, the coarsest first; one for each level.
+        widths: widths of the blocks, coarsest first, one for each level.
 
     Raises:
         ConfigError: the library is not installed.
@@ -91,36 +106,39 @@ class UNet(nn.Module):
         initialize_head(self.last)
 
     def forward(self, levels: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        """Logits ``[B,H,V]`` of a ``size`` ``(H,V)``."""
-        half = levels[0].new_empty(len(levels[0]), 0, *(-(-side // 2) for side in size))  # says where to end
+        """Logits ``[B,H,V]`` at the ``size`` ``(H,V)``."""
+        half = levels[0].new_empty(len(levels[0]), 0, *(-(-side // 2) for side in size))  # gives the last size
         logits = self.last(self.decoder([half, *levels]))
         return F.interpolate(logits, size, mode="bilinear").squeeze(1)
 
 
 class Segment(PyramidTask):
-    """Where a finding is, pixel by pixel: a U-Net on the tower's feature pyramid, of a ResNet or of a ViT alike.
+    """Predicts the mask of a finding, with a U-Net on the tower's feature pyramid. The tower may be a ResNet or a ViT.
 
-    The tower is trained along, lower layers more slowly where it has a ``layer_decay``, or ``frozen`` and then in evaluation
-    mode. The loss is ``focal_weight`` times the focal loss and the Dice loss. Metrics, of each image at the network's
-    input size (padding included), averaged over the whole set, with a bootstrap over patients: ``segment/dice/all`` and
-    ``iou/all`` over all images, where an image without a mask counts 1 if nothing is predicted and 0 otherwise, and
-    ``dice/positive`` and ``iou/positive`` over those with a mask. A pixel is predicted where its probability is above
-    0.5, whatever the test set.
+    The tower is trained along, unless it is ``frozen``. With a ``layer_decay`` its lower layers learn more slowly. The loss
+    is ``focal_weight`` times the focal loss, plus the Dice loss.
+
+    Metrics are computed for each image at the size of the network's input, padding included. They are averaged over the
+    set, with a bootstrap over patients. A pixel is predicted where its probability is above 0.5.
+
+    - ``segment/dice/positive`` and ``iou/positive`` are over the images with a mask.
+    - ``segment/dice/all`` and ``iou/all`` are over all images. An image without a mask counts 1 if nothing is predicted in
+      it, and 0 otherwise.
 
     Args:
-        image: the tower; its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
-        widths: of the decoder's four blocks, the coarsest first.
-        focal_weight: of the focal loss beside the Dice loss; 10 in MGCA.
-        gamma: of the focal loss; the higher, the less well classified pixels count.
-        pictures: how many of the first test images are drawn into the run's ``figures``, with truth and prediction.
-        lr: peak of the decoder and of the tower's top layer.
-        weight_decay: of AdamW, on filters.
-        warmup: steps of linear warm-up, or its share of all steps where below 1.
-        lr_floor: share of ``lr`` at the end of the cosine.
-        resamples: of the bootstrap on the test; 0 for no intervals.
+        image: the tower. Its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
+        widths: widths of the decoder's four blocks, coarsest first.
+        focal_weight: weight of the focal loss beside the Dice loss. MGCA has 10.
+        gamma: exponent of the focal loss. The higher it is, the less count pixels that are classified well.
+        pictures: number of the first test images that are drawn into the run's ``figures``, with truth and prediction.
+        lr: peak learning rate of the decoder and of the tower's top layer.
+        weight_decay: weight decay of AdamW on filters.
+        warmup: number of steps of linear warm-up. Below 1, their share of all steps.
+        lr_floor: learning rate at the end of the cosine, as a share of ``lr``.
+        resamples: number of bootstrap resamples of the test. 0 gives no intervals.
 
     Raises:
-        ConfigError: an argument out of its range, or a tower without a feature pyramid.
+        ConfigError: an argument is out of its range, or the tower has no feature pyramid.
     """
 
     monitor = "val/segment/dice/positive"
@@ -151,8 +169,7 @@ class Segment(PyramidTask):
         if len(widths) != len(image.pyramid_widths) or min(widths) < 1:
             raise ConfigError(f"Segment: widths is {list(widths)}; give {len(image.pyramid_widths)} positive numbers")
         for name, value in (("focal_weight", focal_weight), ("gamma", gamma)):
-            if value < 0:
-                raise ConfigError(f"Segment: {name} is {value}; give 0 or more")
+            check_number(f"Segment: {name}", value, least=0)
         self.focal_weight, self.gamma = focal_weight, gamma
         self.unet = UNet(image.pyramid_widths, widths)
 
@@ -171,11 +188,11 @@ class Segment(PyramidTask):
         return loss
 
     def begin(self) -> None:
-        """Begin a pass: three pixel counts of each image are collected."""
+        """Begin a pass, with no pixels counted yet."""
         self._rows = Rows(self.device, 3)
 
     def collect(self, batch: Batch) -> None:
-        """Count the pixels of each predicted and true mask and of both, and draw the first test images."""
+        """Count the pixels of each predicted mask, of each true mask and of their overlap. Draw the first test images."""
         logits, truth = self(batch.image), self.masks_of(batch)
         predicted = logits > 0  # probability above 0.5
         counts = torch.stack([x.flatten(1).sum(1) for x in (predicted & truth, predicted, truth)], dim=1).float()
@@ -186,18 +203,18 @@ class Segment(PyramidTask):
             replace_picture(file, draw_masks(batch.image[row, 0].cpu().numpy(), masks))
 
     def finish(self, stage: str, resamples: int) -> None:
-        """Dice and IoU over the whole set."""
-        patients, (gathered,) = self._rows.gather()
-        counts = gathered.double().numpy()
+        """Compute Dice and IoU over the whole set."""
+        patients, (pixels,) = self._rows.gather()
+        counts = pixels.double().numpy()
         weights = bootstrap.figure_and_bootstrap(patients.numpy(), resamples)
         positive = counts[:, 2] != 0
         if not positive.any() and not self.trainer.sanity_checking:
             raise DataError(f"Segment: no image of '{stage}' of {self.data.protocol} has a mask that is not empty")
         self.results = {}
         for name, values in zip(("dice", "iou"), overlaps(counts), strict=True):
-            for of, rows in (("all", np.ones_like(positive)), ("positive", positive)):
+            for part, rows in (("all", np.ones_like(positive)), ("positive", positive)):
                 means = metrics.mean(values[rows], weights[:, rows])
-                self.results[f"{stage}/segment/{name}/{of}"] = Metric.of(means, int(rows.sum()))
+                self.results[f"{stage}/segment/{name}/{part}"] = Metric.of(means, int(rows.sum()))
         size = self.data.loading.image_size
         self.protocol["tower"]["decoder_parameters"] = sum(parameter.numel() for parameter in self.unet.parameters())
         self.protocol["segment"] = {

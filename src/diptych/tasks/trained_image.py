@@ -19,20 +19,21 @@ __all__ = ["TrainedImage"]
 
 
 class TrainedImage(ImageTower):
-    """The image tower of a checkpoint that ``diptych fit`` wrote, architecture and weights.
+    """The image tower of a checkpoint that ``diptych fit`` wrote, with its architecture and weights.
 
-    Its text tower is left behind, and its head too unless a task asks for its queries.
+    The checkpoint's text tower is not loaded. Its head is kept only where ``queries`` is true.
 
     Args:
-        checkpoint: a ``.ckpt`` of a pre-training run, or the run's folder: its best, else its last.
-        queries: keep the head for what its queries find in an image; for tasks that can use it (``Generate``).
-        frozen: no parameter is trained, and batch statistics do not move.
-        freeze_layers: how many of the lowest layers (the stem counts as one) are not trained.
+        checkpoint: a ``.ckpt`` of a pre-training run, or the run's folder. Of a folder the best checkpoint is taken, or else
+            the last.
+        queries: whether to keep the head, for tasks that use its queries (``Generate``).
+        frozen: whether no parameter is trained. Batch statistics do not move then.
+        freeze_layers: number of the lowest layers that are not trained. The stem counts as one.
         layer_decay: factor of the learning rate from each layer to the one below, above 0 to 1.
 
     Raises:
-        ConfigError: the checkpoint cannot be read or is of no pre-training run, its head has no queries, or the tower has
-            fewer layers.
+        ConfigError: the checkpoint cannot be read, is of no pre-training run, its head has no queries, or the tower has fewer
+            layers than are to be frozen.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class TrainedImage(ImageTower):
             with torch.inference_mode():
                 size = model.image_size
                 self.query_width = self.head.extracts(model.module.embed_image(torch.zeros(1, 1, size, size))).shape[-1]
-        for parameter in tower.parameters():  # what was frozen there need not be here
+        for parameter in tower.parameters():  # what the run froze may be trained here
             parameter.requires_grad_(True)
         self.tower = tower
         self.width, self.token_width, self.num_layers = tower.width, tower.token_width, tower.num_layers
@@ -75,15 +76,15 @@ class TrainedImage(ImageTower):
 
     @property
     def origin(self) -> dict[str, Any]:
-        """The checkpoint, its head, the size of its images, and where its tower's weights were from before training."""
+        """The checkpoint, its head, the size of its images, and the origin of its tower's first weights."""
         return self._origin
 
     def layer_of(self, name: str) -> int:
-        """The layer that the run's tower says. Parameters of the head belong to the top layer."""
+        """The layer of a parameter in the run's tower. Parameters of the head belong to the top layer."""
         return self.num_layers if name.startswith("head.") else self.tower.layer_of(name.removeprefix("tower."))
 
     def forward(self, image: Tensor) -> Features:
-        """The features that the run's tower gives."""
+        """The features that the run's tower computes."""
         features: Features = self.tower(image)
         return features
 
@@ -93,9 +94,9 @@ class TrainedImage(ImageTower):
         return levels
 
     def queries(self, features: Features) -> Tensor:
-        """What the head's queries find in an image of these features, ``[B,K,query_width]``."""
+        """What the head's queries extract from the features of images, ``[B,K,query_width]``."""
         if self.head is None:
             return super().queries(features)
-        assert isinstance(self.head, Extracts)  # else it was refused
+        assert isinstance(self.head, Extracts)  # the constructor has checked
         vectors: Tensor = self.head.extracts(self.head.embed_image(features))
         return vectors
