@@ -64,16 +64,16 @@ COLUMNS = ["p@5", "p@10", "p@100", "hit@1", "hit@5", "hit@10"]
 @pytest.mark.parametrize("head", [Cosine(), Words(), Constant()], ids=["pooled", "tokens", "constant"])
 def test_equals_a_plain_loop(head, texts, classes):
     data, evaluator = Radiographs(n=260), ClassRetrieval(classes, texts, resamples=0)
-    found = evaluate(evaluator, data, head, size=11)
+    metrics = evaluate(evaluator, data, head, size=11)
     sides, chosen = plain(data, head, texts)
-    assert set(found) == {f"{side}/{name}" for side in sides for name in COLUMNS}
+    assert set(metrics) == {f"{side}/{name}" for side in sides for name in COLUMNS}
     for side, values in sides.items():
         for name, column in zip(COLUMNS, values.T, strict=True):
-            assert found[f"{side}/{name}"].value == pytest.approx(column.mean(), abs=1e-12), (side, name)
-            assert found[f"{side}/{name}"].n == len(column)
+            assert metrics[f"{side}/{name}"].value == pytest.approx(column.mean(), abs=1e-12), (side, name)
+            assert metrics[f"{side}/{name}"].n == len(column)
     assert evaluator.protocol["excluded"] == {"none of the classes or several": data.n - len(chosen)}
     if isinstance(head, Constant):
-        assert found["image_to_text/hit@1"].value == found["text_to_image/hit@10"].value == 0
+        assert metrics["image_to_text/hit@1"].value == metrics["text_to_image/hit@10"].value == 0
 
 
 def test_equals_torchmetrics_where_nothing_ties():
@@ -115,39 +115,41 @@ def test_does_not_depend_on_order_batch_size_or_rows_that_fill_up(texts, classes
     expected = evaluate(ClassRetrieval(classes, texts, resamples=20), data, Words())
     order = np.random.default_rng(1).permutation(data.n).tolist()
     for size in (1, 7, 83):
-        found = evaluate(ClassRetrieval(classes, texts, resamples=20), data, Words(), rows=order, size=size, fill=2)
-        assert found == expected
+        metrics = evaluate(ClassRetrieval(classes, texts, resamples=20), data, Words(), rows=order, size=size, fill=2)
+        assert metrics == expected
 
 
 def test_interval_with_reports_equals_explicit_resampling_of_queries(classes):
     data = Radiographs(n=150)
-    found = evaluate(ClassRetrieval(classes, resamples=100, seed=4), data, Cosine())
+    metrics = evaluate(ClassRetrieval(classes, resamples=100, seed=4), data, Cosine())
     sides, chosen = plain(data, Cosine(), "reports")
     group, rng = data.group.numpy(), np.random.default_rng(4)
     names, values = np.unique(group), []
     for _ in range(100):
-        drawn = names[rng.integers(len(names), size=len(names))]
-        rows = [r for g in drawn for r in np.flatnonzero(group[chosen] == g)]
+        sample = names[rng.integers(len(names), size=len(names))]
+        rows = [r for g in sample for r in np.flatnonzero(group[chosen] == g)]
         values.append([[sides[side][rows, c].mean() for c in (0, 3)] for side in sides])
     for i, side in enumerate(sides):
         for j, name in enumerate(("p@5", "hit@1")):
             low, high = np.percentile(np.array(values)[:, i, j], [2.5, 97.5])
-            assert (found[f"{side}/{name}"].low, found[f"{side}/{name}"].high) == pytest.approx((low, high), abs=1e-12)
+            assert (metrics[f"{side}/{name}"].low, metrics[f"{side}/{name}"].high) == pytest.approx(
+                (low, high), abs=1e-12
+            )
 
 
 def test_interval_with_prompts_ranks_each_resampled_set_anew(classes):
     data = Radiographs(n=150)
-    found = evaluate(ClassRetrieval(classes, "prompts", resamples=40, seed=4), data, Cosine())
+    metrics = evaluate(ClassRetrieval(classes, "prompts", resamples=40, seed=4), data, Cosine())
     _, chosen = plain(data, Cosine(), "prompts")
     group, rng = data.group.numpy(), np.random.default_rng(4)
     names, values = np.unique(group), []
     for _ in range(40):
-        drawn = names[rng.integers(len(names), size=len(names))]
-        rows = [int(r) for g in drawn for r in np.flatnonzero(group[chosen] == g)]
+        sample = names[rng.integers(len(names), size=len(names))]
+        rows = [int(r) for g in sample for r in np.flatnonzero(group[chosen] == g)]
         values.append(plain(data, Cosine(), "prompts", rows)[0]["text_to_image"].mean(axis=0))
     for c, name in enumerate(COLUMNS):
         low, high = np.percentile(np.array(values)[:, c], [2.5, 97.5])
-        metric = found[f"text_to_image/{name}"]
+        metric = metrics[f"text_to_image/{name}"]
         assert (metric.low, metric.high) == pytest.approx((low, high), abs=1e-9), name
 
 
@@ -158,9 +160,9 @@ def test_many_weightings_of_one_query_equal_explicit_sets():
         scores[0], scores[1] = np.nan, np.nan
         relevant[:2] = True, False
         weights = rng.integers(0, 3, size=(7, n))
-        found = hits_among(scores, relevant, (1, 5, 10), 0.05, weights)
+        counts = hits_among(scores, relevant, (1, 5, 10), 0.05, weights)
         plainly = np.where(np.isnan(scores), np.where(relevant, -1e9, 1e9), scores)
-        for row, hits in zip(weights, found, strict=True):
+        for row, hits in zip(weights, counts, strict=True):
             rows = np.repeat(np.arange(n), row)
             rows = rows[rows > 0]  # a right one without a score is never found
             assert hits.tolist() == [first(plainly[rows], relevant[rows], k, 0.05) for k in (1, 5, 10)]
@@ -170,17 +172,17 @@ def test_scores_that_are_no_numbers_are_the_worst(classes):
     head = Constant()
     for head.value in (math.nan, math.inf):
         for texts in ("reports", "prompts"):
-            found = evaluate(ClassRetrieval(classes, texts, resamples=0), Radiographs(), head)
-            assert found["image_to_text/hit@1"].value == found["text_to_image/hit@10"].value == 0
+            metrics = evaluate(ClassRetrieval(classes, texts, resamples=0), Radiographs(), head)
+            assert metrics["image_to_text/hit@1"].value == metrics["text_to_image/hit@10"].value == 0
 
 
 def test_absent_classes_ceilings_and_chance_are_told(classes):
     data, evaluator = Radiographs(), ClassRetrieval(classes, "prompts", resamples=0)
     data.labels[:, 2] = 0
-    found = evaluate(evaluator, data, Cosine())
+    metrics = evaluate(evaluator, data, Cosine())
     protocol = json.loads(json.dumps(evaluator.protocol))
     assert protocol["absent"] == ["Nodule"]
-    assert found["text_to_image/p@5"].n == 6  # two prompts of edema, four of mass
+    assert metrics["text_to_image/p@5"].n == 6  # two prompts of edema, four of mass
     assert protocol["candidates"] == {"Edema": 2, "Mass": 4, "Nodule": 1}
     edema, mass = protocol["images"]["Edema"], protocol["images"]["Mass"]
     assert protocol["ceiling"]["image_to_text/p@5"] == pytest.approx((edema * 0.4 + mass * 0.8) / (edema + mass))
@@ -198,9 +200,9 @@ def test_a_perfect_model_reaches_the_ceiling(classes):
     data.labels[torch.arange(data.n), torch.arange(data.n) % 3] = 1
     data.texts = [f"{NAMES[i % 3]}" for i in range(data.n)]
     data.regions = embed_text(data.texts).pooled[:, None].expand(-1, 5, -1)
-    found = evaluate(evaluator, data, Oracle())
-    assert found["image_to_text/p@10"].value == found["text_to_image/hit@1"].value == 1
-    assert found["image_to_text/p@100"].value == pytest.approx(evaluator.protocol["ceiling"]["image_to_text/p@100"])
+    metrics = evaluate(evaluator, data, Oracle())
+    assert metrics["image_to_text/p@10"].value == metrics["text_to_image/hit@1"].value == 1
+    assert metrics["image_to_text/p@100"].value == pytest.approx(evaluator.protocol["ceiling"]["image_to_text/p@100"])
 
 
 def test_a_set_without_reports_or_labels_is_skipped_and_some_without_are_refused(classes):

@@ -55,10 +55,10 @@ def test_several_processes_equal_one(shares, processes, tmp_path):
     expected = evaluating.task_evaluate(path, classes, [range(83)], [16])
     shares = [list(share) for share in shares]
     for answers in processes.run(len(shares), evaluating.task_evaluate, path, classes, shares, [8, 5, 3, 11]):
-        for i, ((found, count, protocol), (metrics, n, said)) in enumerate(zip(answers, expected, strict=True)):
-            assert count == n == 83
-            assert found == metrics, i
-            assert protocol == said
+        for i, ((metrics, count, protocol), one) in enumerate(zip(answers, expected, strict=True)):
+            assert count == one[1] == 83
+            assert metrics == one[0], i
+            assert protocol == one[2]
 
 
 def test_a_sample_counted_on_two_processes_is_refused(gloo2):
@@ -97,16 +97,16 @@ def plain_ranks(data, head):
 @pytest.mark.parametrize("head", [Cosine(), Words()], ids=["pooled", "tokens"])
 def test_retrieval_equals_a_plain_loop(head):
     data = Radiographs()
-    found = evaluate(Retrieval(resamples=20), data, head)
+    metrics = evaluate(Retrieval(resamples=20), data, head)
     image_ranks, text_ranks = plain_ranks(data, head)
     assert 1 < np.median(image_ranks) < 20  # neither perfect nor chance
     for side, ranks in (("image_to_text", image_ranks), ("text_to_image", text_ranks)):
         for k in (1, 5, 10):
-            assert found[f"{side}/r@{k}"].value == pytest.approx(np.mean(ranks <= k), abs=1e-12)
-        assert found[f"{side}/median_rank"].value == np.median(ranks)
-        assert found[f"{side}/r@1"].n == len(ranks)
+            assert metrics[f"{side}/r@{k}"].value == pytest.approx(np.mean(ranks <= k), abs=1e-12)
+        assert metrics[f"{side}/median_rank"].value == np.median(ranks)
+        assert metrics[f"{side}/r@1"].n == len(ranks)
     assert len(text_ranks) == len(set(data.texts)) < data.n == len(image_ranks)
-    assert found["r@5"].value == pytest.approx((np.mean(image_ranks <= 5) + np.mean(text_ranks <= 5)) / 2, abs=1e-12)
+    assert metrics["r@5"].value == pytest.approx((np.mean(image_ranks <= 5) + np.mean(text_ranks <= 5)) / 2, abs=1e-12)
 
 
 @pytest.mark.parametrize("head", [Cosine(), Words()], ids=["pooled", "tokens"])
@@ -131,20 +131,20 @@ def test_rows_that_only_fill_up_are_not_counted(prompts):
 @pytest.mark.parametrize("size", [16, 83])
 def test_constant_scores_are_the_worst(head, size):
     data = Radiographs()
-    found = evaluate(Retrieval(resamples=0), data, head, size=size)
-    assert found["r@10"].value == 0
-    assert found["image_to_text/median_rank"].value == len(set(data.texts))
-    assert found["text_to_image/median_rank"].value > 0.9 * data.n
+    metrics = evaluate(Retrieval(resamples=0), data, head, size=size)
+    assert metrics["r@10"].value == 0
+    assert metrics["image_to_text/median_rank"].value == len(set(data.texts))
+    assert metrics["text_to_image/median_rank"].value > 0.9 * data.n
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_scores_that_are_no_numbers_are_the_worst(value, prompts):
     head, data = Constant(), Radiographs()
     head.value = value
-    found = evaluate(Retrieval(resamples=0), data, head)
-    assert found["r@10"].value == 0
-    found = evaluate(ZeroShot(prompts(), resamples=0), data, head)
-    assert all(math.isnan(metric.value) for metric in found.values())
+    metrics = evaluate(Retrieval(resamples=0), data, head)
+    assert metrics["r@10"].value == 0
+    metrics = evaluate(ZeroShot(prompts(), resamples=0), data, head)
+    assert all(math.isnan(metric.value) for metric in metrics.values())
 
 
 def test_an_image_without_a_score_loses_against_all_and_counts_against_all():
@@ -161,23 +161,23 @@ def test_equal_texts_are_one_candidate_and_none_is_a_wrong_answer():
     data.texts = ["a", "a", "a", "b", "b", "c"]
     data.regions = embed_text(data.texts).pooled[:, None].expand(-1, 5, -1).clone()
     data.regions[1] *= -1  # the worst image of "a", which has better ones
-    found = evaluate(Retrieval(ks=(1,), resamples=0), data, Cosine())
-    assert found["text_to_image/r@1"].value == 1
-    assert found["image_to_text/r@1"].value == pytest.approx(5 / 6)
-    assert (found["image_to_text/r@1"].n, found["text_to_image/r@1"].n) == (6, 3)
+    metrics = evaluate(Retrieval(ks=(1,), resamples=0), data, Cosine())
+    assert metrics["text_to_image/r@1"].value == 1
+    assert metrics["image_to_text/r@1"].value == pytest.approx(5 / 6)
+    assert (metrics["image_to_text/r@1"].n, metrics["text_to_image/r@1"].n) == (6, 3)
 
 
 def test_interval_of_retrieval_equals_explicit_resampling_of_patients():
     data, evaluator = Radiographs(), Retrieval(resamples=200, seed=4)
-    found = evaluate(evaluator, data, Cosine())
+    metrics = evaluate(evaluator, data, Cosine())
     image_ranks, text_ranks = plain_ranks(data, Cosine())
     firsts = [data.texts.index(text) for text in dict.fromkeys(data.texts)]
     group, rng, values = data.group.numpy(), np.random.default_rng(4), []
     names = np.unique(group)
     for _ in range(200):
-        drawn = names[rng.integers(len(names), size=len(names))]
-        images = [i for g in drawn for i in np.flatnonzero(group == g)]
-        texts = [t for g in drawn for t in range(len(firsts)) if group[firsts[t]] == g]
+        sample = names[rng.integers(len(names), size=len(names))]
+        images = [i for g in sample for i in np.flatnonzero(group == g)]
+        texts = [t for g in sample for t in range(len(firsts)) if group[firsts[t]] == g]
         values.append([np.mean(image_ranks[images] <= 5), np.mean(text_ranks[texts] <= 5)])
     for name, column in (
         ("image_to_text/r@5", np.array(values)[:, 0]),
@@ -185,8 +185,8 @@ def test_interval_of_retrieval_equals_explicit_resampling_of_patients():
         ("r@5", np.mean(values, axis=1)),
     ):
         expected = np.percentile(column, [2.5, 97.5])
-        np.testing.assert_allclose((found[name].low, found[name].high), expected, atol=1e-12)
-        assert found[name].low < found[name].value < found[name].high
+        np.testing.assert_allclose((metrics[name].low, metrics[name].high), expected, atol=1e-12)
+        assert metrics[name].low < metrics[name].value < metrics[name].high
 
 
 def test_a_sample_counted_twice_is_refused():
@@ -219,9 +219,9 @@ def test_one_patient_and_no_resamples_give_no_interval():
     data = Radiographs()
     assert math.isnan(evaluate(Retrieval(resamples=0), data, Cosine())["r@5"].low)
     data.group[:] = 1
-    found = evaluate(Retrieval(), data, Cosine())["r@5"]
-    assert math.isnan(found.low)
-    assert found.value > 0
+    recall = evaluate(Retrieval(), data, Cosine())["r@5"]
+    assert math.isnan(recall.low)
+    assert recall.value > 0
 
 
 def test_stack_pads_to_the_longest():
@@ -250,7 +250,7 @@ def test_a_score_does_not_depend_on_the_images_beside_it():
 
 def plain_scores(data, head, findings):
     """Score of every image for every finding of ``PROMPTS``, one prompt at a time."""
-    found = {}
+    scores = {}
     for name in findings:
         means = {}
         for side in ("positive", "negative"):
@@ -258,15 +258,15 @@ def plain_scores(data, head, findings):
                 head.similarity(data.image(range(data.n)), embed_text([p])) for p in PROMPTS["findings"][name][side]
             ]
             means[side] = torch.cat(each, dim=1).double().mean(dim=1)
-        found[name] = (means["positive"] - means["negative"]).float().numpy()
-    return found
+        scores[name] = (means["positive"] - means["negative"]).float().numpy()
+    return scores
 
 
 @pytest.mark.parametrize("threshold", ["zero", "best_f1"])
 @pytest.mark.parametrize("head", [Cosine(), Words()], ids=["pooled", "tokens"])
 def test_zero_shot_equals_scikit_learn_on_all(head, threshold, prompts):
     data, evaluator = Radiographs(), ZeroShot(prompts(), threshold=threshold, resamples=30)
-    found = evaluate(evaluator, data, head, size=10)  # 83 samples: an odd last batch
+    metrics = evaluate(evaluator, data, head, size=10)  # 83 samples: an odd last batch
     names = ["Edema", "Mass", "Nodule", "Abnormal"]
     labels = dict(zip(FINDINGS, data.labels.numpy().T, strict=True))
     three = np.stack([labels[name] for name in names[:3]])
@@ -284,13 +284,13 @@ def test_zero_shot_equals_scikit_learn_on_all(head, threshold, prompts):
             "f1": f1_score(real, predicted),
         }
         for measure, value in expected.items():
-            assert found[f"{measure}/{name}"].value == pytest.approx(value, abs=1e-6), (measure, name)
-            assert found[f"{measure}/{name}"].n == known.sum() < data.n
+            assert metrics[f"{measure}/{name}"].value == pytest.approx(value, abs=1e-6), (measure, name)
+            assert metrics[f"{measure}/{name}"].n == known.sum() < data.n
             values[measure].append(value)
     for measure, each in values.items():
-        assert found[f"{measure}/macro"].value == pytest.approx(np.mean(each), abs=1e-6)
-        assert found[f"{measure}/macro"].low < np.mean(each) < found[f"{measure}/macro"].high
-    assert set(found) == {f"{measure}/{name}" for measure in values for name in [*names, "macro"]}
+        assert metrics[f"{measure}/macro"].value == pytest.approx(np.mean(each), abs=1e-6)
+        assert metrics[f"{measure}/macro"].low < np.mean(each) < metrics[f"{measure}/macro"].high
+    assert set(metrics) == {f"{measure}/{name}" for measure in values for name in [*names, "macro"]}
 
 
 def test_protocol_says_what_was_done(prompts):
@@ -322,17 +322,17 @@ def test_zero_shot_does_not_depend_on_order_or_batch_size(prompts):
 
 
 def test_constant_scores_are_chance(prompts):
-    found = evaluate(ZeroShot(prompts(), resamples=0), Radiographs(), Constant())
-    assert found["auroc/macro"].value == 0.5
-    assert found["f1/macro"].value == 0
+    metrics = evaluate(ZeroShot(prompts(), resamples=0), Radiographs(), Constant())
+    assert metrics["auroc/macro"].value == 0.5
+    assert metrics["f1/macro"].value == 0
 
 
 def test_a_set_with_every_finding_absent_has_no_macro(prompts):
     data, evaluator = Radiographs(), ZeroShot(prompts())
     data.labels[:] = 0
-    found = evaluate(evaluator, data, Cosine())
-    assert math.isnan(found["auroc/macro"].value)
-    assert list(found) == ["auroc/macro", "accuracy/macro", "f1/macro"]
+    metrics = evaluate(evaluator, data, Cosine())
+    assert math.isnan(metrics["auroc/macro"].value)
+    assert list(metrics) == ["auroc/macro", "accuracy/macro", "f1/macro"]
     assert set(evaluator.protocol["absent"]) == {*FINDINGS, "Abnormal"}
 
 
@@ -344,7 +344,7 @@ def test_any_of_labels():
 
 def test_multiclass_equals_scikit_learn(prompts):
     data, evaluator = Radiographs(n=140), ZeroShot(prompts(CLASSES), resamples=30)
-    found = evaluate(evaluator, data, Cosine(), size=9)
+    metrics = evaluate(evaluator, data, Cosine(), size=9)
     names = list(CLASSES["classes"])
     labels = data.labels[:, :3].numpy()
     single = (labels == 1).sum(axis=1) == 1
@@ -357,14 +357,14 @@ def test_multiclass_equals_scikit_learn(prompts):
     columns = [Cosine().similarity(data.image(range(data.n)), embed_text(t)).double().mean(dim=1) for t in texts]
     scores = torch.stack(columns, dim=1).float().numpy()[single]
     predicted = scores.argmax(axis=1)
-    assert found["accuracy"].value == pytest.approx(accuracy_score(real, predicted), abs=1e-6)
-    assert found["accuracy"].n == single.sum() < data.n
-    assert found["f1/macro"].value == pytest.approx(f1_score(real, predicted, average="macro"), abs=1e-6)
+    assert metrics["accuracy"].value == pytest.approx(accuracy_score(real, predicted), abs=1e-6)
+    assert metrics["accuracy"].n == single.sum() < data.n
+    assert metrics["f1/macro"].value == pytest.approx(f1_score(real, predicted, average="macro"), abs=1e-6)
     for i, name in enumerate(names):
-        assert found[f"auroc/{name}"].value == pytest.approx(roc_auc_score(real == i, scores[:, i]), abs=1e-6)
+        assert metrics[f"auroc/{name}"].value == pytest.approx(roc_auc_score(real == i, scores[:, i]), abs=1e-6)
     assert evaluator.protocol["excluded"] == {"none of the classes or several": int((~single).sum())}
-    found = evaluate(ZeroShot(prompts(CLASSES), resamples=0), data, Constant())
-    assert found["accuracy"].value == 0  # a tie is no answer
+    metrics = evaluate(ZeroShot(prompts(CLASSES), resamples=0), data, Constant())
+    assert metrics["accuracy"].value == 0  # a tie is no answer
 
 
 def test_prompts_for_other_findings_are_refused(prompts):

@@ -43,13 +43,13 @@ def plain(heat, inside):
     low, high = min(within + without), max(within + without)
     mean = [sum(part) / len(part) for part in (within, without)]
     spread = [sum((h - m) ** 2 for h in part) / len(part) for part, m in zip((within, without), mean, strict=True)]
-    found = [[(h - low) / (high - low) >= t for h, _ in pixels] for t in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    masks = [[(h - low) / (high - low) >= t for h, _ in pixels] for t in (0.1, 0.2, 0.3, 0.4, 0.5)]
     real = [i for _, i in pixels]
     return (
         float(max(without) < high - 1e-6 * high),
         (mean[0] - mean[1]) / math.sqrt(sum(spread)),
-        np.mean([jaccard_score(real, f) for f in found]),
-        np.mean([f1_score(real, f) for f in found]),
+        np.mean([jaccard_score(real, f) for f in masks]),
+        np.mean([f1_score(real, f) for f in masks]),
         roc_auc_score(real, [h for h, _ in pixels]),
     )
 
@@ -65,8 +65,8 @@ def test_equations_equal_scikit_learn_and_loops():
             heat[0, 0] = 9
         expected = plain(heat, inside)
         flat = heat.ravel(), inside.ravel()
-        found = (pointing(*flat), contrast_to_noise(*flat), *overlap(*flat))
-        assert found == pytest.approx(expected[:4], abs=1e-6)
+        values = (pointing(*flat), contrast_to_noise(*flat), *overlap(*flat))
+        assert values == pytest.approx(expected[:4], abs=1e-6)
         hits += expected[0]
     assert 3 < hits < 30
 
@@ -115,8 +115,8 @@ def test_every_shipped_phrase_marks_a_word_and_has_three():
 @pytest.mark.parametrize("size", [(20, 20), (21, 21), (64, 64)])
 def test_maps_at_pixels_are_those_of_opencv(size):
     maps = torch.randn(3, 25, generator=torch.Generator().manual_seed(0))
-    for found, coarse in zip(at_pixels(maps, *size), maps.reshape(3, 5, 5).numpy(), strict=True):
-        np.testing.assert_allclose(found, cv2.resize(coarse, size, interpolation=cv2.INTER_LINEAR), atol=1e-5)
+    for fine, coarse in zip(at_pixels(maps, *size), maps.reshape(3, 5, 5).numpy(), strict=True):
+        np.testing.assert_allclose(fine, cv2.resize(coarse, size, interpolation=cv2.INTER_LINEAR), atol=1e-5)
     with pytest.raises(ConfigError, match="24 regions are no square grid"):
         at_pixels(maps[:, :24], *size)
 
@@ -136,8 +136,8 @@ def test_the_bars_of_a_letterbox_are_no_picture(shape):
 
 def expected(data, head, masks=False):
     """All five of each image and finding with a region, one image, word and phrase at a time."""
-    found = {name: {} for name in FINDINGS[:2]}
-    for name in found:
+    measures = {name: {} for name in FINDINGS[:2]}
+    for name in measures:
         for i in range(data.n):
             inside = data.masks[i].numpy() if masks else np.zeros((SIDE, SIDE), bool)
             for x0, y0, x1, y1, finding in data.boxes[i].tolist():
@@ -156,23 +156,23 @@ def expected(data, head, masks=False):
             if i % 3 == 0:
                 counted[:3] = counted[-3:] = False
             counted |= inside
-            found[name][i] = plain(heat[counted].astype(np.float32), inside[counted])
-    return found
+            measures[name][i] = plain(heat[counted].astype(np.float32), inside[counted])
+    return measures
 
 
 def test_equals_a_plain_loop_with_boxes(phrases):
     data, evaluator = Boxed(), Grounding(phrases, resamples=60, seed=3)
-    found = ground(evaluator, data, Sees())
+    metrics = ground(evaluator, data, Sees())
     each = expected(data, Sees())
     for m, measure in enumerate(MEASURES):
         means = []
         for name, images in each.items():
             means.append(np.mean([values[m] for values in images.values()]))
-            assert found[f"{measure}/{name}"].value == pytest.approx(means[-1], abs=1e-6), measure
-            assert found[f"{measure}/{name}"].n == len(images)
-        assert found[f"{measure}/macro"].value == pytest.approx(np.mean(means), abs=1e-6)
-    assert set(found) == {f"{measure}/{name}" for measure in MEASURES for name in ("Mass", "Nodule", "macro")}
-    assert 0 < found["pointing/macro"].value < 0.9
+            assert metrics[f"{measure}/{name}"].value == pytest.approx(means[-1], abs=1e-6), measure
+            assert metrics[f"{measure}/{name}"].n == len(images)
+        assert metrics[f"{measure}/macro"].value == pytest.approx(np.mean(means), abs=1e-6)
+    assert set(metrics) == {f"{measure}/{name}" for measure in MEASURES for name in ("Mass", "Nodule", "macro")}
+    assert 0 < metrics["pointing/macro"].value < 0.9
     protocol = json.loads(json.dumps(evaluator.protocol))
     assert protocol["absent"] == ["Hernia"]
     assert protocol["images"] == {name: len(images) for name, images in each.items()}
@@ -182,19 +182,19 @@ def test_equals_a_plain_loop_with_boxes(phrases):
     rng, group, names = np.random.default_rng(3), data.group.numpy(), np.unique(data.group.numpy())
     values = []
     for _ in range(60):
-        drawn = [i for g in names[rng.integers(len(names), size=len(names))] for i in np.flatnonzero(group == g)]
-        values.append(np.mean([each["Mass"][i][4] for i in drawn if i in each["Mass"]]))
+        sample = [i for g in names[rng.integers(len(names), size=len(names))] for i in np.flatnonzero(group == g)]
+        values.append(np.mean([each["Mass"][i][4] for i in sample if i in each["Mass"]]))
     low, high = np.percentile(values, [2.5, 97.5])
-    assert (found["auroc/Mass"].low, found["auroc/Mass"].high) == pytest.approx((low, high), abs=1e-6)
+    assert (metrics["auroc/Mass"].low, metrics["auroc/Mass"].high) == pytest.approx((low, high), abs=1e-6)
 
 
 def test_equals_a_plain_loop_with_masks(phrases):
     data, evaluator = Boxed(), Grounding(phrases, resamples=0)
-    found = ground(evaluator, data, Sees(), boxes=False, masks=True, findings=("Nodule",))
+    metrics = ground(evaluator, data, Sees(), boxes=False, masks=True, findings=("Nodule",))
     each = expected(data, Sees(), masks=True)["Nodule"]
     for m, measure in enumerate(MEASURES):
-        assert found[f"{measure}/Nodule"].value == pytest.approx(np.mean([v[m] for v in each.values()]), abs=1e-6)
-    assert found["cnr/Nodule"].n == len(each) < data.n
+        assert metrics[f"{measure}/Nodule"].value == pytest.approx(np.mean([v[m] for v in each.values()]), abs=1e-6)
+    assert metrics["cnr/Nodule"].n == len(each) < data.n
     assert evaluator.protocol["region"] == "mask"
 
 
@@ -218,9 +218,9 @@ def test_does_not_depend_on_order_batch_size_or_rows_that_fill_up(phrases):
 
 
 def test_a_head_that_looks_everywhere_is_chance_or_worse(phrases):
-    found = ground(Grounding(phrases, resamples=0), Boxed(), Blind())
-    assert found["auroc/macro"].value == 0.5
-    assert all(found[f"{measure}/macro"].value == 0 for measure in MEASURES[:4])
+    metrics = ground(Grounding(phrases, resamples=0), Boxed(), Blind())
+    assert metrics["auroc/macro"].value == 0.5
+    assert all(metrics[f"{measure}/macro"].value == 0 for measure in MEASURES[:4])
     head = Blind()
     head.value = math.nan
     assert math.isnan(ground(Grounding(phrases, resamples=0), Boxed(), head)["pointing/macro"].value)
@@ -236,10 +236,10 @@ def test_a_head_that_looks_at_the_boxes_is_perfect(phrases):
     data.regions[:] = -torch.nn.functional.normalize(word.sum(dim=0), dim=0)
     for i in range(data.n):
         data.regions[i, 2 * GRID + i % 5] *= -1
-    found = ground(Grounding(phrases, resamples=0), data, Sees())
-    assert found["pointing/Mass"].value == 1
-    assert found["auroc/Mass"].value > 0.97
-    assert found["cnr/Mass"].value > 1
+    metrics = ground(Grounding(phrases, resamples=0), data, Sees())
+    assert metrics["pointing/Mass"].value == 1
+    assert metrics["auroc/Mass"].value > 0.97
+    assert metrics["cnr/Mass"].value > 1
 
 
 def test_a_region_that_fills_the_picture_is_left_out_and_counted(phrases):
@@ -325,9 +325,9 @@ def test_a_trained_head_grounds_a_release_and_draws_it(source, trained, tmp_path
         "FILE": trained / "checkpoints" / "best.ckpt",
     }
     known |= {f"experiments/evaluate/{file.name}": file, f"runs/mine-{file.stem}": tmp_path / "out"}
-    said = shlex.split(file.read_text().split("#   diptych ", 1)[1].splitlines()[0])
+    words = shlex.split(file.read_text().split("#   diptych ", 1)[1].splitlines()[0])
     small = ["--data.loading.image_size", "64", "--figures.pairs", "1"]
-    done = inprocess.diptych(*[str(known.get(word, word)) for word in said], *small)
+    done = inprocess.diptych(*[str(known.get(word, word)) for word in words], *small)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out" / "results.json").read_text())
     images = result["protocol"]["grounding"]["images"]
@@ -336,6 +336,6 @@ def test_a_trained_head_grounds_a_release_and_draws_it(source, trained, tmp_path
         metric = Metric(**result["metrics"][f"test/grounding/auroc/{finding}"])
         assert 0 < metric.value < 1
         assert metric.n == number > 0
-    drawn = sorted((tmp_path / "out" / "figures").glob("test-grounding-*.png"))
-    assert len(drawn) == min(8, sum(images.values()))
-    assert ((np.asarray(Image.open(drawn[0])) == (64, 200, 255)).all(axis=2)).sum() > 50  # the outline of the region
+    pictures = sorted((tmp_path / "out" / "figures").glob("test-grounding-*.png"))
+    assert len(pictures) == min(8, sum(images.values()))
+    assert ((np.asarray(Image.open(pictures[0])) == (64, 200, 255)).all(axis=2)).sum() > 50  # the outline of the region

@@ -71,19 +71,19 @@ def test_crops_cover_the_image_and_are_those_of_opencv(scale, number):
 def test_the_combination_equals_a_plain_loop():
     generator = torch.Generator().manual_seed(0)
     whole, parts = torch.randn(3, 4, generator=generator), torch.randn(5, 3, 4, generator=generator)
-    found = combine_scores(whole.double(), parts.double(), 0.3)
+    scores = combine_scores(whole.double(), parts.double(), 0.3)
     for i in range(3):
         weights = [math.exp(max(parts[k, i].tolist())) for k in range(5)]
         for p in range(4):
             mean = sum(w * float(parts[k, i, p]) for k, w in enumerate(weights)) / sum(weights)
-            assert float(found[i, p]) == pytest.approx(0.7 * float(whole[i, p]) + 0.3 * mean, abs=1e-6)
+            assert float(scores[i, p]) == pytest.approx(0.7 * float(whole[i, p]) + 0.3 * mean, abs=1e-6)
 
 
 def test_scores_are_those_of_every_crop_by_itself(tmp_path):
     from sklearn.metrics import roc_auc_score
 
     data, path = Pixels(), evaluating.write_prompts(tmp_path)
-    found = evaluate(make(path), data, Cosine(), size=7)
+    metrics = evaluate(make(path), data, Cosine(), size=7)
     entry = PROMPTS["findings"]["Edema"]
     others = [
         t
@@ -107,8 +107,8 @@ def test_scores_are_those_of_every_crop_by_itself(tmp_path):
         scores.append(np.mean([mixed[t] for t in entry["positive"]]) - np.mean([mixed[t] for t in entry["negative"]]))
     known = np.isin(label, (0, 1))
     expected = roc_auc_score(label[known], np.array(scores)[known])
-    assert found["auroc/Edema"].value == pytest.approx(expected, abs=1e-6)
-    assert found["auroc/Edema"].value != evaluate(ZeroShot(path), data, Cosine())["auroc/Edema"].value
+    assert metrics["auroc/Edema"].value == pytest.approx(expected, abs=1e-6)
+    assert metrics["auroc/Edema"].value != evaluate(ZeroShot(path), data, Cosine())["auroc/Edema"].value
 
 
 def test_without_a_share_it_is_zero_shot_and_the_protocol_says_what_was_done(tmp_path):
@@ -124,9 +124,9 @@ def test_does_not_depend_on_order_batch_size_or_rows_that_fill_up(tmp_path):
     expected = evaluate(make(path), data, Cosine())
     order = np.random.default_rng(1).permutation(data.n).tolist()
     for size in (7, 40):
-        found = evaluate(make(path), data, Cosine(), rows=order, size=size, fill=2)
+        metrics = evaluate(make(path), data, Cosine(), rows=order, size=size, fill=2)
         for name, metric in expected.items():
-            np.testing.assert_allclose(found[name].value, metric.value, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(metrics[name].value, metric.value, atol=1e-6, err_msg=name)
 
 
 def test_arguments_are_checked(tmp_path):

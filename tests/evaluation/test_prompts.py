@@ -16,8 +16,8 @@ def prompts(tmp_path):
 def test_shipped_prompt_sets_load():
     assert shipped_prompts() == ["chexpert", "chexpert5x200", "grounding", "nih", "phantom", "rsna", "siim"]
     sets = {name: load_prompts(name) for name in shipped_prompts()}
-    assert all(name == found.name and found.source for name, found in sets.items())
-    assert len({found.hash for found in sets.values()}) == len(sets)
+    assert all(name == prompt_set.name and prompt_set.source for name, prompt_set in sets.items())
+    assert len({prompt_set.hash for prompt_set in sets.values()}) == len(sets)
     (abnormal,) = [entry for entry in sets["nih"].entries if entry.name == "Abnormal"]
     assert set(abnormal.any_of) == {entry.name for entry in sets["nih"].entries} - {"Abnormal"}
     assert len(abnormal.any_of) == 14
@@ -25,8 +25,8 @@ def test_shipped_prompt_sets_load():
     assert list(classes) == ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"]
     assert "small layering pleural effusion on the right" in classes["Pleural Effusion"]
     assert "pleural effusion" in classes["Pleural Effusion"]
-    for found in sets.values():
-        texts = [text for entry in found.entries for text in (*entry.positive, *entry.negative)]
+    for prompt_set in sets.values():
+        texts = [text for entry in prompt_set.entries for text in (*entry.positive, *entry.negative)]
         assert all(text == " ".join(text.split()) for text in texts)
 
 

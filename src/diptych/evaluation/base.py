@@ -1,8 +1,8 @@
-"""Evaluators: what is measured on a validation or test set, through ``head.similarity`` alone.
+"""The base of evaluators, which measure a model on a validation or test set through ``head.similarity`` alone.
 
-An evaluator collects over the whole set, each sample once, and computes at the end; nothing is averaged over batches.
-Samples are put in the order of their index and images are scored a fixed number at a time, so that neither the batch
-size, nor the order, nor the number of processes changes a figure. Intervals are percentile bootstraps over patients
+An evaluator keeps what it needs of every sample, and computes over the whole set at the end. Nothing is averaged over
+batches. Samples are put in the order of their index, and images are scored a fixed number at a time. So no metric depends
+on the batch size, the order or the number of processes. Intervals are percentile bootstraps over patients
 (``Batch.group``).
 """
 
@@ -16,57 +16,58 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diptych.errors import ConfigError, DataError
+from diptych.checks import check_number
+from diptych.errors import DataError
 from diptych.evaluation.rows import SampleOrder
 from diptych.head import AlignmentHead
 from diptych.metrics import bootstrap
 from diptych.metrics.bootstrap import Metric
 from diptych.types import Batch, Embedding
 
-__all__ = ["EmbedText", "Evaluator"]
+__all__ = ["NO_ROWS", "Array", "EmbedText", "Evaluator", "Head"]
 
 EmbedText = Callable[[list[str]], Embedding]
 Head = AlignmentHead[Any]
 Array = NDArray[Any]
 
-_NONE = torch.zeros(0, dtype=torch.int64)
+NO_ROWS = torch.zeros(0, dtype=torch.int64)
+"""The numbers of no rows, to select an empty part of an embedding."""
 
 
 class Evaluator(ABC):
-    """One way to evaluate. A pass is ``start``, any number of ``update``, then ``compute`` on every process.
+    """Base of the evaluators. A pass is ``start``, any number of ``update``, then ``compute`` on every process.
 
     Args:
-        name: first part of the metrics' names; different for each evaluator of a run.
+        name: first part of the metrics' names. Each evaluator of a run has its own.
         resamples: bootstrap resamples for the intervals; 0 for none (NaN).
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
     """
 
     name: str
     """First part of the metrics' names."""
     embed_image: Callable[[Tensor], Embedding] | None = None
-    """Embeds uint8 images ``[B,1,H,V]`` with the model as it is now; the module gives it before each pass."""
+    """Function that embeds uint8 images ``[B,1,H,V]`` with the present model. The module sets it before each pass."""
     count: int
-    """Samples counted over all processes; known after ``compute``."""
+    """Number of samples over all processes, known after ``compute``."""
     doubt: str = ""
-    """Why figures of the last ``compute`` say nothing of the model, if some do; told in one line."""
+    """One line that says why some metrics of the last ``compute`` tell nothing of the model. Empty if all do."""
 
     def __init__(self, name: str, resamples: int = 1000, seed: int = 0) -> None:
-        if resamples < 0:
-            raise ConfigError(f"{name}: resamples is {resamples}; it must be 0 (no intervals) or more")
+        check_number(f"{name}: resamples", resamples, least=0, remedy="0 (no intervals) or more")
         self.name, self._resamples, self._seed = name, resamples, seed
         self._facts: dict[str, Any] = {}
         self.count = 0
 
     def start(self, embed_text: EmbedText, findings: Sequence[str], intervals: bool = True) -> None:
-        """Begin a pass over a set, forgetting the last one.
+        """Begin a pass over a set, and forget the one before.
 
         Args:
-            embed_text: embeds texts with the model as it is now.
-            findings: names of the columns of ``Batch.labels``; empty where the data set has no labels.
-            intervals: bootstrap intervals too; within training they only cost time.
+            embed_text: function that embeds texts with the present model.
+            findings: names of the columns of ``Batch.labels``, empty where the data set has no labels.
+            intervals: whether to compute bootstrap intervals. Within training they only cost time.
         """
         self._resamples_here = self._resamples if intervals else 0
-        self._example = embed_text(["Normal."])  # so that a process without samples knows what and where it gathers
+        self._example = embed_text(["Normal."])  # shape and device for a process without samples
         self._device = self._example.pooled.device
         self._samples = SampleOrder(self._device, self.name)
         self._facts = {}
@@ -74,13 +75,13 @@ class Evaluator(ABC):
 
     @abstractmethod
     def update(self, batch: Batch, image: Embedding, text: Embedding | None, head: Head) -> None:
-        """Take in a batch and its embeddings; rows with ``batch.valid`` False are left out."""
+        """Keep what ``compute`` needs of a batch and its embeddings. Rows where ``batch.valid`` is False are left out."""
 
     @abstractmethod
     def compute(self, head: Head) -> dict[str, Metric]:
-        """The metrics of the whole set, the same on every process. Collective: every process must call it.
+        """The metrics of the whole set, the same on every process. Every process must call it.
 
-        Empty where the set holds nothing to evaluate; ``protocol["skipped"]`` then says why.
+        They are empty where the set holds nothing to evaluate. ``protocol["skipped"]`` then says why.
 
         Raises:
             DataError: a sample was counted twice.
@@ -88,18 +89,18 @@ class Evaluator(ABC):
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """How the figures were made, for ``results.json``; complete after ``compute``."""
+        """All that the metrics depend on, for ``results.json``. It is complete after ``compute``."""
         interval = f"{bootstrap.interval_name(self._resamples)}, seed {self._seed}"
         return {"interval": interval, "samples": self.count, **self._facts}
 
     def _weights(self) -> Array:
-        """Weights ``[1+R,n]`` of all processes' samples in order, whose first row is all ones. Collective."""
+        """Weights ``[1+R,n]`` of the samples of all processes, in order. The first row is all ones. Collective."""
         group = self._samples.gather()
         self.count = len(group)
         return bootstrap.figure_and_bootstrap(group.numpy(), self._resamples_here, self._seed)
 
     def _labels_of(self, batch: Batch, rows: Tensor) -> Tensor:
-        """The labels ``[n,L]`` of these rows."""
+        """The labels ``[n,L]`` of some rows of a batch."""
         if batch.labels is None:
             raise DataError(f"{self.name}: the data set names findings but its batches hold no labels")
         return batch.labels[rows].cpu()

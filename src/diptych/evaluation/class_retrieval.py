@@ -1,30 +1,25 @@
-"""Class-level retrieval: images and texts of sets such as 5x200, where every text of the query's class is right."""
+"""Class-level retrieval on sets such as 5x200, where every candidate of the query's class is right."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from diptych import distributed
 from diptych.errors import ConfigError, DataError
 from diptych.evaluation import scoring
-from diptych.evaluation.base import EmbedText, Evaluator
+from diptych.evaluation.base import NO_ROWS, Array, EmbedText, Evaluator, Head
 from diptych.evaluation.prompts import Entry, PromptSet, label_columns, load_prompts
 from diptych.evaluation.rows import gather_embedding, gather_rows, stack
-from diptych.head import AlignmentHead
 from diptych.metrics import measures as metrics
 from diptych.metrics.bootstrap import Metric
 from diptych.types import Batch, Embedding
 
 __all__ = ["ClassRetrieval", "Leaders", "hits_among", "hits_at"]
-
-Head = AlignmentHead[Any]
-Array = NDArray[Any]
 
 _DEFINED = {
     "reports": "image_to_text as in GLoRIA (ICCV 2021): each image against the reports of all images of the set, its own "
@@ -34,9 +29,9 @@ _DEFINED = {
 
 
 class Leaders:
-    """For each query the best right and the best wrong scores so far, ``[Q,k]`` falling; all that precision needs.
+    """The best right and the best wrong scores of each query so far, ``[Q,k]`` falling. Precision at k needs no more.
 
-    A score that is no number is the lowest of a right candidate and the highest of a wrong one.
+    A score that is not a number counts as the lowest of a right candidate, and as the highest of a wrong one.
     """
 
     def __init__(self, queries: int, k: int) -> None:
@@ -45,52 +40,59 @@ class Leaders:
         self.wrong = torch.full((queries, k), -torch.inf)
 
     def add(self, scores: Tensor, relevant: Tensor) -> None:
-        """Take in the candidates of a block: ``scores`` and ``relevant`` ``[Q,c]``."""
+        """Add candidates, by their scores ``[Q,c]`` and whether they are right (``relevant``, ``[Q,c]`` bool)."""
         low = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).masked_fill(~relevant, -torch.inf)
         high = scores.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf).masked_fill(relevant, -torch.inf)
         self.merge(low, high)
 
     def merge(self, right: Tensor, wrong: Tensor) -> None:
-        """Take in scores ``[Q,c]`` of right and of wrong candidates; -inf is none."""
+        """Add scores ``[Q,c]`` of right and of wrong candidates. -inf stands for no candidate."""
         self.right = torch.cat([self.right, right], dim=1).topk(self.k, dim=1).values
         self.wrong = torch.cat([self.wrong, wrong], dim=1).topk(self.k, dim=1).values
 
 
 def hits_at(right: Tensor, wrong: Tensor, ks: Sequence[int], slack: float) -> Tensor:
-    """Right candidates among the first ``k`` of a ranking, ``[Q,len(ks)]``; ties count against the model.
+    """The number of right candidates among the first ``k`` of a ranking, ``[Q,len(ks)]``. Ties count against the model.
 
-    The ``r``-th best right one stands behind every wrong one that is not more than ``slack`` below it.
+    A right candidate ranks behind every wrong one that is not more than ``slack`` below it.
+
+    >>> hits_at(torch.tensor([[0.9, 0.5]]), torch.tensor([[0.5, 0.1]]), ks=(1, 2, 3), slack=0.0)
+    tensor([[1, 1, 2]])
 
     Args:
-        right: ``[Q,K]`` scores of right candidates, falling; -inf is none.
-        wrong: ``[Q,K]`` of wrong ones. ``K`` must reach the largest of ``ks`` or hold all there are.
+        right: scores ``[Q,K]`` of right candidates, falling. -inf stands for no candidate.
+        wrong: scores ``[Q,K]`` of wrong candidates, likewise. ``K`` is the largest of ``ks``, or less if that is all.
         ks: cut-offs.
         slack: scores closer than this are tied.
     """
-    # Counted in a sequence that rises: the wrong ones with -wrong <= -(right - slack).
+    # searchsorted needs a rising sequence, so all signs are turned.
     before = torch.searchsorted(-wrong.contiguous(), -(right - slack).contiguous(), right=True)
     place = torch.arange(1, right.shape[1] + 1) + before
     return torch.stack([((place <= k) & (right > -torch.inf)).sum(dim=1) for k in ks], dim=1)
 
 
 def hits_among(scores: Array, relevant: Array, ks: Sequence[int], slack: float, weights: Array) -> Array:
-    """:func:`hits_at` of one query for many weightings of its candidates at once, as a resampled set is ranked.
+    """The number of right candidates among the first ``k`` for one query, in each of many resampled sets.
+
+    >>> weights = np.array([[1, 1, 1], [0, 1, 2]])
+    >>> hits_among(np.array([0.9, 0.5, 0.1]), np.array([True, False, True]), (1, 2), 0.0, weights).tolist()
+    [[1, 1], [0, 1]]
 
     Args:
-        scores: ``[n]`` of the candidates.
-        relevant: ``[n]`` bool.
+        scores: scores ``[n]`` of the candidates.
+        relevant: ``[n]`` bool, whether a candidate is right.
         ks: cut-offs.
         slack: scores closer than this are tied.
-        weights: ``[R,n]``: how often each candidate is in the set.
+        weights: ``[R,n]``, how often each candidate is in each set.
 
     Returns:
-        ``[R,len(ks)]``.
+        ``[R,len(ks)]``, as :func:`hits_at` counts.
     """
     placed = np.where(np.isnan(scores), np.where(relevant, -np.inf, np.inf), scores) + np.where(relevant, 0, slack)
-    order = np.lexsort((relevant, -placed))  # of equals the wrong ones first
+    order = np.lexsort((relevant, -placed))  # among equals the wrong ones come first
     order = order[(scores[order] > -np.inf) | ~relevant[order]]
     deepest = max(ks)
-    for reach in (8 * deepest, len(order)):  # what stands behind is rarely needed
+    for reach in (8 * deepest, len(order)):  # the rest of the ranking is rarely needed
         upto = weights[:, order[:reach]].astype(np.int32).cumsum(axis=1)
         if reach >= len(order) or (upto[:, -1] >= deepest).all():
             break
@@ -100,26 +102,30 @@ def hits_among(scores: Array, relevant: Array, ks: Sequence[int], slack: float, 
 
 
 class ClassRetrieval(Evaluator):
-    """Retrieval among images and texts of several classes: a candidate is right if it has the query's class.
+    """Retrieval among images and texts of several classes. A candidate is right if it has the query's class.
 
-    The texts are the reports of the set (image-to-text as GLoRIA and MGCA do it on CheXpert 5x200: 1,000 images, 1,000
-    reports), or the prompts of the classes (text-to-image as ConVIRT does it); either way the other direction is given too.
-    Samples with exactly one of the classes are used. Metrics, means over the queries: ``image_to_text/p@k`` and
-    ``text_to_image/p@k``, the share of the first ``k`` that is right, and ``*/hit@k``, whether any of them is. Ties count
-    against the model, as in ``Retrieval``. A class without images is listed as ``absent``. No query asks for it.
+    The texts are the reports of the set, or the prompts of the classes. Reports are retrieved by images in GLoRIA and MGCA,
+    on CheXpert 5x200 (1,000 images, 1,000 reports). Images are retrieved by prompts in ConVIRT. Both directions are
+    measured in either case. Only samples with exactly one of the classes are used.
 
-    The bootstrap draws patients. Reports are ranked once, and a query goes with its patient; where prompts are the texts, each
-    resampled set of images is ranked anew. Scores are computed by blocks, and only the best of each query are kept; with
-    prompts, all.
+    The metrics are means over the queries. Ties count against the model, as in ``Retrieval``. A class without images is
+    listed as ``absent``, and is no query.
+
+    - ``image_to_text/p@k`` and ``text_to_image/p@k`` are the share of the first ``k`` candidates that is right.
+    - ``image_to_text/hit@k`` and ``text_to_image/hit@k`` are the share of queries with a right one among the first ``k``.
+
+    The bootstrap draws patients. Reports are ranked once, and a query is drawn with its patient. With prompts, each
+    resampled set of images is ranked anew. Scores are computed by blocks. Only the best of each query are kept, but with
+    prompts all are.
 
     Args:
-        prompts: name of a shipped multi-class prompt set or path of a YAML file; the classes are its classes.
-        texts: what is retrieved: ``reports`` or ``prompts``.
+        prompts: name of a shipped multi-class prompt set, or path of a YAML file. It names the classes.
+        texts: the texts that are retrieved, ``reports`` or ``prompts``.
         precision: cut-offs of P@k.
         hits: cut-offs of Hit@k.
-        name: first part of the metrics' names; give different ones to evaluate both kinds of texts.
-        resamples: bootstrap resamples for the intervals; 0 for none.
-        seed: of the bootstrap.
+        name: first part of the metrics' names. Give different ones to evaluate both kinds of texts.
+        resamples: number of bootstrap resamples for the intervals. 0 gives none.
+        seed: seed of the bootstrap.
 
     Raises:
         ConfigError: the prompt set is not multi-class, or a cut-off is below 1.
@@ -152,14 +158,13 @@ class ClassRetrieval(Evaluator):
         """Begin a pass: find the columns that label each class, and embed the prompts where they are the texts.
 
         Raises:
-            ConfigError: not each of the classes is labelled.
+            ConfigError: the data set does not label every class.
         """
         super().start(embed_text, findings, intervals)
-        none = torch.zeros(0, dtype=torch.int64)
         self._columns: dict[Entry, list[int]] = {}
         self._images: list[Embedding] = []
-        self._reports: list[Embedding] = [self._example.to("cpu").select(none)]
-        self._classes: list[Tensor] = [none]
+        self._reports: list[Embedding] = [self._example.to("cpu").select(NO_ROWS)]
+        self._classes: list[Tensor] = [NO_ROWS]
         self._facts = {"texts": self._texts, "definition": _DEFINED[self._texts]}
         self._facts |= self.prompts.facts
         self._without = 0
@@ -172,14 +177,14 @@ class ClassRetrieval(Evaluator):
             self._owner = torch.arange(len(owners)).repeat_interleave(torch.tensor(owners))
 
     def update(self, batch: Batch, image: Embedding, text: Embedding | None, head: Head) -> None:
-        """Keep the embeddings of the valid images and reports, and the class of each image (-1: none or several)."""
+        """Keep the embeddings of the valid images and reports, and the class of each image. -1 is none or several."""
         rows = self._samples.add(batch)
         if not self._columns or len(rows) == 0:
             return
         labels = self._labels_of(batch, rows)
-        shown = torch.stack([(labels[:, columns] == 1).any(dim=1) for columns in self._columns.values()], dim=1)
-        single = shown.sum(dim=1) == 1
-        self._classes.append(torch.where(single, shown.int().argmax(dim=1), -1))
+        positive = torch.stack([(labels[:, columns] == 1).any(dim=1) for columns in self._columns.values()], dim=1)
+        single = positive.sum(dim=1) == 1
+        self._classes.append(torch.where(single, positive.int().argmax(dim=1), -1))
         self._images.append(image.select(rows).to("cpu"))
         if text is None:
             self._without += len(rows)
@@ -207,7 +212,7 @@ class ClassRetrieval(Evaluator):
         classes, here = self._samples.values(here), here[own]
         used, own = classes >= 0, own[here >= 0]
         here, weights, place = here[here >= 0], weights[:, used.numpy()], order[used]
-        # Of all processes' used rows, in the order in which they are gathered.
+        # `place` ranks the used rows of all processes, in the order in which they are gathered.
         if self._texts == "reports":
             texts = gather_embedding(stack(self._reports).select(own), device).select(_ranks(place))
             candidates = classes[used]
@@ -216,7 +221,7 @@ class ClassRetrieval(Evaluator):
         images = stack(self._images).select(own) if self._images else None
         n, width, k = int(used.sum()), len(candidates), max(self._ks)
         of_images, of_texts = Leaders(0, min(k, width)), Leaders(width, min(k, max(n, 1)))
-        kept, largest = [torch.zeros(0, width)], torch.zeros(1)
+        own_scores, largest = [torch.zeros(0, width)], torch.zeros(1)
         blocks = (
             () if images is None else scoring.blocks(head, images, texts, device, min(max(n, 1), 4 * scoring.IMAGES))
         )
@@ -231,20 +236,20 @@ class ClassRetrieval(Evaluator):
             if self._texts == "reports":
                 of_texts.add(scores.T, relevant.T)
             else:
-                kept.append(scores)
+                own_scores.append(scores)
         slack = scoring.TIE * float(distributed.max_over_processes(largest.to(device)))
         of_image = gather_rows(hits_at(torch.cat(rights), torch.cat(wrongs), self._ks, slack), device)
         of_image = of_image[_ranks(place)]
         sizes = classes[used].bincount(minlength=len(self._columns)).numpy()
         self._describe(sizes, candidates.bincount(minlength=len(self._columns)).numpy(), n)
-        found = self._metrics("image_to_text", [metrics.mean(h, weights) for h in self._shares(of_image.numpy())], n)
+        results = self._metrics("image_to_text", [metrics.mean(h, weights) for h in self._shares(of_image.numpy())], n)
         if self._texts == "reports":
             self._merge(of_texts, device)
             of_text = hits_at(of_texts.right, of_texts.wrong, self._ks, slack)
-            return found | self._metrics(
+            return results | self._metrics(
                 "text_to_image", [metrics.mean(h, weights) for h in self._shares(of_text.numpy())], n
             )
-        table = gather_rows(torch.cat(kept), device)[_ranks(place)].numpy()
+        table = gather_rows(torch.cat(own_scores), device)[_ranks(place)].numpy()
         asked = np.flatnonzero(sizes[candidates.numpy()])  # prompts of classes that some image has
         shares, sets = np.zeros((len(self._ks), len(weights))), np.zeros(len(weights))
         for j in asked:
@@ -253,10 +258,10 @@ class ClassRetrieval(Evaluator):
             shares += there * np.stack(self._shares(hits_among(table[:, j], right, self._ks, slack, weights)))
             sets += there
         means = np.divide(shares, sets, out=np.full(shares.shape, np.nan), where=sets > 0)
-        return found | self._metrics("text_to_image", list(means), len(asked))
+        return results | self._metrics("text_to_image", list(means), len(asked))
 
     def _merge(self, leaders: Leaders, device: torch.device) -> None:
-        """The leaders over the images of all processes."""
+        """Merge the leaders of all processes into these. Collective."""
         gathered = gather_rows(torch.stack([leaders.right, leaders.wrong])[None], device)  # [W,2,T,k]
         leaders.right, leaders.wrong = leaders.right[:, :0], leaders.wrong[:, :0]
         flat = gathered.permute(1, 2, 0, 3).flatten(2)  # [2,T,W*k]
@@ -274,7 +279,7 @@ class ClassRetrieval(Evaluator):
         return {f"{side}/{name}": Metric.of(row, n) for name, row in zip(names, values, strict=True)}
 
     def _describe(self, images: Array, texts: Array, n: int) -> None:
-        """Facts on the set: what is absent, and the best that a perfect model could get where that is below 1."""
+        """Note the set in the protocol: what is absent, the value of chance, and the highest P@k where that is below 1."""
         names = [entry.name for entry in self._columns]
         asked = images > 0
         sides = {"image_to_text": (images, texts), "text_to_image": (texts * asked, images)}
@@ -299,5 +304,5 @@ class ClassRetrieval(Evaluator):
 
 
 def _ranks(x: Tensor) -> Tensor:
-    """Places ``[n]`` of distinct numbers among each other, 0 the smallest."""
+    """The ranks ``[n]`` of distinct numbers. The smallest has 0."""
     return x.argsort().argsort()

@@ -1,4 +1,4 @@
-"""Zero-shot grounding: where a head sees a phrase, against the boxes or masks of the finding."""
+"""Zero-shot grounding: the map of a phrase is compared with the boxes or the mask of its finding."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diptych import distributed
+from diptych.checks import check_number
 from diptych.data.dataset import Sample
 from diptych.errors import ConfigError, DataError
 from diptych.evaluation import scoring
-from diptych.evaluation.base import EmbedText, Evaluator
+from diptych.evaluation.base import EmbedText, Evaluator, Head
 from diptych.evaluation.prompts import Entry, PromptSet, label_columns, load_prompts
-from diptych.head import AlignmentHead, Grounds
+from diptych.head import Grounds
 from diptych.metrics.bootstrap import Metric
 from diptych.metrics.localisation import MEASURES
 from diptych.metrics.regions import at_pixels, in_picture, region_measures, region_metrics, regions_of
@@ -26,22 +27,20 @@ from diptych.types import Batch, Embedding
 
 __all__ = ["Grounding", "Phrase", "Picture", "map_of"]
 
-Head = AlignmentHead[Any]
-
 
 @dataclass(frozen=True)
 class Phrase:
-    """A text and which of its words name the finding."""
+    """A text, and which of its words name the finding."""
 
     text: str
     words: tuple[int, ...]
-    """Their places among the words of the text."""
+    """Positions, among the words of the text, of those that name the finding."""
     length: int
-    """Words of the text."""
+    """Number of words of the text."""
 
     @classmethod
     def parse(cls, marked: str) -> Phrase:
-        """Read a text that has the finding's words in braces. Without braces all its words count.
+        """Read a text whose words for the finding are in braces. Without braces all its words are taken.
 
         >>> Phrase.parse("There is a {nodule}.")
         Phrase(text='There is a nodule.', words=(3,), length=4)
@@ -57,55 +56,64 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Picture:
-    """What is drawn of an image and a finding."""
+    """The picture of an image and a finding that is to be drawn."""
 
     index: int
-    """Of the image in the data set."""
+    """Index of the image in the data set."""
     name: str
     sample: Sample
-    """The network's input with the region."""
+    """The network's input with the region of the finding."""
     title: str
     heat: NDArray[np.float32]
-    """``[H,V]``."""
+    """The map ``[H,V]`` of the finding."""
 
 
 def map_of(heat: Tensor, phrase: Phrase, head: str = "the head") -> Tensor:
-    """The map ``[B,N_regions]`` of a phrase: the mean of those of its marked words.
+    """The map ``[B,N_regions]`` of a phrase: the mean over the maps of its marked words.
+
+    >>> map_of(torch.tensor([[[0.2, 0.8], [1.0, 0.0]]]), Phrase.parse("left {nodule}"))
+    tensor([[1., 0.]])
 
     Args:
-        heat: ``[B,N_words,N_regions]`` as ``Grounds.heatmap`` gives it; zero at padding.
+        heat: maps ``[B,N_words,N_regions]`` of all words, as ``Grounds.heatmap`` returns them, zero at padding.
         phrase: the phrase.
-        head: its name, for the message.
+        head: name of the head, for the message.
 
     Raises:
         ConfigError: the text tower divides the phrase into other words.
     """
-    real = int((heat != 0).any(dim=2).any(dim=0).sum())
-    if real != phrase.length:
+    words = int((heat != 0).any(dim=2).any(dim=0).sum())
+    if words != phrase.length:
         raise ConfigError(
-            f"the phrase '{phrase.text}' has {phrase.length} words, and {head} has maps for {real}; write phrases of three or "
+            f"the phrase '{phrase.text}' has {phrase.length} words, and {head} has maps for {words}; write phrases of three or "
             "more plain words, without hyphens"
         )
     return heat[:, list(phrase.words)].mean(dim=1)
 
 
 class Grounding(Evaluator):
-    """Zero-shot grounding: the map of a phrase for a finding against its boxes, or its mask.
+    """Zero-shot grounding: compares the map of a finding's phrases with its boxes or its mask.
 
-    Every image is evaluated on each finding of which it has boxes (or a mask that is not empty). The map is what the head's
-    ``heatmap`` gives for the marked words of the phrase, averaged over words and then over the finding's phrases, and
-    brought to the pixels of the network's input (bilinear). The black bars of a letterbox are left out. Metrics, each a mean
-    over images, by finding and as ``macro``: ``pointing`` (the peak is inside), ``cnr`` (contrast to noise, signed), ``miou``
-    and ``dice`` (means over thresholds 0.1 to 0.5 of the map stretched to 0..1), ``auroc`` of the pixels inside against those
-    outside. Equations: :mod:`diptych.metrics.localisation`. The bootstrap draws patients.
+    An image is evaluated on each finding of which it has a box or a mask that is not empty. The head's ``heatmap`` gives a
+    map for each word of a phrase. The maps of the marked words are averaged, then those of the finding's phrases. The result
+    is interpolated to the pixels of the network's input. The black bars of a letterbox are left out.
+
+    Each metric is a mean over images, for each finding and as ``macro``. The equations are in
+    :mod:`diptych.metrics.localisation`. The bootstrap draws patients.
+
+    - ``pointing``: whether the highest pixel of the map lies in the region.
+    - ``cnr``: the contrast-to-noise ratio, signed.
+    - ``miou`` and ``dice``: means over the thresholds 0.1 to 0.5 of the map, stretched to 0..1.
+    - ``auroc``: of the pixels in the region against the others.
 
     Args:
-        prompts: the phrases: name of a shipped prompt set or path of a YAML file; of its entries those that the data set
-            labels are used. Words in braces are those whose maps are taken.
-        pictures: images to draw into the run's folder, the first of the set; none where ``figures.pairs`` is 0.
+        prompts: the phrases, by the name of a shipped prompt set or the path of a YAML file. Entries that the data set does
+            not label are left out. The maps of the words in braces are taken.
+        pictures: number of the first images of the set that are drawn into the run's folder. None are where ``figures.pairs``
+            is 0.
         name: first part of the metrics' names.
-        resamples: bootstrap resamples for the intervals; 0 for none.
-        seed: of the bootstrap.
+        resamples: number of bootstrap resamples for the intervals. 0 gives none.
+        seed: seed of the bootstrap.
     """
 
     def __init__(
@@ -118,13 +126,12 @@ class Grounding(Evaluator):
     ) -> None:
         super().__init__(name, resamples, seed)
         self.prompts: PromptSet = load_prompts(prompts)
-        if pictures < 0:
-            raise ConfigError(f"{name}: pictures is {pictures}; give 0 (none) or more")
+        check_number(f"{name}: pictures", pictures, least=0, whole=True, remedy="0 (none) or more")
         self._wanted = pictures
         self.pictures: list[Picture] = []
-        """Of this process's first images; known after the pass."""
+        """Pictures of this process's first images, known after the pass."""
         self.findings: Sequence[str] = ()
-        """Those of the data set."""
+        """The findings of the data set."""
 
     def start(self, embed_text: EmbedText, findings: Sequence[str], intervals: bool = True) -> None:
         """Begin a pass: find the columns that label each prompt entry, and embed its phrases.
@@ -141,12 +148,12 @@ class Grounding(Evaluator):
             phrases = [Phrase.parse(text) for text in entry.positive]
             self._phrases[entry] = [(phrase, embed_text([phrase.text])) for phrase in phrases]
         self._values: list[Tensor] = []
-        self._counts = torch.zeros(3, dtype=torch.int64)  # without regions, with boxes, without pixels in or out
+        self._counts = torch.zeros(3, dtype=torch.int64)  # images: without regions, with boxes, filled by a region
         self._facts = dict(self.prompts.facts)
 
     @torch.no_grad()
     def update(self, batch: Batch, image: Embedding, text: Embedding | None, head: Head) -> None:
-        """Measure the maps of the valid images against the regions of each finding.
+        """Compare the maps of the valid images with the regions of each finding.
 
         Raises:
             ConfigError: the head cannot ground words.
@@ -167,16 +174,16 @@ class Grounding(Evaluator):
             return
         self._counts[1] += 0 if batch.boxes is None else len(rows)
         inputs = batch.image[rows].cpu()
-        pictured = [in_picture(one) for one in inputs]
+        picture_areas = [in_picture(image) for image in inputs]
         for j, (entry, columns) in enumerate(self._columns.items()):
             regions = regions_of(batch, rows, columns, self.findings, self.name)  # [n,H,V]
-            shown = regions.flatten(1).any(dim=1).nonzero().flatten()
-            for i, heat in zip(shown.tolist(), self._maps(entry, image, rows[shown], inputs, head), strict=True):
-                found = region_measures(heat, regions[i], pictured[i])
-                if found is None:
+            present = regions.flatten(1).any(dim=1).nonzero().flatten()
+            for i, heat in zip(present.tolist(), self._maps(entry, image, rows[present], inputs, head), strict=True):
+                measures = region_measures(heat, regions[i], picture_areas[i])
+                if measures is None:
                     self._counts[2] += 1
                     continue
-                values[i, j] = torch.tensor(found, dtype=torch.float64)
+                values[i, j] = torch.tensor(measures, dtype=torch.float64)
                 if self._wanted and (
                     len(self.pictures) < self._wanted or batch.index[rows[i]] < self.pictures[-1].index
                 ):
@@ -184,15 +191,15 @@ class Grounding(Evaluator):
                     self.pictures = sorted(self.pictures, key=lambda picture: picture.index)[: self._wanted]
 
     def _maps(self, entry: Entry, image: Embedding, rows: Tensor, inputs: Tensor, head: Grounds[Any]) -> Tensor:
-        """The finding's maps of images ``rows``, at their pixels, ``[n,H,V]`` on the CPU."""
+        """The maps ``[n,H,V]`` of a finding in some rows, at the pixels of the network's input, on the CPU."""
         parts = [torch.zeros(0, *inputs.shape[-2:])]
         for start in range(0, len(rows), scoring.IMAGES):
-            # Filled up with the first images: products of one shape round alike, whatever the batch.
-            chosen = rows[torch.arange(start, start + scoring.IMAGES) % len(rows)]
-            some = image.select(chosen)
+            # A block is filled up with the first images. Products of one shape round alike, whatever the batch.
+            block = rows[torch.arange(start, start + scoring.IMAGES) % len(rows)]
+            images = image.select(block)
             maps = []
             for phrase, text in self._phrases[entry]:
-                heat = head.heatmap(some, text.select(torch.zeros(len(chosen), dtype=torch.int64))).double()
+                heat = head.heatmap(images, text.select(torch.zeros(len(block), dtype=torch.int64))).double()
                 maps.append(map_of(heat, phrase, type(head).__name__))
             whole = torch.stack(maps).mean(dim=0)[: len(rows) - start]
             parts.append(at_pixels(whole, *inputs.shape[-2:]).float().cpu())  # float hides the last bits
@@ -203,14 +210,14 @@ class Grounding(Evaluator):
         if batch.boxes is not None:
             own = [box for box in batch.boxes[i].cpu().numpy() if int(box[4]) in self._columns[entry]]
             boxes = np.stack(own)
-        said = ", ".join(f"{name} {value:.2f}" for name, value in zip(MEASURES, values.tolist(), strict=True))
-        text = f"{batch.ids[i]}, {entry.name}: {said}"
+        measures = ", ".join(f"{name} {value:.2f}" for name, value in zip(MEASURES, values.tolist(), strict=True))
+        text = f"{batch.ids[i]}, {entry.name}: {measures}"
         sample = Sample(batch.image[i, 0].cpu().numpy(), text=text, boxes=boxes, mask=region.numpy())
         index = int(batch.index[i])
         return Picture(index, f"{index}-{entry.name.lower().replace(' ', '_')}", sample, entry.name, heat.numpy())
 
     def compute(self, head: Head) -> dict[str, Metric]:
-        """Means of the measures by finding, over the whole set. Collective."""
+        """The mean of each measure over the whole set, for each finding. Collective."""
         weights = self._weights()
         if not self._columns:
             self._facts["skipped"] = "the data set names no findings"
@@ -224,7 +231,7 @@ class Grounding(Evaluator):
         number = len(self._columns)
         none = torch.zeros(0, number, len(MEASURES) + 1, dtype=torch.float64)
         table = self._samples.values(torch.cat([none, *self._values])).numpy()
-        found, facts = region_metrics(table, [entry.name for entry in self._columns], weights)
+        results, facts = region_metrics(table, [entry.name for entry in self._columns], weights)
         self._facts |= {
             "region": "union of the boxes" if boxed else "mask",
             "map": "heatmap of the words in braces, mean over words and phrases, bilinear to the network's input",
@@ -233,4 +240,4 @@ class Grounding(Evaluator):
             "excluded": {"the region fills the picture": full},
             **facts,
         }
-        return found
+        return results

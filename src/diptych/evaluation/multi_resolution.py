@@ -1,33 +1,36 @@
-"""Zero-shot classification at several resolutions, with any head: the whole image and crops of it (arXiv 2503.10731)."""
+"""Zero-shot classification from the whole image and crops of it (arXiv 2503.10731), with any head."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as nn_functional
 
+from diptych.checks import check_number
 from diptych.errors import ConfigError
-from diptych.evaluation.base import EmbedText
+from diptych.evaluation.base import EmbedText, Head
 from diptych.evaluation.zero_shot import ZeroShot
-from diptych.head import AlignmentHead
 from diptych.types import Batch, Embedding
 
 __all__ = ["MultiResolution", "combine_scores", "crops"]
 
 
 def crops(images: Tensor, scale: float) -> list[Tensor]:
-    """Square parts of the images, each enlarged to their size; the fewest of this scale that cover them, evenly spread.
+    """Square crops of images, each enlarged to the images' size. They are evenly spread, and as few as cover the image.
+
+    >>> len(crops(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), scale=0.5))
+    4
 
     Args:
         images: ``[B,1,S,S]`` uint8.
-        scale: side of a part as a share of the image's, in (0, 1).
+        scale: side of a crop as a share of the image's, in (0, 1).
 
     Returns:
-        ``ceil(1 / scale)`` squared tensors ``[B,1,S,S]`` uint8, row by row.
+        The square of ``ceil(1 / scale)`` tensors ``[B,1,S,S]`` uint8, row by row.
     """
     size = images.shape[-1]
     side = max(1, round(scale * size))
@@ -43,9 +46,17 @@ def crops(images: Tensor, scale: float) -> list[Tensor]:
 
 
 def combine_scores(whole: Tensor, parts: Tensor, share: float = 0.5) -> Tensor:
-    """Scores ``[n,P]`` of images with prompts from those of the whole ``[n,P]`` and of its parts ``[K,n,P]``.
+    """Scores ``[n,P]`` of images with prompts, from the scores of the whole image and of its crops.
 
-    A part has the weight ``exp`` of its best score with any prompt, the weights summing to 1; ``share`` is the parts'.
+    The crops are weighed by a softmax of their best scores with any prompt.
+
+    >>> combine_scores(torch.tensor([[0.0, 1.0]]), torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]]))
+    tensor([[0.5000, 0.5000]])
+
+    Args:
+        whole: scores ``[n,P]`` of the whole images.
+        parts: scores ``[K,n,P]`` of their ``K`` crops.
+        share: weight of the crops beside the whole image, 0 to 1.
     """
     weights = parts.amax(dim=2, keepdim=True).softmax(dim=0)  # [K,n,1]
     return (1 - share) * whole + share * (weights * parts).sum(dim=0)
@@ -54,19 +65,19 @@ def combine_scores(whole: Tensor, parts: Tensor, share: float = 0.5) -> Tensor:
 class MultiResolution(ZeroShot):
     """Zero-shot classification from the whole image and crops of it (arXiv 2503.10731), with any head.
 
-    The scales, the weight and the equal halves are the publication's. Where its crops lie is not known to us: here they are the
-    fewest of each scale that cover the input, 16 + 4 + 4 at the scales 0.25, 0.5 and 0.75. Every one is embedded, so at these
-    scales a test takes 25 times the image encoder's work; within training's validation it is seldom worth that. Metrics and
-    all else as :class:`~diptych.evaluation.zero_shot.ZeroShot`.
+    The scales, the weights of crops and the equal halves are the publication's. It does not say where its crops lie. Here
+    they are the fewest of each scale that cover the input: 16 + 4 + 4 at the scales 0.25, 0.5 and 0.75. Each crop is
+    embedded, so a test costs 25 times the image encoder's work at these scales. It is seldom worth that within training. The
+    metrics are those of :class:`~diptych.evaluation.zero_shot.ZeroShot`.
 
     Args:
         prompts: name of a shipped prompt set, or path of a YAML file.
         scales: sides of the crops as shares of the image's, each in (0, 1).
-        share: of the crops in the score, 0 to 1.
-        threshold: as in ZeroShot.
+        share: weight of the crops beside the whole image, 0 to 1.
+        threshold: as in ``ZeroShot``.
         name: first part of the metrics' names.
-        resamples: bootstrap resamples for the intervals; 0 for none.
-        seed: of the bootstrap.
+        resamples: number of bootstrap resamples for the intervals. 0 gives none.
+        seed: seed of the bootstrap.
     """
 
     def __init__(
@@ -82,12 +93,11 @@ class MultiResolution(ZeroShot):
         super().__init__(prompts, threshold, name, resamples, seed)
         if not scales or not all(0 < scale < 1 for scale in scales):
             raise ConfigError(f"{name}: scales is {list(scales)}; give at least one number above 0 and below 1")
-        if not 0 <= share <= 1:
-            raise ConfigError(f"{name}: share is {share}; give a number from 0 (the whole image alone) to 1")
+        check_number(f"{name}: share", share, least=0, most=1, remedy="a number from 0 (the whole image alone) to 1")
         self._scales, self._share = tuple(scales), share
 
     def start(self, embed_text: EmbedText, findings: Sequence[str], intervals: bool = True) -> None:
-        """Begin a pass as ``ZeroShot`` does, and say in the protocol which crops are scored."""
+        """Begin a pass as ``ZeroShot`` does, and note the crops in the protocol."""
         super().start(embed_text, findings, intervals)
         self._facts |= {
             "scales": list(self._scales),
@@ -95,13 +105,13 @@ class MultiResolution(ZeroShot):
             "share_of_crops": self._share,
         }
 
-    def _with_prompts(self, batch: Batch, rows: Tensor, image: Embedding, head: AlignmentHead[Any]) -> Tensor:
-        assert self.embed_image is not None  # the module has given it
-        whole = super()._with_prompts(batch, rows, image, head)
+    def _prompt_scores(self, batch: Batch, rows: Tensor, image: Embedding, head: Head) -> Tensor:
+        assert self.embed_image is not None  # the module has set it
+        whole = super()._prompt_scores(batch, rows, image, head)
         inputs = batch.image[rows]
         every = torch.arange(len(rows))
         parts = [
-            super(MultiResolution, self)._with_prompts(batch, every, self.embed_image(part), head)
+            super(MultiResolution, self)._prompt_scores(batch, every, self.embed_image(part), head)
             for scale in self._scales
             for part in crops(inputs, scale)
         ]

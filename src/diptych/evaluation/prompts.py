@@ -1,6 +1,6 @@
 """Prompt sets for zero-shot classification: YAML files, shipped (``prompt_sets/``) or the user's own.
 
-A binary set asks of each finding on its own whether it is there::
+A binary set asks of each finding whether it is there::
 
     name: rsna
     version: 1
@@ -10,10 +10,12 @@ A binary set asks of each finding on its own whether it is there::
         positive: [Findings suggesting pneumonia.]
         negative: [No evidence of pneumonia.]
 
-``any_of: [A, B]`` in an entry makes it positive where the data set labels any of these findings 1, for entries such as
-"Abnormal" that the data set does not label itself. A multi-class set asks which of the classes it is; it has
-``classes`` in place of ``findings``, and each class has ``prompts: [...]`` or ``combine: [[...], [...]]``, a list of
-phrases for each place, of which every combination is a prompt.
+An entry such as "Abnormal" may have no label of its own in the data set. With ``any_of: [A, B]`` it is positive where any
+of these findings is labelled 1.
+
+A multi-class set asks which of several classes it is. It has ``classes`` in place of ``findings``. Each class has
+``prompts: [...]`` or ``combine: [[...], [...]]``. The latter is a list of phrases for each place in the sentence, and every
+combination of them is a prompt.
 """
 
 from __future__ import annotations
@@ -47,11 +49,11 @@ class Entry:
 
     name: str
     positive: tuple[str, ...]
-    """Prompts for it."""
+    """Prompts that say it is there."""
     negative: tuple[str, ...] = ()
-    """Prompts against it; empty in a multi-class set."""
+    """Prompts that say it is not there. Empty in a multi-class set."""
     any_of: tuple[str, ...] = ()
-    """Labels of which one is enough, where the data set does not label ``name`` itself."""
+    """Findings any of which makes the entry positive, where the data set does not label ``name`` itself."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class PromptSet:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What ``results.json`` says of it."""
+        """Its name, version and hash, for ``results.json``."""
         return {"prompts": f"{self.name} {self.version}", "prompts_hash": self.hash}
 
     @property
@@ -77,19 +79,26 @@ class PromptSet:
 
 
 def shipped_prompts() -> list[str]:
-    """Names of the prompt sets that come with the package."""
+    """Names of the prompt sets that come with the package.
+
+    >>> "rsna" in shipped_prompts()
+    True
+    """
     folder = resources.files("diptych.evaluation") / "prompt_sets"
     return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
 
 
 def load_prompts(prompts: str) -> PromptSet:
-    """The prompt set of this name or path.
+    """Read a prompt set, by name or path.
+
+    >>> load_prompts("rsna").entries[0].name
+    'Pneumonia'
 
     Args:
-        prompts: name of a shipped set, or path of a YAML file (anything with a ``/`` or ending in .yaml or .yml).
+        prompts: name of a shipped set, or path of a YAML file. A path has a ``/``, or ends in .yaml or .yml.
 
     Raises:
-        ConfigError: there is no such set, or it is not one; the message names the file and the key.
+        ConfigError: there is no such set, or the file is none. The message names the file and the key.
     """
     if "/" in prompts or prompts.endswith((".yaml", ".yml")):
         where, path = prompts, Path(prompts).expanduser()
@@ -114,16 +123,19 @@ def load_prompts(prompts: str) -> PromptSet:
 def label_columns(
     prompts: PromptSet, findings: Sequence[str], evaluator: str, partly: bool = False
 ) -> dict[Entry, list[int]]:
-    """The columns among a data set's findings that label each entry; entries that none labels are left out.
+    """The columns of a data set's labels that answer each entry. Entries without such a column are left out.
+
+    >>> list(label_columns(load_prompts("rsna"), ["Edema", "Pneumonia"], "zero_shot").values())
+    [[1]]
 
     Args:
-        prompts: the set.
-        findings: of the data set.
-        evaluator: its name, for messages.
-        partly: some of the classes of a multi-class set are enough.
+        prompts: the prompt set.
+        findings: findings of the data set, in the order of its labels.
+        evaluator: name of the evaluator, for messages.
+        partly: whether some of the classes of a multi-class set are enough.
 
     Raises:
-        ConfigError: none of the findings (or not each of the classes) is labelled.
+        ConfigError: the data set labels none of the findings, or not every class.
     """
     columns = {}
     for entry in prompts.entries:
@@ -131,9 +143,9 @@ def label_columns(
         if names:
             columns[entry] = [list(findings).index(name) for name in names]
     if not columns or (prompts.kind == "multiclass" and not partly and len(columns) < len(prompts.entries)):
-        asked = ", ".join(entry.name for entry in prompts.entries)
+        entries = ", ".join(entry.name for entry in prompts.entries)
         raise ConfigError(
-            f"{evaluator}: prompt set '{prompts.name}' asks for {asked}; the data set labels "
+            f"{evaluator}: prompt set '{prompts.name}' asks for {entries}; the data set labels "
             f"{', '.join(findings)}; choose another prompt set, or rename its entries to the data set's findings"
         )
     return columns
@@ -197,7 +209,7 @@ def _mapping(value: object, known: tuple[str, ...], where: str) -> Mapping[str, 
 
 
 def _texts(value: object, where: str, empty: bool = False) -> tuple[str, ...]:
-    """A list of different texts; with ``empty``, one of them may be the empty text."""
+    """A list of different texts. If ``empty`` is true, one of them may be the empty text."""
     if not isinstance(value, list) or not value:
         raise ConfigError(f"prompts: '{where}' must be a list of at least one text and is {_show(value)}")
     for text in value:

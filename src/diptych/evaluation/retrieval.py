@@ -11,7 +11,7 @@ from torch import Tensor
 from diptych import distributed
 from diptych.errors import ConfigError, DataError
 from diptych.evaluation import scoring
-from diptych.evaluation.base import _NONE, Array, EmbedText, Evaluator, Head
+from diptych.evaluation.base import NO_ROWS, Array, EmbedText, Evaluator, Head
 from diptych.evaluation.rows import gather_embedding, gather_rows, stack
 from diptych.metrics import measures as metrics
 from diptych.metrics.bootstrap import Metric
@@ -23,16 +23,19 @@ __all__ = ["Retrieval"]
 class Retrieval(Evaluator):
     """Image-report retrieval over the whole set, in both directions.
 
-    Equal texts count as one. For an image its own text must come first among the different texts; for a text, the best
-    of its images among all images. Scores that tie with the right one count against it, so that a constant score is
-    the worst and not the best. Metrics: ``image_to_text/r@k``, ``text_to_image/r@k``, their mean ``r@k``, and
-    ``*/median_rank``. The bootstrap draws patients and keeps the ranks; a text goes with its first image.
+    Equal texts count as one. The rank of an image's own text is taken among the different texts. The rank of a text is that
+    of the best of its images, among all images. Scores that tie with the right one count against it, so a constant score is
+    the worst and not the best.
+
+    The metrics are ``image_to_text/r@k``, ``text_to_image/r@k``, their mean ``r@k``, and the ``median_rank`` of each
+    direction. The bootstrap draws patients and keeps the ranks. A text is drawn with the patient of its first image.
 
     Args:
         ks: cut-offs of R@k.
-        resamples: bootstrap resamples for the intervals; 0 for none.
-        seed: of the bootstrap.
-        keep_bytes: scores kept between the two passes over them; where they need more they are computed twice.
+        resamples: number of bootstrap resamples for the intervals. 0 gives none.
+        seed: seed of the bootstrap.
+        keep_bytes: ranks need two passes over the scores. They are held in memory between the passes if they take no more
+            bytes than this. Otherwise they are computed twice.
     """
 
     def __init__(
@@ -44,11 +47,11 @@ class Retrieval(Evaluator):
         self._ks, self._keep_bytes = tuple(ks), keep_bytes
 
     def start(self, embed_text: EmbedText, findings: Sequence[str], intervals: bool = True) -> None:
-        """Begin a pass: no image and no report is kept yet."""
+        """Begin a pass, with no images and reports yet."""
         super().start(embed_text, findings, intervals)
         self._images: list[Embedding] = []
-        self._texts: list[Embedding] = [self._example.to("cpu").select(_NONE)]
-        self._hashes: list[Tensor] = [_NONE]
+        self._texts: list[Embedding] = [self._example.to("cpu").select(NO_ROWS)]
+        self._hashes: list[Tensor] = [NO_ROWS]
 
     def update(self, batch: Batch, image: Embedding, text: Embedding | None, head: Head) -> None:
         """Keep the embeddings of the valid images and reports, and each report's hash."""
@@ -102,16 +105,15 @@ class Retrieval(Evaluator):
                 f"{self.name}: {self.count} pairs hold {len(unique)} different reports, so image_to_text/"
                 f"{', '.join(certain)} is 1 whatever the model; give more pairs, or Retrieval smaller ks"
             )
-        found: dict[str, Metric] = {}
+        results: dict[str, Metric] = {}
         sides = {
             "image_to_text": (image_ranks.numpy(), weights),
             "text_to_image": (text_ranks.numpy(), weights[:, first]),
         }
         recalls: dict[str, list[Array]] = {f"r@{k}": [] for k in self._ks}
-        for side, (ranks, drawn) in sides.items():
+        for side, (ranks, rank_weights) in sides.items():
             for k in self._ks:
-                recalls[f"r@{k}"].append(metrics.recall_at(ranks, k, drawn))
-                found[f"{side}/r@{k}"] = Metric.of(recalls[f"r@{k}"][-1], len(ranks))
-            found[f"{side}/median_rank"] = Metric.of(metrics.median_rank(ranks, drawn), len(ranks))
-        found |= {name: Metric.of(np.mean(both, axis=0), self.count) for name, both in recalls.items()}
-        return found
+                recalls[f"r@{k}"].append(metrics.recall_at(ranks, k, rank_weights))
+                results[f"{side}/r@{k}"] = Metric.of(recalls[f"r@{k}"][-1], len(ranks))
+            results[f"{side}/median_rank"] = Metric.of(metrics.median_rank(ranks, rank_weights), len(ranks))
+        return results | {name: Metric.of(np.mean(both, axis=0), self.count) for name, both in recalls.items()}

@@ -1,4 +1,4 @@
-"""Each sample once, in order, whatever number of processes has read them."""
+"""Values of samples that several processes have read, gathered in the order of the data set, each sample once."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ __all__ = ["Rows", "SampleOrder", "gather_embedding", "gather_rows", "gather_tex
 
 
 class SampleOrder:
-    """Which samples this process has counted, and the order of those of all processes: each once, by index.
+    """The samples that this process has counted, and the order of those of all processes by their index.
 
     Args:
         device: where the processes can exchange tensors.
-        name: of what counts the samples, for messages.
+        name: name of the evaluator or task that counts, for messages.
     """
 
     own: Tensor
-    """Order by index of this process's samples, known after :meth:`gather`."""
+    """Puts this process's samples in the order of their index. Known after ``gather``."""
     order: Tensor
-    """Order by index of the samples of all processes, each process's gathered in its own order; known likewise."""
+    """Puts the samples of all processes in the order of their index, when each process has ordered its own. Known after
+    ``gather``.
+    """
 
     def __init__(self, device: torch.device, name: str) -> None:
         self.device, self.name = device, name
@@ -57,36 +59,45 @@ class SampleOrder:
         return self.values(torch.cat(self._group))
 
     def values(self, x: Tensor) -> Tensor:
-        """One row ``[n,...]`` a sample of all processes, in order, from those of this process as they came. Collective."""
+        """The rows ``[n,...]`` of the samples of all processes, in order. Collective.
+
+        Args:
+            x: one row for each sample of this process, as they were added.
+        """
         return gather_rows(x[self.own], self.device)[self.order]
 
     def lists(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """As :meth:`values`, with ``lengths`` ``[n]`` rows of ``x`` for each sample. Collective."""
+        """As ``values``, where a sample has any number of rows of ``x``, given by ``lengths`` ``[n]``. Collective."""
         own = gather_rows(_reordered(x, lengths, self.own), self.device)
         return _reordered(own, gather_rows(lengths[self.own], self.device), self.order)
 
     def texts(self, texts: Sequence[str]) -> list[str]:
-        """As :meth:`values`, of texts. Collective."""
+        """As ``values``, for one text of each sample. Collective."""
         everyone = gather_texts([texts[i] for i in self.own.tolist()], self.device)
         return [everyone[i] for i in self.order.tolist()]
 
 
 class Rows:
-    """What is collected over a split, sample by sample: each once, in the order of their index, on every process.
+    """Values of the samples of a split, gathered on every process in the order of the data set, each sample once.
 
     Args:
         device: where the processes can exchange tensors.
-        widths: of each value that is collected, ``[n,width]`` float32.
+        widths: width of each value. A value is kept as float32 ``[n,width]``.
     """
 
     def __init__(self, device: torch.device, *widths: int) -> None:
         self.samples = SampleOrder(device, "task")
-        """Whose the rows are."""
+        """The samples that the rows belong to."""
         self._values = [[torch.zeros(0, width)] for width in widths]
         self._lengths = [[torch.zeros(0, dtype=torch.int64)] for _ in widths]
 
     def add(self, batch: Batch, *values: Tensor | Sequence[Tensor]) -> None:
-        """Take the valid samples of a batch: a row of each value ``[B,width]``, or what of a list ``[k,width]`` is theirs."""
+        """Add the values of the valid samples of a batch.
+
+        Args:
+            batch: the batch.
+            values: for each width, a tensor ``[B,width]``, or a list of ``B`` tensors ``[k,width]`` with any ``k``.
+        """
         rows = self.samples.add(batch)
         for parts, lengths, value in zip(self._values, self._lengths, values, strict=True):
             if isinstance(value, Tensor):
@@ -98,7 +109,7 @@ class Rows:
             lengths.append(length)
 
     def gather(self) -> tuple[Tensor, list[Tensor]]:
-        """Group ``[n]`` and values of all processes, sample after sample. Collective.
+        """The patients ``[n]`` and the values of the samples of all processes, in order. Collective.
 
         Raises:
             DataError: a sample was counted twice.
@@ -109,14 +120,14 @@ class Rows:
 
 
 def _reordered(rows: Tensor, lengths: Tensor, order: Tensor) -> Tensor:
-    """Rows of samples put in another order, where sample ``i`` has ``lengths[i]`` of them."""
+    """The rows of samples, put in another order of samples. Sample ``i`` has ``lengths[i]`` rows."""
     moved = lengths[order]
-    shift = (lengths.cumsum(0) - lengths)[order] - (moved.cumsum(0) - moved)  # of each sample's rows
+    shift = (lengths.cumsum(0) - lengths)[order] - (moved.cumsum(0) - moved)  # how far each sample's rows move
     return rows[torch.arange(int(lengths.sum())) + shift.repeat_interleave(moved)]
 
 
 def stack(parts: Sequence[Emb]) -> Emb:
-    """Embeddings one after the other; axes after the first are padded with zeros (False) to the longest.
+    """Concatenate embeddings along the first axis. The other axes are padded with zeros (False) to the longest.
 
     >>> from diptych.types import Embedding
     >>> stack([Embedding(torch.ones(1, 2)), Embedding(torch.zeros(1, 2))]).pooled
@@ -139,12 +150,12 @@ def stack(parts: Sequence[Emb]) -> Emb:
 
 
 def gather_rows(x: Tensor, device: torch.device) -> Tensor:
-    """The rows of all processes, on the CPU; ``device`` is where the processes can exchange them."""
+    """The rows of all processes, on the CPU. ``device`` is where the processes can exchange them. Collective."""
     return distributed.gather_uneven(x.to(device)).cpu()
 
 
 def gather_texts(texts: Sequence[str], device: torch.device) -> list[str]:
-    """The texts of all processes; ``device`` is where the processes can exchange them. Collective."""
+    """The texts of all processes. ``device`` is where the processes can exchange them. Collective."""
     raw = [text.encode() for text in texts]
     rows = torch.zeros(len(raw), max(map(len, raw), default=0), dtype=torch.uint8)
     for row, text in zip(rows, raw, strict=True):

@@ -1,4 +1,4 @@
-"""Scores of whole sets, block by block over embeddings kept on the CPU, and the retrieval ranks they give."""
+"""Scores of whole sets, computed block by block from embeddings on the CPU, and the ranks of retrieval."""
 
 from __future__ import annotations
 
@@ -17,18 +17,24 @@ __all__ = ["IMAGES", "TEXTS", "TIE", "blocks", "ranks"]
 Emb = TypeVar("Emb", bound=Embedding)
 
 IMAGES, TEXTS = 32, 1024
-"""Images and texts scored at a time, at most."""
+"""Most images and texts that are scored at a time."""
 TIE = 1e-6
-"""Scores closer than this share of the largest score are a tie: float32 cannot tell them apart in a matrix product."""
+"""Scores closer than this share of the largest one are tied. A matrix product in float32 cannot tell them apart."""
 
 
 def ranks(
     first: Iterable[tuple[Tensor, Tensor]], second: Iterable[tuple[Tensor, Tensor]], texts: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Rank of the right text for each image of this process ``[n]``, and of the best right image for each text ``[T]``.
+    """Ranks of retrieval: of the right text for each image of this process ``[n]``, of the best right image for each text.
 
-    Both arguments are this process's blocks: the column of each image's own text ``[b]``, and scores ``[b,T]``. Ties
-    and NaN count against the right one; a rank is one more than the number of wrong ones not surely below it.
+    A rank is one more than the number of wrong candidates that are not surely below the right one. So ties and NaN count
+    against the right one. Collective.
+
+    Args:
+        first: this process's blocks: the column of each image's own text ``[b]``, and its scores ``[b,T]``.
+        second: the same blocks again.
+        texts: number of texts, ``T``.
+        device: where the processes can exchange tensors.
     """
     best, largest = torch.full((texts,), -torch.inf), torch.zeros(1)
     for column, scores in first:
@@ -49,17 +55,17 @@ def ranks(
 
 
 def _right(column: Tensor, scores: Tensor) -> Tensor:
-    """Score of each image with its own text ``[b]``; NaN is the lowest."""
+    """The score ``[b]`` of each image with its own text. NaN becomes the lowest score."""
     return scores.gather(1, column[:, None]).squeeze(1).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
 
 def blocks(
     head: AlignmentHead[Any], images: Emb, texts: Embedding, device: torch.device, size: int = IMAGES
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Scores of all images with all texts, ``size`` images at a time: rows ``[b]`` and scores ``[b,T]`` on the CPU.
+    """Score all images with all texts, ``size`` images at a time: rows ``[b]`` and scores ``[b,T]`` on the CPU.
 
-    The last block is filled up with the first images: matrix products of one shape round alike, so that a score does
-    not depend on how many images there are.
+    The last block is filled up with the first images. Matrix products of one shape round alike, so a score does not depend
+    on the number of images.
     """
     n, t = len(images.pooled), len(texts.pooled)
     columns = [texts._map(lambda x, start=start: x[start : start + TEXTS]) for start in range(0, t, TEXTS)]  # views
