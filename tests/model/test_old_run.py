@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import diptych
+from diptych.model.arguments import known_class
 from diptych.model.checkpoint import read_checkpoint
-from diptych.model.stored import known_class
 from diptych.names import PUBLIC
 
 DATA = Path(__file__).resolve().parents[1] / "data"

@@ -1,7 +1,9 @@
 """The model: encoder and head, training, checkpoints, and use.
 
 - ``encoder``: the two towers. ``module``: encoder and head in training. ``optim``: the optimiser and its schedule.
-- ``checkpoint``: reads and writes the file. ``stored``: rebuilds a module from a checkpoint, which may come from anybody.
+- ``checkpoint``: reads and writes the file.
+- ``stored``: builds the module of a checkpoint, which may come from anybody. ``arguments``: what it calls constructors with.
+  ``budget``: what it may allocate.
 - ``building``: classes that a recipe names; a recipe is trusted.
 - ``inference``: ``load`` and the trained model. ``inputs``: the pictures and texts that people hand to it.
 """

@@ -1,7 +1,7 @@
-"""From names to classes in recipes: the catalogue's names and diptych's public names, wherever a class is asked for.
+"""From names to classes in recipes. A recipe may name any class as the catalogue or as diptych's public face does.
 
-A recipe is like code: a class path in it is imported. What is built is a class of the base that its place asks for, never
-a function.
+A recipe is like code: a class path in it is imported. What is built is always a class of the base that its place asks for.
+A function is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _resolve: Callable[[Any, str], str] = _typehints.resolve_class_path_by_name
 
 
 def _resolve_with_catalogue(cls: Any, name: str) -> str:
-    """What jsonargparse asks to turn a name into an import path, with our catalogues and public names consulted first."""
+    """The import path of a name, for jsonargparse. Our catalogues and public names come before its own lists."""
     from diptych.data.datamodule import RadiographDataModule
     from diptych.head import AlignmentHead
 
@@ -62,7 +62,7 @@ def _check_class(path: str, bases: tuple[type, ...], remedy: str) -> None:
 
 
 def refuse_functions(config: Any, where: str) -> None:
-    """Refuse functions among parsed values: a class is what every place of ours asks for.
+    """Refuse functions among parsed values. Every place of ours asks for a class.
 
     Raises:
         ConfigError: there is one; the message names its place.
@@ -81,8 +81,8 @@ def refuse_functions(config: Any, where: str) -> None:
 def register_names() -> None:
     """Let every configuration name heads and datamodules as the catalogue does. May be called more than once.
 
-    jsonargparse has no public place for this: its name resolution is wrapped where all its uses find it, and a test
-    holds it.
+    jsonargparse has no public place for this. So its private function of name resolution is replaced. A test guards that
+    all its uses find the replacement.
     """
     for module in set(PUBLIC.values()):  # jsonargparse's lists of known classes are of what is imported
         import_module(module)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 from diptych.errors import ConfigError
 from diptych.escaping import one_line
 from diptych.files import replacing
-from diptych.model.stored import check_weights
+from diptych.model.budget import check_weights
+from diptych.towers.weights import some
 
 __all__ = ["AtomicCheckpointIO", "check_fit", "checkpoint_in", "read_checkpoint"]
 
@@ -42,7 +42,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 raise
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load, whatever is asked, without running anything that the file holds.
+        """A checkpoint's contents. Whatever ``weights_only`` says, nothing that the file holds is run.
 
         Raises:
             ConfigError: it is not a checkpoint of a training run.
@@ -92,15 +92,12 @@ def _refuse_compressed(path: Path) -> None:
             raise ValueError(f"its contents are {size:,} bytes, more than the file")
 
 
-def _some(names: Sequence[str]) -> str:
-    return "none" if not names else f"{len(names)} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"
-
-
 def check_fit(checkpoint: dict[str, Any], module: nn.Module, *, source: str) -> None:
     """Refuse weights that do not fit a module exactly.
 
     Raises:
-        ConfigError: names the head the checkpoint was trained with, and lists missing, unexpected and misshapen weights.
+        ConfigError: they do not. The message names the head that the checkpoint was trained with, and lists the weights
+            that are missing, unexpected or of another shape.
     """
     have, want = checkpoint["state_dict"], module.state_dict()
     missing = sorted(set(want) - set(have))
@@ -116,13 +113,13 @@ def check_fit(checkpoint: dict[str, Any], module: nn.Module, *, source: str) -> 
         if isinstance(stored, dict) and (of := stored.get("task") or stored.get("head")):
             trained = f"trained {'for the task' if 'task' in stored else 'with the head'} {one_line(str(of))}"
         raise ConfigError(
-            f"{source} does not fit this model; it was {trained}; missing: {_some(missing)}; unexpected: "
-            f"{_some(unexpected)}; other shape: {_some(shapes)}; use the configuration it was trained with"
+            f"{source} does not fit this model; it was {trained}; missing: {some(missing, 4)}; unexpected: "
+            f"{some(unexpected, 4)}; other shape: {some(shapes, 4)}; use the configuration it was trained with"
         )
 
 
 def checkpoint_in(path: Path | str) -> Path:
-    """The checkpoint file of a path: the file itself, or of a run's folder the best, else the last, which is told.
+    """The checkpoint file of a path. Of a run's folder it is the best checkpoint, else the last; a message says which.
 
     Raises:
         ConfigError: the folder holds neither.

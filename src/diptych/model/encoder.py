@@ -19,7 +19,7 @@ __all__ = ["DualEncoder"]
 
 
 class DualEncoder(nn.Module):
-    """An image panel and a text panel, still unaligned: aligning them is the head's work.
+    """An image panel and a text panel. It does not align them; the head does.
 
     Args:
         image: any image tower, as :class:`diptych.towers.image.TimmImage`.
@@ -50,5 +50,5 @@ class DualEncoder(nn.Module):
         return cast(Features, self.text(text))
 
     def forward(self, image: Tensor, text: TextBatch) -> tuple[Features, Features]:
-        """Both panels."""
+        """The features of both panels."""
         return self.encode_image(image), self.encode_text(text)

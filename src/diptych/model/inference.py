@@ -1,7 +1,7 @@
 """A trained model in Python: ``diptych.load(path)``.
 
-A file from elsewhere runs nothing: it is read with ``weights_only=True``, so that it holds numbers and texts alone, and
-the classes that these name are those of diptych and of installed heads (:mod:`diptych.model.stored`).
+A file from elsewhere runs nothing. It is read with ``weights_only=True``, so it can hold only numbers and texts. The
+classes that these texts name are those of diptych and of installed heads (:mod:`diptych.model.stored`).
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diptych.checks import check_number
 from diptych.errors import ConfigError, shown
 from diptych.evaluation.rows import stack
 from diptych.evaluation.scoring import blocks
 from diptych.head import Grounds, Observes, WeighsWords
-from diptych.model.checkpoint import _some, check_fit, checkpoint_in, read_checkpoint
+from diptych.model.checkpoint import check_fit, checkpoint_in, read_checkpoint
 from diptych.model.inputs import each_picture, each_text, grey_picture
 from diptych.model.stored import build_stored, load_weights
 from diptych.plain import check_plain
 from diptych.radiographs.intensity import Intensity
 from diptych.radiographs.letterbox import Letterbox, letterbox
+from diptych.towers.weights import some
 from diptych.types import Embedding
 
 if TYPE_CHECKING:
@@ -40,13 +42,13 @@ LARGEST_IMAGE = 8192
 
 
 def load_module(path: Path | str, trust: Collection[str] = ()) -> AlignmentModule:
-    """Rebuild the module a checkpoint was trained as, with its weights, in eval mode; needs no network.
+    """The module that a checkpoint was trained as, with its weights, in eval mode. No network is needed.
 
     Its evaluators are left behind: the prompt files that they read may be elsewhere, or gone.
 
     Args:
         path: a checkpoint.
-        trust: see :func:`load`.
+        trust: import paths of your own towers that the checkpoint may name, as for :func:`load`.
 
     Raises:
         ConfigError: the file is not ours, holds no configuration, names a class that is not known, or does not fit.
@@ -59,7 +61,7 @@ def _module_of(checkpoint: dict[str, Any], path: str, trust: Collection[str] = (
     stored = checkpoint.get("diptych")
     if stored is None:
         names = sorted(checkpoint["state_dict"])
-        raise ConfigError(f"{path}: not written by diptych; its {len(names)} weights are {_some(names)}")
+        raise ConfigError(f"{path}: not written by diptych; its {len(names)} weights are {some(names, 4)}")
     if not isinstance(stored, dict):
         raise ConfigError(f"{path}: refused: what it says of itself is {shown(stored)}; no run of diptych wrote it")
     if "task" in stored:
@@ -81,10 +83,10 @@ def _module_of(checkpoint: dict[str, Any], path: str, trust: Collection[str] = (
 def heat_at_native(
     heat: Tensor, grid: tuple[int, int], place: Letterbox, shape: tuple[int, int], size: int
 ) -> NDArray[np.float32]:
-    """One map ``[N]`` over the region grid, drawn over the native picture ``[h,v]``.
+    """A map over the region grid, resized to the native picture ``[h,v]``.
 
     Args:
-        heat: the regions' values, row-major.
+        heat: one value for each region, ``[N]``, row-major.
         grid: rows and columns of the regions.
         place: where the native picture lies in the square input.
         shape: rows and columns of the native picture.
@@ -101,10 +103,10 @@ def heat_at_native(
 class TrainedModel:
     """A trained dual encoder with its head, for pictures and strings.
 
-    Pictures are paths (any file that training reads), PIL images, arrays or tensors; one, a list, or an array of many, as
-    :func:`diptych.model.inputs.each_picture` has it. uint8 arrays are taken as they are. Other types are stretched to their
-    own range.
-    All are read with the intensity of training. Nothing is trained and nothing is random.
+    Pictures are paths (of any file that training reads), PIL images, arrays or tensors. A method takes one, a list, or an
+    array of many; :func:`diptych.model.inputs.each_picture` lists the shapes. uint8 arrays are taken as they are. Other
+    types are stretched to their own range. All are read with the intensity of training. Nothing is trained, and nothing is
+    random.
 
     Args:
         module: the trained module.
@@ -144,8 +146,7 @@ class TrainedModel:
             batch_size: how many are read and go through the tower at a time.
         """
         many = each_picture(pictures)
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}; give 1 or more")
+        check_number("batch_size", batch_size, least=1, whole=True)
         if not many:
             black = torch.zeros(1, 1, self.image_size, self.image_size, dtype=torch.uint8, device=self.device)
             return self.module.embed_image(black).select(torch.arange(0, device=self.device))
@@ -161,28 +162,29 @@ class TrainedModel:
             batch_size: how many go through the tower at a time.
         """
         many = each_text(texts)
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is {batch_size}; give 1 or more")
+        check_number("batch_size", batch_size, least=1, whole=True)
         if not many:
             return self.module.embed_prompts([""]).select(torch.arange(0, device=self.device))
         return self.module.embed_prompts(many, batch_size)
 
     encode_image, encode_text = embed_image, embed_text
-    """Their names in the README."""
+    """The names that the README uses."""
 
     @torch.inference_mode()
     def similarity(self, pictures: Any, texts: str | Sequence[str], *, batch_size: int = 32) -> Tensor:
-        """The head's score ``[I,T]`` of every picture with every text: what training optimised and testing ranks by.
+        """The head's score ``[I,T]`` of every picture with every text. Training optimised it, and testing ranks by it.
 
         Args:
             pictures: one or many, or none.
             texts: one or many, or none.
             batch_size: how many pictures are read, encoded and scored at a time.
         """
-        images, read = self.embed_image(pictures, batch_size=batch_size), self.embed_text(texts)
-        scores = torch.zeros(len(images.pooled), len(read.pooled), device=self.device)
+        images, reports = self.embed_image(pictures, batch_size=batch_size), self.embed_text(texts)
+        scores = torch.zeros(len(images.pooled), len(reports.pooled), device=self.device)
         if scores.numel():
-            for rows, block in blocks(self.module.head, images, read, self.device, min(batch_size, len(images.pooled))):
+            for rows, block in blocks(
+                self.module.head, images, reports, self.device, min(batch_size, len(images.pooled))
+            ):
                 scores[rows.to(self.device)] = block.to(self.device)
         return scores
 
@@ -203,7 +205,7 @@ class TrainedModel:
 
     @torch.inference_mode()
     def importance(self, picture: Any, text: str) -> NDArray[np.float32]:
-        """How much each word of a text counts in its score with the picture: ``[words]``, as the words of :meth:`heatmap`.
+        """How much each word of a text counts in its score with the picture: ``[words]``, in the order of :meth:`heatmap`.
 
         Raises:
             ConfigError: the head weighs no words, or there is more than one picture or text.
@@ -229,7 +231,7 @@ class TrainedModel:
         return self._maps(picture, "observations", lambda image: head.observations(image)[0])
 
     def _maps(self, picture: Any, what: str, heat_of: Callable[[Embedding], Tensor]) -> NDArray[np.float32]:
-        """What ``heat_of`` the embedded picture gives, ``[maps,N_regions]``, at the picture's own size."""
+        """Maps at the picture's own size; ``heat_of`` computes them over the regions, ``[maps,N]``, from the embedding."""
         images, places, shapes = self._boxed([_single(each_picture(picture), what, "picture")])
         features = self.module.encoder.encode_image(images)
         if features.grid is None:
@@ -239,25 +241,25 @@ class TrainedModel:
         return np.stack(maps) if maps else np.zeros((0, *shapes[0]), np.float32)
 
 
-def _single(given: Sequence[T], what: str, kind: str) -> T:
-    if len(given) != 1:
-        raise ConfigError(f"{what} takes one {kind}, and here are {len(given)}; call it for each")
-    return given[0]
+def _single(values: Sequence[T], what: str, kind: str) -> T:
+    if len(values) != 1:
+        raise ConfigError(f"{what} takes one {kind}, and here are {len(values)}; call it for each")
+    return values[0]
 
 
-def _device(given: str | torch.device) -> torch.device:
-    """A device that is there.
+def _device(name: str | torch.device) -> torch.device:
+    """The device of this name.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it cannot be used here.
     """
     try:
-        device = torch.device(given)
+        device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = (str(error).strip().splitlines() or ["it does not answer"])[0][:160]
         have = "cpu, cuda" if torch.cuda.is_available() else "cpu"
-        raise ConfigError(f"device '{given}' cannot be used here ({reason}); choose among: {have}") from error
+        raise ConfigError(f"device '{name}' cannot be used here ({reason}); choose among: {have}") from error
     return device
 
 
@@ -273,7 +275,8 @@ def load(path: Path | str, device: str | torch.device = "cpu", *, trust: Collect
             They are imported, so name only what you would run.
 
     Raises:
-        ConfigError: see :func:`read_checkpoint` and :func:`load_module`; or there is no such device.
+        ConfigError: the file cannot be read, is not ours, does not fit, or names a class that is not known; or there is no
+            such device.
     """
     place = _device(device)
     file = checkpoint_in(path)

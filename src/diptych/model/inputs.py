@@ -21,7 +21,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def each_picture(pictures: Any) -> list[Any]:
-    """Single pictures, not yet read, out of what was given.
+    """Single pictures, not yet read, from whatever a user hands over.
 
     Args:
         pictures: a path, a PIL image, an array or a tensor; or a list of them. An array is ``[h,v]`` or ``[h,v,3]``; a batch
@@ -33,51 +33,48 @@ def each_picture(pictures: Any) -> list[Any]:
     if (single := _parts(pictures, "pictures")) is not None:
         return single
     if isinstance(pictures, bytes | Mapping) or not isinstance(pictures, Iterable):
-        raise ConfigError(
-            f"pictures: {_named(pictures)} is none; give a path, a PIL image, an array, or a list of them"
-        )
-    found = []
-    for index, given in enumerate(pictures):
-        parts = _parts(given, f"pictures[{index}]")
+        raise ConfigError(f"pictures: {_kind(pictures)} is none; give a path, a PIL image, an array, or a list of them")
+    singles = []
+    for index, item in enumerate(pictures):
+        parts = _parts(item, f"pictures[{index}]")
         if parts is None or len(parts) != 1:
             what = "is no picture" if parts is None else f"holds {len(parts)} pictures"
-            raise ConfigError(f"pictures[{index}]: {_named(given)} {what}; a list holds a picture an element")
-        found += parts
-    return found
+            raise ConfigError(f"pictures[{index}]: {_kind(item)} {what}; a list holds a picture an element")
+        singles += parts
+    return singles
 
 
-def _parts(given: Any, where: str) -> list[Any] | None:
-    """The pictures of what is no list; None for all else."""
+def _parts(value: Any, where: str) -> list[Any] | None:
+    """The pictures in a value that is no list: a path, an image, an array or a tensor. None for any other value."""
     from PIL import Image
 
-    if isinstance(given, str | os.PathLike | Image.Image):
-        return [given]
-    if isinstance(given, Tensor):
-        given = given.detach().cpu()
-        given = (given.float() if given.is_floating_point() else given).numpy()  # numpy has no bfloat16
-    if not isinstance(given, np.ndarray):
+    if isinstance(value, str | os.PathLike | Image.Image):
+        return [value]
+    array = value
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        array = (value.float() if value.is_floating_point() else value).numpy()  # numpy has no bfloat16
+    if not isinstance(array, np.ndarray) or array.dtype.kind in "OUS":
         return None
-    if given.dtype.kind in "OUS":
-        return None
-    shape = given.shape
-    if given.ndim == 2 or (given.ndim == 3 and shape[2] in (3, 4)):
-        return [given]
-    if given.ndim == 3 and shape[2] == 1:
-        return [given[:, :, 0]]
-    if given.ndim == 3 and shape[2] != 2:
-        return list(given)
-    if given.ndim == 4 and shape[1] == 1:
-        return list(given[:, 0])
-    if given.ndim == 4 and shape[1] in (3, 4):
-        return list(np.moveaxis(given, 1, 3))
-    if given.ndim == 4 and shape[3] in (1, 3, 4):
-        return list(given[..., 0] if shape[3] == 1 else given)
+    shape = array.shape
+    if array.ndim == 2 or (array.ndim == 3 and shape[2] in (3, 4)):
+        return [array]
+    if array.ndim == 3 and shape[2] == 1:
+        return [array[:, :, 0]]
+    if array.ndim == 3 and shape[2] != 2:
+        return list(array)
+    if array.ndim == 4 and shape[1] == 1:
+        return list(array[:, 0])
+    if array.ndim == 4 and shape[1] in (3, 4):
+        return list(np.moveaxis(array, 1, 3))
+    if array.ndim == 4 and shape[3] in (1, 3, 4):
+        return list(array[..., 0] if shape[3] == 1 else array)
     raise ConfigError(
         f"{where}: an array of shape {list(shape)}; give [height, width], [height, width, 3] or a batch of either"
     )
 
 
-def _named(value: Any) -> str:
+def _kind(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
@@ -89,8 +86,8 @@ def grey_picture(
     """One picture as uint8 ``[h,v]``: uint8 as it is, other types stretched to their own range.
 
     Args:
-        picture: one of :func:`each_picture`.
-        where: its place among those given, for messages.
+        picture: one that :func:`each_picture` has returned.
+        where: its place among all pictures, for messages.
         intensity: how it is read.
 
     Raises:
@@ -120,15 +117,18 @@ def grey_picture(
 def each_text(texts: Any) -> list[str]:
     """A list of texts, out of one or many.
 
+    >>> each_text("No effusion.")
+    ['No effusion.']
+
     Raises:
         ConfigError: one of them is no text.
     """
     if isinstance(texts, str):
         return [texts]
     if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):
-        raise ConfigError(f"texts: {_named(texts)} is none; give a string, or a list of them")
-    found = list(texts)
-    for index, text in enumerate(found):
+        raise ConfigError(f"texts: {_kind(texts)} is none; give a string, or a list of them")
+    many = list(texts)
+    for index, text in enumerate(many):
         if not isinstance(text, str):
-            raise ConfigError(f"texts[{index}]: {_named(text)} is no text; give strings")
-    return found
+            raise ConfigError(f"texts[{index}]: {_kind(text)} is no text; give strings")
+    return many

@@ -1,4 +1,4 @@
-"""The LightningModule: batch, encoder, head, gather, losses; and evaluators on the head's similarity."""
+"""The LightningModule of pre-training: it trains encoder and head, and evaluates the head's scores."""
 
 from __future__ import annotations
 
@@ -35,17 +35,20 @@ _log = logging.getLogger(__name__)
 class AlignmentModule(pl.LightningModule):
     """Trains a dual encoder with an alignment head, and tests it with evaluators.
 
+    A training step encodes a batch of images and reports, embeds them with the head, gathers the pairs of all processes,
+    and minimises the weighted sum of the head's losses. Validation and test give the head's scores to the evaluators.
+
     Args:
         image: the image tower.
         text: the text tower.
-        head: the alignment head, by entry-point name, class name or import path; everything but the widths.
+        head: the alignment head, by entry-point name, class name or import path. The towers give it their widths.
         evaluators: what validation and test compute; retrieval if not given.
         lr: peak learning rate of AdamW.
-        weight_decay: of weight matrices; biases, norms, temperatures and position codes do not decay.
+        weight_decay: of AdamW. It applies to weight matrices, not to biases, norms, temperatures and position codes.
         betas: of AdamW.
-        warmup: steps of linear warm-up, or its share of all steps where below 1.
-        lr_floor: share of ``lr`` at the end of the cosine.
-        mask_duplicates: pairs with the same report are not negatives of each other, across processes too.
+        warmup: how long the learning rate rises. From 1 on it is a number of steps; below 1 it is a share of all steps.
+        lr_floor: the learning rate at the end of the cosine, as a share of ``lr``.
+        mask_duplicates: whether two pairs with the same report are spared as negatives of each other, over all processes.
     """
 
     def __init__(
@@ -75,10 +78,10 @@ class AlignmentModule(pl.LightningModule):
         self.warmup, self.lr_floor = warmup, lr_floor
         self.mask_duplicates = mask_duplicates
         self.config: dict[str, Any] | None = None
-        """What the command line built this module from; stored in checkpoints, so that ``diptych.load`` needs no more."""
+        """The plain values that the command line built this module from. Checkpoints hold them for ``diptych.load``."""
         self.results: dict[str, Metric] = {}
         """Metrics of the last validation or test pass, with intervals."""
-        self._told: set[str] = set()
+        self._doubts_shown: set[str] = set()
 
     # -- features ---------------------------------------------------------------------------------------------------
 
@@ -88,18 +91,18 @@ class AlignmentModule(pl.LightningModule):
         return self.encoder.tokenizer
 
     def embed_image(self, image: Tensor) -> Embedding:
-        """uint8 images ``[B,1,H,V]`` in the head's space."""
+        """The embedding of uint8 images ``[B,1,H,V]`` in the head's space."""
         embedded: Embedding = self.head.embed_image(self.encoder.encode_image(image))
         return embedded
 
     def embed_text(self, text: TextBatch) -> Embedding:
-        """Tokenised reports in the head's space."""
+        """The embedding of tokenised reports in the head's space."""
         embedded: Embedding = self.head.embed_text(self.encoder.encode_text(text))
         return embedded
 
     @torch.no_grad()
     def embed_prompts(self, texts: list[str], batch_size: int = 64) -> Embedding:
-        """Any number of texts in the head's space, in eval mode as everything outside training."""
+        """The embedding of any number of texts in the head's space, ``batch_size`` at a time. No gradient is kept."""
         parts = [texts[i : i + batch_size] for i in range(0, len(texts), batch_size)]
         return stack([self.embed_text(self.tokenizer(part).to(self.device)) for part in parts])
 
@@ -129,7 +132,7 @@ class AlignmentModule(pl.LightningModule):
             )
         datamodule = self._datamodule()
         if stage == "fit" and datamodule:
-            self._name_unused(datamodule.loading.image_size)
+            self._report_unused(datamodule.loading.image_size)
         if stage == "fit" and datamodule and datamodule.loading.batch_size * self.trainer.world_size < 2:
             raise ConfigError(
                 "loading.batch_size is 1, on one process: a pair without others has nothing to be told from, and no head "
@@ -141,8 +144,11 @@ class AlignmentModule(pl.LightningModule):
                 "samples twice and break resuming; set it to false"
             )
 
-    def _name_unused(self, image_size: int) -> None:
-        """Name what of the towers can learn nothing: on several processes its gradient would be waited for."""
+    def _report_unused(self, image_size: int) -> None:
+        """Tell which parameters of the towers no gradient reaches.
+
+        DDP would wait for their gradients, so several processes refuse to start, unless DDP looks for such parameters.
+        """
         device = self.device
         image = torch.zeros(1, 1, image_size, image_size, dtype=torch.uint8, device=device)
         unused = unused_parameters(self.encoder.image, lambda: self.encoder.encode_image(image))
@@ -151,14 +157,14 @@ class AlignmentModule(pl.LightningModule):
             unused += unused_parameters(self.encoder.text, lambda: self.encoder.encode_text(text))
         if not unused:
             return
-        told = f"{some(unused)} of the towers' parameters take no part in what the towers give"
-        finds: bool = getattr(self.trainer.strategy, "_ddp_kwargs", {}).get("find_unused_parameters", False)
-        if self.trainer.world_size > 1 and not finds:
+        message = f"{some(unused)} of the towers' parameters take no part in what the towers give"
+        tolerates: bool = getattr(self.trainer.strategy, "_ddp_kwargs", {}).get("find_unused_parameters", False)
+        if self.trainer.world_size > 1 and not tolerates:
             raise ConfigError(
-                f"{told}, and the other processes would wait for their gradients; set "
+                f"{message}, and the other processes would wait for their gradients; set "
                 "trainer.strategy: ddp_find_unused_parameters_true"
             )
-        rank_zero_info(f"{told}: they are not trained")
+        rank_zero_info(f"{message}: they are not trained")
 
     def _pairs(self, batch: Batch) -> Pairs[Any]:
         if batch.text is None:
@@ -180,7 +186,7 @@ class AlignmentModule(pl.LightningModule):
         return total, terms
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed dropout by position, so that a resumed run draws what the uninterrupted one drew; tell the head the step."""
+        """Seed dropout by the position in training, and tell the head the step. So a resumed run goes on exactly."""
         torch.manual_seed(mix(self._seed(), self.current_epoch, batch_idx, self.global_rank))
         tell_step(self.head, self.current_epoch, self.trainer.global_step, self._total_steps())
 
@@ -201,8 +207,8 @@ class AlignmentModule(pl.LightningModule):
         temperature = getattr(self.head, "temperature", None)
         if isinstance(temperature, Tensor):
             self.log("train/temperature", temperature.detach(), batch_size=len(batch))
-        assert batch.text is not None  # _pairs has refused it
-        cut = batch.text.cut.sum().float()  # reports that lost sentences to the length limit, counted over the epoch
+        assert batch.text is not None  # _pairs refuses a batch without texts
+        cut = batch.text.cut.sum().float()  # how many reports lost sentences to the length limit
         self.log("train/reports_cut", cut, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True, batch_size=1)
         return total
 
@@ -257,10 +263,10 @@ class AlignmentModule(pl.LightningModule):
         for evaluator in self.evaluators:
             for name, metric in evaluator.compute(self.head).items():
                 self.results[f"{stage}/{evaluator.name}/{name}"] = metric
-            if evaluator.doubt and not self.trainer.sanity_checking and evaluator.doubt not in self._told:
-                self._told.add(evaluator.doubt)
+            if evaluator.doubt and not self.trainer.sanity_checking and evaluator.doubt not in self._doubts_shown:
+                self._doubts_shown.add(evaluator.doubt)
                 rank_zero_warn(f"{stage}/{evaluator.doubt}")
-        # Every process has computed the same value: nothing is left to be reduced.
+        # Every process has computed the same value, so nothing is left to reduce.
         self.log_dict({name: metric.value for name, metric in self.results.items()}, rank_zero_only=False)
 
     def on_validation_epoch_start(self) -> None:
@@ -269,7 +275,7 @@ class AlignmentModule(pl.LightningModule):
         self._own_loss = torch.zeros(2, device=self.device)  # sum over images, number of images
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Feed the evaluators, and add up the loss over this process's own batches."""
+        """Give a batch to the evaluators, and add its loss to the sum of this process."""
         image, text = self._evaluate(batch)
         own = batch.valid.nonzero().squeeze(1)
         if batch.text is None or text is None or not len(own):
@@ -282,7 +288,10 @@ class AlignmentModule(pl.LightningModule):
         self._own_loss += torch.stack([total * len(own), total.new_tensor(float(len(own)))])
 
     def on_validation_epoch_end(self) -> None:
-        """Compute over the whole set; ``val/loss`` has the negatives of one evaluation batch, so depends on its size."""
+        """Compute the metrics over the whole set, and log them.
+
+        The negatives of ``val/loss`` are those of one evaluation batch, so its value depends on the batch size.
+        """
         self._finish("val")
         loss, number = distributed.sum_over_processes(self._own_loss)
         if number > 0:
@@ -293,16 +302,16 @@ class AlignmentModule(pl.LightningModule):
         self._start()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Feed the evaluators."""
+        """Give a batch to the evaluators."""
         self._evaluate(batch)
 
     def on_test_epoch_end(self) -> None:
-        """Compute over the whole set."""
+        """Compute the metrics over the whole set, and log them."""
         self._finish("test")
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """How the figures were made, by evaluator, and where the towers' weights were from before training."""
+        """How each evaluator computed its figures, and where the towers' weights came from before training."""
         towers = {"image": self.encoder.image.origin, "text": self.encoder.text.origin}
         return {"towers": towers, **{evaluator.name: evaluator.protocol for evaluator in self.evaluators}}
 
@@ -314,7 +323,7 @@ class AlignmentModule(pl.LightningModule):
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store what rebuilds the module: plain values only, so that ``weights_only`` loading reads them."""
+        """Store plain values from which the module can be built again. ``weights_only`` loading reads them."""
         from diptych.version import __version__
 
         datamodule = self._datamodule()

@@ -30,16 +30,16 @@ _NO_DECAY_NAMES = (
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:
-    """Weight matrices and filters decay; biases, norms, temperatures (all below two axes) and position codes do not."""
+    """Whether weight decay applies: to weight matrices and filters, not to what has fewer axes and not to position codes."""
     return parameter.ndim >= 2 and not any(part in name for part in _NO_DECAY_NAMES)
 
 
 def parameter_groups(module: nn.Module, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """Parameters of a module, grouped by decay and by layer-wise learning rate.
 
-    A tower of ``num_layers`` layers and ``layer_decay`` d trains layer ``k`` at ``lr * d ** (num_layers - k)``
-    (BEiT, arXiv 2106.08254); everything outside the towers at ``lr``. Frozen parameters are left out. Every trained
-    parameter is in exactly one group.
+    Layer ``k`` of a tower is trained at ``lr * layer_decay ** (num_layers - k)`` (BEiT, arXiv 2106.08254). Everything
+    outside the towers is trained at ``lr``. Frozen parameters are left out. Every trained parameter is in exactly one
+    group.
 
     Raises:
         ConfigError: nothing is left to train.
@@ -49,9 +49,8 @@ def parameter_groups(module: nn.Module, *, lr: float, weight_decay: float) -> li
         if isinstance(tower, ImageTower | TextTower):
             for name, _ in tower.named_parameters():
                 scale = tower.layer_decay ** (tower.num_layers - tower.layer_of(name))
-                scales.setdefault(
-                    f"{prefix}.{name}".removeprefix("."), scale
-                )  # a tower around another comes first, and rules
+                path = f"{prefix}.{name}".removeprefix(".")
+                scales.setdefault(path, scale)  # a tower that holds another comes first, and its scale counts
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
