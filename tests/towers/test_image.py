@@ -292,10 +292,10 @@ def test_reads_a_local_folder(tmp_path):
     [
         ("resnet5O", {}, "nearest: .*resnet50"),
         ("resnet50.nosuch_tag", {}, "known tags: .*a1_in1k"),
-        ("resnet18", {"stage": 7}, "stage=7.*5 feature maps"),
+        ("resnet18", {"stage": 7}, "resnet18.*stage is 7; .*from 0 to 4.*5 feature maps"),
         ("resnet18", {"model_args": {"colour": 3}}, "model_args.*colour"),
-        ("resnet18", {"freeze_layers": 40}, "freeze_layers=40"),
-        ("resnet18", {"layer_decay": 0.0}, "layer_decay=0.0"),
+        ("resnet18", {"freeze_layers": 40}, "freeze_layers is 40; .*from 0 to"),
+        ("resnet18", {"layer_decay": 0.0}, "layer_decay is 0.0; give a number above 0 and up to 1"),
         ("resnet18", {"pretrained": True, "architecture": "{}"}, "set pretrained: false"),
         ("resnet18", {"weights": "/no/such/file.pth"}, "weights could not be loaded.*`weights`"),
     ],

@@ -149,10 +149,10 @@ def test_long_reports_are_cut_at_a_sentence(minilm_folder):
     batch = tokenizer([long, "The heart is normal."])
     assert batch.cut.tolist() == [True, False]
     assert batch.input_ids.shape[1] == 24
-    kept = "The heart is normal. No effusion is seen. The heart is normal."
-    assert tokenizer.words(long) == kept.replace(".", "").split()
+    whole_sentences = "The heart is normal. No effusion is seen. The heart is normal."
+    assert tokenizer.words(long) == whole_sentences.replace(".", "").split()
     pieces = batch.input_ids[0][batch.attention_mask[0]].tolist()
-    whole = tokenizer._backend.encode(kept).ids
+    whole = tokenizer._backend.encode(whole_sentences).ids
     assert pieces == whole  # exactly what the shorter report would give
 
 
@@ -232,7 +232,7 @@ COMMON = [f"The effusion of case {i} is small." for i in range(6)]
 
 
 @pytest.mark.parametrize(
-    ("texts", "patients", "kept"),
+    ("texts", "patients", "learned"),
     [
         ([*COMMON, NAMED], None, {"effusion", "small"}),
         ([*COMMON, NAMED, NAMED + " Again."], ["a", "b", "c", "d", "e", "f", "z", "z"], {"effusion", "small"}),
@@ -242,12 +242,12 @@ COMMON = [f"The effusion of case {i} is small." for i in range(6)]
     ],
     ids=["one report", "two of one patient", "nine of one patient", "one report of nine images", "five patients"],
 )
-def test_the_vocabulary_holds_no_word_of_few_patients_and_no_long_number(texts, patients, kept):
+def test_the_vocabulary_holds_no_word_of_few_patients_and_no_long_number(texts, patients, learned):
     tokenizer = Tokenizer(None, 64, vocabulary=200)
     tokenizer.learn(texts, patients)
     words = set(tokenizer._backend.get_vocab())
-    assert {"effusion", "small", "zaphod"} & words == kept
-    assert "zaphod" in kept or "zaphod" not in tokenizer.state()
+    assert {"effusion", "small", "zaphod"} & words == learned
+    assert "zaphod" in learned or "zaphod" not in tokenizer.state()
     assert "765" not in tokenizer.state()
     assert tokenizer.words(NAMED) == [
         "Reported",
@@ -323,8 +323,8 @@ def test_a_cased_vocabulary_keeps_case(tmp_path):
 def test_an_uncased_vocabulary_folds_case(tmp_path):
     folder = tiny_bert(tmp_path, ["the", "heart"])
     assert TransformersText(folder).tokenizer.lower_case is True
-    kept = TransformersText(folder, lower_case=False).tokenizer(["The heart"])
-    assert kept.input_ids[0, :4].tolist() == [2, 1, 6, 3]  # The is unknown
+    cased = TransformersText(folder, lower_case=False).tokenizer(["The heart"])
+    assert cased.input_ids[0, :4].tolist() == [2, 1, 6, 3]  # The is unknown
 
 
 # ------------------------------------------------------------------------------------------------------------ vectors
@@ -603,11 +603,11 @@ def test_errors_name_the_remedy(name, options, message):
 
 
 def test_arguments_that_do_not_fit(minilm_folder):
-    with pytest.raises(ConfigError, match=r"last_layers=7.*6 layers"):
+    with pytest.raises(ConfigError, match=r"last_layers is 7; .*from 1 to 6.*6 layers"):
         TransformersText(minilm_folder, last_layers=7)
-    with pytest.raises(ConfigError, match=r"max_tokens=600.*512"):
+    with pytest.raises(ConfigError, match=r"max_tokens is 600; give 512 or less"):
         TransformersText(minilm_folder, max_tokens=600)
-    with pytest.raises(ConfigError, match="freeze_layers=8"):
+    with pytest.raises(ConfigError, match=r"freeze_layers is 8; .*from 0 to 7"):
         TransformersText(minilm_folder, freeze_layers=8)
     with pytest.raises(ConfigError, match="'t5' is not a text encoder"):
         TransformersText("x", pretrained=False, architecture=T5Config().to_json_string())

@@ -100,8 +100,8 @@ def test_what_was_loaded_is_told_and_in_the_origin(tmp_path, caplog):
     assert f"loaded {number} of {number} weights from" in caplog.text
     assert "prefix 'img_encoder.model.'; left over: 3 (fc.weight, fc.bias, projector.weight)" in caplog.text
     file = tmp_path / "weights.pth"
-    said = {"name": "resnet18", "weights": str(file), "sha256": sha256(file), "prefix": "img_encoder.model."}
-    assert tower.origin == {**said, "mean": 0.449, "std": 0.226}
+    origin = {"name": "resnet18", "weights": str(file), "sha256": sha256(file), "prefix": "img_encoder.model."}
+    assert tower.origin == {**origin, "mean": 0.449, "std": 0.226}
 
 
 def test_twice_in_a_file_must_be_chosen(tmp_path):
@@ -209,8 +209,8 @@ def test_a_format_that_timm_converts_is_found_below_a_prefix(tmp_path):
         foreign[name.replace("head.norm", "norm")] = value
     file = _saved(below("visual.", foreign), tmp_path)
     tower = TimmImage("convnext_atto", weights=file, model_args={**sizes, "conv_mlp": False})
-    given, wanted = (model.stages[3].blocks[0].mlp.fc1.weight for model in (tower.backbone, source))
-    torch.testing.assert_close(given, wanted)
+    loaded, wanted = (model.stages[3].blocks[0].mlp.fc1.weight for model in (tower.backbone, source))
+    torch.testing.assert_close(loaded, wanted)
     assert tower.origin["prefix"] == "visual."
 
 
@@ -292,7 +292,7 @@ def test_mean_and_std_are_arguments():
     tower = TimmImage("resnet18", pretrained=False, model_args=RESNET, mean=0.5863, std=[0.2795]).eval()
     torch.testing.assert_close(tower(image).pixels, (image / 255 - 0.5863) / 0.2795)
     for wrong in ({"mean": 123.7}, {"mean": []}, {"std": 0}, {"std": [0.2, 58.4, 0.2]}, {"mean": float("nan")}):
-        with pytest.raises(ConfigError, match=f"{next(iter(wrong))}=.*from 0 to 1"):
+        with pytest.raises(ConfigError, match=f"{next(iter(wrong))} is .*from 0 to 1"):
             TimmImage("resnet18", pretrained=False, model_args=RESNET, **wrong)
 
 

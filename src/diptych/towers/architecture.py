@@ -1,4 +1,7 @@
-"""What a checkpoint may say of a tower's architecture: a kind of model and its shape, nothing that opens or fetches."""
+"""The architecture of a tower, as a checkpoint stores it: a kind of model and its shape.
+
+Nothing else is accepted: timm and transformers know arguments that open files or fetch code.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,14 @@ from diptych.errors import ConfigError, shown
 from diptych.escaping import one_line
 from diptych.plain import read_json
 
-__all__ = ["check_model_args", "declared", "timm_architecture", "transformers_architecture"]
+__all__ = [
+    "architecture_args",
+    "check_model_args",
+    "check_no_weights",
+    "shape_fields",
+    "timm_architecture",
+    "transformers_architecture",
+]
 
 _MODEL_ARGS = frozenset({
     "act_layer", "aa_layer", "always_partition", "attn_drop_rate", "avg_down", "base_width", "block_config",
@@ -27,6 +37,32 @@ _MODEL_ARGS = frozenset({
     "zero_init_last",
 })  # fmt: skip
 """What ``model_args`` may hold: shapes and layers, nothing that opens a file or an address."""
+
+
+def architecture_args(extra_state: dict[str, str], panel: str) -> dict[str, Any]:
+    """The constructor arguments with which a tower is built from a checkpoint: its shape, without weights.
+
+    Args:
+        extra_state: what the tower's ``get_extra_state`` had put in the checkpoint.
+        panel: ``image`` or ``text``.
+
+    Raises:
+        ConfigError: the checkpoint holds no architecture.
+    """
+    if "architecture" not in extra_state:
+        raise ConfigError(f"the {panel} tower's architecture is not in the checkpoint; no run of diptych wrote it")
+    architecture = extra_state["architecture"]
+    return {"pretrained": False, "weights": None, "weights_prefix": None, "architecture": architecture}
+
+
+def check_no_weights(tower: str, pretrained: bool, weights: str | None) -> None:
+    """Refuse weights beside a stored architecture, which a checkpoint has weights for.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    if pretrained or weights:
+        raise ConfigError(f"{tower}: `architecture` is for checkpoints; set pretrained: false, weights: null")
 
 
 def check_model_args(name: str, args: dict[str, Any]) -> None:
@@ -61,9 +97,9 @@ def timm_architecture(architecture: str) -> tuple[str, dict[str, Any]]:
     Raises:
         ConfigError: it holds anything else.
     """
-    saved = read_json(architecture, "the image tower's stored architecture")
-    name, args = saved.get("name"), saved.get("model_args")
-    if set(saved) != {"name", "model_args"} or not isinstance(name, str) or not isinstance(args, dict):
+    fields = read_json(architecture, "the image tower's stored architecture")
+    name, args = fields.get("name"), fields.get("model_args")
+    if set(fields) != {"name", "model_args"} or not isinstance(name, str) or not isinstance(args, dict):
         raise ConfigError("the image tower's stored architecture is refused: it must hold a name and model_args alone")
     if not re.fullmatch(r"\w{1,100}(\.\w{1,100})?", name):
         raise ConfigError(f"the image tower's stored architecture is refused: {shown(name)} is no name of a timm model")
@@ -76,13 +112,16 @@ _INERT = frozenset({
     "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type",
     "position_embedding_type", "problem_type", "return_dict", "torch_dtype", "transformers_version",
 })  # fmt: skip
-"""Keys of configurations that say nothing of an encoder's shape; older checkpoints hold them, and they are left out."""
+"""Keys of configurations that say nothing of an encoder's shape. Older checkpoints hold them; they are ignored."""
 
 
-def declared(kind: type) -> frozenset[str]:
-    """What the configuration of one kind of model declares of its shape, and the kind.
+def shape_fields(kind: type) -> frozenset[str]:
+    """The fields of a transformers configuration that describe the model's shape, and ``model_type``.
 
-    Its base is left out, which knows addresses, attention implementations and code to be fetched.
+    The fields of its base class are left out: they hold addresses, attention implementations and code to be fetched.
+
+    Args:
+        kind: the configuration's class.
     """
     own = set(vars(kind).get("__annotations__", {})) | set(inspect.signature(kind).parameters)
     return frozenset(own - set(inspect.signature(PretrainedConfig).parameters) | {"model_type"})
@@ -100,7 +139,7 @@ def transformers_architecture(architecture: str) -> Any:
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise ConfigError(f"{where} is refused: model_type is {shown(model_type)}, which transformers does not know")
     kind = CONFIG_MAPPING[model_type]
-    own = declared(kind)
+    own = shape_fields(kind)
     if odd := sorted(set(fields) - own - _INERT - set(kind().to_dict())):
         raise ConfigError(f"{where} is refused: '{odd[0]}' is nothing that a {model_type} declares of its shape")
     try:

@@ -1,4 +1,4 @@
-"""Backbones of timm for radiographs: one channel, no classifier, and weights that are loaded whole."""
+"""Backbones of timm for radiographs: with one channel, without a classifier, and with weights that are loaded whole."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diptych.errors import ConfigError
 from diptych.files import sha256
-from diptych.towers.weights import check_loaded, files_of, load_whole, read_weights, seen_loading
+from diptych.towers.weights import check_loaded, files_of, load_whole, read_weights, record_loading
 
 __all__ = ["make_backbone"]
 
@@ -22,14 +22,14 @@ __all__ = ["make_backbone"]
 def make_backbone(
     name: str, pretrained: bool, weights: str | None, prefix: str | None, args: dict[str, Any]
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The backbone with its weights, and where they are from.
+    """The backbone with its weights, and their origin in plain values.
 
     Args:
-        name: see :class:`diptych.towers.image.TimmImage`, as all others.
-        pretrained: weights of the hub or of the folder, where no file is given.
+        name: a timm model, or ``hf-hub:owner/name``, or ``local-dir:/a/folder``.
+        pretrained: whether the hub's or the folder's weights are loaded; a file of weights comes before them.
         weights: the file.
-        prefix: before its names; None searches.
-        args: of timm's constructor.
+        prefix: what stands before the names of the weights in the file; None searches for it.
+        args: arguments of timm's constructor.
 
     Raises:
         ConfigError: no such model, or weights that cannot be had whole.
@@ -47,32 +47,36 @@ def make_backbone(
     elif not pretrained:
         return _create(name, False, args), {"weights": "random"}
     else:
-        with seen_loading() as seen:
+        with record_loading() as loads:
             backbone = _create(name, True, args)
         preset: dict[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]  # timm sets it
         tag = str(preset.get("tag") or preset.get("hf_hub_id") or name)
-        for found in seen:
-            check_loaded(backbone, found.missing_keys, found.unexpected_keys, of=of, file=f"'{tag}'")
+        for load in loads:
+            check_loaded(backbone, load.missing_keys, load.unexpected_keys, of=of, file=f"'{tag}'")
         return backbone, {"weights": tag}
     state = read_weights(file, of=of)
-    found_prefix = load_whole(
+    prefix = load_whole(
         backbone, state, of=of, file=f"'{file}'", prefix=prefix, convert=lambda own: _to_timm(own, backbone)
     )
-    return backbone, {"weights": str(file), "sha256": sha256(file), "prefix": found_prefix}
+    return backbone, {"weights": str(file), "sha256": sha256(file), "prefix": prefix}
 
 
 def _to_timm(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    """Weights by timm's names and in the backbone's sizes: its own converter of the family, and colours summed."""
+    """Weights under timm's names and for one channel.
+
+    timm's own converter of the family renames them. First layers of three colours are summed.
+    """
     convert = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
     if convert is not None:
-        with suppress(Exception):  # on weights of another family it fails in many ways; what lacks is told afterwards
+        with suppress(Exception):  # on weights of another family it fails in many ways; load_whole says what is missing
             state = convert(dict(state), backbone)
     for name, own in backbone.state_dict().items():
-        given = state.get(name)
-        if given is None or given.ndim != 4 or own.ndim != 4:
+        filters = state.get(name)
+        if filters is None or filters.ndim != 4 or own.ndim != 4:
             continue
-        if given.shape[1] == 3 * own.shape[1] and given.shape[2:] == own.shape[2:] and given.is_floating_point():
-            state = {**state, name: adapt_input_conv(1, given)}
+        coloured = filters.shape[1] == 3 * own.shape[1] and filters.shape[2:] == own.shape[2:]
+        if coloured and filters.is_floating_point():
+            state = {**state, name: adapt_input_conv(1, filters)}
     return state
 
 
@@ -90,8 +94,7 @@ def _create(name: str, pretrained: bool, args: dict[str, Any]) -> nn.Module:
             model = timm.create_model(name, **options)  # not a ViT
     except TypeError as error:
         raise ConfigError(f"image tower '{name}': model_args {args} do not fit it: {error}") from error
-    except Exception as error:
-        # the hub, the network and the file each fail in their own way
+    except Exception as error:  # the hub, the network and the file each fail in their own way
         if not pretrained:
             raise ConfigError(
                 f"image tower '{name}' could not be built with model_args {args}: {' '.join(str(error).split())[:300]}"

@@ -1,4 +1,4 @@
-"""What both towers have in common: widths, depth, freezing, and rebuilding without a download."""
+"""The base of both towers: widths, depth, freezing, and rebuilding without a download."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from diptych.checks import check_number
 from diptych.errors import ConfigError
 from diptych.nn.functional import full
 from diptych.types import Features
@@ -18,11 +19,11 @@ __all__ = ["Tower", "class_attention", "origin_of", "unused_parameters"]
 
 
 def unused_parameters(tower: nn.Module, features: Callable[[], Features]) -> list[str]:
-    """Names of trained parameters on which neither the pooled vector nor the tokens depend; no gradient reaches them.
+    """Names of the trained parameters that no gradient reaches: neither the pooled vector nor the tokens depend on them.
 
     Args:
-        tower: of which; it is in evaluation mode meanwhile.
-        features: what it gives for some input.
+        tower: the tower, which is in evaluation mode meanwhile.
+        features: computes its features of some input.
     """
     trained = [(name, parameter) for name, parameter in tower.named_parameters() if parameter.requires_grad]
     if not trained:
@@ -30,19 +31,22 @@ def unused_parameters(tower: nn.Module, features: Callable[[], Features]) -> lis
     training = tower.training
     tower.eval()
     with torch.inference_mode(False), torch.enable_grad():
-        found = features()
-        total = found.pooled.float().sum() + found.tokens.float().sum()
+        outputs = features()
+        total = outputs.pooled.float().sum() + outputs.tokens.float().sum()
         gradients = torch.autograd.grad(total, [parameter for _, parameter in trained], allow_unused=True)
     tower.train(training)
     return [name for (name, _), gradient in zip(trained, gradients, strict=True) if gradient is None]
 
 
 def origin_of(extra_state: dict[str, Any], name: str) -> dict[str, Any]:
-    """Where the weights of a checkpoint were from at first, as its tower had written it.
+    """Where the weights of a tower came from before training, as its checkpoint says.
+
+    >>> origin_of({"origin": '{"name": "resnet50", "weights": "random"}'}, "resnet50")
+    {'name': 'resnet50', 'weights': 'random'}
 
     Args:
-        extra_state: what ``get_extra_state`` had put in the checkpoint; ``origin`` is JSON.
-        name: of the tower, where a checkpoint does not say.
+        extra_state: what the tower's ``get_extra_state`` had put in the checkpoint; ``origin`` is JSON.
+        name: of the tower, for a checkpoint without ``origin``.
 
     Raises:
         ConfigError: it is damaged.
@@ -60,15 +64,16 @@ def origin_of(extra_state: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def class_attention(query: Tensor, key: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
-    """What the first token attends to, mean over the heads: ``[B,P]``, at least float32, no gradient.
+    """What the first token attends to, as the mean over the attention heads: ``[B,P]``, at least float32, no gradient.
 
-    Fused attention never forms its probabilities; this one row of them costs ``1/P`` of a layer's.
+    Fused attention never computes these probabilities. One row of them costs ``1/P`` of a layer's attention.
 
     Args:
         query: ``[B,heads,P,d]``; its first token is the class token.
         key: ``[B,heads,P,d]``
         scale: of the products, as ``d ** -0.5``.
-        mask: ``[B,1,Q,P]`` as the layer has it: bool, True where attended, or to be added; its first row counts.
+        mask: ``[B,1,Q,P]`` as the layer has it: bool, True at what may be attended to, or numbers to add. Its first row is
+            used.
     """
     with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
         query, key = full(query[:, :, :1]), full(key)
@@ -82,12 +87,12 @@ def class_attention(query: Tensor, key: Tensor, scale: float, mask: Tensor | Non
 class Tower(nn.Module, ABC):
     """Base of both towers.
 
-    A tower is a stack of layers, the stem or the embeddings being layer 0. Freezing and layer-wise learning-rate decay
-    (ELECTRA, arXiv 2003.10555; BEiT, arXiv 2106.08254) both speak of these layers: a parameter's learning rate is
-    scaled by ``layer_decay ** (num_layers - layer_of(name))``.
+    A tower is a stack of layers. The stem or the embeddings are layer 0. Freezing and layer-wise learning-rate decay
+    (ELECTRA, arXiv 2003.10555; BEiT, arXiv 2106.08254) use these numbers. The learning rate of a parameter is scaled by
+    ``layer_decay ** (num_layers - layer_of(name))``.
 
-    Modules without a trainable parameter stay in evaluation mode, so that neither batch statistics nor dropout move in
-    a frozen part, whatever :meth:`train` is told.
+    A frozen module, whose parameters are all untrained, stays in evaluation mode. So its batch statistics do not move and
+    its dropout is off, also after ``train()``.
     """
 
     width: int
@@ -102,11 +107,11 @@ class Tower(nn.Module, ABC):
     gives_attention: bool = False
     """Whether the tower can fill ``Features.attention``."""
     attention: bool = False
-    """Whether it does; the module sets it where a head asks for it."""
+    """Whether the tower does fill it. ``AlignmentModule`` sets this where the head asks for attention."""
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Where its weights are from, in plain values with a ``name`` or a ``head``, for ``results.json``."""
+        """Where its weights came from: plain values with a ``name`` or a ``head``, for ``results.json``."""
         return {"name": type(self).__name__}
 
     @abstractmethod
@@ -115,7 +120,7 @@ class Tower(nn.Module, ABC):
 
     @classmethod
     def rebuild_args(cls, extra_state: dict[str, str]) -> dict[str, Any]:
-        """Constructor arguments that replace the configured ones when a checkpoint is read, so that nothing is fetched.
+        """The constructor arguments that replace configured ones when a checkpoint is read. With them nothing is fetched.
 
         Args:
             extra_state: what :meth:`get_extra_state` had put in the checkpoint.
@@ -123,7 +128,7 @@ class Tower(nn.Module, ABC):
         return {}
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode, but for the modules that have parameters and none that is trained."""
+        """Training mode, except for frozen modules, which stay in evaluation mode."""
         super().train(mode)
         for module in self.modules():
             parameters = list(module.parameters())
@@ -133,20 +138,19 @@ class Tower(nn.Module, ABC):
         return self
 
     def freeze(self) -> None:
-        """Train no parameter of it, and stay in evaluation mode."""
+        """Train no parameter of the tower, and keep it in evaluation mode."""
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         self.train()
 
     def _set_up_training(self, *, frozen: bool, freeze_layers: int, layer_decay: float) -> None:
-        """Freeze the lowest layers (all of them if ``frozen``); called at the end of a subclass's constructor."""
-        if not 0 <= freeze_layers <= self.num_layers + 1:
-            raise ConfigError(
-                f"freeze_layers={freeze_layers}: {type(self).__name__} has {self.num_layers + 1} layers, stem or "
-                f"embeddings included; give a number from 0 to {self.num_layers + 1}"
-            )
-        if not 0 < layer_decay <= 1:
-            raise ConfigError(f"layer_decay={layer_decay}: give a factor above 0 and at most 1 (1: no decay)")
+        """Freeze the lowest layers, or all if ``frozen``. A subclass calls it at the end of its constructor."""
+        layers = self.num_layers + 1
+        remedy = f"a whole number from 0 to {layers}: it has {layers} layers, stem or embeddings included"
+        check_number(
+            f"{type(self).__name__}: freeze_layers", freeze_layers, least=0, most=layers, whole=True, remedy=remedy
+        )
+        check_number("layer_decay", layer_decay, above=0, most=1)
         self.layer_decay = layer_decay
         for name, parameter in self.named_parameters():
             if frozen or self.layer_of(name) < freeze_layers:

@@ -16,8 +16,9 @@ from timm.models.vision_transformer import Attention  # type: ignore[attr-define
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from diptych.checks import check_number
 from diptych.errors import ConfigError
-from diptych.towers.architecture import check_model_args, timm_architecture
+from diptych.towers.architecture import architecture_args, check_model_args, check_no_weights, timm_architecture
 from diptych.towers.backbone import make_backbone
 from diptych.towers.base import Tower, class_attention, origin_of
 from diptych.types import Features
@@ -25,7 +26,7 @@ from diptych.types import Features
 __all__ = ["STRIDES", "ImageTower", "TimmImage"]
 
 STRIDES = (4, 8, 16, 32)
-"""Input pixels for each pixel of the levels of a feature pyramid."""
+"""Input pixels, along one side, for each pixel of a level of the feature pyramid. One number a level."""
 
 
 class ImageTower(Tower):
@@ -35,7 +36,7 @@ class ImageTower(Tower):
     """Widths of the feature pyramid's levels; empty where the tower has none."""
 
     query_width: int = 0
-    """Width of what :meth:`queries` gives; 0 where there are none."""
+    """Width of the vectors of :meth:`queries`; 0 where the tower has no queries."""
 
     @abstractmethod
     def forward(self, image: Tensor) -> Features:
@@ -55,7 +56,7 @@ class ImageTower(Tower):
         raise ConfigError(f"{type(self).__name__} has no feature pyramid; choose another image tower, as TimmImage")
 
     def queries(self, features: Features) -> Tensor:
-        """What the queries of a trained head find in an image of these features, ``[B,K,query_width]``.
+        """The vectors ``[B,K,query_width]`` that the queries of a trained head take from the features of images.
 
         Raises:
             ConfigError: the tower has none.
@@ -66,10 +67,15 @@ class ImageTower(Tower):
 
 
 def pyramid_indices(reductions: Sequence[int]) -> list[int]:
-    """Which of a backbone's feature maps make the levels of a pyramid.
+    """Which of a backbone's feature maps become the levels of a pyramid, one for each of :data:`STRIDES`.
 
-    For each stride the deepest map of it, or of the nearest there is; where all maps have one stride (plain ViTs), four of
-    equal distance in depth, as DPT takes them (arXiv 2103.13413).
+    A level takes the deepest map of its stride, or of the nearest stride. In a plain ViT all maps have one stride. Then the
+    levels take four maps at equal distances in depth, as in DPT (arXiv 2103.13413).
+
+    >>> pyramid_indices([2, 4, 8, 16, 32])  # a ResNet
+    [1, 2, 3, 4]
+    >>> pyramid_indices([16] * 12)  # a ViT
+    [2, 5, 8, 11]
 
     Args:
         reductions: stride of each feature map, from the lowest on.
@@ -77,35 +83,36 @@ def pyramid_indices(reductions: Sequence[int]) -> list[int]:
     number = len(reductions)
     if len(set(reductions)) == 1:
         return [max(0, number * (level + 1) // len(STRIDES) - 1) for level in range(len(STRIDES))]
-    away = [[abs(math.log2(reduction / stride)) for reduction in reductions] for stride in STRIDES]
-    return [max(index for index in range(number) if of[index] == min(of)) for of in away]
+    distances = [[abs(math.log2(reduction / stride)) for reduction in reductions] for stride in STRIDES]
+    return [max(index for index in range(number) if row[index] == min(row)) for row in distances]
 
 
 class TimmImage(ImageTower):
     """Any timm backbone with a map of features: ResNet (arXiv 1512.03385), ViT (arXiv 2010.11929), ConvNeXt, Swin ...
 
-    Radiographs have one channel. So the first layer's weights are summed over colours, as timm does, and the normalisation
-    is the mean of the backbone's three. Weights load whole: one that is missing, left over from a deeper backbone or of
-    another shape stops the run. ViTs accept any image size that is a multiple of their patch size. Their class and
-    register tokens take part in the pooled vector only, as the backbone's own pooling has it.
+    Radiographs have one channel. So the first layer's weights are summed over colours, as in timm. Normalisation takes the
+    mean of the backbone's three values. Weights are loaded whole: the run stops if one is missing, has another shape, or
+    is left over from a deeper backbone. ViTs accept any image size that is a multiple of their patch size. Class and
+    register tokens are no regions. They take part in the pooled vector as the backbone's own pooling defines.
 
-    With gradient checkpointing, batch-norm statistics are updated twice in a step (the gradients are the same).
+    With gradient checkpointing, batch-norm statistics are updated twice in a step. The gradients stay the same.
 
     Args:
-        name: of a timm model, or ``hf-hub:owner/name``, or ``local-dir:/a/folder`` with config.json and weights.
+        name: a timm model, or ``hf-hub:owner/name``, or ``local-dir:/a/folder`` with config.json and weights.
         pretrained: False starts from random weights.
-        weights: a local file of weights for this backbone (.safetensors, .pth), instead of the hub's. The prefix before
-            their names, as ``img_encoder.model.``, is found; what is not of the backbone is left out and told.
-        weights_prefix: that prefix, where a file has the backbone more than once; "" for none.
-        mean: what normalisation subtracts, where black is 0 and white is 1: one number, or a list of colours, of which
-            the mean counts. None takes that of the pretrained weights, or the backbone's own.
-        std: what it then divides by, likewise.
-        stage: which of the backbone's feature maps gives the regions: for a ResNet 3 is 1/16 of the image's size (14x14
-            at 224, 19x19 at 299) and 4 or -1 the last, 1/32. For a ViT, which block; -1 is the last, after its norm.
-            The pooled vector is always made from the last.
-        model_args: passed on to timm's constructor, as ``{"img_size": 384}`` or smaller widths; plain values only.
-        frozen: no parameter is trained, and batch statistics do not move.
-        freeze_layers: how many of the lowest layers (blocks; the stem counts as one) are not trained.
+        weights: a local file of weights for this backbone (.safetensors, .pth), instead of the hub's. A prefix before
+            their names, as ``img_encoder.model.``, is searched for. Weights of other models in the file are left out, and
+            a message says so.
+        weights_prefix: that prefix, for a file that has the backbone more than once; "" for none.
+        mean: what normalisation subtracts, where black is 0 and white is 1. It is one number, or a list of one number for
+            each colour, whose mean is taken. None takes the value of the pretrained weights, or the backbone's own.
+        std: what normalisation then divides by, given in the same way.
+        stage: which of the backbone's feature maps gives the regions. In a ResNet, 3 is 1/16 of the image's size (14x14 at
+            224, 19x19 at 299), and 4 or -1 is the last, 1/32. In a ViT it is a block, and -1 is the last, after its norm.
+            The pooled vector always comes from the last.
+        model_args: arguments of timm's constructor, as ``{"img_size": 384}`` or smaller widths. Plain values only.
+        frozen: whether no parameter is trained. Batch statistics do not move then.
+        freeze_layers: how many of the lowest layers are not trained. Each block is one, and the stem is one.
         layer_decay: factor of the learning rate from each layer to the one below, above 0 to 1.
         gradient_checkpointing: recompute the blocks in backward, to save memory.
         architecture: JSON from a checkpoint, instead of ``name`` and ``model_args``; needs ``pretrained=False``.
@@ -138,10 +145,7 @@ class TimmImage(ImageTower):
         super().__init__()
         args = dict(model_args or {})
         if architecture is not None:
-            if pretrained or weights:
-                raise ConfigError(
-                    f"image tower '{name}': `architecture` is for checkpoints; set pretrained: false, weights: null"
-                )
+            check_no_weights(f"image tower '{name}'", pretrained, weights)
             name, args = timm_architecture(architecture)
         check_model_args(name, args)
         self.backbone, origin = make_backbone(name, pretrained, weights, weights_prefix, args)
@@ -153,10 +157,9 @@ class TimmImage(ImageTower):
         info = backbone.feature_info
         entries = list(getattr(info, "info", info))
         widths = [entry["num_chs"] for entry in entries]
-        if not -len(widths) <= stage < len(widths):
-            raise ConfigError(
-                f"stage={stage}: image tower '{name}' has {len(widths)} feature maps; give 0 to {len(widths) - 1}"
-            )
+        last = len(widths) - 1
+        remedy = f"a whole number from 0 to {last}, as it has {len(widths)} feature maps"
+        check_number(f"image tower '{name}': stage", stage, least=-len(widths), most=last, whole=True, remedy=remedy)
         self.name = name
         self._origin = {"name": name, **origin}
         self.stage = stage % len(widths)
@@ -204,16 +207,16 @@ class TimmImage(ImageTower):
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Timm's name; the tag, the file or ``random`` as ``weights``; a file's hash and prefix; the normalisation."""
+        """Timm's name, the normalisation, and the ``weights``: a tag, a file with hash and prefix, or ``random``."""
         return {**self._origin, "mean": round(float(self.mean), 6), "std": round(float(self.std), 6)}
 
     def layer_of(self, name: str) -> int:
-        """0 for the stem, then one for each block as timm groups them."""
+        """0 for the stem, then one number for each block, as timm groups them."""
         return self._layers[name.removeprefix("backbone.")]
 
     def forward(self, image: Tensor) -> Features:
         """Features of radiographs ``[B,1,H,V]``, uint8 or float in [0,1]."""
-        pixels = self._normalised(image)
+        pixels = self._normalise(image)
         backbone: Any = self.backbone
         rows: list[Tensor] = []
         with self._refusing(image), self._recording(rows) if self.attention else nullcontext():
@@ -238,28 +241,28 @@ class TimmImage(ImageTower):
     def pyramid(self, image: Tensor) -> list[Tensor]:
         """The backbone's maps, from fine to coarse. A map of another size than its level's is resampled.
 
-        The final norm is applied as to the regions: to all of a plain ViT's maps, to the last of others.
+        The backbone's final norm is applied where it is for the regions: to all maps of a plain ViT, else to the last map.
         """
         backbone: Any = self.backbone
         chosen = sorted(set(self._levels))
         with self._refusing(image):
-            found = backbone.forward_intermediates(
-                self._normalised(image), indices=chosen, norm=True, intermediates_only=True
+            outputs = backbone.forward_intermediates(
+                self._normalise(image), indices=chosen, norm=True, intermediates_only=True
             )
-        maps = dict(zip(chosen, found, strict=True))
+        maps = dict(zip(chosen, outputs, strict=True))
         sizes = [tuple(-(-side // stride) for side in image.shape[-2:]) for stride in STRIDES]
         return [
             maps[index] if maps[index].shape[-2:] == size else interpolate(maps[index], size, mode="bilinear")
             for index, size in zip(self._levels, sizes, strict=True)
         ]
 
-    def _normalised(self, image: Tensor) -> Tensor:
+    def _normalise(self, image: Tensor) -> Tensor:
         scale = 1.0 if image.is_floating_point() else 255.0
         return (image.to(self.mean.dtype) - scale * self.mean) / (scale * self.std)
 
     @contextmanager
     def _refusing(self, image: Tensor) -> Iterator[None]:
-        """Within it, timm's checks of the image size, and batch norm of a single value, speak of our options."""
+        """Within it, an error of timm about the image size, or of batch norm about a single value, names our options."""
         try:
             yield
         except (AssertionError, ValueError) as error:
@@ -270,8 +273,8 @@ class TimmImage(ImageTower):
 
     @contextmanager
     def _recording(self, rows: list[Tensor]) -> Iterator[None]:
-        """Within it, the list receives what the class token attends to in the last block: ``[B,tokens]``."""
-        attention: Any = self.backbone.blocks[-1].attn  # type: ignore[index, union-attr]  # gives_attention has looked
+        """Within it, the list receives what the class token attends to in the last block, ``[B,tokens]``."""
+        attention: Any = self.backbone.blocks[-1].attn  # type: ignore[index, union-attr]  # gives_attention is True only where it is there
 
         @torch.no_grad()
         def hook(_module: nn.Module, _inputs: Any, qkv: Tensor) -> None:
@@ -286,34 +289,27 @@ class TimmImage(ImageTower):
             handle.remove()
 
     def get_extra_state(self) -> dict[str, str]:
-        """What a checkpoint carries besides weights: ``architecture``, timm's name and arguments, and ``origin``; JSON."""
+        """What a checkpoint holds besides weights, as JSON: ``architecture`` (timm's name and arguments) and ``origin``."""
         return {"architecture": self._architecture, "origin": json.dumps(self._origin)}
 
     def set_extra_state(self, state: dict[str, str]) -> None:
-        """Take the origin; the architecture is read before the tower is built, see :meth:`rebuild_args`."""
+        """Take the origin. The architecture was read before the tower was built, by :meth:`rebuild_args`."""
         self._origin = origin_of(state, self.name)
 
     @classmethod
     def rebuild_args(cls, extra_state: dict[str, str]) -> dict[str, Any]:
-        """The architecture instead of the pretrained model.
+        """The stored architecture, instead of a pretrained model.
 
         Raises:
-            ConfigError: the checkpoint has none, so that its weights would have to be fetched.
+            ConfigError: the checkpoint holds none.
         """
-        if "architecture" not in extra_state:
-            raise ConfigError("the image tower's architecture is not in the checkpoint; no run of diptych wrote it")
-        return {
-            "pretrained": False,
-            "weights": None,
-            "weights_prefix": None,
-            "architecture": extra_state["architecture"],
-        }
+        return architecture_args(extra_state, "image")
 
 
-def _level(name: str, given: float | Sequence[float]) -> Tensor:
-    """A mean or a deviation as one number of grey, from one or from one a colour."""
-    values = torch.tensor(given, dtype=torch.float32).reshape(-1)
-    low = 0 if name == "mean" else 1e-6
-    if not len(values) or not bool(((values >= low) & (values <= 1)).all()):
-        raise ConfigError(f"{name}={given}: give numbers from 0 to 1 where black is 0 and white is 1 (divide by 255)")
-    return values.mean()
+def _level(name: str, levels: float | Sequence[float]) -> Tensor:
+    """The mean or the deviation of grey: one number, from one number or from one for each colour."""
+    values = list(levels) if isinstance(levels, Sequence) else [levels]
+    for value in values or [levels]:  # an empty list is no number
+        remedy = "a number from 0 to 1 where black is 0 and white is 1 (divide by 255)"
+        check_number(name, value, least=0 if name == "mean" else 1e-6, most=1, remedy=remedy)
+    return torch.tensor(values, dtype=torch.float32).mean()

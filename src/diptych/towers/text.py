@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import re
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -12,33 +11,34 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
-from tokenizers import Tokenizer as Backend
-from tokenizers import normalizers
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoConfig, AutoTokenizer, BertConfig, BertModel
+from transformers import AttentionInterface, AutoConfig, BertConfig, BertModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from diptych.checks import check_number
 from diptych.errors import ConfigError, shown
 from diptych.reports.tokenizer import Tokenizer
-from diptych.towers.architecture import declared, transformers_architecture
+from diptych.towers.architecture import architecture_args, check_no_weights, shape_fields, transformers_architecture
 from diptych.towers.base import Tower, class_attention, origin_of
-from diptych.towers.text_model import load_text_model, quiet_loading
+from diptych.towers.text_model import load_text_model, load_tokenizer, looks_back_only, most_pieces, quiet_loading
 from diptych.types import Features, TextBatch
 
 __all__ = ["ScratchText", "TextTower", "TransformersText", "sum_pieces"]
 
 Pool = Literal["cls", "mean"]
 
-_log = logging.getLogger(__name__)
-
-# Models that take a mask [B,1,1,P] as it is. Given [B,P], transformers waits for the device to say if there is padding.
+# Models that take a mask [B,1,1,P] as it is. With [B,P], transformers asks the device for padding, and waits for it.
 _TAKES_BROADCAST_MASK = frozenset({"bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"})
 _BLOCK = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
 _RECORDER = "diptych_recorder"
 
 
 def sum_pieces(pieces: Tensor, word_of_piece: Tensor, words: int) -> Tensor:
-    """Whole-word vectors: the sum of each word's pieces, as GLoRIA (ICCV 2021) takes them.
+    """Whole-word vectors: the sum of each word's pieces, as in GLoRIA (ICCV 2021).
+
+    >>> pieces = torch.tensor([[[9.0], [1.0], [2.0], [3.0]]])  # [CLS], two pieces of a word, and one of the next
+    >>> sum_pieces(pieces, torch.tensor([[-1, 0, 0, 1]]), words=2).tolist()
+    [[[3.0], [3.0]]]
 
     Args:
         pieces: ``[B,P,D]``
@@ -57,7 +57,7 @@ def sum_pieces(pieces: Tensor, word_of_piece: Tensor, words: int) -> Tensor:
 def _record(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> Any:
-    """The library's fused attention, which leaves what the first piece attends to with the module."""
+    """The library's fused attention. It also stores what the first piece attends to, as ``module.first_row``."""
     module.first_row = class_attention(query, key, options["scaling"], attention_mask)
     interface: Any = ALL_ATTENTION_FUNCTIONS
     return interface["sdpa"](module, query, key, value, attention_mask, **options)
@@ -70,15 +70,15 @@ class TextTower(Tower):
     """Base of every text tower: a report becomes a pooled vector, and one vector for each whole word."""
 
     tokenizer: Tokenizer
-    """Makes what :meth:`forward` reads; the collate calls it, never the training step."""
+    """Turns reports into what :meth:`forward` reads. The loader's workers call it, not the training step."""
 
     @abstractmethod
     def forward(self, text: TextBatch) -> Features:
-        """Features of tokenised reports: ``pooled`` ``[B,D]``, ``tokens`` ``[B,N,D]``, ``mask``, and of sentences."""
+        """Features of tokenised reports: ``pooled`` ``[B,D]``, ``tokens`` ``[B,N,D]``, ``mask``, and the words' sentences."""
 
 
 class _EncoderText(TextTower):
-    """A transformers encoder as a text tower; its subclasses say where model and tokenizer come from."""
+    """A transformers encoder as a text tower. Its subclasses make the model and the tokenizer."""
 
     def __init__(
         self,
@@ -96,18 +96,16 @@ class _EncoderText(TextTower):
         super().__init__()
         config: Any = model.config
         depth = int(config.num_hidden_layers)
-        room = _positions(config)
-        if not 1 <= last_layers <= depth:
-            raise ConfigError(f"last_layers={last_layers}: this text tower has {depth} layers; give 1 to {depth}")
-        if tokenizer.max_tokens > room:
-            raise ConfigError(
-                f"max_tokens={tokenizer.max_tokens}: this text tower reads at most {room}; give that or less"
-            )
+        room = most_pieces(config)
+        remedy = f"a whole number from 1 to {depth}, as this text tower has {depth} layers"
+        check_number("last_layers", last_layers, least=1, most=depth, whole=True, remedy=remedy)
+        remedy = f"{room} or less, as this text tower reads no more word pieces"
+        check_number("max_tokens", tokenizer.max_tokens, most=room, whole=True, remedy=remedy)
         if tokenizer.learned and tokenizer.size > config.vocab_size:
             raise ConfigError(
                 f"the tokenizer has {tokenizer.size} pieces, the tower {config.vocab_size}: take both from one model"
             )
-        if pool == "cls" and _looks_back_only(model):
+        if pool == "cls" and looks_back_only(model):
             raise ConfigError(
                 f"text tower '{origin['name']}' is causal ('{config.model_type}'): its first piece sees no other, so with "
                 "pool: cls all reports of one first word would be alike; set pool: mean"
@@ -141,7 +139,7 @@ class _EncoderText(TextTower):
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Its name; the hub's name, the file or ``random`` as ``weights``; a file's hash and prefix."""
+        """The tower's ``name``, and its ``weights``: the hub's name, a file with hash and prefix, or ``random``."""
         return dict(self._origin)
 
     def layer_of(self, name: str) -> int:
@@ -151,7 +149,7 @@ class _EncoderText(TextTower):
         return 0 if "emb" in name or ".wte." in name or ".wpe." in name else self.num_layers
 
     def forward(self, text: TextBatch) -> Features:
-        """Features of tokenised reports; no value is read back to the host."""
+        """Features of tokenised reports. It never waits for the device."""
         attended = text.attention_mask
         recording: AbstractContextManager[list[Tensor]] = self._recording() if self.attention else nullcontext([])
         with recording as rows:
@@ -181,9 +179,10 @@ class _EncoderText(TextTower):
 
     @contextmanager
     def _recording(self) -> Iterator[list[Tensor]]:
-        """Within it the last block attends by :func:`_record`; afterwards the list holds its first row ``[B,P]``.
+        """Within it the last block attends by :func:`_record`. Afterwards the list holds the first row ``[B,P]``.
 
-        Only that block's configuration is exchanged, and put back: the mask is still made for the model's own attention.
+        Only that block gets another configuration, and its own one again at the end. The model still makes the mask for
+        its own attention.
         """
         rows: list[Tensor] = []
         before = [module.config for module in self._attending]
@@ -203,11 +202,11 @@ class _EncoderText(TextTower):
     def get_extra_state(self) -> dict[str, str]:
         """What a checkpoint carries besides weights: ``tokenizer``, ``architecture`` and ``origin``, all JSON."""
         config: Any = self.model.config
-        known = declared(type(config))
-        held = {key: value for key, value in json.loads(config.to_json_string()).items() if key in known}
+        known = shape_fields(type(config))
+        shape = {key: value for key, value in json.loads(config.to_json_string()).items() if key in known}
         return {
             "tokenizer": self.tokenizer.state(),
-            "architecture": json.dumps(held, indent=2, sort_keys=True),
+            "architecture": json.dumps(shape, indent=2, sort_keys=True),
             "origin": json.dumps(self._origin),
         }
 
@@ -230,22 +229,22 @@ class TransformersText(_EncoderText):
     Args:
         name: as ``emilyalsentzer/Bio_ClinicalBERT``, or a folder with config.json, weights and tokenizer files.
         pretrained: False starts from random weights of the same architecture.
-        weights: a local file of weights for it (.safetensors, .pth), instead of the hub's or the folder's. The prefix before
-            their names, as ``text_encoder.model.``, is found; what is not of the model is left out and told.
-        weights_prefix: that prefix, where a file has the model more than once; "" for none.
-        max_tokens: most word pieces of a report, special tokens included; longer ones lose their last sentences.
+        weights: a local file of weights for it (.safetensors, .pth), instead of the hub's or the folder's. A prefix before
+            their names, as ``text_encoder.model.``, is searched for. Weights of other models in the file are left out, and
+            a message says so.
+        weights_prefix: that prefix, for a file that has the model more than once; "" for none.
+        max_tokens: most word pieces of a report, special tokens included. Longer reports lose their last sentences.
         last_layers: word vectors are the sum of the last k layers' (GLoRIA: 4).
-        pool: the report's vector: the last layer's first piece (``cls``) or the mean of all pieces (``mean``, as
-            sentence encoders such as MiniLM are trained). A causal model as GPT-2 takes ``mean`` alone.
-        frozen: no parameter is trained, and dropout is off.
-        freeze_layers: how many of the lowest layers are not trained; the embeddings count as one.
+        pool: what becomes the report's vector: the first piece of the last layer (``cls``), or the mean of all pieces
+            (``mean``), as in sentence encoders such as MiniLM. A causal model such as GPT-2 allows ``mean`` only.
+        frozen: whether no parameter is trained. Dropout is off then.
+        freeze_layers: how many of the lowest layers are not trained. The embeddings count as one.
         layer_decay: factor of the learning rate from each layer to the one below, above 0 to 1.
         gradient_checkpointing: recompute the blocks in backward, to save memory.
-        lower_case: whether the tokenizer folds case. None follows the model's tokenizer, unless that would fold a
-            vocabulary whose words have capitals: then case is kept (Bio_ClinicalBERT ships a cased vocab.txt and does
-            not say so).
-        architecture: JSON of the transformers configuration, from a checkpoint; then nothing is fetched, and the
-            tokenizer comes with the checkpoint. Needs ``pretrained=False``.
+        lower_case: whether the tokenizer folds case. None follows the model's tokenizer. But case is kept where the
+            vocabulary has capitals: Bio_ClinicalBERT has them, and its settings do not say so.
+        architecture: JSON of the transformers configuration, from a checkpoint. Then nothing is fetched, and the
+            tokenizer comes from the checkpoint too. Needs ``pretrained=False``.
 
     Raises:
         ConfigError: the model cannot be found or loaded, lacks weights, is no encoder, or an argument does not fit it.
@@ -271,12 +270,9 @@ class TransformersText(_EncoderText):
         if architecture is None:
             with quiet_loading(name):
                 config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-            tokenizer = _load_tokenizer(name, max_tokens, lower_case)
-        elif pretrained or weights:
-            raise ConfigError(
-                f"text tower '{name}': `architecture` is for checkpoints; set pretrained: false, weights: null"
-            )
+            tokenizer = load_tokenizer(name, max_tokens, lower_case)
         else:
+            check_no_weights(f"text tower '{name}'", pretrained, weights)
             config = transformers_architecture(architecture)
             tokenizer = Tokenizer(None, max_tokens)
         model, origin = load_text_model(name, config, pretrained, weights, weights_prefix)
@@ -294,37 +290,30 @@ class TransformersText(_EncoderText):
 
     @classmethod
     def rebuild_args(cls, extra_state: dict[str, str]) -> dict[str, Any]:
-        """The architecture instead of the pretrained model.
+        """The stored architecture, instead of a pretrained model.
 
         Raises:
-            ConfigError: the checkpoint has none, so that its weights would have to be fetched.
+            ConfigError: the checkpoint holds none.
         """
-        if "architecture" not in extra_state:
-            raise ConfigError("the text tower's architecture is not in the checkpoint; no run of diptych wrote it")
-        return {
-            "pretrained": False,
-            "weights": None,
-            "weights_prefix": None,
-            "architecture": extra_state["architecture"],
-        }
+        return architecture_args(extra_state, "text")
 
 
 class ScratchText(_EncoderText):
     """A small BERT (arXiv 1810.04805) with random weights, whose vocabulary is learned from the training reports.
 
-    Needs no download. The tables of the embedding are as long as ``vocabulary``, however few pieces are learned.
+    Nothing is downloaded. The table of embeddings has ``vocabulary`` rows, also where fewer pieces are learned.
 
     Args:
-        width: of the vectors; a multiple of ``heads``.
+        width: width of the vectors, a multiple of ``heads``.
         depth: number of blocks.
         heads: attention heads in each block.
         vocabulary: most pieces that are learned, at least 77.
-        least_patients: patients whose reports must share a word for it to be learned. Rarer words, which may be names,
-            are spelled in letters. Where patients are not known, every different report counts as one.
+        least_patients: a word is learned if the reports of so many patients use it. Rarer words, which may be names, are
+            spelled in letters. Where patients are not known, every different report counts as one patient.
         max_tokens: most word pieces of a report.
-        dropout: of the blocks and of the attention, 0 to 1.
+        dropout: of the blocks and of the attention, from 0 to 1.
         last_layers: word vectors are the sum of the last k layers'.
-        pool: the report's vector: the first piece's or the mean of all. The mean learns sooner from scratch.
+        pool: what becomes the report's vector: the first piece (``cls``) or the mean of all. The mean learns sooner.
         layer_decay: factor of the learning rate from each layer to the one below, above 0 to 1.
         gradient_checkpointing: recompute the blocks in backward, to save memory.
 
@@ -371,47 +360,3 @@ class ScratchText(_EncoderText):
             layer_decay=layer_decay,
             gradient_checkpointing=gradient_checkpointing,
         )
-
-
-def _looks_back_only(model: nn.Module) -> bool:
-    """Whether the first piece's vector stays as it is when a later piece changes: of what model, and how, is seen by trying."""
-    last = int(model.config.vocab_size) - 1  # type: ignore[union-attr, arg-type]  # special pieces are the first
-    ids = torch.tensor([[last - 1, last], [last - 1, last - 2]], device=next(model.parameters()).device)
-    training = model.training
-    with torch.no_grad():
-        first = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0]
-    model.train(training)
-    return bool(torch.equal(first[0], first[1]))
-
-
-def _load_tokenizer(name: str, max_tokens: int, lower_case: bool | None) -> Tokenizer:
-    with quiet_loading(name):
-        wrapper = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        backend: Backend | None = getattr(wrapper, "backend_tokenizer", None)
-    if backend is None:
-        raise ConfigError(f"text tower '{name}' has no fast tokenizer; add its tokenizer.json to the folder")
-    normalizer = backend.normalizer
-    if not isinstance(normalizer, normalizers.BertNormalizer):
-        if lower_case is not None:
-            raise ConfigError(f"text tower '{name}': lower_case cannot be set for its tokenizer; leave it out")
-    else:
-        keep = lower_case if lower_case is not None else normalizer.lowercase and not _is_cased(backend)
-        if keep != normalizer.lowercase:
-            _log.info(
-                "text tower '%s': case is %s", name, "folded" if keep else "kept, as its vocabulary holds capitals"
-            )
-            normalizer.lowercase = keep
-            backend.normalizer = normalizer
-    return Tokenizer(backend, max_tokens, pad_id=wrapper.pad_token_id or 0)
-
-
-def _is_cased(backend: Backend) -> bool:
-    """Whether the vocabulary holds words with capitals, special tokens aside."""
-    return any(piece != piece.lower() for piece in backend.get_vocab() if not re.fullmatch(r"[\[<].*[\]>]", piece))
-
-
-def _positions(config: Any) -> int:
-    """Most word pieces that the position embeddings allow."""
-    positions = int(getattr(config, "max_position_embeddings", 0) or 1_000_000)
-    offset = (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-    return positions - offset

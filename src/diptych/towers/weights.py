@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from diptych.errors import ConfigError
 
-__all__ = ["check_loaded", "files_of", "load_whole", "read_weights", "seen_loading", "some"]
+__all__ = ["check_loaded", "files_of", "load_whole", "read_weights", "record_loading", "some"]
 
 State = dict[str, Tensor]
 Convert = Callable[[State], State]
@@ -27,16 +27,20 @@ Convert = Callable[[State], State]
 _FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth", "*.safetensors", "*.pth", "*.bin")
 """Where a folder has its weights, the likeliest first; timm and transformers write the first two."""
 _DEEPEST = 8
-"""Mappings within mappings that are looked into for weights."""
+"""How deep mappings may lie within each other where weights are searched for."""
 
 
 def some(names: Sequence[str], most: int = 8) -> str:
-    """How many there are, and the first of them by name."""
+    """How many names there are, and the first of them.
+
+    >>> some(["a", "b", "c"], most=2)
+    '3 (a, b, ...)'
+    """
     return "none" if not names else f"{len(names)} ({_list(names, most)})"
 
 
 def files_of(folder: str | Path, *, of: str) -> list[Path]:
-    """The file of weights in a folder; several where an index names them.
+    """The files of weights in a folder: one, or those that an index names.
 
     Raises:
         ConfigError: there is none, or the index is damaged.
@@ -51,13 +55,13 @@ def files_of(folder: str | Path, *, of: str) -> list[Path]:
             raise ConfigError(f"{of}: '{index}' is no index of weights ({error}); copy the folder again") from error
         return [folder / name for name in sorted(names)]
     for pattern in _FILES:
-        if found := sorted(folder.glob(pattern)):
-            return found[:1]
+        if files := sorted(folder.glob(pattern)):
+            return files[:1]
     raise ConfigError(f"{of}: '{folder}' holds no weights; it should have model.safetensors or pytorch_model.bin")
 
 
 def read_weights(path: str | Path, *, of: str) -> State:
-    """Every tensor of a file by its full name: those of a dictionary in a dictionary have its key before theirs.
+    """Every tensor of a file by its full name. The keys of nested dictionaries are joined by dots.
 
     Args:
         path: a .safetensors file, or one that ``torch.save`` wrote.
@@ -79,10 +83,11 @@ def read_weights(path: str | Path, *, of: str) -> State:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
+        foreign_class = re.search(r"GLOBAL (\S+)", str(error))
         raise ConfigError(
             f"{of}: weights '{path}' hold objects other than tensors and plain values"
-            f"{f' ({found[1]})' if found else ''}, or are no weights; save the state_dict alone into a file of its own"
+            f"{f' ({foreign_class[1]})' if foreign_class else ''}, or are no weights; "
+            "save the state_dict alone into a file of its own"
         ) from error
     except Exception as error:  # both readers fail in many ways
         raise ConfigError(
@@ -104,7 +109,7 @@ def _tensors(content: Any, prefix: str = "", depth: int = 0) -> Iterator[tuple[s
 
 
 def _needed(module: nn.Module) -> State:
-    """What a file must hold: all parameters and running statistics, not the integers that a constructor computes."""
+    """What a file must hold: all parameters and running statistics. Integers, which constructors compute, are left out."""
     return {
         name: value
         for name, value in module.state_dict().items()
@@ -113,7 +118,7 @@ def _needed(module: nn.Module) -> State:
 
 
 def _shape_of_name(name: str) -> str:
-    """Equal for the same weight of other blocks."""
+    """The name with ``#`` for each number. It is the same for the same weight of other blocks."""
     return re.sub(r"\d+", "#", name)
 
 
@@ -145,23 +150,23 @@ class _Fit:
 
 
 def _prefixes(needed: State, state: State) -> Counter[str]:
-    """How many of the needed names stand behind each prefix."""
-    found: Counter[str] = Counter()
+    """How many of the needed names the state has behind each prefix."""
+    numbers: Counter[str] = Counter()
     for name in state:
         parts = name.split(".")
         for cut in range(len(parts)):
             if ".".join(parts[cut:]) in needed:
-                found["".join(f"{part}." for part in parts[:cut])] += 1
-    return found
+                numbers["".join(f"{part}." for part in parts[:cut])] += 1
+    return numbers
 
 
 def _groups(state: State, least: int) -> list[str]:
-    """Every prefix with so many tensors below it."""
-    found: Counter[str] = Counter()
+    """Every prefix with at least so many tensors below it."""
+    numbers: Counter[str] = Counter()
     for name in state:
         parts = name.split(".")
-        found.update("".join(f"{part}." for part in parts[:cut]) for cut in range(len(parts)))
-    return [prefix for prefix, number in found.items() if number >= least]
+        numbers.update("".join(f"{part}." for part in parts[:cut]) for cut in range(len(parts)))
+    return [prefix for prefix, number in numbers.items() if number >= least]
 
 
 def _below(prefix: str, needed: State, known: Container[str], state: State, convert: Convert) -> _Fit:
@@ -178,24 +183,24 @@ def load_whole(
     prefix: str | None = None,
     convert: Convert = lambda state: state,
 ) -> str:
-    """Load a file's weights into a module: each that it needs, or none.
+    """Load a file's weights into a module: all that it needs, or none.
 
-    The prefix before their names is found: it is the one below which every name and shape is that of the module.
+    Names in a file may have a prefix. It is the one below which the file has every name of the module, in its shape.
 
     Args:
         module: what they are loaded into.
-        state: all tensors of the file, see :func:`read_weights`.
+        state: all tensors of the file, from :func:`read_weights`.
         of: what the module is, for messages.
         file: the file's name, for messages.
-        prefix: what stands before the names; None searches.
-        convert: from known foreign formats to the module's names and shapes; leaves others as they are.
+        prefix: what stands before the names; None searches for it.
+        convert: turns known foreign formats into the module's names and shapes, and leaves others as they are.
 
     Returns:
         The prefix.
 
     Raises:
-        ConfigError: some are missing, of another shape or type, not finite, or of blocks that the module lacks; or they
-            are there twice.
+        ConfigError: weights are missing, there twice, of another shape or type, not finite, or of blocks that the module
+            lacks.
     """
     needed, own = _needed(module), module.state_dict()
     if prefix is not None:
@@ -203,12 +208,12 @@ def load_whole(
         fits = [_below(prefix, needed, own, state, convert)]
     else:
         counted = _prefixes(needed, state)
-        named = [name for name, number in counted.items() if number == len(needed)]
-        groups = named or [
+        complete = [name for name, number in counted.items() if number == len(needed)]
+        groups = complete or [
             *dict.fromkeys([*_groups(state, max(1, len(needed) // 2)), "", *dict(counted.most_common(1))])
         ]
         fits = [_below(name, needed, own, state, convert) for name in groups]
-        if not named:  # a converter may have found the prefix by itself
+        if not complete:  # a converter may have removed the prefix itself
             whole = [fit.prefix for fit in fits if fit.whole]
             fits = [
                 fit
@@ -248,10 +253,10 @@ def load_whole(
     module.load_state_dict(chosen | counters, strict=False)
     outside = [name for name in state if not name.startswith(best.prefix)]
     left = best.left + outside
-    told = f"{of}: loaded {len(needed)} of {len(needed)} weights from {file}"
-    if best.prefix:
-        told += f", below the prefix '{best.prefix}'"
-    rank_zero_info(f"{told}; left over: {some(left, 4)}")
+    below = f", below the prefix '{best.prefix}'" if best.prefix else ""
+    rank_zero_info(
+        f"{of}: loaded {len(needed)} of {len(needed)} weights from {file}{below}; left over: {some(left, 4)}"
+    )
     return best.prefix
 
 
@@ -272,7 +277,7 @@ def _shapes(fit: _Fit) -> str:
 
 
 def _refuse_deeper(needed: State, left: Sequence[str], of: str, file: str) -> None:
-    """Blocks that are left over would go unused: the file is of a deeper model."""
+    """Refuse a file of a deeper model: blocks that are left over would not be used."""
     shapes = {_shape_of_name(name) for name in needed}
     if blocks := [name for name in left if _shape_of_name(name) in shapes]:
         raise ConfigError(
@@ -287,34 +292,34 @@ def _refuse_not_finite(state: State, of: str, file: str) -> None:
 
 
 @contextmanager
-def seen_loading() -> Iterator[list[Any]]:
-    """Within it, the list receives what each ``load_state_dict`` found missing and unexpected.
+def record_loading() -> Iterator[list[Any]]:
+    """Within it, the list receives the result of each ``load_state_dict``: the missing and the unexpected names.
 
-    For libraries that load with ``strict=False`` and keep to themselves what is left random.
+    Some libraries load with ``strict=False`` and do not say which weights stay random.
     """
-    seen: list[Any] = []
+    results: list[Any] = []
     load = nn.Module.load_state_dict
 
-    def told(self: nn.Module, *args: Any, **options: Any) -> Any:
-        seen.append(load(self, *args, **options))
-        return seen[-1]
+    def recorder(self: nn.Module, *args: Any, **options: Any) -> Any:
+        results.append(load(self, *args, **options))
+        return results[-1]
 
-    nn.Module.load_state_dict = told  # type: ignore[method-assign]  # torch has no hook for modules not yet made
+    nn.Module.load_state_dict = recorder  # type: ignore[method-assign]  # torch has no hook for modules not yet made
     try:
-        yield seen
+        yield results
     finally:
         nn.Module.load_state_dict = load  # type: ignore[method-assign]  # as above
 
 
 def check_loaded(module: nn.Module, missing: Sequence[str], unexpected: Sequence[str], *, of: str, file: str) -> None:
-    """Refuse what a library has loaded in part.
+    """Refuse a module that a library has loaded only in part.
 
     Args:
         module: what it has loaded into.
-        missing: names that the file did not have.
-        unexpected: names that the module does not have.
+        missing: names of the module that the file lacks.
+        unexpected: names of the file that the module lacks.
         of: what the module is, for messages.
-        file: where the weights are from, for messages.
+        file: where the weights come from, for messages.
 
     Raises:
         ConfigError: weights are missing, of blocks that the module lacks, or not finite.
