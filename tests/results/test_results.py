@@ -19,7 +19,7 @@ METRICS = {
 
 
 def write(path, **changed):
-    given = {
+    arguments = {
         "metrics": METRICS,
         "protocol": {"zero_shot": {"threshold": "score > 0", "thresholds": {"Edema": float("inf")}, "ks": (1, 5)}},
         "split_hash": "ab12",
@@ -29,20 +29,20 @@ def write(path, **changed):
         "head": "Global",
         "data": {"class": "Phantom"},
     }
-    return results.write_results(path, **(given | changed))
+    return results.write_results(path, **(arguments | changed))
 
 
 def test_written_results_are_read_back(tmp_path):
     path = tmp_path / "run" / "results.json"
     write(path)
-    found = results.read_results(path)
-    assert list(found["metrics"]) == list(METRICS)
-    assert found["metrics"]["test/retrieval/image_to_text/r@1"] == Metric(0.25, 0.1, 0.4, 12)
-    assert math.isnan(found["metrics"]["test/zero_shot/auroc/macro"].value)
-    assert found["checkpoint"] == {"path": "a.ckpt", "sha256": "00ff"}
-    assert found["split_hash"] == "ab12"
-    assert found["seed"] == 3
-    assert {"python", "diptych", "torch", "lightning", "transformers", "timm", "numpy"} <= found["versions"].keys()
+    content = results.read_results(path)
+    assert list(content["metrics"]) == list(METRICS)
+    assert content["metrics"]["test/retrieval/image_to_text/r@1"] == Metric(0.25, 0.1, 0.4, 12)
+    assert math.isnan(content["metrics"]["test/zero_shot/auroc/macro"].value)
+    assert content["checkpoint"] == {"path": "a.ckpt", "sha256": "00ff"}
+    assert content["split_hash"] == "ab12"
+    assert content["seed"] == 3
+    assert {"python", "diptych", "torch", "lightning", "transformers", "timm", "numpy"} <= content["versions"].keys()
 
 
 def test_file_is_strict_json_with_null_for_nan(tmp_path):

@@ -103,24 +103,24 @@ def test_what_comes_out_of_a_run_is_no_protocol(tmp_path, capsys):
 
 def test_seeds_are_summarised_as_student_does(tmp_path, capsys):
     values = {0: 0.7, 1: 0.75, 2: 0.71}
-    given = [results(tmp_path / "lp" / f"seed{s}", v, seed=s) for s, v in values.items()]
-    given.append(results(tmp_path / "g-seed4", 0.6, seed=4))
-    text = printed(capsys, *given, "--over-seeds")
+    runs = [results(tmp_path / "lp" / f"seed{s}", v, seed=s) for s, v in values.items()]
+    runs.append(results(tmp_path / "g-seed4", 0.6, seed=4))
+    text = printed(capsys, *runs, "--over-seeds")
     half = stats.t.ppf(0.975, 2) * stats.sem(list(values.values()))
     assert rows(text)[:3] == [
         ["run", "auroc/macro", "accuracy", "seeds"],
         ["lp", f"0.720 ± {half:.3f}", "undefined in 3 of 3", "3"],
         ["g", "0.600", "undefined", "1"],
     ]
-    text = printed(capsys, *given)
+    text = printed(capsys, *runs)
     assert [row[0] for row in rows(text)[1:5]] == ["lp/seed0", "lp/seed1", "lp/seed2", "g-seed4"]
 
 
 def test_csv_has_every_figure_and_says_which_table(tmp_path, capsys):
     printed(capsys, results(tmp_path / "a"), results(tmp_path / "b", split="cd34"), "--csv", tmp_path / "new" / "t.csv")
-    found = list(csv.DictReader((tmp_path / "new" / "t.csv").open()))
-    assert len(found) == 8
-    row = next(r for r in found if r["run"] == "b" and r["metric"] == "auroc/Edema_left")
+    figures = list(csv.DictReader((tmp_path / "new" / "t.csv").open()))
+    assert len(figures) == 8
+    row = next(r for r in figures if r["run"] == "b" and r["metric"] == "auroc/Edema_left")
     assert (float(row["value"]), row["low"], row["n"]) == (0.81, "", "40")
     assert row["table"] == "test/zero_shot (2 of 2)"
     assert json.loads(row["protocol"])["split_hash"] == "cd34"
@@ -144,12 +144,12 @@ def test_markdown_file_is_what_is_printed_and_latex_is_escaped(tmp_path, capsys)
 def test_the_plot_draws_values_and_intervals(tmp_path, capsys):
     from diptych.results.dotplot import _BAR, _DOT, _MEAN
 
-    given = [results(tmp_path / f"a/seed{s}", 0.5 + s / 10, seed=s) for s in range(3)]
-    printed(capsys, *given, "--plot", tmp_path / "t.png")
+    runs = [results(tmp_path / f"a/seed{s}", 0.5 + s / 10, seed=s) for s in range(3)]
+    printed(capsys, *runs, "--plot", tmp_path / "t.png")
     pixels = np.asarray(Image.open(tmp_path / "t.png"))[60:]
     assert all((pixels == colour).all(axis=2).sum() > 50 for colour in (_BAR, _MEAN))
     assert not (pixels == _DOT).all(axis=2).any()
-    printed(capsys, *given, "--over-seeds", "--plot", tmp_path / "t.png")
+    printed(capsys, *runs, "--over-seeds", "--plot", tmp_path / "t.png")
     assert (np.asarray(Image.open(tmp_path / "t.png"))[60:] == _DOT).all(axis=2).any()
 
 
@@ -193,9 +193,9 @@ def test_errors_name_the_file(tmp_path):
         ([a, "--metrics", "f2/*"], r"no metric fits --metrics f2/\*"),
         ([a, "--csv", tmp_path], r"--csv .*: cannot be written"),
     ):
-        with pytest.raises(DiptychError, match=message) as said:
+        with pytest.raises(DiptychError, match=message) as caught:
             results_table.main([str(argument) for argument in arguments])
-        assert "\n" not in str(said.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_it_is_a_command(tmp_path):

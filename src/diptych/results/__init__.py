@@ -1,4 +1,4 @@
-"""What a run leaves behind: results, tables, pictures."""
+"""Results of runs: files, tables, pictures."""
 
 from __future__ import annotations
 

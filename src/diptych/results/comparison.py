@@ -1,4 +1,4 @@
-"""What ``diptych compare`` found: means with intervals over seeds, which of them differ, tables and a picture."""
+"""The results of ``diptych compare``: means with intervals over seeds, which of them differ, tables and a picture."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from diptych.escaping import csv_rows, for_markdown
 from diptych.files import replace_text
 from diptych.results.dotplot import Panel, draw
-from diptych.results.seeds import Summary, markdown, separated, show, summarise
+from diptych.results.record import plain
+from diptych.results.seeds import Summary, cell, disjoint_pairs, markdown, separated, show, summarise
 
 __all__ = ["LABELS", "Comparison", "Outcome", "Summary", "plain", "separated", "show", "summarise"]
 
@@ -36,21 +36,11 @@ class Outcome:
     metrics: dict[str, float]
     facts: dict[str, float]
     chance: dict[str, float] = field(default_factory=dict)
-    """What a model that knows nothing gets, where that is known."""
+    """The figures of a model that knows nothing, as far as they are known."""
 
 
 def _fact(value: float) -> str:
     return f"{value:,.0f}" if value == round(value) else show(value)
-
-
-def _cell(summary: Summary | None) -> str:
-    if summary is None:
-        return "-"
-    if summary.undefined:
-        return f"undefined in {summary.undefined} of {summary.n}"
-    if math.isnan(summary.low):
-        return show(summary.mean)
-    return f"{show(summary.mean)} ± {show(summary.high - summary.mean)}"
 
 
 class Comparison:
@@ -58,8 +48,8 @@ class Comparison:
 
     Args:
         title: of the page.
-        notes: a note or nothing for each variant, in the order of the rows.
-        outcomes: every complete run.
+        notes: a note for each variant, which may be empty. Their order is that of the rows.
+        outcomes: the figures of every complete run.
         missing: names of the runs that are not there.
     """
 
@@ -83,26 +73,26 @@ class Comparison:
         return "/" in name and name.rpartition("/")[0] in self.metrics
 
     def _summaries(self, metric: str) -> dict[str, Summary]:
-        """Of each variant that has the metric at all; a seed that lacks it is undefined."""
-        found = {}
+        """The summary of each variant that has the metric. A seed that lacks it counts as undefined."""
+        summaries = {}
         for variant, runs in self.of.items():
             values = [(o.metrics | o.facts).get(metric) for o in runs]
             if any(value is not None for value in values):
-                found[variant] = summarise([math.nan if value is None else value for value in values])
-        return found
+                summaries[variant] = summarise([math.nan if value is None else value for value in values])
+        return summaries
 
     def differences(self) -> dict[str, list[tuple[str, str]]]:
         """For each metric the pairs (above, below) of variants whose intervals do not overlap."""
-        return {metric: separated(self.summary[metric]) for metric in self.metrics}
+        return {metric: disjoint_pairs(self.summary[metric]) for metric in self.metrics}
 
     def means(self, parts: bool = False) -> str:
-        """Markdown: a row a variant, a column a metric; ``parts`` gives those that are parts of another metric."""
+        """A table in Markdown: a row for each variant, and a column for each metric or, with ``parts``, each part of one."""
         columns = [name for name in self.metrics if self._is_part(name) == parts]
         facts = [] if parts else self.facts
         header = ["variant", *(LABELS.get(name, name) for name in [*columns, *facts]), "seeds"]
         rows = []
         for variant, runs in self.of.items():
-            cells = [_cell(self.summary[name].get(variant)) for name in columns]
+            cells = [cell(self.summary[name].get(variant)) for name in columns]
             values = [self.summary[name].get(variant) for name in facts]
             cells += ["-" if value is None else _fact(value.mean) for value in values]
             rows.append([variant, *cells, str(len(runs))])
@@ -114,7 +104,7 @@ class Comparison:
         return markdown(header, rows, foot)
 
     def every_run(self) -> str:
-        """Markdown: a row a run, a column a metric and fact."""
+        """A table in Markdown: a row for each run, a column for each metric and fact."""
         rows = []
         for runs in self.of.values():
             for o in runs:
@@ -152,7 +142,7 @@ class Comparison:
         return "\n\n".join(parts) + "\n"
 
     def panels(self) -> list[Panel]:
-        """The picture: a panel a metric, a dot a seed."""
+        """The panels of the picture: one for each metric, with a dot for each seed."""
         return [
             Panel(
                 LABELS.get(metric, metric),
@@ -179,7 +169,7 @@ class Comparison:
             "title": self.title,
             "notes": self.notes,
             "chance": self.chance,
-            "summary": {m: {v: asdict(s) for v, s in found.items()} for m, found in self.summary.items()},
+            "summary": {m: {v: asdict(s) for v, s in by_variant.items()} for m, by_variant in self.summary.items()},
             "not_overlapping": self.differences(),
             "runs": [asdict(o) for o in self.outcomes],
             "missing": self.missing,
@@ -187,12 +177,3 @@ class Comparison:
         replace_text(folder / "compare.json", json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
         draw(self.panels(), list(self.of), folder / "compare.png")
         print(f"written: {folder / 'compare.md'}, with .csv, .json and .png")
-
-
-def plain(value: Any) -> Any:
-    """NaN as null."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

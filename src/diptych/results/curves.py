@@ -1,4 +1,4 @@
-"""A picture of label efficiency: one panel a metric, a line a model, over the share of the labels."""
+"""A picture of label efficiency. Each metric has a panel, and each model a line over the share of the labels."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from diptych.files import replace_picture
-from diptych.results.dotplot import ticks
+from diptych.results.dotplot import marks
 from diptych.results.seeds import Summary
 
 __all__ = ["Curves", "draw_curves"]
 
 _INK, _PAPER, _GRID = (40, 40, 40), (255, 255, 255), (228, 228, 228)
-# Okabe and Ito's colours, told apart by the colour-blind too.
+# Okabe and Ito's colours, which the colour-blind can tell apart too.
 _COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233), (90, 90, 90))
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM, _RIGHT = 560, 420, 110, 64, 100, 40
 _COLUMNS = 2
@@ -25,22 +25,22 @@ _COLUMNS = 2
 
 @dataclass(frozen=True)
 class Curves:
-    """One metric."""
+    """What the panel of one metric shows."""
 
     title: str
     lines: Mapping[str, Mapping[float, Summary]]
-    """Of each model, by percent of the labels."""
+    """For each model its figures, by percent of the labels."""
 
 
 def _panel(pen: Any, left: int, top: int, of: Curves, names: Sequence[str]) -> None:
     font, bold = ImageFont.load_default(22), ImageFont.load_default(26)
     pen.text((left, top - 18), of.title, fill=_INK, font=bold, anchor="ls")
     shares = sorted({share for line in of.lines.values() for share in line})
-    found = [s for line in of.lines.values() for s in line.values() if not math.isnan(s.mean)]
-    if not found:
+    summaries = [s for line in of.lines.values() for s in line.values() if not math.isnan(s.mean)]
+    if not summaries:
         pen.text((left + 8, top + 8), "undefined", fill=_INK, font=font)
         return
-    ends = [end for s in found for end in (s.mean, s.low, s.high) if not math.isnan(end)]
+    ends = [end for s in summaries for end in (s.mean, s.low, s.high) if not math.isnan(end)]
     low, high = min(ends), max(ends)
     room = 0.08 * ((high - low) or 0.1)
     low, high = low - room, high + room
@@ -50,12 +50,10 @@ def _panel(pen: Any, left: int, top: int, of: Curves, names: Sequence[str]) -> N
         x = left + _WIDTH * (0.06 + 0.88 * (math.log(share / shares[0]) / span if len(shares) > 1 else 0.5))
         return x, top + _HEIGHT * (high - value) / (high - low)
 
-    marks = ticks(low, high)
-    digits = max(0, -math.floor(math.log10(marks[1] - marks[0]) + 1e-9)) if len(marks) > 1 else 3
-    for tick in marks:
+    for tick, text in marks(low, high):
         y = at(shares[0], tick)[1]
         pen.line((left, y, left + _WIDTH, y), fill=_GRID, width=1)
-        pen.text((left - 10, y), f"{tick + 0.0:.{digits}f}", fill=_INK, font=font, anchor="rm")
+        pen.text((left - 10, y), text, fill=_INK, font=font, anchor="rm")
     for share in shares:
         x = at(share, low)[0]
         pen.line((x, top + _HEIGHT, x, top + _HEIGHT + 8), fill=_INK, width=2)
@@ -79,7 +77,7 @@ def draw_curves(panels: Sequence[Curves], names: Sequence[str], path: Path, bar:
     """Write the picture as PNG, all or nothing.
 
     Args:
-        panels: one a metric.
+        panels: one for each metric.
         names: of the models, in order.
         path: the file.
         bar: what the bars stand for.

@@ -1,4 +1,4 @@
-"""A picture of figures: one panel a metric, a row a model; single values as dots, means with their intervals, chance."""
+"""A picture of figures. Each metric has a panel, and each model a row: single values as dots, the mean, and its interval."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from diptych.files import replace_picture
 from diptych.results.seeds import Summary
 
-__all__ = ["SEEDS", "Panel", "draw", "span", "ticks"]
+__all__ = ["SEEDS", "Panel", "draw", "marks", "span", "ticks"]
 
 _INK, _FAINT, _BAND, _PAPER = (40, 40, 40), (150, 150, 150), (244, 246, 249), (255, 255, 255)
 _BAR, _MEAN, _DOT, _CHANCE = (166, 196, 228), (23, 78, 140), (226, 120, 30), (190, 30, 45)
@@ -22,25 +22,29 @@ _COLUMNS = 3
 
 
 SEEDS = {"dot": "one seed", "mean": "mean", "bar": "95 % interval over seeds", "chance": "chance"}
-"""What the marks stand for in a picture of figures over seeds."""
+"""The key of a picture of figures over seeds: what each sign stands for."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One metric."""
+    """What the panel of one metric shows."""
 
     title: str
     summaries: Mapping[str, Summary]
-    """Of each row that has the metric."""
+    """The mean with its interval, of each row that has the metric."""
     dots: Mapping[str, Sequence[float]]
-    """Single values of each row, NaN where there is none."""
+    """The single values of each row. One that is not defined is NaN."""
     chance: float | None = None
     whole: bool = False
-    """Every interval fits the axis, however wide; else those far wider than the values are cut, with an arrow."""
+    """The axis holds every interval. Otherwise one far wider than the values is cut, and ends in an arrow."""
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers from ``low`` to ``high``, at most so many: steps of 1, 2 or 5 times a power of ten."""
+    """Round numbers from ``low`` to ``high``, ``most`` of them at most. Their steps are 1, 2 or 5 times a power of ten.
+
+    >>> ticks(0, 11)
+    [0.0, 5.0, 10.0]
+    """
     rough = (high - low) / (most - 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
@@ -48,8 +52,23 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def marks(low: float, high: float) -> list[tuple[float, str]]:
+    """The ticks of an axis, each with its text.
+
+    >>> marks(0, 2)
+    [(0.0, '0.0'), (0.5, '0.5'), (1.0, '1.0'), (1.5, '1.5'), (2.0, '2.0')]
+    """
+    places = ticks(low, high)
+    digits = max(0, -math.floor(math.log10(places[1] - places[0]) + 1e-9)) if len(places) > 1 else 3
+    return [(place, f"{place + 0.0:.{digits}f}") for place in places]
+
+
 def span(values: list[float], intervals: list[Summary]) -> tuple[float, float]:
-    """Ends of an axis with all values; with the intervals too, unless they are far wider than all else (two seeds)."""
+    """Ends of an axis that holds all values, and the intervals unless they are far wider, as those of two seeds are.
+
+    >>> span([0.0, 1.0], [Summary(0.5, 0.2, 0.8, 3)])
+    (-0.06, 1.06)
+    """
     low, high = min(values), max(values)
     room = (high - low) or max(abs(high), 1e-3) * 0.1
     ends = [end for s in intervals for end in (s.low, s.high) if not math.isnan(end)]
@@ -58,11 +77,11 @@ def span(values: list[float], intervals: list[Summary]) -> tuple[float, float]:
 
 
 def _panel(pen: Any, left: int, top: int, of: Panel, names: Sequence[str], font: Any, bold: Any) -> None:
-    chance, found = of.chance, of.summaries
+    chance, summaries = of.chance, of.summaries
     dots = {name: of.dots.get(name, ()) for name in names}
-    values = [v for row in [*dots.values(), [s.mean for s in found.values()]] for v in row if not math.isnan(v)]
+    values = [v for row in [*dots.values(), [s.mean for s in summaries.values()]] for v in row if not math.isnan(v)]
     values += [] if chance is None else [chance]
-    values += [end for s in found.values() for end in (s.low, s.high) if of.whole and not math.isnan(end)]
+    values += [end for s in summaries.values() for end in (s.low, s.high) if of.whole and not math.isnan(end)]
     fitting = min(28.0, 28 * (_WIDTH + _GAP - 12) / max(1.0, bold.getlength(of.title)))  # a long title in smaller type
     pen.text((left, top - 14), of.title, fill=_INK, font=ImageFont.load_default(fitting), anchor="ls")
     bottom = top + _ROW * len(names)
@@ -71,21 +90,19 @@ def _panel(pen: Any, left: int, top: int, of: Panel, names: Sequence[str], font:
     if not values:
         pen.text((left + 8, top + 8), "undefined", fill=_INK, font=font)
         return
-    low, high = span(values, list(found.values()))
+    low, high = span(values, list(summaries.values()))
 
     def at(value: float) -> float:
         return left + _WIDTH * min(1.0, max(0.0, (value - low) / (high - low)))
 
     pen.line((left, bottom, left + _WIDTH, bottom), fill=_INK, width=2)
-    marks = ticks(low, high)
-    digits = max(0, -math.floor(math.log10(marks[1] - marks[0]) + 1e-9)) if len(marks) > 1 else 3
-    for tick in marks:
+    for tick, text in marks(low, high):
         pen.line((at(tick), top, at(tick), bottom), fill=(225, 225, 225), width=1)
         pen.line((at(tick), bottom, at(tick), bottom + 8), fill=_INK, width=2)
-        pen.text((at(tick), bottom + 12), f"{tick + 0.0:.{digits}f}", fill=_INK, font=font, anchor="ma")
+        pen.text((at(tick), bottom + 12), text, fill=_INK, font=font, anchor="ma")
     for i, name in enumerate(names):
         y = top + _ROW * i + _ROW / 2
-        mean = found.get(name)
+        mean = summaries.get(name)
         if mean is None or mean.undefined:
             text = "not given" if mean is None else f"undefined in {mean.undefined} of {mean.n} seeds"
             there = [at(value) for value in dots[name] if not math.isnan(value)]
@@ -116,10 +133,10 @@ def draw(
     """Write the picture as PNG, all or nothing.
 
     Args:
-        panels: one a metric.
+        panels: one for each metric.
         names: the rows, in order.
         path: the file.
-        key: what ``dot``, ``mean``, ``bar`` and ``chance`` stand for; those that are not there are left out of the key.
+        key: what the signs ``dot``, ``mean``, ``bar`` and ``chance`` stand for. The picture's key shows these alone.
     """
     font, bold = ImageFont.load_default(22), ImageFont.load_default(28)
     wide = max((int(font.getlength(name)) for name in names), default=0) + 24

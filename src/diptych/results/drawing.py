@@ -11,25 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from diptych.data.datamodule import Sample
+from diptych.data.dataset import Sample
 
 __all__ = ["draw_attention", "draw_boxes", "draw_masks", "draw_similarity", "overlay", "sharpest"]
 
 
 RGB = NDArray[np.uint8]
-
-
 _INK, _PAPER = (32, 32, 32), (255, 255, 255)
-
-
 _TINTS = ((60, 200, 90), (240, 90, 60))
 
 
 def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> RGB:
     """A grey picture ``[h,v]`` with an attention map ``[h,v]`` over it, as ``[h,v,3]``.
 
-    The scale is absolute: attention at or below its mean (uniform attention is its mean everywhere) leaves the picture
-    as it is; the strongest colour is the map's peak, or three times the mean where the peak is lower.
+    The scale is absolute. Attention at or below its mean leaves the picture as it is, so uniform attention shows nothing. The
+    strongest colour stands for the map's peak, or for three times the mean if the peak is lower.
+
+    >>> picture = np.full((2, 2), 90, np.uint8)
+    >>> bool((overlay(picture, np.ones((2, 2), np.float32)) == 90).all())
+    True
     """
     ratio = heat / max(float(heat.mean()), 1e-12)
     level = np.clip((ratio - 1) / (max(float(ratio.max()), 3.0) - 1), 0, 1)
@@ -39,7 +39,14 @@ def overlay(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> RGB:
 
 
 def sharpest(words: Sequence[str], maps: NDArray[np.float32], count: int) -> list[int]:
-    """The words whose attention is most concentrated (least entropy), each distinct word once, in reading order."""
+    """Places of the ``count`` words whose attention is most concentrated (least entropy), in reading order.
+
+    A word that occurs several times is taken once.
+
+    >>> maps = np.array([[[1, 1]], [[9, 0]], [[8, 1]]], np.float32)
+    >>> sharpest(["no", "effusion", "left"], maps, count=2)
+    [1, 2]
+    """
     flat = maps.reshape(len(maps), -1).astype(np.float64) + 1e-12
     share = flat / flat.sum(axis=1, keepdims=True)
     entropy = -(share * np.log(share)).sum(axis=1)
@@ -53,23 +60,27 @@ def _font(size: int) -> Any:
     return ImageFont.load_default(size)
 
 
+def _enlarged(shape: tuple[int, ...]) -> tuple[int, tuple[int, int]]:
+    """The whole factor that brings a picture ``[h,v]`` to 256 pixels, and its width and height times that."""
+    factor = max(1, -(-256 // max(shape)))
+    return factor, (shape[1] * factor, shape[0] * factor)
+
+
 def draw_attention(
     sample: Sample, words: Sequence[str], maps: NDArray[np.float32], findings: Sequence[str] = ()
 ) -> Image.Image:
-    """A radiograph, then the same with each word's attention over it, at its own resolution, and the report below.
+    """A radiograph, then the same with each word's attention over it, and the report below.
 
-    Above each map stands the word, and how many times the mean its peak is. Pictures under 256 pixels are enlarged by a
-    whole factor, so that words can be read.
+    Above each map stand the word, and the map's peak in multiples of its mean. Pictures keep their resolution, but those under
+    256 pixels are enlarged by a whole factor, so that words can be read.
 
     Args:
-        sample: the pair; its boxes, or without any its mask, are outlined in every panel.
-        words: one a map.
+        sample: the pair. Every panel outlines its boxes or, if it has none, its mask.
+        words: one for each map.
         maps: ``[words,h,v]``.
         findings: names of the boxes' findings.
     """
-    height, width = sample.image.shape
-    factor = max(1, -(-256 // max(height, width)))
-    size = (width * factor, height * factor)
+    factor, size = _enlarged(sample.image.shape)
     unit = max(14, size[0] // 20)  # type size
     panels = [np.repeat(sample.image[..., None], 3, axis=2), *(overlay(sample.image, heat) for heat in maps)]
     lines = textwrap.wrap(sample.text or "", max(20, int(size[0] * len(panels) / (unit * 0.55))))
@@ -102,12 +113,11 @@ def draw_attention(
 
 
 def draw_masks(image: NDArray[np.uint8], masks: Mapping[str, NDArray[np.bool_]]) -> Image.Image:
-    """A radiograph ``[h,v]``, then the same with each mask ``[h,v]`` tinted and outlined over it, under its name.
+    """A radiograph ``[h,v]``, then the same under each mask ``[h,v]``, which is tinted, outlined and named.
 
     Pictures under 256 pixels are enlarged by a whole factor.
     """
-    factor = max(1, -(-256 // max(image.shape)))
-    size = (image.shape[1] * factor, image.shape[0] * factor)
+    _, size = _enlarged(image.shape)
     bar = 24
     sheet = Image.new("RGB", (size[0] * (1 + len(masks)), bar + size[1]), _PAPER)
     pen = ImageDraw.Draw(sheet)
@@ -128,33 +138,32 @@ def draw_masks(image: NDArray[np.uint8], masks: Mapping[str, NDArray[np.bool_]])
 def draw_boxes(
     image: NDArray[np.uint8], boxes: Mapping[str, NDArray[np.floating[Any]]], findings: Sequence[str] = ()
 ) -> Image.Image:
-    """A radiograph ``[h,v]``, then the same with each set of boxes ``[K,5]`` or ``[K,6]`` over it, under its name.
+    """A radiograph ``[h,v]``, then the same under each named set of boxes ``[K,5]`` or ``[K,6]``.
 
-    A box is x0, y0, x1, y1, the finding's index and, where there is one, the confidence; both are written at it. Pictures
-    under 256 pixels are enlarged by a whole factor.
+    A box is x0, y0, x1, y1, the finding's index and perhaps the confidence. Finding and confidence are written at the box.
+    Pictures under 256 pixels are enlarged by a whole factor.
     """
-    factor = max(1, -(-256 // max(image.shape)))
-    size = (image.shape[1] * factor, image.shape[0] * factor)
+    factor, size = _enlarged(image.shape)
     bar = 24
     sheet = Image.new("RGB", (size[0] * (1 + len(boxes)), bar + size[1]), _PAPER)
     pen = ImageDraw.Draw(sheet)
     grey = Image.fromarray(image).resize(size, Image.Resampling.BICUBIC).convert("RGB")
-    for place, (name, found) in enumerate([("radiograph", None), *boxes.items()]):
+    for place, (name, rows) in enumerate([("radiograph", None), *boxes.items()]):
         left = place * size[0]
         sheet.paste(grey, (left, bar))
         pen.text((left + 4, 3), name, fill=_INK, font=_font(14))
         colour = _TINTS[(place - 1) % len(_TINTS)]
-        for x0, y0, x1, y1, finding, *score in () if found is None else found.tolist():
+        for x0, y0, x1, y1, finding, *score in () if rows is None else rows.tolist():
             x, y = left + x0 * factor, bar + y0 * factor
             edges = [x, y, max(x, left + x1 * factor - 1), max(y, bar + y1 * factor - 1)]
             pen.rectangle(edges, outline=colour, width=max(1, size[0] // 256))
-            said = " ".join([*(f"{value:.2f}" for value in score), *findings[int(finding) : int(finding) + 1]])
+            label = " ".join([*(f"{value:.2f}" for value in score), *findings[int(finding) : int(finding) + 1]])
             type_size = max(10, size[0] // 24)
-            right = left + size[0] - pen.textlength(said, font=_font(type_size)) - 3
+            right = left + size[0] - pen.textlength(label, font=_font(type_size)) - 3
             above = edges[1] - type_size - 4 if edges[1] - type_size - 4 >= bar else edges[1] + 2
             pen.text(
                 (max(left, min(edges[0], right)), above),
-                said,
+                label,
                 fill=colour,
                 font=_font(type_size),
                 stroke_width=1,
@@ -166,7 +175,10 @@ def draw_boxes(
 def draw_similarity(
     scores: NDArray[np.float32], images: Sequence[NDArray[np.uint8]], texts: Sequence[str]
 ) -> Image.Image:
-    """The score of every picture (rows) with every report (columns) ``[n,n]``; the diagonal is outlined where it wins."""
+    """The scores ``[n,n]`` of every picture (a row) with every report (a column).
+
+    The best of each row is outlined: in white if it is the picture's own report, else in red.
+    """
     cell, label = 40, 640
     n = len(images)
     low, high = float(scores.min()), float(scores.max())

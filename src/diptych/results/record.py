@@ -1,4 +1,4 @@
-"""What a test leaves behind: ``results.json``, and the table that is printed."""
+"""The results of a test: the file ``results.json``, and the table that is printed."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from diptych.plain import check_plain
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["metric_table", "print_table", "read_results", "versions", "write_results"]
+__all__ = ["metric_table", "plain", "print_table", "read_results", "versions", "write_results"]
 
 _PACKAGES = ("diptych", "torch", "lightning", "transformers", "timm", "numpy")
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that figures depend on; None for one that is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    """Versions of Python and of the packages that figures depend on. One that is not installed has None."""
+    numbers: dict[str, str | None] = {"python": platform.python_version()}
     for package in _PACKAGES:
-        found[package] = None
+        numbers[package] = None
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+            numbers[package] = metadata.version(package)
+    return numbers
 
 
 def write_results(
@@ -52,18 +52,18 @@ def write_results(
     """Write the results of a test, all or nothing.
 
     Args:
-        path: the JSON file; its folder is made.
-        metrics: figures by name; NaN is written as null.
+        path: the JSON file. Its folder is made.
+        metrics: figures by name. NaN is written as null.
         protocol: how they were made, as ``{evaluator.name: evaluator.protocol}``.
-        split_hash: hash of the data set's split, where it has one.
+        split_hash: hash of the data set's split, if it has one.
         seed: the run's seed.
-        checkpoint: file of the weights; None for those in memory.
-        checkpoint_sha256: its :func:`diptych.files.sha256`.
+        checkpoint: file of the weights, or None if they are in memory alone.
+        checkpoint_sha256: the file's :func:`diptych.files.sha256`.
         head: name or configuration of the head.
         data: name or configuration of the data.
 
     Returns:
-        What was written.
+        The content of the file.
 
     Raises:
         DataError: the file cannot be written.
@@ -81,17 +81,17 @@ def write_results(
         "data": data,
         "versions": versions(),
     }
-    plain: dict[str, Any] = _plain(content)
+    written: dict[str, Any] = plain(content)
     replace_text(
         path,
-        json.dumps(plain, indent=2, allow_nan=False) + "\n",
+        json.dumps(written, indent=2, allow_nan=False) + "\n",
         "make room, or give another --run with --ckpt_path FILE, and test again",
     )
-    return plain
+    return written
 
 
 def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What :func:`write_results` wrote, its ``metrics`` as ``{name: Metric}``.
+    """Read what :func:`write_results` wrote. Its ``metrics`` become ``{name: Metric}``.
 
     Raises:
         ConfigError: there is no such file, or it holds no results.
@@ -106,13 +106,12 @@ def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
     rows = content.get("metrics") if isinstance(content, dict) else None
     if not isinstance(rows, dict):
         raise ConfigError(f"'{os.fspath(path)}' holds no 'metrics'; give a results.json written by 'diptych test'")
-    found: dict[str, Any] = dict(content)
-    found["metrics"] = {name: _metric(row, f"{os.fspath(path)}: metrics.{name}") for name, row in rows.items()}
-    return found
+    metrics = {name: _metric(row, f"{os.fspath(path)}: metrics.{name}") for name, row in rows.items()}
+    return {**content, "metrics": metrics}
 
 
 def metric_table(metrics: Mapping[str, Metric], title: str | None = None) -> Table:
-    """The metrics as a table of the terminal: one row each, a line between groups (all but a name's last part)."""
+    """The metrics as a table for the terminal. Lines part groups, whose names are equal but for their last part."""
     from rich.table import Table
     from rich.text import Text  # names are no markup: rich would read [left] as a style and leave it out
 
@@ -138,7 +137,9 @@ def print_table(metrics: Mapping[str, Metric], title: str | None = None) -> None
     from rich import get_console
     from rich.console import Console
 
-    console = get_console() if sys.stdout.isatty() else Console(width=120)  # the first knows of the progress bar
+    console = (
+        get_console() if sys.stdout.isatty() else Console(width=120)
+    )  # a terminal's console knows of the progress bar
     console.print(metric_table(metrics, title))
 
 
@@ -153,12 +154,16 @@ def _metric(row: object, where: str) -> Metric:
     return Metric(value, low, high, row["n"])
 
 
-def _plain(value: Any) -> Any:
-    """``value`` as JSON knows it: NaN and infinities as null, what is no JSON as its text."""
+def plain(value: Any) -> Any:
+    """A value as strict JSON knows it. NaN and infinity become None, sets become lists, and other objects become their text.
+
+    >>> plain({"value": float("nan"), "ks": (1, 5), "path": Path("a.ckpt")})
+    {'value': None, 'ks': [1, 5], 'path': 'a.ckpt'}
+    """
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
+        return [plain(item) for item in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else str(value)

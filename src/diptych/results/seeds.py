@@ -1,4 +1,4 @@
-"""Figures over seeds, and how they are written."""
+"""Figures over the seeds of a model, and how figures are written."""
 
 from __future__ import annotations
 
@@ -10,24 +10,29 @@ import numpy as np
 
 from diptych.escaping import for_markdown
 
-__all__ = ["Summary", "markdown", "separated", "show", "summarise"]
+__all__ = ["Summary", "cell", "disjoint_pairs", "markdown", "separated", "show", "summarise"]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A metric over the seeds of a variant."""
+    """A metric over the seeds of a variant. If it is undefined for a seed, mean and interval are NaN."""
 
     mean: float
     low: float
     high: float
     n: int
-    """Seeds."""
+    """How many seeds there are."""
     undefined: int = 0
-    """Seeds without a value; with any, mean and interval are NaN."""
+    """How many of them have no value."""
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Mean and 95 % interval of Student's t over seeds; the interval of a single seed is NaN."""
+    """Mean and 95 % interval of Student's t over seeds. The interval of a single seed is NaN.
+
+    >>> summary = summarise([0.7, 0.8, 0.75])
+    >>> f"{summary.mean:.3f}, {summary.low:.3f} to {summary.high:.3f}"
+    '0.750, 0.626 to 0.874'
+    """
     from scipy.special import stdtrit
 
     array = np.asarray(values, np.float64)
@@ -37,13 +42,24 @@ def summarise(values: Sequence[float]) -> Summary:
     return Summary(mean, mean - half, mean + half, n, undefined)
 
 
-def separated(summaries: dict[str, Summary]) -> list[tuple[str, str]]:
-    """Pairs (above, below) of variants whose intervals do not overlap."""
+def disjoint_pairs(summaries: dict[str, Summary]) -> list[tuple[str, str]]:
+    """Pairs (above, below) of variants whose intervals do not overlap.
+
+    >>> disjoint_pairs({"a": Summary(0.5, 0.4, 0.6, 3), "b": Summary(0.8, 0.7, 0.9, 3), "c": Summary(0.6, 0.5, 0.75, 3)})
+    [('b', 'a')]
+    """
     return [(a, b) for a, one in summaries.items() for b, other in summaries.items() if one.low > other.high]
 
 
+separated = disjoint_pairs  # its former name
+
+
 def show(value: float, digits: int | None = None) -> str:
-    """A figure of three digits after the point below 10, one below 1,000."""
+    """A figure as text: three digits after the point below 10, one below 1,000, else none.
+
+    >>> show(0.5), show(17.25), show(12345.6), show(math.nan)
+    ('0.500', '17.2', '12,346', 'undefined')
+    """
     if math.isnan(value):
         return "undefined"
     if digits is None:
@@ -51,13 +67,33 @@ def show(value: float, digits: int | None = None) -> str:
     return f"{value:,.{digits}f}"
 
 
+def cell(summary: Summary | None) -> str:
+    """Mean and half of the interval as text, for a cell of a table.
+
+    >>> cell(Summary(0.8, 0.7, 0.9, 3)), cell(Summary(math.nan, math.nan, math.nan, 3, undefined=1)), cell(None)
+    ('0.800 ± 0.100', 'undefined in 1 of 3', '-')
+    """
+    if summary is None:
+        return "-"
+    if summary.undefined:
+        return f"undefined in {summary.undefined} of {summary.n}"
+    if math.isnan(summary.low):
+        return show(summary.mean)
+    return f"{show(summary.mean)} ± {show(summary.high - summary.mean)}"
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], foot: Sequence[str] = ()) -> str:
-    """Markdown whose columns stand under each other as text too; what stands in cells is shown as it is.
+    """A table in Markdown. Its columns are aligned in the text, and signs of Markdown in cells are escaped.
+
+    >>> print(markdown(["run", "r@5"], [["a", "0.5"]]))
+    | run | r@5 |
+    |-----|-----|
+    | a   | 0.5 |
 
     Args:
         header: names of the columns.
-        rows: as long as the header.
-        foot: a last row, its name in italics.
+        rows: each has as many cells as the header.
+        foot: a last row, whose first cell is in italics.
     """
     cells = [[for_markdown(cell) for cell in row] for row in [header, *rows]]
     if foot:

@@ -1,8 +1,7 @@
 """``diptych table``: results of many runs side by side, never two protocols in one column.
 
-Every evaluator has tables of its own, rows are runs and columns are metrics. Runs stand in one table if all that their
-figures depend on is equal: data, split hash, and the evaluator's own protocol with its prompts' hash. Others get a table of
-their own, headed by what is different.
+Every evaluator has its own tables. Rows are runs, and columns are metrics. Runs share a table if all that their figures depend
+on is equal (:mod:`diptych.results.runs`). Others get a table of their own, headed by what is different.
 """
 
 from __future__ import annotations
@@ -12,153 +11,20 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
-from diptych.errors import ConfigError, DataError, shown
+from diptych.errors import ConfigError, DataError
 from diptych.escaping import csv_rows, for_latex, for_markdown
-from diptych.files import replace_text, sha256
-from diptych.metrics.bootstrap import Metric
-from diptych.results.record import read_results
-from diptych.results.seeds import Summary, markdown, show, summarise
+from diptych.files import replace_text
+from diptych.results.runs import ResultsTable, RunResults, differences, read_run, tables, without_seed
+from diptych.results.seeds import Summary, cell, markdown, show, summarise
 
-__all__ = ["Run", "Table", "latex", "main", "page", "read_run", "tables"]
+__all__ = ["Run", "Table", "View", "latex", "main", "page", "read_run", "tables"]
 
-_OUTCOMES = {"thresholds", "seed", "seeds", "skipped"}
-"""Facts of a protocol that come out of a run, or belong to its seed, and so may differ within a column."""
-_OF_RUNS = (" of each seed", " of each episode")
-"""Names of facts that end so are outcomes too, however deep they stand."""
-_SEED = re.compile(r"[/_.-]?seed[_-]?\d+$")
-_LONGEST = 60
-
-
-@dataclass(frozen=True)
-class Run:
-    """The results of one run."""
-
-    label: str
-    file: Path
-    seed: int | None
-    head: str
-    metrics: Mapping[str, Metric]
-    """By full name, as ``test/zero_shot/auroc/macro``."""
-    protocol: Mapping[str, Any]
-    split_hash: str | None
-    doubt: str | None = None
-    """Why the results may not be those of the run's checkpoint."""
-
-    def task(self, name: str) -> dict[str, str]:
-        """All that the figures of ``stage/evaluator`` depend on, as text."""
-        of_evaluator = self.protocol.get(name.partition("/")[2])
-        facts: dict[str, Any] = {"data": self.protocol.get("data"), "split_hash": self.split_hash}
-        if isinstance(of_evaluator, Mapping):
-            facts |= _given(of_evaluator)
-        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
-
-
-def _given(facts: Any) -> Any:
-    """What of a protocol was settled before the run."""
-    if not isinstance(facts, Mapping):
-        return facts
-    keys = [key for key in facts if key not in _OUTCOMES and not str(key).endswith(_OF_RUNS)]
-    return {key: _given(facts[key]) for key in keys}
-
-
-@dataclass
-class Table:
-    """The runs of one evaluator under one protocol."""
-
-    name: str
-    """``stage/evaluator``."""
-    protocol: dict[str, str]
-    runs: list[Run] = field(default_factory=list)
-
-    def metrics(self) -> list[str]:
-        """Names of all columns, without ``stage/evaluator``."""
-        start = f"{self.name}/"
-        return list(
-            dict.fromkeys(m.removeprefix(start) for run in self.runs for m in run.metrics if m.startswith(start))
-        )
-
-    def get(self, run: Run, column: str) -> Metric | None:
-        """A figure, where the run has it."""
-        return run.metrics.get(f"{self.name}/{column}")
-
-
-def read_run(given: str) -> Run:
-    """The results that ``[NAME=]PATH`` stands for: a ``results.json``, or the folder of a run that holds one.
-
-    Raises:
-        ConfigError: there is none, or it is another file; the message names it.
-    """
-    name, _, rest = given.partition("=")
-    named = bool(rest) and not Path(given).exists()
-    path = Path(rest if named else given)
-    file = path / "results.json" if path.is_dir() else path
-    found = read_results(file)
-    folder = file.parent
-    short = f"{folder.parent.name}/{folder.name}" if _SEED.fullmatch(folder.name) else folder.name
-    protocol, head = found.get("protocol"), found.get("head")
-    if not isinstance(protocol, dict):
-        raise ConfigError(f"'{file}' holds no 'protocol'; give a results.json written by 'diptych test'")
-    seed = found.get("seed")
-    if seed is not None and type(seed) is not int:
-        raise ConfigError(f"'{file}': the seed is {shown(seed)}, and must be a whole number; test the run anew")
-    if odd := [metric for metric in found["metrics"] if metric.count("/") < 2]:
-        raise ConfigError(f"'{file}': the metric '{odd[0]}' is not named stage/evaluator/metric; test the run anew")
-    return Run(
-        name if named else short or str(folder),
-        file,
-        seed,
-        head if isinstance(head, str) else json.dumps(head),
-        found["metrics"],
-        protocol,
-        found.get("split_hash"),
-        _doubt(found.get("checkpoint"), folder),
-    )
-
-
-def _doubt(checkpoint: Any, folder: Path) -> str | None:
-    """What is wrong with the checkpoint that results name: gone, or not the file that was tested. None if all is well."""
-    if not isinstance(checkpoint, dict) or not isinstance(named := checkpoint.get("path"), str):
-        return None  # of weights in memory, as the probes train them
-    own = folder / "checkpoints" / Path(named).name  # of a run that was moved
-    there = [path for path in dict.fromkeys((Path(named), own)) if path.is_file()]
-    if not there:
-        return f"the checkpoint that was tested, {named}, is gone"
-    if checkpoint.get("sha256") not in [sha256(path) for path in there]:
-        return f"the checkpoint {there[0]} is not the one that was tested (another SHA-256); test it again"
-    return None
-
-
-def tables(runs: Sequence[Run]) -> list[Table]:
-    """One for each evaluator and protocol; those of an evaluator stand together."""
-    found: dict[str, list[Table]] = {}
-    for run in runs:
-        for name in dict.fromkeys("/".join(metric.split("/")[:2]) for metric in run.metrics):
-            protocol = run.task(name)
-            same = found.setdefault(name, [])
-            if not any(table.protocol == protocol for table in same):
-                same.append(Table(name, protocol))
-            next(table for table in same if table.protocol == protocol).runs.append(run)
-    return [table for same in found.values() for table in same]
-
-
-def differences(table: Table, first: Table) -> str:
-    """What sets the protocol of a table apart from that of another."""
-    keys = [key for key in {**first.protocol, **table.protocol} if first.protocol.get(key) != table.protocol.get(key)]
-    return "; ".join(
-        f"{key} {_short(table.protocol.get(key))}, there {_short(first.protocol.get(key))}" for key in keys
-    )
-
-
-def _short(text: str | None) -> str:
-    if text is None:
-        return "is not said"
-    return f"'{text}'" if len(text) <= _LONGEST else f"'{text[: _LONGEST - 3]}...'"
+Run, Table = RunResults, ResultsTable  # their former names
 
 
 @dataclass(frozen=True)
@@ -166,32 +32,31 @@ class View:
     """Which columns are shown, and what a row is.
 
     Args:
-        patterns: columns whose name fits one of these (``auroc/*``); if there are none, all but the parts of a ``macro`` (a
-            ``micro`` is none).
-        over_seeds: a row is the seeds of one model.
+        patterns: a column is shown if its name fits one of them, as ``auroc/*``. Without patterns all are shown but the parts
+            of a ``macro``. A ``micro`` is no part.
+        over_seeds: a row is all seeds of a model, rather than one run.
     """
 
     patterns: Sequence[str] = ()
     over_seeds: bool = False
 
-    def columns(self, table: Table) -> list[str]:
+    def columns(self, table: ResultsTable) -> list[str]:
         """Names of the metrics shown."""
         names = table.metrics()
         if self.patterns:
             return [name for name in names if any(fnmatchcase(name, pattern) for pattern in self.patterns)]
         return [n for n in names if n.endswith(("/macro", "/micro")) or f"{n.rpartition('/')[0]}/macro" not in names]
 
-    def rows(self, table: Table) -> dict[str, list[Run]]:
+    def rows(self, table: ResultsTable) -> dict[str, list[RunResults]]:
         """The runs of each row.
 
         Raises:
-            ConfigError: a row would hold two runs that are no seeds of one model.
+            ConfigError: a row would hold two runs that are not two seeds of one model.
         """
-        found: dict[str, list[Run]] = {}
+        rows: dict[str, list[RunResults]] = {}
         for run in table.runs:
-            label = (_SEED.sub("", run.label) or run.label) if self.over_seeds else run.label
-            found.setdefault(label, []).append(run)
-        for label, runs in found.items():
+            rows.setdefault(without_seed(run.label) if self.over_seeds else run.label, []).append(run)
+        for label, runs in rows.items():
             for run in runs[1:]:
                 if not self.over_seeds:
                     raise ConfigError(f"'{runs[0].file}' and '{run.file}' are both called '{label}'; write NAME=PATH")
@@ -206,63 +71,61 @@ class View:
                     f"'{twice[0].file}' and '{twice[1].file}' have the seed {twice[0].seed} and would be one row "
                     f"'{label}'; write NAME=PATH"
                 )
-        return found
+        return rows
 
-    def summary(self, table: Table, runs: Sequence[Run], column: str) -> Summary | None:
-        """The figure of a row with its interval: over seeds, or the run's own."""
+    def summary(self, table: ResultsTable, runs: Sequence[RunResults], column: str) -> Summary | None:
+        """The figure of a row with its interval: over seeds, or the run's own. None if no run has it."""
         values = [table.get(run, column) for run in runs]
-        given = [value for value in values if value is not None]
-        if not given:
+        if not (metrics := [value for value in values if value is not None]):
             return None
         if self.over_seeds:
             return summarise([math.nan if value is None else value.value for value in values])
-        return Summary(given[0].value, given[0].low, given[0].high, 1, int(math.isnan(given[0].value)))
+        return Summary(metrics[0].value, metrics[0].low, metrics[0].high, 1, int(math.isnan(metrics[0].value)))
 
-    def cell(self, table: Table, runs: Sequence[Run], column: str) -> str:
+    def cell(self, table: ResultsTable, runs: Sequence[RunResults], column: str) -> str:
         """The same as text."""
-        found = self.summary(table, runs, column)
-        if found is None:
-            return "-"
-        if found.undefined:
-            return "undefined" if found.n == 1 else f"undefined in {found.undefined} of {found.n}"
-        if math.isnan(found.low):
-            return show(found.mean)
-        if self.over_seeds:
-            return f"{show(found.mean)} ± {show(found.high - found.mean)}"
-        return f"{show(found.mean)} ({show(found.low)} to {show(found.high)})"
+        summary = self.summary(table, runs, column)
+        if summary is not None and summary.undefined and summary.n == 1:
+            return "undefined"
+        if summary is None or self.over_seeds or math.isnan(summary.low):
+            return cell(summary)
+        return f"{show(summary.mean)} ({show(summary.low)} to {show(summary.high)})"
 
-    def cells(self, table: Table) -> Iterator[list[str]]:
-        """Header, then rows."""
+    def cells(self, table: ResultsTable) -> Iterator[list[str]]:
+        """The header, then the rows, as text."""
         columns = self.columns(table)
         yield ["run", *columns, *(["seeds"] if self.over_seeds else [])]
         for label, runs in self.rows(table).items():
             end = [str(len(runs))] if self.over_seeds else []
             yield [label, *(self.cell(table, runs, column) for column in columns), *end]
 
-    def note(self, table: Table) -> str:
-        """What the intervals are."""
+    def note(self, table: ResultsTable) -> str:
+        """What the intervals are, in a sentence."""
         if self.over_seeds:
             return "Mean over seeds ± half of the 95 % interval (Student's t over seeds)."
         interval = table.protocol.get("interval")
         return "Without intervals." if interval is None else f"In brackets: {interval}."
 
 
-def _heads(found: Sequence[Table]) -> Iterator[tuple[Table, str, str]]:
-    """Each table with its title, and what is different from the first of the same evaluator."""
-    for table in found:
-        same = [other for other in found if other.name == table.name]
+def _titled(shown: Sequence[ResultsTable]) -> Iterator[tuple[ResultsTable, str, str]]:
+    """Each table with its title, and how it differs from the first of the same evaluator."""
+    for table in shown:
+        same = [other for other in shown if other.name == table.name]
         number = f" ({same.index(table) + 1} of {len(same)})" if len(same) > 1 else ""
         yield table, f"{table.name}{number}", "" if table is same[0] else differences(table, same[0])
 
 
-def page(found: Sequence[Table], view: View) -> str:
+def _basis(table: ResultsTable, view: View) -> str:
+    return f"{table.protocol['data']}; split {table.protocol['split_hash']}. {view.note(table)}"
+
+
+def page(shown: Sequence[ResultsTable], view: View) -> str:
     """All tables as Markdown."""
     parts = []
-    for table, title, different in _heads(found):
+    for table, title, different in _titled(shown):
         header, *rows = view.cells(table)
         parts.append(f"## {for_markdown(title)}")
-        said = f"{table.protocol['data']}; split {table.protocol['split_hash']}. {view.note(table)}"
-        parts.append(for_markdown(said))
+        parts.append(for_markdown(_basis(table, view)))
         if different:
             parts.append(
                 f"**Not to be compared with the first table of {for_markdown(table.name)}:** {for_markdown(different)}."
@@ -272,13 +135,13 @@ def page(found: Sequence[Table], view: View) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def latex(found: Sequence[Table], view: View) -> str:
-    """All tables as LaTeX, for the packages booktabs and nothing else."""
+def latex(shown: Sequence[ResultsTable], view: View) -> str:
+    """All tables as LaTeX, which needs the package booktabs."""
     parts = []
-    for table, title, different in _heads(found):
+    for table, title, different in _titled(shown):
         header, *rows = ([for_latex(cell) for cell in row] for row in view.cells(table))
-        said = f"{title}. {table.protocol['data']}; split {table.protocol['split_hash']}. {view.note(table)}"
-        caption = said + (f" Not to be compared with the first table: {different}." if different else "")
+        caption = f"{title}. {_basis(table, view)}"
+        caption += f" Not to be compared with the first table: {different}." if different else ""
         body = "\n".join(" & ".join(row) + r" \\" for row in rows)
         parts.append(
             f"\\begin{{table}}\n\\caption{{{for_latex(caption)}}}\n"
@@ -288,12 +151,12 @@ def latex(found: Sequence[Table], view: View) -> str:
     return "\n".join(parts)
 
 
-def _csv(found: Sequence[Table]) -> str:
-    """Every figure of every run, one a row, with all that tells protocols apart."""
+def _csv(shown: Sequence[ResultsTable]) -> str:
+    """Every figure of every run, one a row, with its protocol."""
     rows: list[list[object]] = [
         ["table", "run", "seed", "head", "metric", "value", "low", "high", "n", "protocol", "file"]
     ]
-    for table, title, _ in _heads(found):
+    for table, title, _ in _titled(shown):
         protocol = json.dumps(table.protocol)
         for run in table.runs:
             for column in table.metrics():
@@ -303,36 +166,36 @@ def _csv(found: Sequence[Table]) -> str:
     return csv_rows(rows)
 
 
-def _draw(found: Sequence[Table], view: View, path: Path) -> None:
+def _draw(shown: Sequence[ResultsTable], view: View, path: Path) -> None:
     from diptych.results.dotplot import SEEDS, Panel, draw
 
     panels, names = [], []
-    for table, title, _ in _heads(found):
+    for table, title, _ in _titled(shown):
         rows = view.rows(table)
         names += [label for label in rows if label not in names]
         for column in view.columns(table):
             summaries = {label: view.summary(table, runs, column) for label, runs in rows.items()}
             values = {label: [table.get(run, column) for run in runs] for label, runs in rows.items()}
             dots = {label: [v.value for v in row if v is not None] for label, row in values.items()}
-            given = {label: summary for label, summary in summaries.items() if summary is not None}
-            panels.append(Panel(f"{title} {column}", given, dots if view.over_seeds else {}, whole=not view.over_seeds))
-    seeds = {mark: said for mark, said in SEEDS.items() if mark != "chance"}
+            means = {label: summary for label, summary in summaries.items() if summary is not None}
+            panels.append(Panel(f"{title} {column}", means, dots if view.over_seeds else {}, whole=not view.over_seeds))
+    seeds = {mark: meaning for mark, meaning in SEEDS.items() if mark != "chance"}
     draw(panels, names, path, seeds if view.over_seeds else {"mean": "value", "bar": "95 % interval over patients"})
 
 
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)%/(.+)")
 
 
-def _draw_shares(found: Sequence[Table], view: View, path: Path) -> None:
-    """Metrics named ``<percent>%/metric`` over the percent.
+def _draw_shares(shown: Sequence[ResultsTable], view: View, path: Path) -> None:
+    """Draw metrics named ``<percent>%/metric`` over the percent.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there is no such metric.
     """
     from diptych.results.curves import Curves, draw_curves
 
     panels, names = [], []
-    for table, title, _ in _heads(found):
+    for table, title, _ in _titled(shown):
         rows = view.rows(table)
         lines: dict[str, dict[str, dict[float, Summary]]] = {}
         for column in view.columns(table):
@@ -348,7 +211,7 @@ def _draw_shares(found: Sequence[Table], view: View, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run ``diptych table``; ``argv`` is what follows that word on the command line.
+    """Run ``diptych table``. ``argv`` holds the words after it on the command line.
 
     Raises:
         ConfigError: a file holds no results, or two runs cannot be told apart.
@@ -367,21 +230,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--shares", type=Path, metavar="FILE", help="draw metrics over the share of the labels, as PNG")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write every figure of every run")
     args = parser.parse_args(list(sys.argv[2:] if argv is None else argv))
-    runs = [read_run(given) for given in args.runs]
+    runs = [read_run(argument) for argument in args.runs]
     files = [run.file.resolve() for run in runs]
     if twice := [run.file for run in runs if files.count(run.file.resolve()) > 1]:
         raise ConfigError(f"'{twice[0]}' is given twice; give it once")
-    view, found = View(args.metrics, args.over_seeds), tables(runs)
-    found = [table for table in found if view.columns(table)]
-    if not found:
+    view = View(args.metrics, args.over_seeds)
+    shown = [table for table in tables(runs) if view.columns(table)]
+    if not shown:
         raise ConfigError(f"no metric fits --metrics {' '.join(args.metrics)}; write '*' to see them all")
-    text = page(found, view)
+    text = page(shown, view)
     writers: dict[str, Callable[[Path], object]] = {
         "markdown": lambda path: replace_text(path, text),
-        "latex": lambda path: replace_text(path, latex(found, view)),
-        "csv": lambda path: replace_text(path, _csv(found)),
-        "plot": lambda path: _draw(found, view, path),
-        "shares": lambda path: _draw_shares(found, view, path),
+        "latex": lambda path: replace_text(path, latex(shown, view)),
+        "csv": lambda path: replace_text(path, _csv(shown)),
+        "plot": lambda path: _draw(shown, view, path),
+        "shares": lambda path: _draw_shares(shown, view, path),
     }
     print(text, end="", flush=True)
     failed: list[str] = []
