@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from diptych.checks import check_number
 from diptych.errors import ConfigError
 from diptych.head import AlignmentHead
 from diptych.nn import functional as F
@@ -18,23 +19,23 @@ from diptych.types import Dims, Embedding, Features, Pairs
 __all__ = ["Cce", "CceEmbedding", "Source", "correlation_loss", "draw_patches", "patch_views"]
 
 Source = Literal["pixel", "ema", "detached"]
-"""The vectors whose correlations are the target; see :class:`Cce`."""
+"""The vectors whose correlations are the target, an argument of :class:`Cce`."""
 
 
 @dataclass(frozen=True)
 class CceEmbedding(Embedding):
-    """A panel as the term ``cce`` reads it. ``pooled`` is the tower's own; all other fields are None outside training."""
+    """A panel as the term ``cce`` reads it. ``pooled`` is the tower's own. All other fields are None outside training."""
 
     patches: Tensor | None = None
-    """``[B,R,E]`` patches, projected; image only."""
+    """``[B,R,E]``, image only: the projected patches."""
     places: Tensor | None = None
-    """``[B,R,2]`` row and column of each patch; image only."""
+    """``[B,R,2]``, image only: row and column of each patch."""
     views: Tensor | None = None
-    """``[B,R,Q]`` unit vectors whose dot products are the target; image only."""
+    """``[B,R,Q]``, image only: unit vectors whose dot products are the target."""
     words: Tensor | None = None
-    """``[B,N,E]`` words, projected; text only."""
+    """``[B,N,E]``, text only: the projected words."""
     word_mask: Tensor | None = None
-    """``[B,N]``, True at real words; text only."""
+    """``[B,N]``, text only: True at real words."""
 
 
 def patch_views(vectors: Tensor, centre: Literal["image", "patch"] = "image") -> Tensor:
@@ -42,6 +43,10 @@ def patch_views(vectors: Tensor, centre: Literal["image", "patch"] = "image") ->
 
     ``image`` subtracts the mean patch of each image. Without that, all cosines are near 1. ``patch`` subtracts each
     patch's own mean. The cosines are then correlations of texture, blind to brightness.
+
+    >>> patch_views(torch.tensor([[[1.0, 3.0], [3.0, 1.0]]]))
+    tensor([[[-0.7071,  0.7071],
+             [ 0.7071, -0.7071]]])
     """
     vectors = F.full(vectors)
     return F.unit(vectors - vectors.mean(1 if centre == "image" else 2, keepdim=True))
@@ -50,7 +55,7 @@ def patch_views(vectors: Tensor, centre: Literal["image", "patch"] = "image") ->
 def draw_patches(rows: Tensor, patches: int, share: float, step: int) -> Tensor:
     """Masks ``round(share * R)`` patches of each image, at least one and not all: ``[B,R]`` bool, True if masked.
 
-    The mask depends on the pair's row in the whole job's batch and on the step alone. No random generator is used. So the
+    The mask depends only on the step and on the pair's row in the whole job's batch. No random generator is used. So the
     mask is the same on any number of processes, and after a crash.
 
     >>> draw_patches(torch.tensor([0, 1]), patches=6, share=0.5, step=3).sum(1)
@@ -68,10 +73,10 @@ def draw_patches(rows: Tensor, patches: int, share: float, step: int) -> Tensor:
 
 
 def _mixed(x: Tensor) -> Tensor:
-    """A 64-bit mix of each number (splitmix64, Steele et al., OOPSLA 2014); int64 arithmetic wraps around."""
+    """A 64-bit mix of each number (splitmix64, Steele et al., OOPSLA 2014). int64 arithmetic wraps around."""
 
     def shifted(x: Tensor, bits: int) -> Tensor:
-        return (x >> bits) & ((1 << (64 - bits)) - 1)  # the sign is not dragged along
+        return (x >> bits) & ((1 << (64 - bits)) - 1)  # a logical shift: no copies of the sign
 
     x = x + (0x9E3779B97F4A7C15 - 2**64)
     x = (x ^ shifted(x, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
@@ -80,15 +85,20 @@ def _mixed(x: Tensor) -> Tensor:
 
 
 def correlation_loss(predicted: Tensor, views: Tensor, masked: Tensor, beta: float = 1.0) -> Tensor:
-    """Smooth L1 between predicted and target cosines, over pairs of different patches of which at least one is masked.
+    """Smooth L1 between predicted and target cosines.
 
-    ``mean over (p, q) of l(Z_p . Z_q - C*_pq)`` with ``l(d) = d^2 / (2 beta)`` up to ``beta``, ``|d| - beta/2`` beyond.
+    It is the mean of ``l(Z_p . Z_q - C*_pq)`` over pairs of different patches ``p`` and ``q``. At least one of the two is
+    masked. ``l(d)`` is ``d^2 / (2 beta)`` up to ``beta``, and ``|d| - beta/2`` beyond.
+
+    >>> views = torch.eye(2).unsqueeze(0)
+    >>> correlation_loss(views, views, torch.tensor([[True, False]]))
+    tensor(0.)
 
     Args:
         predicted: ``[B,R,E]``, ``Z`` before it is normalised.
         views: ``[B,R,Q]`` unit vectors, ``C* = views views'``.
         masked: ``[B,R]`` bool, equally many in each image.
-        beta: where the square ends.
+        beta: the difference at which the square ends.
     """
     with torch.autocast(predicted.device.type, enabled=False):
         z = F.unit(predicted)
@@ -103,8 +113,8 @@ class Cce(AlignmentHead[CceEmbedding]):
     """Cross-modal correlation exploration, the proxy task of PLACE (arXiv 2506.10573).
 
     A share of the patches is replaced by a mask token. In a predictor, every patch attends to the words of the report. The
-    cosines between the predicted patches should equal those between the patches themselves. Of a masked patch only its
-    place and the report are known.
+    cosines between the predicted patches should equal those between the patches themselves. For a masked patch, the
+    predictor knows only its place and the report.
 
     This head scores no pairs. Train it beside another head: ``pcma`` contains it, and ``composite`` adds it to any head.
     Outside training it costs nothing.
@@ -116,16 +126,16 @@ class Cce(AlignmentHead[CceEmbedding]):
 
     Args:
         dims: widths of the towers.
-        weight: of the term; 0 at the start, rising linearly over ``warmup``.
+        weight: of the term. It rises linearly from 0 over ``warmup``.
         source: inferred. The target vectors. ``pixel``: the image itself, which cannot collapse. ``detached``: the tower's
             patch vectors without gradient. ``ema``: these through a slowly moving copy of this term's own projection.
-        centre: inferred. What is taken off before the cosine, see :func:`patch_views`.
-        detail: inferred. ``pixel`` patches are resampled to so many pixels a side.
+        centre: inferred. Which mean is subtracted before the cosine, as in :func:`patch_views`.
+        detail: inferred. Pixels a side to which ``pixel`` patches are resampled.
         share: inferred. Of patches that are masked, in (0, 1).
         width: inferred. Of the predictor; a multiple of 4 and of ``heads``.
         layers: inferred. Cross-attention layers of the predictor.
         heads: inferred. Attention heads of the predictor.
-        beta: inferred. Where the smooth L1's square ends, above 0.
+        beta: inferred. The difference at which the square of smooth L1 ends, above 0.
         decay: inferred. Of the moving copy, for ``ema``.
         warmup: inferred. Share of all steps over which the weight rises, 0 to 1.
         control: whether ``cce_shuffled`` is computed; it costs a third of this term.
@@ -157,17 +167,15 @@ class Cce(AlignmentHead[CceEmbedding]):
         control: bool = True,
     ) -> None:
         super().__init__()
-        for name, value, fits, remedy in (
-            ("share", share, 0 < share < 1, "a share between 0 and 1"),
-            ("width", width, width > 0 and width % 4 == 0, "a multiple of 4"),
-            ("layers", layers, layers >= 1, "at least 1"),
-            ("detail", detail, detail >= 1, "at least 1"),
-            ("beta", beta, beta > 0, "a number above 0"),
-            ("decay", decay, 0 <= decay < 1, "a number from 0 to below 1"),
-            ("warmup", warmup, 0 <= warmup <= 1, "a share from 0 to 1"),
-        ):
-            if not fits:
-                raise ConfigError(f"head cce: {name} is {value}; give {remedy}")
+        check_number("head cce: share", share, above=0, below=1)
+        check_number("head cce: layers", layers, least=1, whole=True)
+        check_number("head cce: detail", detail, least=1, whole=True)
+        check_number("head cce: beta", beta, above=0)
+        check_number("head cce: decay", decay, least=0, below=1)
+        check_number("head cce: warmup", warmup, least=0, most=1)
+        check_number("head cce: width", width, least=4, whole=True)
+        if width % 4:
+            raise ConfigError(f"head cce: width is {width}; give a multiple of 4")
         self.weight = weight
         self.weights = {"cce": weight, **({"cce_shuffled": 0.0} if control else {})}
         self.source, self.centre, self.detail = source, centre, detail
@@ -227,7 +235,7 @@ class Cce(AlignmentHead[CceEmbedding]):
         return CceEmbedding(pooled, words=self.word_norm(self.words(text.tokens)), word_mask=text.mask)
 
     def terms(self, image: CceEmbedding, text: CceEmbedding, rows: Tensor) -> dict[str, Tensor]:
-        """``cce`` and ``cce_shuffled`` of this process's pairs, whose rows in the job's batch are ``rows`` ``[B]``."""
+        """``cce`` and ``cce_shuffled`` of this process's pairs. ``rows`` ``[B]`` are their rows in the job's batch."""
         if image.patches is None or image.places is None or image.views is None or text.words is None:
             return {}  # evaluation keeps none of this
         patches, views, words = image.patches, image.views, text.words
@@ -237,11 +245,8 @@ class Cce(AlignmentHead[CceEmbedding]):
         x = x + F.sine_code(image.places, x.shape[-1])
         terms = {"cce": correlation_loss(self._predict(x, words, text.word_mask), views, masked, self.beta)}
         if "cce_shuffled" in self.weights:
-            place = torch.arange(len(rows), device=rows.device)
-            other = (place ^ 1) % (
-                len(rows) + len(rows) % 2
-            )  # neighbours, so of one process; the odd one takes the first
-            other = torch.where(other < len(rows), other, 0)
+            other = torch.arange(len(rows), device=rows.device) ^ 1  # neighbours exchange their reports
+            other = torch.where(other < len(rows), other, 0)  # an odd one out takes the first
             with torch.no_grad():
                 shuffled = self._predict(x, words[other], text.word_mask[other])
                 terms["cce_shuffled"] = correlation_loss(shuffled, views, masked, self.beta)
@@ -262,5 +267,5 @@ class Cce(AlignmentHead[CceEmbedding]):
         raise ConfigError("the head cce scores no pair; train it beside one, as composite: heads: [global, cce]")
 
     def losses(self, here: Pairs[CceEmbedding], world: Pairs[CceEmbedding]) -> dict[str, Tensor]:
-        """``cce`` and ``cce_shuffled``; none outside training."""
+        """``cce`` and ``cce_shuffled``, or no terms outside training."""
         return self.terms(here.image, here.text, here.targets)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from diptych.checks import check_number
 from diptych.errors import ConfigError
 from diptych.head import AlignmentHead, Extracts, Grounds, HeadFactory, Observes, ScoresMatchings, WeighsWords
 from diptych.types import Dims, Embedding, Features, Pairs
@@ -26,11 +27,10 @@ class MemberEmbeddings(Embedding):
 
 
 class Composite(AlignmentHead[MemberEmbeddings]):
-    """Heads side by side: the loss is the weighted sum of theirs, the score the weighted mean of theirs.
+    """Heads side by side. The loss is the weighted sum of their losses, and the score is the weighted mean of their scores.
 
-    Each keeps its own projections and temperature. A head that ranks nothing, as ``cce``, takes part in the loss only.
-    Terms are named ``<head>.<term>``. Each further method, as ``heatmap``, is that of the first member that has it. Where
-    none has it, the composite does not have it either.
+    Each member keeps its own projections and temperature. A member that ranks nothing, as ``cce``, takes part in the loss
+    only. Terms are named ``<head>.<term>``. A further method, as ``heatmap``, is that of the first member that has it.
 
     Args:
         dims: widths of the towers.
@@ -53,10 +53,12 @@ class Composite(AlignmentHead[MemberEmbeddings]):
     def __init__(self, dims: Dims, *, heads: list[HeadFactory], shares: list[float] | None = None) -> None:
         super().__init__()
         shares = [1.0] * len(heads) if shares is None else shares
-        if len(shares) != len(heads) or any(share <= 0 for share in shares):
+        if len(shares) != len(heads):
             raise ConfigError(
                 f"head composite: shares is {shares}; give one number above 0 for each of {len(heads)} heads"
             )
+        for place, share in enumerate(shares):
+            check_number(f"head composite: shares[{place}]", share, above=0)
         self.members = nn.ModuleDict()
         self.shares: dict[str, float] = {}
         for build, share in zip(heads, shares, strict=True):
@@ -71,7 +73,7 @@ class Composite(AlignmentHead[MemberEmbeddings]):
             raise ConfigError(
                 f"head composite: none of {list(self.members)} scores pairs; add one that does, as global"
             )
-        # Of this combination, not of the class.
+        # These belong to this combination, not to the class.
         self.needs = frozenset[str]().union(*(head.needs for head in self._heads.values()))
         self.wants = frozenset[str]().union(*(head.wants for head in self._heads.values())) - self.needs
         self.gathers = frozenset(
@@ -80,7 +82,7 @@ class Composite(AlignmentHead[MemberEmbeddings]):
             for panel, field in (declared.split(".", 1) for declared in head.gathers)
         )
         self.weighs_words = False
-        for name, head in reversed(list(self._heads.items())):  # the first member is asked: it is set last
+        for name, head in reversed(list(self._heads.items())):  # reversed: the first member is set last, and stays
             if isinstance(head, Grounds):
                 self.heatmap = partial(_answer, head.heatmap, name)
             if isinstance(head, Observes):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych import distributed
-from diptych.errors import ConfigError
+from diptych.checks import check_number
 from diptych.head import ScaledHead
 from diptych.nn import functional as F
 from diptych.types import Dims, Embedding, Features, Pairs
@@ -19,15 +19,15 @@ __all__ = ["Global"]
 class Global(ScaledHead[Embedding]):
     """Instance alignment: the cosine of the pooled vectors (ConVIRT, arXiv 2010.00747; CLIP, arXiv 2103.00020).
 
-    ``infonce`` tells each image's report from all others of the whole batch and the reverse; ``sigmoid`` judges each
-    pair by itself (SigLIP, arXiv 2303.15343) with a learned bias, which starts at -10.
+    ``infonce`` contrasts each image's report with all reports of the whole batch, and each report's image with all images.
+    ``sigmoid`` judges each pair by itself (SigLIP, arXiv 2303.15343). It has a learned bias, which starts at -10.
 
     Args:
         dims: widths of the towers.
         width: of the shared space; 512 in CLIP's and ConVIRT's ResNet-50.
         loss: ``infonce`` or ``sigmoid``.
-        temperature: start of the learned temperature, above 0. Left out, 0.07 for ``infonce`` (CLIP) and 0.1 for
-            ``sigmoid`` (SigLIP).
+        temperature: start of the learned temperature, 0.01 or more. Left out, it is 0.07 for ``infonce`` (CLIP) and 0.1
+            for ``sigmoid`` (SigLIP).
         learn_temperature: False keeps it fixed, as ConVIRT does at 0.1.
         image_weight: share of the image-to-text direction in ``infonce``, 0 to 1; 0.75 in ConVIRT, 0.5 in CLIP.
         projection: ``linear`` (CLIP) or ``mlp``, two layers with a ReLU between them (ConVIRT).
@@ -53,12 +53,8 @@ class Global(ScaledHead[Embedding]):
         super().__init__()
         if temperature is None:
             temperature = 0.07 if loss == "infonce" else 0.1
-        if temperature < 0.01:
-            raise ConfigError(
-                f"head global: temperature is {temperature}; give at least 0.01 (the scale is held to 100)"
-            )
-        if not 0 <= image_weight <= 1:
-            raise ConfigError(f"head global: image_weight is {image_weight}; give a share from 0 to 1")
+        check_number("head global: temperature", temperature, least=0.01)
+        check_number("head global: image_weight", image_weight, least=0, most=1)
         self.weights = {"global": 1.0}
         self.loss = loss
         self.image_weight = image_weight

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from diptych import distributed
-from diptych.errors import ConfigError
+from diptych.checks import check_number
 from diptych.nn import functional as F
 from diptych.types import Dims, Pairs, TokenEmbedding
 from diptych_heads.equations import local_pooling as equations
@@ -17,31 +17,35 @@ __all__ = ["LocalPooling"]
 
 
 class LocalPooling(TokenHead):
-    """Attention-pooled matchings of words and regions (GLoRIA, ICCV 2021); the equations are at ``local_scores``.
+    """Attention-pooled matchings of words and regions (GLoRIA, ICCV 2021).
 
-    Two terms, ``global`` and ``local``, are InfoNCE over the whole batch: of ``scale`` times the cosine of the pooled
-    vectors, and of ``scale * word_scale`` times the local score, for ``logsumexp`` the published
-    ``10 log sum_w exp(5 m_w)``.
+    Each word attends to the regions of an image. Its matching is the cosine of the word and what it attends to. The
+    matchings of a report are pooled to the local score of the pair. The equations are those of
+    ``diptych_heads.equations.local_pooling.local_scores``.
 
-    Evaluation ranks by the plain mean of the two scores that are trained, without those factors: the cosine and
-    ``1/5 log sum_w exp(5 m_w)``, whose spread is that of a cosine. The sum over words favours longer reports by
-    ``1/5 log N``, in the loss as in evaluation; it is the same for every image, so a ranking of images for one text never
-    sees it. The publication takes the mean of z-scores over the test set instead, which makes a score depend on the other
-    rows; that is left out.
+    There are two terms. Both are InfoNCE over the whole batch. ``global`` contrasts ``scale`` times the cosine of the
+    pooled vectors. ``local`` contrasts ``scale * word_scale`` times the local score. For ``logsumexp`` that is the
+    published ``10 log sum_w exp(5 m_w)``.
+
+    Evaluation ranks by the mean of the cosine and the local score, without these factors. The publication takes the mean of
+    z-scores over the test set instead. A score then depends on the other rows, so this head does not do it.
+
+    ``logsumexp`` favours long reports: ``N`` words add ``1/5 log N``, in the loss and in evaluation. That is the same for
+    every image, so a ranking of images for one text is not affected.
 
     Args:
         dims: widths of the towers.
         width: of the shared space; 768 in GLoRIA.
         pooling: ``logsumexp`` (GLoRIA), ``mean``, or ``max`` (FILIP, arXiv 2111.07783, which uses no attention).
         scale: factor on the scores of both terms, above 0 and up to 100; 10 in GLoRIA.
-        learn_scale: True learns it from there, clamped at 100; GLoRIA keeps it fixed.
+        learn_scale: True learns ``scale``, up to 100. GLoRIA keeps it fixed.
         region_scale: sharpness of a word's attention over the regions, in (0, 20]; 4 in GLoRIA.
         word_scale: sharpness of ``logsumexp`` and further factor of the local term, above 0; 5 in GLoRIA.
         global_weight: weight of the ``global`` term.
         local_weight: weight of the ``local`` term.
-        byte_budget: bytes of grids kept for backward, the rest being recomputed, which takes the term about 1.4 times as
-            long. A grid takes 8 bytes for each image, region, report and word in float32: 0.7 GiB for 64 pairs of 60
-            words with 19x19 regions.
+        byte_budget: bytes of grids kept for backward. What does not fit is recomputed, and the term then takes about 1.4
+            times as long. In float32 a grid takes 8 bytes for each image, region, report and word. That is 0.7 GiB for
+            64 pairs of 60 words with 19x19 regions.
 
     Raises:
         ConfigError: a value out of its range.
@@ -63,12 +67,10 @@ class LocalPooling(TokenHead):
         local_weight: float = 1.0,
         byte_budget: int = 2**30,
     ) -> None:
-        limits = {"scale": (scale, 100), "region_scale": (region_scale, 20), "word_scale": (word_scale, 100)}
-        for name, (value, limit) in limits.items():
-            if not 0 < value <= limit:
-                raise ConfigError(f"head local_pooling: {name} is {value}; give a number above 0 and up to {limit}")
-        if byte_budget < 0:
-            raise ConfigError(f"head local_pooling: byte_budget is {byte_budget}; give a number of bytes, 0 or more")
+        check_number("head local_pooling: scale", scale, above=0, most=100)
+        check_number("head local_pooling: region_scale", region_scale, above=0, most=20)
+        check_number("head local_pooling: word_scale", word_scale, above=0, most=100)
+        check_number("head local_pooling: byte_budget", byte_budget, least=0, whole=True)
         super().__init__(dims, width, F.LogitScale(1 / scale, learn=learn_scale))
         self.weights = {"global": global_weight, "local": local_weight}
         self.pooling = pooling
@@ -91,7 +93,7 @@ class LocalPooling(TokenHead):
         }
 
     def heatmap(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
-        """Attention ``[B,N_words,N_regions]`` of each word over its own image; a padded word's is zero."""
+        """Attention ``[B,N_words,N_regions]`` of each word over its own image. A padded word's is zero."""
         return equations.region_attention(image.tokens, text.tokens, text.mask, self.region_scale)
 
     def local_scores(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych import distributed
+from diptych.checks import check_number
 from diptych.errors import ConfigError
 from diptych.head import ScaledHead
 from diptych.nn import functional as F
@@ -22,16 +23,21 @@ __all__ = ["MGCA", "AttendedEmbedding", "assign", "clipped_shares", "swapped_pre
 
 
 def clipped_shares(attention: Tensor, mask: Tensor, low: float, high: float) -> Tensor:
-    """Weights of tokens: attention clipped to two quantiles of its own real tokens, then made to sum to 1.
+    """Weights of tokens: attention clipped to two of its quantiles, and made to sum to 1.
+
+    The quantiles are over the real tokens of one report, or of one image.
+
+    >>> clipped_shares(torch.tensor([[0.0, 1.0, 3.0]]), torch.ones(1, 3, dtype=torch.bool), 0.0, 0.5)
+    tensor([[0.0000, 0.5000, 0.5000]])
 
     Args:
         attention: ``[B,N]``, 0 or more.
         mask: ``[B,N]``, True at real tokens.
-        low: the lower quantile, 0 to 1; 0.1 in MGCA. Between two values it is interpolated.
+        low: the lower quantile, 0 to 1; 0.1 in MGCA. It is interpolated between two values.
         high: the upper quantile; 0.9 in MGCA.
 
     Returns:
-        ``[B,N]``, zero at padding, and everywhere where nothing is real.
+        ``[B,N]``, zero at padding. A row without real tokens is all zeros.
     """
     ordered = attention.masked_fill(~mask, torch.inf).sort(dim=1).values
     last = (mask.sum(1, keepdim=True) - 1).clamp_min(0)  # [B,1]
@@ -55,22 +61,24 @@ def attend(queries: Tensor, keys: Tensor, key_mask: Tensor, temperature: float) 
 def token_loss(
     queries: Tensor, query_mask: Tensor, keys: Tensor, key_mask: Tensor, weights: Tensor, temperature: float
 ) -> Tensor:
-    """Each token finds what it attended to among the other tokens of its own panel (MGCA, eq. 4-7).
+    """InfoNCE inside each pair: between the tokens of one panel and their contexts in the other (MGCA, eq. 4-7).
 
-    With ``x_n = unit(sum_m attend(q, k)_nm k_m)`` and logits ``l_nn' = q_n . x_n' / temperature``:
-    ``mean_b sum_n w_n (CE(l_n., n) + CE(l_.n, n)) / 2``. Padding is in no soft-max, on neither axis.
+    The context of token ``n`` is the mean of the keys that it attends to, ``x_n = unit(sum_m attend(q, k)_nm k_m)``. The
+    token and its own context are a positive. The contexts of the pair's other tokens are its negatives. With logits
+    ``l_nn' = q_n . x_n' / temperature`` the loss is ``mean_b sum_n w_n (CE(l_n., n) + CE(l_.n, n)) / 2``. Padding is in no
+    soft-max.
 
     Args:
-        queries: ``[B,N,E]`` unit vectors, zero at padding: words, or regions in the mirrored term.
+        queries: ``[B,N,E]`` unit vectors, zero at padding. They are words, or regions in the mirrored term.
         query_mask: ``[B,N]``, True at real tokens.
-        keys: ``[B,M,E]`` unit vectors, zero at padding: of the other panel of the same pairs.
+        keys: ``[B,M,E]`` unit vectors of the pairs' other panel, zero at padding.
         key_mask: ``[B,M]``
         weights: ``[B,N]``, zero at padding.
         temperature: of the attention and of the logits; 0.1 in MGCA.
     """
     contexts = F.unit(attend(queries, keys, key_mask, temperature) @ keys)
     logits = queries @ contexts.transpose(1, 2) / temperature  # [B,N,N]
-    lowest = torch.finfo(logits.dtype).min  # finite: a row without any real token is no NaN, and weighs nothing
+    lowest = torch.finfo(logits.dtype).min  # finite, so that a row without real tokens is no NaN
     over_contexts = logits.masked_fill(~query_mask.unsqueeze(1), lowest).logsumexp(2)
     over_queries = logits.masked_fill(~query_mask.unsqueeze(2), lowest).logsumexp(1)
     losses = (over_contexts + over_queries) / 2 - logits.diagonal(dim1=1, dim2=2)  # [B,N]
@@ -79,14 +87,19 @@ def token_loss(
 
 @torch.no_grad()
 def assign(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Codes of the whole batch that use all prototypes alike (Sinkhorn-Knopp; SwAV, arXiv 2006.09882, sec. 3.1).
+    """Soft assignments of pairs to prototypes, called codes (Sinkhorn-Knopp; SwAV, arXiv 2006.09882, sec. 3.1).
 
-    From ``exp(scores / epsilon)``, by turns each prototype's sum over all pairs of all processes and each pair's sum over
-    the prototypes are made equal; constant factors cancel.
+    Over the whole batch, all prototypes are used equally. The codes start as ``exp(scores / epsilon)``. Each iteration
+    normalises twice. First each prototype's sum over the pairs of all processes is made equal. Then each pair's sum over
+    the prototypes is made 1.
+
+    >>> assign(torch.tensor([[0.9, 0.1], [0.8, 0.1]]), epsilon=0.5, iterations=50)  # both pairs prefer the first prototype
+    tensor([[0.5250, 0.4750],
+            [0.4750, 0.5250]])
 
     Args:
         scores: ``[...,B,K]`` cosines of this process's pairs and the prototypes.
-        epsilon: the smaller, the harder the codes; 0.05 in MGCA.
+        epsilon: the smaller it is, the harder the codes; 0.05 in MGCA.
         iterations: 3 in MGCA.
 
     Returns:
@@ -100,7 +113,7 @@ def assign(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
 
 
 def swapped_prediction(scores: Tensor, codes: Tensor, temperature: float) -> Tensor:
-    """Each panel predicts the other's code (MGCA, eq. 8-10; SwAV).
+    """Cross-entropy of each panel's prediction with the other panel's code (MGCA, eq. 8-10; SwAV).
 
     Args:
         scores: ``[2,B,K]`` cosines of images and of texts with the prototypes.
@@ -115,7 +128,7 @@ def swapped_prediction(scores: Tensor, codes: Tensor, temperature: float) -> Ten
 
 @dataclass(frozen=True)
 class AttendedEmbedding(TokenEmbedding):
-    """A panel with its tokens and ``attention`` ``[B,N]``, by which the token term weighs them."""
+    """A panel with its tokens, and with ``attention`` ``[B,N]``: the token term's weights come from it."""
 
     attention: Tensor
 
@@ -123,19 +136,23 @@ class AttendedEmbedding(TokenEmbedding):
 class MGCA(ScaledHead[AttendedEmbedding]):
     """Multi-granularity cross-modal alignment (MGCA, arXiv 2210.06044, NeurIPS 2022).
 
-    Three terms. ``instance``: InfoNCE of whole images and whole reports, the two directions summed. ``token``: inside a
-    pair, each word finds the regions that it attended to among those of the report's other words, and the mirrored term
-    for regions; see :func:`token_loss`. Tokens weigh as much as their tower's class token attends to them, regions of a
-    tower without one (a CNN) all alike. ``prototype``: clusters shared by both panels, where the image's predicts the
-    report's and the reverse; see :func:`assign` and :func:`swapped_prediction`.
+    The head has three terms:
 
-    Three things differ from the published code on purpose: padded words are in no denominator and in no batch statistics;
-    the contexts of regions are L2-normalised whatever the image tower (there, only a CNN's); statistics, negatives and
-    codes are the whole job's. Prototypes are normalised where they are used rather than rewritten after each step:
-    the same function, of which the optimiser sees the gradient along the sphere. In the first epochs they stand still
-    by a gradient of zero.
+    * ``instance`` is InfoNCE of whole images and whole reports. Both directions are summed.
+    * ``token`` is InfoNCE inside a pair (:func:`token_loss`). Each word is contrasted with the contexts of its report's
+      words. A context is what a word attends to in the image. The mirrored term does the same for regions. A token's weight
+      is the attention that its tower's class token pays to it. Regions of a tower without class token (a CNN) weigh alike.
+    * ``prototype`` clusters both panels by the same prototypes. Each image predicts the cluster of its report, and each
+      report that of its image (:func:`assign`, :func:`swapped_prediction`).
 
     Evaluation ranks by the cosine of the pooled vectors, as published.
+
+    Three things differ from the published code on purpose. Padded words are in no denominator and in no batch statistics.
+    The contexts of regions are always L2-normalised; there, only those of a CNN are. Statistics, negatives and codes are
+    those of the whole job, not of one GPU.
+
+    Prototypes are normalised where they are used. The published code rewrites them after each step instead. The function
+    is the same, and the optimiser sees the gradient along the sphere. In the first epochs their gradient is zero.
 
     Args:
         dims: widths of the towers.
@@ -144,13 +161,14 @@ class MGCA(ScaledHead[AttendedEmbedding]):
         temperature: of the instance term, from 0.01; 0.07 in MGCA.
         learn_temperature: True learns it from there; MGCA keeps it fixed.
         token_temperature: of the token term's attention and logits, from 0.01; 0.1 in MGCA.
-        low_quantile: attention below this quantile of a report's words (an image's regions) is raised to it; 0.1.
-        high_quantile: attention above this quantile is lowered to it; 0.9.
+        low_quantile: attention below this quantile of the report's words, or of the image's regions, is raised to it; 0.1
+            in MGCA.
+        high_quantile: attention above this quantile is lowered to it; 0.9 in MGCA.
         prototypes: how many there are; 500 in MGCA.
         prototype_temperature: of the predicted codes, from 0.01; 0.2 in MGCA.
         epsilon: of the Sinkhorn iterations, from 0.02; 0.05 in MGCA.
         sinkhorn_iterations: at least 1; 3 in MGCA.
-        frozen_epochs: for how many epochs the prototypes stand still; 1 in MGCA.
+        frozen_epochs: number of first epochs in which the prototypes do not change; 1 in MGCA.
         instance_weight: weight of the ``instance`` term.
         token_weight: weight of the ``token`` term.
         prototype_weight: weight of the ``prototype`` term.
@@ -185,22 +203,15 @@ class MGCA(ScaledHead[AttendedEmbedding]):
         prototype_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        least = {
-            "temperature": (temperature, 0.01),
-            "token_temperature": (token_temperature, 0.01),
-            "prototype_temperature": (prototype_temperature, 0.01),
-            "epsilon": (epsilon, 0.02),  # exp(-2 / epsilon) must be above the smallest float32
-            "prototypes": (prototypes, 2),
-            "sinkhorn_iterations": (sinkhorn_iterations, 1),
-            "frozen_epochs": (frozen_epochs, 0),
-        }
-        for name, (value, limit) in least.items():
-            if value < limit:
-                raise ConfigError(f"head mgca: {name} is {value}; give at least {limit}")
-        if not 0 <= low_quantile <= high_quantile <= 1:
-            raise ConfigError(
-                f"head mgca: low_quantile is {low_quantile} and high_quantile {high_quantile}; give 0 to 1, in this order"
-            )
+        check_number("head mgca: temperature", temperature, least=0.01)
+        check_number("head mgca: token_temperature", token_temperature, least=0.01)
+        check_number("head mgca: prototype_temperature", prototype_temperature, least=0.01)
+        check_number("head mgca: epsilon", epsilon, least=0.02)  # exp(-2 / epsilon) must be above the smallest float32
+        check_number("head mgca: prototypes", prototypes, least=2, whole=True)
+        check_number("head mgca: sinkhorn_iterations", sinkhorn_iterations, least=1, whole=True)
+        check_number("head mgca: frozen_epochs", frozen_epochs, least=0, whole=True)
+        check_number("head mgca: low_quantile", low_quantile, least=0, most=1)
+        check_number("head mgca: high_quantile", high_quantile, least=low_quantile, most=1)
         self.weights = {"instance": instance_weight, "token": token_weight, "prototype": prototype_weight}
         self.token_temperature = token_temperature
         self.quantiles = low_quantile, high_quantile
@@ -221,7 +232,7 @@ class MGCA(ScaledHead[AttendedEmbedding]):
         self.epoch = epoch
 
     def embed_image(self, image: Features) -> AttendedEmbedding:
-        """``pooled`` ``[I,E]`` and ``tokens`` ``[I,N,E]``: regions, which all are real."""
+        """``pooled`` ``[I,E]`` and ``tokens`` ``[I,N,E]``: regions, all of which are real."""
         tokens = F.unit(self.region_projection(image.tokens))
         attention = image.attention
         if attention is None:
@@ -229,7 +240,7 @@ class MGCA(ScaledHead[AttendedEmbedding]):
         return AttendedEmbedding(F.unit(self.image_projection(image.pooled)), tokens, image.mask, attention)
 
     def embed_text(self, text: Features) -> AttendedEmbedding:
-        """``pooled`` ``[T,E]`` and ``tokens`` ``[T,N,E]``: words, zero at padding.
+        """``pooled`` ``[T,E]`` and ``tokens`` ``[T,N,E]``: words. A padded word is zero.
 
         Raises:
             ConfigError: the text tower was not asked for its attention.
@@ -244,7 +255,7 @@ class MGCA(ScaledHead[AttendedEmbedding]):
         return F.dot_products(image.pooled, text.pooled)
 
     def losses(self, here: Pairs[AttendedEmbedding], world: Pairs[AttendedEmbedding]) -> dict[str, Tensor]:
-        """``instance`` over all ``B * W`` pairs, each scored once over the job; ``token`` and ``prototype`` over one's own."""
+        """``instance`` over all ``B * W`` pairs, each scored once over the job. The others are over this process's pairs."""
         logits = self.scale() * self.similarity(here.image, world.text)  # [B,B*W]
         prototypes = F.unit(self.prototypes)
         if self.epoch < self.frozen_epochs:
@@ -269,16 +280,16 @@ class MGCA(ScaledHead[AttendedEmbedding]):
             )
 
     def heatmap(self, image: AttendedEmbedding, text: AttendedEmbedding) -> Tensor:
-        """Attention ``[B,N_words,N_regions]`` of each word over its own image; a padded word's is zero."""
+        """Attention ``[B,N_words,N_regions]`` of each word over its own image. A padded word's is zero."""
         with torch.autocast(image.tokens.device.type, enabled=False):
             attention = attend(text.tokens, image.tokens, image.mask, self.token_temperature)
         return attention.masked_fill(~text.mask.unsqueeze(-1), 0.0)
 
 
 class _Projection(nn.Module):
-    """Two layers, each with batch normalisation of the real rows over the whole job; the last one has no scale and shift.
+    """Two linear layers, each with batch normalisation over the real rows of the whole job.
 
-    The linear layers have no bias: batch normalisation takes any constant off.
+    The last normalisation has no scale and no shift. The linear layers have no bias, for the normalisation would remove it.
     """
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
@@ -289,7 +300,7 @@ class _Projection(nn.Module):
         self.outer_norm = GlobalBatchNorm(outputs, affine=False)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``[...,inputs]`` to ``[...,outputs]``; rows outside ``mask`` ``[...]`` enter no statistics."""
+        """``[...,inputs]`` to ``[...,outputs]``. Rows outside ``mask`` ``[...]`` enter no statistics."""
         y: Tensor = self.inner_norm(self.inner(x), mask).relu()
         normalised: Tensor = self.outer_norm(self.outer(y), mask)
         return normalised

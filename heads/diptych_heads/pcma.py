@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych import distributed
-from diptych.errors import ConfigError
+from diptych.checks import check_number
 from diptych.head import ScaledHead
 from diptych.nn import functional as F
 from diptych.nn.layers import Extractor
@@ -39,13 +39,13 @@ class Observations(TokenEmbedding):
     attention: Tensor | None = None
     """``[I,K,R]``, image only: where each query looks, summing to 1 over the regions."""
     sentence_hash: Tensor | None = None
-    """``[T,M]`` int64, text only: equal for equal sentences; -1 where there is none."""
+    """``[T,M]`` int64, text only: equal for equal sentences, -1 where there is none."""
     slots: Tensor | None = None
-    """``[T,N]`` int64, text only: which T-POR a word belongs to; -1 for a word of a dropped sentence and at padding."""
+    """``[T,N]`` int64, text only: the T-POR that a word belongs to. -1 for words of dropped sentences and at padding."""
     real_words: Tensor | None = None
     """``[T,N]`` bool, text only."""
     cce: CceEmbedding | None = None
-    """What the term ``cce`` reads; None outside training, and where the head is without this term."""
+    """What the term ``cce`` reads. None outside training, and in a head without this term."""
 
 
 class Pcma(ScaledHead[Observations]):
@@ -59,37 +59,37 @@ class Pcma(ScaledHead[Observations]):
     sentences of their matchings (``pair_scores``). ``intra``: the same inside a report (``intra_loss``). Unless ``cce`` is
     0, those of :class:`diptych_heads.cce.Cce` are added.
 
-    **Inferred.** The publication's abstract tells of the extractor with query tokens, the observations of both panels,
-    their alignment, and the proxy task. The form of all of these is a reconstruction, and so is every argument except
-    ``width``. Do not expect the publication's figures from it.
+    **Inferred.** The publication's abstract names four things: the extractor with query tokens, the observations of both
+    panels, their alignment, and the proxy task. The form of all four is a reconstruction. So is every argument except
+    ``width``. Do not expect the publication's figures.
 
     Args:
         dims: widths of the towers.
         width: of the shared space.
         queries: inferred. ``K``, the observations of an image.
         layers: inferred. Decoder layers of the extractor.
-        heads: inferred. Attention heads of the extractor, dividing ``width``.
-        text_queries: inferred. 0: an observation a sentence, the mean of its words through two layers. Otherwise so many
-            queries extract the observations of a report from its words, and sentences play no part.
+        heads: inferred. Attention heads of the extractor. They must divide ``width``.
+        text_queries: inferred. With 0 each sentence is an observation: the mean of its words, through two layers. Otherwise
+            this many queries extract a report's observations from its words, without regard to sentences.
         least_words: inferred. Sentences of fewer words are dropped.
-        matching: inferred. ``soft``, ``hungarian``, ``sinkhorn`` or ``max``; see ``match_weights``. ``hungarian``
-            solves each pair on the CPU and is for small batches.
+        matching: inferred. ``soft``, ``hungarian``, ``sinkhorn`` or ``max``, as in ``match_weights``. ``hungarian`` solves
+            each pair on the CPU. It is for small batches.
         softness: inferred. Temperature of ``soft``, above 0.
         epsilon: inferred. Entropy of ``sinkhorn``, above 0.
-        rounds: inferred. Of ``sinkhorn``.
+        rounds: inferred. Iterations of ``sinkhorn``.
         temperature: inferred. Of all contrasts at the start, at least 0.01.
-        learn_temperature: inferred. False keeps it.
+        learn_temperature: inferred. False keeps it fixed.
         mask_sentences: inferred. A sentence of the image's own report is no negative, whichever report holds it.
         local_score: inferred. Evaluation ranks by the cosine of the pooled vectors; True by the mean of it and ``S``.
         global_weight: weight of ``global``.
         inter_weight: weight of ``inter``.
         intra_weight: weight of ``intra``.
-        cce: weight of ``cce`` after its warm-up; 0 leaves the exploration of correlations out. Its own settings are at
-            :class:`diptych_heads.cce.Cce`; for others than these three, use ``composite`` with ``cce: 0`` here.
+        cce: weight of the term ``cce`` after its warm-up. 0 leaves the term out. Three of its settings are arguments here.
+            For the others use ``composite`` of this head, with ``cce: 0``, and :class:`diptych_heads.cce.Cce`.
         cce_source: inferred. ``pixel``, ``ema`` or ``detached``.
         cce_layers: inferred. Layers of the predictor.
         cce_warmup: inferred. Share of all steps over which its weight rises.
-        byte_budget: bytes of matchings kept for backward, the rest being recomputed.
+        byte_budget: bytes of matchings kept for backward. What does not fit is recomputed.
 
     Raises:
         ConfigError: a value out of its range.
@@ -127,20 +127,16 @@ class Pcma(ScaledHead[Observations]):
         byte_budget: int = 2**30,
     ) -> None:
         super().__init__()
-        for name, value, fits, remedy in (
-            ("queries", queries, queries >= 1, "at least 1"),
-            ("layers", layers, layers >= 1, "at least 1"),
-            ("text_queries", text_queries, text_queries >= 0, "0 or more"),
-            ("least_words", least_words, least_words >= 1, "at least 1"),
-            ("rounds", rounds, rounds >= 1, "at least 1"),
-            ("softness", softness, softness >= 0.01, "at least 0.01"),
-            ("epsilon", epsilon, epsilon >= 0.01, "at least 0.01"),
-            ("temperature", temperature, temperature >= 0.01, "at least 0.01 (the scale is held to 100)"),
-            ("cce", cce, cce >= 0, "a weight, 0 for none"),
-            ("byte_budget", byte_budget, byte_budget >= 0, "a number of bytes, 0 or more"),
-        ):
-            if not fits:
-                raise ConfigError(f"head pcma: {name} is {value}; give {remedy}")
+        check_number("head pcma: queries", queries, least=1, whole=True)
+        check_number("head pcma: layers", layers, least=1, whole=True)
+        check_number("head pcma: text_queries", text_queries, least=0, whole=True)
+        check_number("head pcma: least_words", least_words, least=1, whole=True)
+        check_number("head pcma: rounds", rounds, least=1, whole=True)
+        check_number("head pcma: softness", softness, least=0.01)
+        check_number("head pcma: epsilon", epsilon, least=0.01)
+        check_number("head pcma: temperature", temperature, least=0.01)
+        check_number("head pcma: cce", cce, least=0, remedy="a weight above 0, or 0 for none")
+        check_number("head pcma: byte_budget", byte_budget, least=0, whole=True)
         self.rule = MatchingRule(matching, softness, epsilon, rounds)
         self.least_words, self.mask_sentences, self.local_score = least_words, mask_sentences, local_score
         self.byte_budget = byte_budget
@@ -183,21 +179,21 @@ class Pcma(ScaledHead[Observations]):
         """``pooled`` ``[T,E]`` and ``tokens`` ``[T,M,E]`` (T-PORs), zero at padding."""
         if self.text_extractor is not None:
             tokens, attention = self.text_extractor(text.tokens, text.mask)
-            taken = text.mask.any(1, keepdim=True).expand(tokens.shape[:2])
+            real = text.mask.any(1, keepdim=True).expand(tokens.shape[:2])
             hashes = torch.full(tokens.shape[:2], -1, dtype=torch.int64, device=tokens.device)
             slots = attention.argmax(1).masked_fill(~text.mask, -1)
         else:
             assert self.sentence_projection is not None  # one of the two
-            slots, taken, hashes = sentence_slots(text, self.least_words)
+            slots, real, hashes = sentence_slots(text, self.least_words)
             with torch.autocast(slots.device.type, enabled=False):
                 words = F.full(text.tokens)
-                members = (slots.unsqueeze(1) == torch.arange(taken.shape[1], device=slots.device)[:, None]).to(words)
+                members = (slots.unsqueeze(1) == torch.arange(real.shape[1], device=slots.device)[:, None]).to(words)
                 means = members @ words / members.sum(2, keepdim=True).clamp_min(1)  # [T,M,D]
             tokens = self.sentence_projection(means)
         return Observations(
             F.unit(self.text_projection(text.pooled)),
-            tokens=F.unit(tokens, taken),
-            mask=taken,
+            tokens=F.unit(tokens, real),
+            mask=real,
             sentence_hash=hashes,
             slots=slots,
             real_words=text.mask,
@@ -216,7 +212,7 @@ class Pcma(ScaledHead[Observations]):
         return pair_scores(image.tokens, text.tokens, text.mask, rule=self.rule, byte_budget=self.byte_budget)[0]
 
     def losses(self, here: Pairs[Observations], world: Pairs[Observations]) -> dict[str, Tensor]:
-        """``global`` and ``inter`` over all ``B * W`` pairs, each scored once over the job; ``intra``; ``cce``."""
+        """``global`` and ``inter`` over all ``B * W`` pairs, each scored once over the job. ``intra`` and ``cce``."""
         scale = self.scale()
         text = world.text
         pooled = scale * F.dot_products(here.image.pooled, text.pooled)  # [B,B*W]
@@ -244,23 +240,23 @@ class Pcma(ScaledHead[Observations]):
     def heatmap(self, image: Observations, text: Observations) -> Tensor:
         """Attention ``[B,N_words,N_regions]`` of the queries that match the word's sentence.
 
-        All words of a sentence share one map. It is a sum over queries. The weights are the ``soft`` matching of the
-        sentence with its image's observations, whatever the matching in training. The summand is the query's attention
-        above the mean of all queries, for a region that all attend to is no evidence for one. A word of a dropped
-        sentence has the mean map of the report's sentences. A padded word's map is zero.
+        All words of a sentence share one map. It is the weighted sum over the queries of their attention above the mean of
+        all queries. A region that all queries attend to thus counts for none. The weights are those of ``soft``, whatever
+        the matching in training. A word of a dropped sentence has the mean map of its report's sentences. A padded word's
+        map is zero.
         """
         assert image.attention is not None  # embed_image gives it
         assert text.slots is not None  # embed_text gives these two
         assert text.real_words is not None
         with torch.autocast(text.tokens.device.type, enabled=False):
             s = F.full(text.tokens) @ F.full(image.tokens).transpose(1, 2)  # [B,M,K]
-            taken = match_weights(s, text.mask, self.rule._replace(kind="soft"))
+            weights = match_weights(s, text.mask, self.rule._replace(kind="soft"))
             attention = image.attention.to(s.dtype)
-            beyond = (attention - attention.mean(1, keepdim=True)).clamp_min(0)
-            maps = taken @ beyond  # [B,M,R]
+            above_mean = (attention - attention.mean(1, keepdim=True)).clamp_min(0)
+            maps = weights @ above_mean  # [B,M,R]
             total = maps.sum(-1, keepdim=True)
-            alike = torch.full_like(maps, 1 / maps.shape[-1])  # a single query has no others to differ from
-            maps = torch.where(total > 0, maps / total.clamp_min(1e-30), alike)
+            flat = torch.full_like(maps, 1 / maps.shape[-1])  # a single query is never above the mean
+            maps = torch.where(total > 0, maps / total.clamp_min(1e-30), flat)
             mean = (maps * text.mask.unsqueeze(-1)).sum(1) / text.mask.sum(1, keepdim=True).clamp_min(1)
             of_word = maps.gather(1, text.slots.clamp_min(0).unsqueeze(-1).expand(-1, -1, maps.shape[-1]))
             of_word = torch.where((text.slots < 0).unsqueeze(-1), mean.unsqueeze(1), of_word)

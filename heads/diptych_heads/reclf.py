@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych import distributed
+from diptych.checks import check_number
 from diptych.errors import ConfigError
 from diptych.nn import functional as F
 from diptych.nn.blockwise import blockwise
@@ -25,45 +26,47 @@ Mode = Literal["cascade", "parallel", "srm", "irm", "none"]
 class Reclf(TokenHead):
     """Relation-enhanced local matchings (RECLF, IEEE TMI 2025, arXiv 2401.10501), reconstructed: no code is public.
 
-    A word's matching with an image is a vector, not a number: with the context ``x_w`` that the word attends to,
-    ``q_w = unit(P (x_w - t_w)^2)``; ``q_0``, the same of the pooled vectors, joins them. The semantic relation module (SRM)
-    reasons over these nodes, so that the matching of a disease word and that of its place see each other; the importance
-    relation module (IRM) weighs them. Their weighted mean, of length 1, gives the score ``S = w . q``.
+    A word's matching with an image is a vector, not a number: ``q_w = unit(P (x_w - t_w)^2)``. Here ``x_w`` is the context,
+    what the word attends to. A further node ``q_0`` compares the pooled vectors in the same way. The semantic relation
+    module (SRM) reasons over these nodes. So the matching of a disease word and that of its place see each other. The
+    importance relation module (IRM) weighs the nodes. Their weighted mean ``q``, of length 1, gives the score
+    ``S = w . q``.
 
-    Two terms, ``global`` and ``local``, are InfoNCE over the whole batch of ``scale`` times the cosine of the pooled vectors
-    and of ``scale`` times ``S``. Evaluation ranks by the sum of the two scores, with all that the head has learned.
+    There are two terms. Both are InfoNCE over the whole batch. ``global`` contrasts ``scale`` times the cosine of the
+    pooled vectors, ``local`` contrasts ``scale * S``. Evaluation ranks by the sum of the cosine and ``S``.
 
-    That there are SRM and IRM and what they are for is in the paper; the equations are those of its nearest published
-    relatives, SGRAF (AAAI 2021) for nodes, graph reasoning and gates, LIMITR (ICCV 2023) for ``product``.
+    The paper names SRM and IRM, and says what each is for. The equations are those of its nearest published relatives:
+    SGRAF (AAAI 2021) for nodes, graph reasoning and gates, and LIMITR (ICCV 2023) for ``product``.
 
     Args:
         dims: widths of the towers.
-        width: of the shared space; inferred.
-        matching: how a context and its word become a vector: ``sqdiff`` (SGRAF), ``(x - t)^2``, or ``product`` (LIMITR),
-            ``x * t``; inferred.
-        matching_width: of the nodes; 256 in SGRAF; inferred.
-        global_node: whether the pooled vectors give a node too, as in SGRAF; inferred.
-        attention: of words over regions: ``gloria`` (double soft-max) or ``scan``, as in SGRAF; inferred.
-        region_scale: sharpness of that attention, in (0, 20]. Left out, 4 for ``gloria`` and 9 for ``scan``, as published.
-        mode: ``cascade``: SRM, then IRM over its nodes. ``parallel``: the sum of a score of SRM and one of IRM over the
+        width: inferred. Of the shared space.
+        matching: inferred. How a context and its word become a vector: ``sqdiff`` is ``(x - t)^2`` (SGRAF), ``product`` is
+            ``x * t`` (LIMITR).
+        matching_width: inferred. Of the nodes; 256 in SGRAF.
+        global_node: inferred. Whether the pooled vectors give a node too, as in SGRAF.
+        attention: inferred. Of words over regions: ``gloria`` is GLoRIA's double soft-max, ``scan`` is that of SGRAF.
+        region_scale: sharpness of that attention, in (0, 20]. Left out, it is 4 for ``gloria`` and 9 for ``scan``, as
+            published.
+        mode: inferred. ``cascade``: SRM, then IRM over its nodes. ``parallel``: a score of SRM plus a score of IRM over the
             plain matchings. ``srm``, ``irm``: one of these alone. ``none``: the mean of the plain matchings. SRM alone is
-            read at the global node (SGRAF), or as the mean of the nodes if there is none. Inferred.
-        steps: of graph reasoning, each with its own parameters; 3 in SGRAF; inferred.
-        residual: ``q <- LayerNorm(q + relu(...))`` in each step. Without it, as in SGRAF, which reads the global node alone,
-            the nodes of a pair are all alike after two steps (relative spread below 1e-4 at the start, against 0.9), so
-            that in ``cascade`` there is nothing left to weigh. Inferred.
-        importance_norm: ``layer`` standardises the gates over the real nodes of a pair, ``none`` does not; inferred.
-        score: ``linear``, ``w . q``, or ``sigmoid``, ``sigmoid(w . q + bias)`` as in SGRAF; inferred.
-        cosine_scale: start of the learned factor of a further part of ``S``: the mean of ``cos(x_w, t_w)``, weighed as the IRM
-            weighs the words (plainly where there is none). 5, as the matchings in GLoRIA's loss; 0 leaves it out, as in
-            SGRAF: then nothing makes a word attend to the regions that are like it. Inferred.
-        temperature: start of the learned temperature of both terms, above 0.01; 0.07 in CLIP; inferred.
+            read at the global node (SGRAF). Without a global node, the mean of the nodes is read.
+        steps: inferred. Of graph reasoning, each with its own parameters; 3 in SGRAF.
+        residual: inferred. Each step is ``q <- LayerNorm(q + relu(...))``. SGRAF has no residual, and reads the global node
+            alone. Without a residual the nodes of a pair are alike after two steps: their relative spread is below 1e-4
+            at the start, against 0.9. Then ``cascade`` has nothing left to weigh.
+        importance_norm: inferred. ``layer`` standardises the gates over the real nodes of a pair, ``none`` does not.
+        score: inferred. ``linear`` is ``w . q``, ``sigmoid`` is ``sigmoid(w . q + bias)`` as in SGRAF.
+        cosine_scale: inferred. Start of a learned factor. It multiplies the mean of ``cos(x_w, t_w)``, which is added to
+            ``S``. The IRM's weights weigh this mean, where the mode has an IRM. 5, as for the matchings in GLoRIA's loss. 0
+            leaves the part out, as in SGRAF. Then nothing makes a word attend to regions that are like it.
+        temperature: inferred. Start of the learned temperature of both terms, 0.01 or more; 0.07 in CLIP.
         learn_temperature: False keeps it fixed.
         global_weight: weight of the ``global`` term.
-        local_weight: weight of the ``local`` term; inferred.
-        byte_budget: bytes kept for backward, the rest being recomputed for up to a third more time. 1 GiB holds a batch of
-            27 pairs of 60 words with 49 regions; 64 MiB hold the matchings of 32, which saves the costliest product, and
-            72 MiB their attention too.
+        local_weight: inferred. Weight of the ``local`` term.
+        byte_budget: bytes kept for backward. What does not fit is recomputed, for up to a third more time. 1 GiB holds a
+            batch of 27 pairs of 60 words with 49 regions. 64 MiB hold the matchings of 32 pairs, which saves the costliest
+            product. 72 MiB hold their attention too.
 
     Raises:
         ConfigError: a value out of its range.
@@ -95,18 +98,17 @@ class Reclf(TokenHead):
     ) -> None:
         if region_scale is None:
             region_scale = 4.0 if attention == "gloria" else 9.0
-        if not 0 < region_scale <= 20:
-            raise ConfigError(f"head reclf: region_scale is {region_scale}; give a number above 0 and up to 20")
-        if temperature < 0.01:
-            raise ConfigError(
-                f"head reclf: temperature is {temperature}; give at least 0.01 (the scale is held to 100)"
-            )
-        if steps < 1:
-            raise ConfigError(f"head reclf: steps is {steps}; give 1 or more (mode irm or none goes without)")
-        if cosine_scale < 0:
-            raise ConfigError(f"head reclf: cosine_scale is {cosine_scale}; give a number above 0, or 0 for none")
-        if byte_budget < 0:
-            raise ConfigError(f"head reclf: byte_budget is {byte_budget}; give a number of bytes, 0 or more")
+        check_number("head reclf: region_scale", region_scale, above=0, most=20)
+        check_number("head reclf: temperature", temperature, least=0.01)
+        check_number(
+            "head reclf: steps",
+            steps,
+            least=1,
+            whole=True,
+            remedy="1 or more, or mode irm or none, which take no steps",
+        )
+        check_number("head reclf: cosine_scale", cosine_scale, least=0, remedy="a number above 0, or 0 for none")
+        check_number("head reclf: byte_budget", byte_budget, least=0, whole=True)
         super().__init__(dims, width, F.LogitScale(temperature, learn=learn_temperature))
         self.weights = {"global": global_weight, "local": local_weight}
         self.matching = matching
@@ -141,7 +143,7 @@ class Reclf(TokenHead):
         }
 
     def heatmap(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
-        """Attention ``[B,N_words,N_regions]`` of each word over its own image; a padded word's is zero."""
+        """Attention ``[B,N_words,N_regions]`` of each word over its own image. A padded word's is zero."""
         with torch.autocast(image.tokens.device.type, enabled=False):
             s = (image.tokens @ text.tokens.transpose(1, 2)).unsqueeze(2)  # [B,R,1,N]
             mask = text.mask[:, None, None, :]
@@ -156,7 +158,7 @@ class Reclf(TokenHead):
     def importance(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
         """How much each word counts in the score of its own image, ``[B,N_words]``: the weights of the IRM.
 
-        A row sums to 1 less the share of the global node; a padded word's weight is zero.
+        A row sums to 1 less the share of the global node. A padded word's weight is zero.
 
         Raises:
             ConfigError: the mode has no IRM.
@@ -173,7 +175,7 @@ class Reclf(TokenHead):
         return torch.cat(rows)
 
     def fuse(self) -> list[FusedStep]:
-        """The weights of the SRM's steps in the form in which pairs are scored: computed once for all pairs."""
+        """The weights of the SRM's steps in the form that scores pairs. They are computed once for all pairs."""
         with torch.autocast(self.score.weight.device.type, enabled=False):
             return [cast(Step, step).fuse() for step in self.semantic]
 
@@ -192,7 +194,7 @@ class Reclf(TokenHead):
             )
 
     def _bytes(self, image: TokenEmbedding, text: TokenEmbedding) -> dict[str, int]:
-        """What :func:`~diptych.nn.blockwise.blockwise` must know to plan its memory, in bytes for a word of one pair."""
+        """The byte arguments of :func:`~diptych.nn.blockwise.blockwise`: each is for a word of one pair."""
         words, (regions, width), m = text.mask.shape[1], image.tokens.shape[1:], self.local_matching.out_features
         steps, extra = len(self.semantic), int(self.global_matching is not None)
         # Numbers that the equations hold for backward, for each node and for each word.
@@ -214,12 +216,12 @@ class Reclf(TokenHead):
 
     def match(self, image: TokenEmbedding, text: TokenEmbedding, attention: Tensor) -> Tensor:
         """``P (x_w - t_w)^2`` ``[I,T,N,m]`` of one block of pairs, and with ``cosine_scale`` the plain sum, ``[I,T,N,m+1]``."""
-        # The context's length is 1 in the end, so the attention needs no denominator.
+        # The context is normalised, so the attention needs no denominator.
         words, product = text.tokens.flatten(0, 1), self.matching == "product"
         compared = compare(attention, self.region_scale, image.tokens, words, product)
         weight: Tensor = self.local_matching.weight
         bias: Tensor = self.local_matching.bias
-        if self.cosine_scale is not None:  # one row more adds up: of (x - t)^2 that is 2 - 2 x.t, of x * t it is x.t
+        if self.cosine_scale is not None:  # a row of ones sums up: (x - t)^2 to 2 - 2 x.t, x * t to x.t
             weight, bias = torch.cat([weight, torch.ones_like(weight[:1])]), nn.functional.pad(bias, (0, 1))
         return nn.functional.linear(compared, weight, bias).view(len(image.tokens), *text.mask.shape, -1)
 
@@ -262,10 +264,12 @@ class Reclf(TokenHead):
         return q.flatten(0, 1), real.flatten(0, 1)
 
     def _reason(self, q: Tensor, real: Tensor, fused: list[FusedStep]) -> Tensor:
-        shut = torch.zeros(real.shape, dtype=q.dtype, device=q.device)
-        shut = shut.masked_fill_(~real, torch.finfo(q.dtype).min / 2).unsqueeze(1)  # finite: rows may have no node
+        node_bias = torch.zeros(real.shape, dtype=q.dtype, device=q.device).unsqueeze(1)
+        node_bias = node_bias.masked_fill_(
+            ~real.unsqueeze(1), torch.finfo(q.dtype).min / 2
+        )  # finite: all may be padding
         for step, weights in zip(self.semantic, fused, strict=True):
-            q = step(q, weights, shut)
+            q = step(q, weights, node_bias)
         return q
 
     def _read(self, linear: nn.Module, q: Tensor) -> Tensor:

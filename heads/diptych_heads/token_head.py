@@ -12,7 +12,9 @@ __all__ = ["TokenHead"]
 
 
 class TokenHead(ScaledHead[TokenEmbedding]):
-    """Base of heads that score pooled vectors and tokens of both panels, each through a linear projection.
+    """Base of heads that score the pooled vectors and the tokens of both panels.
+
+    Each of the four goes through a linear projection of its own. The projected vectors have length 1.
 
     Args:
         dims: widths of the towers.
@@ -31,11 +33,11 @@ class TokenHead(ScaledHead[TokenEmbedding]):
         self.word_projection = nn.Linear(dims.text_tokens, width, bias=False)
 
     def embed_image(self, image: Features) -> TokenEmbedding:
-        """``pooled`` ``[I,E]`` and ``tokens`` ``[I,N,E]``: regions, which all are real."""
+        """``pooled`` ``[I,E]`` and ``tokens`` ``[I,N,E]``: regions, all of which are real."""
         tokens = F.unit(self.region_projection(image.tokens))
         return TokenEmbedding(F.unit(self.image_projection(image.pooled)), tokens, image.mask)
 
     def embed_text(self, text: Features) -> TokenEmbedding:
-        """``pooled`` ``[T,E]`` and ``tokens`` ``[T,N,E]``: words, zero at padding."""
+        """``pooled`` ``[T,E]`` and ``tokens`` ``[T,N,E]``: words. A padded word is zero."""
         tokens = F.unit(self.word_projection(text.tokens), text.mask)
         return TokenEmbedding(F.unit(self.text_projection(text.pooled)), tokens, text.mask)

@@ -44,10 +44,10 @@ def test_the_loss_equals_its_twin_in_value_and_gradient(beta):
     predicted = torch.randn(3, 6, 4, generator=g, dtype=torch.float64, requires_grad=True)
     vectors = torch.randn(3, 6, 5, generator=g, dtype=torch.float64)
     masked = draw_patches(torch.arange(3), 6, 0.5, 0)
-    found = correlation_loss(predicted, patch_views(vectors), masked, beta)
+    loss = correlation_loss(predicted, patch_views(vectors), masked, beta)
     expected = twins.correlation_loss(predicted, vectors, masked, beta)
-    close(found, expected)
-    close(torch.autograd.grad(found, predicted)[0], torch.autograd.grad(expected, predicted)[0])
+    close(loss, expected)
+    close(torch.autograd.grad(loss, predicted)[0], torch.autograd.grad(expected, predicted)[0])
 
 
 def test_patches_are_drawn_evenly_and_by_pair_and_step_alone():
@@ -200,10 +200,10 @@ def test_cce_alone_scores_nothing_and_says_what_to_do():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"share": 1.0}, "share is 1.0"),
+        ({"share": 1.0}, "share is 1.0; give a number above 0 and below 1"),
         ({"width": 6}, "width is 6"),
         ({"beta": 0.0}, "beta is 0.0"),
-        ({"warmup": 2.0}, "warmup"),
+        ({"warmup": 2.0}, "warmup is 2.0; give a number from 0 to 1"),
     ],
 )
 def test_values_out_of_range_are_named(options, message):
@@ -291,6 +291,8 @@ def test_a_composite_that_cannot_rank_or_ground_says_so():
         Composite(DIMS, heads=[Cce])
     with pytest.raises(ConfigError, match="one number above 0 for each of 2 heads"):
         Composite(DIMS, heads=[Global, Cce], shares=[1.0])
+    with pytest.raises(ConfigError, match=r"head composite: shares\[1\] is -1.0; give a number above 0"):
+        Composite(DIMS, heads=[Global, Cce], shares=[1.0, -1.0])
     head = Composite(DIMS, heads=[Global, Cce])
     assert not isinstance(head, Grounds)
     assert head.needs == Cce.needs

@@ -56,10 +56,10 @@ def train(head, *, seed: int, steps: int, noise: float, filler: int = 0):
         place = torch.randint(KINDS, (n,), generator=generator)
         disease = disease_at.gather(1, place.unsqueeze(1)).squeeze(1)
         elsewhere = (place + torch.randint(1, KINDS, (n,), generator=generator)) % KINDS
-        said = torch.randint(max(extra, 1), (n, filler), generator=generator)
+        fillers = torch.randint(max(extra, 1), (n, filler), generator=generator)
         image = picture(disease_at, noise, extra, generator)
         key = disease if filler else disease * KINDS + place
-        return image, report(disease, place, said, extra), report(disease, elsewhere, said, extra), key
+        return image, report(disease, place, fillers, extra), report(disease, elsewhere, fillers, extra), key
 
     for _ in range(steps):
         image, text, _, key = draw(32)
@@ -88,7 +88,7 @@ def test_related_matchings_tell_which_disease_is_where_and_their_plain_mean_does
 
     With the head's own ``cosine_scale`` of 5 the plain cosines, which cannot tell, lead for longer than these steps last.
     """
-    found: dict[str, list[float]] = {"reclf": [], "mean": []}
+    shares: dict[str, list[float]] = {"reclf": [], "mean": []}
     for seed in range(3):
         torch.manual_seed(seed)
         for name, head in {
@@ -96,9 +96,9 @@ def test_related_matchings_tell_which_disease_is_where_and_their_plain_mean_does
             "mean": LocalPooling(dims(), width=16, pooling="mean"),
         }.items():
             image, own, other, _ = train(head, seed=seed, steps=500, noise=0.3)
-            found[name].append(right(head, image, own, other))
-    assert min(found["reclf"]) > 0.8
-    assert max(found["mean"]) < 0.65
+            shares[name].append(right(head, image, own, other))
+    assert min(shares["reclf"]) > 0.8
+    assert max(shares["mean"]) < 0.65
 
 
 def test_filler_weighs_less_than_what_is_said(one_thread):
@@ -107,9 +107,11 @@ def test_filler_weighs_less_than_what_is_said(one_thread):
     image, own, _, _ = train(head, seed=0, steps=250, noise=0.1, filler=8)
     with torch.no_grad():
         weights = head.importance(head.embed_image(image), head.embed_text(own))
-    said, filler = weights[:, :1], weights[:, 2:]
+    disease, filler = weights[:, :1], weights[:, 2:]
     assert weights.sum(1).allclose(torch.ones(256))
-    assert ((said > filler).double().mean() - (said < filler).double().mean()) > 0.5  # rank-biserial; 0 at the start
+    assert (
+        (disease > filler).double().mean() - (disease < filler).double().mean()
+    ) > 0.5  # rank-biserial; 0 at the start
 
 
 def test_queries_specialise(one_thread):

@@ -45,9 +45,9 @@ def test_bfloat16_autocast_stays_near_float32(name, options):
     mixed.backward()
     assert mixed.dtype == torch.float32
     assert abs(mixed.item() - plain.item()) < 1e-2 * plain.item()
-    found = torch.cat([p.grad.flatten() for p in step.parameters() if p.grad is not None])
+    actual = torch.cat([p.grad.flatten() for p in step.parameters() if p.grad is not None])
     expected = torch.cat([g.flatten() for g in gradients.values()])
-    assert (found - expected).norm() < 0.05 * expected.norm()
+    assert (actual - expected).norm() < 0.05 * expected.norm()
 
 
 def test_a_head_that_forgets_to_declare_a_field_fails_on_one_process(monkeypatch):
@@ -92,9 +92,9 @@ def test_local_pooling_trains_and_ranks_by_the_published_scores(pooling):
     image, text = step.embed(raw)
     local = twins.local_scores(image.tokens, text.tokens, text.mask, pooling)
     cosine = image.pooled @ text.pooled.T
-    found = losses(step, raw)
-    close(found["local"], twins.info_nce(10 * 5 * local, raw.hash, 0.5), 1e-6)
-    close(found["global"], twins.info_nce(10 * cosine, raw.hash, 0.5), 1e-6)
+    terms = losses(step, raw)
+    close(terms["local"], twins.info_nce(10 * 5 * local, raw.hash, 0.5), 1e-6)
+    close(terms["global"], twins.info_nce(10 * cosine, raw.hash, 0.5), 1e-6)
     close(step.head.similarity(image, text), (cosine + local) / 2)
 
 

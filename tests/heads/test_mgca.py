@@ -115,14 +115,14 @@ def losses_twin(p, image, text, hash):
 def test_every_term_and_gradient_equal_the_loops():
     raw = twins.raw_batch()
     step, twin = step_of(), step_of()
-    found = losses(step, raw)
+    terms = losses(step, raw)
     expected = losses_twin(dict(twin.head.named_parameters()), *twin.features(raw), raw.hash)
-    assert found.keys() == expected.keys() == step.head.weights.keys()
+    assert terms.keys() == expected.keys() == step.head.weights.keys()
     for name in expected:
-        close(found[name], expected[name])
+        close(terms[name], expected[name])
         step.zero_grad()
         twin.zero_grad()
-        found[name].backward(retain_graph=True)
+        terms[name].backward(retain_graph=True)
         expected[name].backward(retain_graph=True)
         gradients = {n: p.grad for n, p in twin.named_parameters()}
         for n, p in step.named_parameters():
@@ -134,11 +134,11 @@ def test_shares_are_clipped_over_real_words_and_sum_to_one():
     generator = torch.Generator().manual_seed(1)
     attention = torch.rand(5, 30, generator=generator, dtype=torch.float64)
     mask = torch.arange(30) < torch.tensor([[30], [17], [2], [1], [0]])
-    found = clipped_shares(attention, mask, 0.1, 0.9)
-    for row, weights, real in zip(found, attention, mask, strict=True):
+    shares = clipped_shares(attention, mask, 0.1, 0.9)
+    for row, weights, real in zip(shares, attention, mask, strict=True):
         close(row[real], shares_twin(weights[real]) if real.any() else row[real], 1e-12)
         assert (row[~real] == 0).all()
-    close(found.sum(1), torch.tensor([1.0, 1, 1, 1, 0], dtype=torch.float64), 1e-12)
+    close(shares.sum(1), torch.tensor([1.0, 1, 1, 1, 0], dtype=torch.float64), 1e-12)
     even = clipped_shares(torch.ones(2, 8), torch.ones(2, 8, dtype=torch.bool), 0.1, 0.9)
     close(even, torch.full((2, 8), 1 / 8), 1e-7)
 
@@ -198,8 +198,8 @@ def test_order_and_batches_change_no_similarity(training):
 TERMS = [
     {},
     *(
-        {f"{term}_weight": 0.0 for term in ("instance", "token", "prototype") if term != kept}
-        for kept in ("instance", "token", "prototype")
+        {f"{term}_weight": 0.0 for term in ("instance", "token", "prototype") if term != alone}
+        for alone in ("instance", "token", "prototype")
     ),
 ]
 
@@ -213,21 +213,21 @@ def test_loss_and_every_gradient_equal_one_process(processes, world, options):
     results = processes.run(world, twins.task_gradients, "mgca", options, raw)
     assert sum(value for value, _ in results) / world == pytest.approx(loss, rel=1e-10)
     largest = max(float(gradient.norm()) for gradient in expected.values())
-    for _, found in results:
-        assert found.keys() == expected.keys()
+    for _, gradients in results:
+        assert gradients.keys() == expected.keys()
         for name, gradient in expected.items():
             exercised = gradient.norm() > 1e-9
             assert exercised or len(options) > len(SMALL) or name in NO_GRADIENT, f"{name} is not exercised"
             scale = float(gradient.norm()) if exercised else largest
-            assert float((found[name] - gradient).norm()) < 1e-9 * scale, name
+            assert float((gradients[name] - gradient).norm()) < 1e-9 * scale, name
 
 
 @pytest.mark.parametrize("wrong", ["embeddings", "scores", "statistics"])
 def test_a_wrong_gather_is_noticed(gloo2, wrong):
     raw = twins.raw_batch()
     _, expected = twins.gradients(twins.Step("mgca", SMALL).double(), raw)
-    _, found = gloo2(twins.task_gradients_broken, wrong, "mgca", SMALL, raw)[0]
-    relative = [(found[n] - g).norm() / g.norm() for n, g in expected.items() if n not in NO_GRADIENT]
+    _, gradients = gloo2(twins.task_gradients_broken, wrong, "mgca", SMALL, raw)[0]
+    relative = [(gradients[n] - g).norm() / g.norm() for n, g in expected.items() if n not in NO_GRADIENT]
     assert max(relative) > 0.05
 
 
@@ -275,9 +275,11 @@ def test_an_empty_report_weighs_nothing_in_the_token_term():
     step, raw = step_of(), twins.raw_batch()
     raw.mask[3] = False
     image, text = step.embed(raw)
-    kept = torch.tensor([0, 1, 2, 4, 5, 6, 7])
+    with_words = torch.tensor([0, 1, 2, 4, 5, 6, 7])
     close(
-        step.head._token_term(image, text), step.head._token_term(image.select(kept), text.select(kept)) * 7 / 8, 1e-12
+        step.head._token_term(image, text),
+        step.head._token_term(image.select(with_words), text.select(with_words)) * 7 / 8,
+        1e-12,
     )
 
 
@@ -296,8 +298,8 @@ def test_bfloat16_autocast_stays_near_float32():
         assert mixed[name].dtype == torch.float32
         assert abs(mixed[name].item() - term.item()) < 1e-2 * term.item(), name
     sum(mixed.values()).backward()
-    found = torch.cat([p.grad.flatten() for p in step.parameters() if p.grad is not None])
-    assert (found - expected).norm() < 0.05 * expected.norm()
+    actual = torch.cat([p.grad.flatten() for p in step.parameters() if p.grad is not None])
+    assert (actual - expected).norm() < 0.05 * expected.norm()
 
 
 def test_equal_reports_are_not_negatives_of_each_other():
@@ -332,11 +334,11 @@ def test_the_token_term_compiles_as_one_graph():
         clipped_shares(text.attention, text.mask, 0.1, 0.9),
         0.1,
     )
-    found, expected = (
+    actual, expected = (
         (value := function(*arguments), *torch.autograd.grad(value, [image.tokens, text.tokens], retain_graph=True))
         for function in (torch.compile(token_loss, fullgraph=True), token_loss)
     )
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(actual, expected, strict=True):
         close(a, b)
 
 
@@ -390,19 +392,19 @@ def test_frozen_prototypes_are_exact_under_ddp(gloo2):
     options = SMALL | {"frozen_epochs": 1}
     _, expected = twins.gradients(twins.Step("mgca", options).double(), raw)
     assert expected["head.prototypes"].norm() == 0
-    for _, found in gloo2(twins.task_gradients, "mgca", options, raw):
-        assert found["head.prototypes"].norm() == 0
+    for _, gradients in gloo2(twins.task_gradients, "mgca", options, raw):
+        assert gradients["head.prototypes"].norm() == 0
         for name in expected.keys() - NO_GRADIENT - {"head.prototypes"}:
-            assert (found[name] - expected[name]).norm() < 1e-9 * expected[name].norm(), name
+            assert (gradients[name] - expected[name]).norm() < 1e-9 * expected[name].norm(), name
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0.0}, "temperature is 0.0; give at least 0.01"),
-        ({"epsilon": 0.001}, "epsilon is 0.001; give at least 0.02"),
-        ({"sinkhorn_iterations": 0}, "sinkhorn_iterations is 0; give at least 1"),
-        ({"low_quantile": 0.9, "high_quantile": 0.1}, "low_quantile is 0.9 and high_quantile 0.1"),
+        ({"temperature": 0.0}, "temperature is 0.0; give a number of 0.01 or more"),
+        ({"epsilon": 0.001}, "epsilon is 0.001; give a number of 0.02 or more"),
+        ({"sinkhorn_iterations": 0}, "sinkhorn_iterations is 0; give a whole number of 1 or more"),
+        ({"low_quantile": 0.9, "high_quantile": 0.1}, "high_quantile is 0.1; give a number from 0.9 to 1"),
     ],
 )
 def test_values_out_of_range_are_named(options, message):
@@ -473,11 +475,11 @@ def test_trains_and_knows_the_epoch_after_a_resume_in_mid_epoch(tmp_path):
     assert all(run.callback_metrics[f"train/loss/{term}"].isfinite() for term in ("instance", "token", "prototype"))
     assert run.callback_metrics["val/loss"].isfinite()
     assert run.callback_metrics["train/temperature"] == pytest.approx(0.07)
-    assert [told for _, told, _ in whole.steps] == [0] * 4 + [1] * 4
+    assert [epoch for _, epoch, _ in whole.steps] == [0] * 4 + [1] * 4
     assert all(torch.equal(prototypes, start) == (epoch == 0) for epoch, _, prototypes in whole.steps)
     again = module()
     fit(tmp_path, table, again, max_epochs=2, callbacks=[resumed], ckpt_path=str(tmp_path / "six.ckpt"))
-    assert [told for _, told, _ in resumed.steps] == [1, 1]
+    assert [epoch for _, epoch, _ in resumed.steps] == [1, 1]
     for (name, a), (_, b) in zip(model.named_parameters(), again.named_parameters(), strict=True):
         assert torch.equal(a, b), name
     assert model.head.word_projection.inner_norm.running_mean.norm() > 0

@@ -78,14 +78,14 @@ def test_sentences_of_too_few_words_are_dropped_unless_there_are_no_others():
     mask = sentences >= 0
     hashes = torch.tensor([[7, 8, 9], [10, 11, -1], [-1, -1, -1]])
     text = Features(torch.zeros(3, 1), torch.zeros(3, 9, 1), mask, sentences=sentences, sentence_hash=hashes)
-    slots, taken, found = matching.sentence_slots(text, 3)
+    slots, real, hashes = matching.sentence_slots(text, 3)
     assert slots.tolist() == [[-1, -1, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, -1, -1, -1, -1, -1], [-1] * 9]
-    assert taken.tolist() == [[True, True, False], [True, False, False], [False] * 3]
-    assert found.tolist() == [[8, 9, -1], [21, -1, -1], [-1, -1, -1]]
-    slots, taken, found = matching.sentence_slots(replace(text, sentences=None, sentence_hash=None), 3)
+    assert real.tolist() == [[True, True, False], [True, False, False], [False] * 3]
+    assert hashes.tolist() == [[8, 9, -1], [21, -1, -1], [-1, -1, -1]]
+    slots, real, hashes = matching.sentence_slots(replace(text, sentences=None, sentence_hash=None), 3)
     assert slots.max() == 0  # a report is one sentence, and equals none
-    assert taken.sum(1).tolist() == [1, 1, 0]
-    assert (found == -1).all()
+    assert real.sum(1).tolist() == [1, 1, 0]
+    assert (hashes == -1).all()
 
 
 def test_an_observation_of_a_report_is_the_mean_of_its_words_through_two_layers():
@@ -117,11 +117,11 @@ def test_queries_never_see_the_text():
 @every_kind
 def test_scores_equal_the_slow_twin_in_value_and_gradient(kind):
     v, t, mask = grid()
-    found, blank = matching.pair_scores(v, t, mask, rule=MatchingRule(kind))
+    scores, blank = matching.pair_scores(v, t, mask, rule=MatchingRule(kind))
     expected = torch.stack(
         [torch.stack([twins.pair_score(x, y[m], m[m], kind) for y, m in zip(t, mask, strict=True)]) for x in v]
     )
-    for a, b in zip(value_and_gradients(found, v, t), value_and_gradients(expected, v, t), strict=True):
+    for a, b in zip(value_and_gradients(scores, v, t), value_and_gradients(expected, v, t), strict=True):
         close(a, b)
     assert not blank.any()
 
@@ -129,9 +129,9 @@ def test_scores_equal_the_slow_twin_in_value_and_gradient(kind):
 @every_kind
 def test_more_sentences_than_observations(kind):
     v, t, mask = grid(observations=2)
-    found, _ = matching.pair_scores(v, t, mask, rule=MatchingRule(kind))
+    scores, _ = matching.pair_scores(v, t, mask, rule=MatchingRule(kind))
     for i, c in ((0, 0), (1, 1), (3, 4)):
-        close(found[i, c], twins.pair_score(v[i], t[c][mask[c]], mask[c][mask[c]], kind))
+        close(scores[i, c], twins.pair_score(v[i], t[c][mask[c]], mask[c][mask[c]], kind))
 
 
 @every_kind
@@ -153,10 +153,10 @@ def test_blocks_and_budgets_change_nothing(kind, monkeypatch):
     whole = value_and_gradients(matching.pair_scores(v, t, mask, rule=MatchingRule(kind))[0], v, t)
     monkeypatch.setattr(matching, "block_bytes", lambda *_: 2000)  # two or three reports
     for budget in (0, 5000, 2**30):
-        found = value_and_gradients(
+        blocks = value_and_gradients(
             matching.pair_scores(v, t, mask, rule=MatchingRule(kind), byte_budget=budget)[0], v, t
         )
-        for a, b in zip(found, whole, strict=True):
+        for a, b in zip(blocks, whole, strict=True):
             close(a, b, 1e-12)
     with torch.inference_mode():
         close(matching.pair_scores(v, t, mask, rule=MatchingRule(kind))[0], whole[0].detach(), 1e-12)
@@ -166,10 +166,10 @@ def test_the_byte_budget_bounds_what_is_kept(monkeypatch):
     v, t, mask = grid(images=16, texts=40, observations=16, sentences=8, width=8, dtype=torch.float32)
     monkeypatch.setattr(matching, "block_bytes", lambda *_: 2**15)
 
-    def kept(budget):
+    def bytes_at(budget):
         return bytes_kept(lambda: matching.pair_scores(v, t, mask, byte_budget=budget))
 
-    everything, nothing = kept(2**30), kept(0)
+    everything, nothing = bytes_at(2**30), bytes_at(0)
     cosines = 16 * 40 * 8 * 16 * 4
     assert everything - nothing > 2 * cosines
     assert nothing < everything / 5
@@ -193,8 +193,8 @@ def test_a_block_compiles_to_the_same_values(kind):
     counted = mask.expand(len(v), -1, -1)
     expected = value_and_gradients(matching.block_scores(v, t, mask, counted, MatchingRule(kind)), v, t)
     compiled = torch.compile(matching.block_scores, fullgraph=True)
-    found = value_and_gradients(compiled(v, t, mask, counted, MatchingRule(kind)), v, t)
-    for a, b in zip(found, expected, strict=True):
+    actual = value_and_gradients(compiled(v, t, mask, counted, MatchingRule(kind)), v, t)
+    for a, b in zip(actual, expected, strict=True):
         close(a, b, 1e-5)
 
 
@@ -213,13 +213,13 @@ def test_inter_and_intra_equal_their_twins(kind, mask_sentences):
         "inter": twins.info_nce(scores, raw.hash, scale),
         "intra": twins.intra(image, text, kind, scale),
     }
-    found = step.terms(raw)
+    terms = step.terms(raw)
     parameters = dict(step.named_parameters())
     for name, value in expected.items():
-        close(found[name], value, 1e-6)
+        close(terms[name], value, 1e-6)
         a, b = (
             torch.autograd.grad(x, list(parameters.values()), allow_unused=True, retain_graph=True)
-            for x in (found[name], value)
+            for x in (terms[name], value)
         )
         for at, x, y in zip(parameters, a, b, strict=True):
             if y is not None:
@@ -374,7 +374,7 @@ def test_words_are_seen_through_their_sentence():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"queries": 0}, "head pcma: queries is 0; give at least 1"),
+        ({"queries": 0}, "head pcma: queries is 0; give a whole number of 1 or more"),
         ({"temperature": 0.001}, "head pcma: temperature is 0.001"),
         ({"softness": 0.0}, "head pcma: softness is 0.0"),
         ({"byte_budget": -1}, "head pcma: byte_budget is -1"),
@@ -401,8 +401,8 @@ def test_every_term_and_gradient_equals_one_process(processes, world, options):
 def test_a_wrong_gather_is_noticed(gloo2, what):
     options, raw = {"queries": 5, "heads": 2, "cce": 0.0}, common.raw_batch()  # each report as one sentence
     _, expected = common.gradients(common.Step("pcma", options).double(), raw)
-    _, found = gloo2(common.task_gradients_broken, what, "pcma", options, raw)[0]
-    assert max(relative(found[name], gradient) for name, gradient in expected.items()) > 0.05
+    _, gradients = gloo2(common.task_gradients_broken, what, "pcma", options, raw)[0]
+    assert max(relative(gradients[name], gradient) for name, gradient in expected.items()) > 0.05
 
 
 def test_every_parameter_has_a_gradient_and_trains():
@@ -431,11 +431,11 @@ def test_it_trains_in_the_module_is_told_the_step_and_resumes_exactly(tmp_path):
         module = AlignmentModule(image, ScratchText(**mini.TEXT), head, lr=1e-3)
         loading = Loading(image_size=32, batch_size=4, eval_batch_size=4, workers=0)
         columns = Columns(patient="patient", split="split")
-        told = []
+        settings = []
 
         class Watch(pl.Callback):
             def on_train_batch_end(self, trainer, module, *_):
-                told.append((module.head.cce._step, round(module.head.weights["cce"], 6)))
+                settings.append((module.head.cce._step, round(module.head.weights["cce"], 6)))
                 if trainer.global_step == epochs * 4:
                     trainer.should_stop = True
 
@@ -459,13 +459,13 @@ def test_it_trains_in_the_module_is_told_the_step_and_resumes_exactly(tmp_path):
         assert {"train/loss/inter", "train/loss/intra", "train/loss/cce", "train/loss/cce_shuffled"} <= set(
             trainer.callback_metrics
         )
-        return module.state_dict(), told
+        return module.state_dict(), settings
 
-    whole, told = fit(tmp_path / "whole.ckpt", 2)
-    assert told == [(0, 0.25), (1, 0.5), (2, 0.75), *((i, 1.0) for i in range(3, 8))]
+    whole, settings = fit(tmp_path / "whole.ckpt", 2)
+    assert settings == [(0, 0.25), (1, 0.5), (2, 0.75), *((i, 1.0) for i in range(3, 8))]
     _, first = fit(tmp_path / "half.ckpt", 1)
     resumed, rest = fit(tmp_path / "rest.ckpt", 2, str(tmp_path / "half.ckpt"))
-    assert first + rest == told
+    assert first + rest == settings
     assert not [
         n for n, value in whole.items() if isinstance(value, torch.Tensor) and not torch.equal(value, resumed[n])
     ]

@@ -43,8 +43,8 @@ def test_a_decoder_attends_to_the_queries_of_a_head(pretrained, attend):
     regions = tower(batch.image).tokens.shape[1]
     assert memory.shape == (len(REPORTS), 5 if attend == "queries" else regions + 5, 16)
     model = load(pretrained[2]["pcma"])
-    found = model.module.embed_image(batch.image).tokens
-    torch.testing.assert_close(memory[:, -5:], task.queries(found))
+    observations = model.module.embed_image(batch.image).tokens
+    torch.testing.assert_close(memory[:, -5:], task.queries(observations))
     task._costs(memory, batch.text)[0].sum().backward()
     assert tower.head.extractor.queries.grad.abs().sum() > 0
     assert (task.regions is None) == (attend == "queries")

@@ -155,20 +155,20 @@ def value_and_gradients(module, scores):
     return scores.detach(), {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
 
 
-def same(found, expected, tolerance):
-    close(found[0], expected[0], tolerance)
-    assert found[1].keys() == expected[1].keys()
+def same(actual, expected, tolerance):
+    close(actual[0], expected[0], tolerance)
+    assert actual[1].keys() == expected[1].keys()
     for name, gradient in expected[1].items():
-        close(found[1][name], gradient, tolerance)
+        close(actual[1][name], gradient, tolerance)
 
 
 @every_variant
 def test_scores_and_every_gradient_equal_the_slow_twin(options):
     model, raw = step(options), twins.raw_batch(pairs=5)
-    found = value_and_gradients(model, model.head.local_scores(*model.embed(raw)))
+    actual = value_and_gradients(model, model.head.local_scores(*model.embed(raw)))
     expected = value_and_gradients(model, twin(dict(model.head.named_parameters()), options, *model.embed(raw)))
-    assert found[0].std() > 1e-3
-    same(found, expected, 1e-9)
+    assert actual[0].std() > 1e-3
+    same(actual, expected, 1e-9)
     image, text = model.embed(raw)
     close(model.head.similarity(image, text), image.pooled @ text.pooled.T + expected[0])
     terms = head_contract.losses(model, raw)
@@ -247,10 +247,10 @@ def test_each_term_and_every_gradient_equal_one_process(processes, world, term, 
     loss, expected = twins.gradients(twins.Step("reclf", options).double(), raw)
     results = processes.run(world, twins.task_gradients, "reclf", options, raw)
     assert sum(value for value, _ in results) / world == pytest.approx(loss, rel=1e-10)
-    for _, found in results:
-        assert found.keys() == expected.keys()
+    for _, gradients in results:
+        assert gradients.keys() == expected.keys()
         for name, gradient in expected.items():
-            assert (found[name] - gradient).norm() <= 1e-9 * gradient.norm().clamp_min(1e-12), name
+            assert (gradients[name] - gradient).norm() <= 1e-9 * gradient.norm().clamp_min(1e-12), name
     exercised = {name for name, gradient in expected.items() if gradient.norm() > 1e-9}
     if term == "global":
         assert not {name for name in exercised if "region" in name or "word" in name or "semantic" in name}
@@ -401,18 +401,18 @@ def test_words_are_grounded(attention):
     heatmap = model.head.heatmap(image, text)
     assert heatmap.shape == (8, 6, 9)
     close(heatmap.sum(-1), raw.mask.double())
-    found = [unit(a @ image.tokens[2]) for a in heatmap[2][raw.mask[2]]]
-    close(torch.stack(found), torch.stack(contexts(image.tokens[2], text.tokens[2][raw.mask[2]], attention)))
+    mapped = [unit(a @ image.tokens[2]) for a in heatmap[2][raw.mask[2]]]
+    close(torch.stack(mapped), torch.stack(contexts(image.tokens[2], text.tokens[2][raw.mask[2]], attention)))
 
 
 @pytest.mark.parametrize("mode", ["cascade", "parallel", "irm"])
 def test_importance_is_the_weight_that_a_word_has_in_the_score(mode):
     model, raw = step({"mode": mode}), twins.raw_batch()
     image, text = model.embed(raw)
-    found = model.head.importance(image, text)
-    assert found.shape == (8, 6)
-    assert torch.all(found[~raw.mask] == 0)
-    assert torch.all(found[raw.mask] > 0)
+    weights = model.head.importance(image, text)
+    assert weights.shape == (8, 6)
+    assert torch.all(weights[~raw.mask] == 0)
+    assert torch.all(weights[raw.mask] > 0)
     p, v, t = dict(model.head.named_parameters()), image.tokens[2], text.tokens[2][raw.mask[2]]
     local, pooled = [(p[f"{name}.weight"], p[f"{name}.bias"]) for name in ("local_matching", "global_matching")]
     nodes = [compare(image.pooled[2], text.pooled[2], *pooled, "sqdiff")]
@@ -420,7 +420,7 @@ def test_importance_is_the_weight_that_a_word_has_in_the_score(mode):
     for index in range(3) if mode == "cascade" else ():
         nodes = reason(nodes, p, f"semantic.{index}")
     gate = (p[f"importance_gate.{name}"] for name in ("gate.weight", "gain", "shift"))
-    close(found[2][raw.mask[2]], importance(nodes, *gate)[1:])
+    close(weights[2][raw.mask[2]], importance(nodes, *gate)[1:])
 
 
 def test_without_a_global_node_importance_sums_to_one():
@@ -440,7 +440,7 @@ def test_a_mode_without_importance_says_so(mode):
     [
         ({"region_scale": 50.0}, "region_scale is 50.0.*up to 20"),
         ({"temperature": 0.0}, "temperature is 0.0"),
-        ({"steps": 0}, "steps is 0"),
+        ({"steps": 0}, "steps is 0; give 1 or more, or mode irm or none"),
         ({"cosine_scale": -1.0}, "cosine_scale is -1.0"),
         ({"byte_budget": -1}, "byte_budget is -1"),
     ],

@@ -43,9 +43,9 @@ def value_and_gradients(function, v, t):
 def test_info_nce_equals_its_twin(image_weight):
     logits = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
     hash = torch.tensor([4, 7, 4, 9, 1, 4])
-    found, expected = F.info_nce(logits, hash, image_weight), twins.info_nce(logits, hash, image_weight)
-    close(found, expected)
-    close(torch.autograd.grad(found, logits)[0], torch.autograd.grad(expected, logits)[0])
+    loss, expected = F.info_nce(logits, hash, image_weight), twins.info_nce(logits, hash, image_weight)
+    close(loss, expected)
+    close(torch.autograd.grad(loss, logits)[0], torch.autograd.grad(expected, logits)[0])
 
 
 def test_equal_reports_are_not_negatives():
@@ -59,16 +59,16 @@ def test_equal_reports_are_not_negatives():
 def test_sigmoid_loss_equals_its_twin_and_its_shares_add_up():
     logits = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
     hash, rows = torch.tensor([4, 7, 4, 9, 1, 4]), torch.arange(6)
-    found, expected = F.sigmoid_loss(logits, rows, hash), twins.sigmoid_loss(logits, hash)
-    close(found, expected)
-    close(torch.autograd.grad(found, logits)[0], torch.autograd.grad(expected, logits)[0])
+    loss, expected = F.sigmoid_loss(logits, rows, hash), twins.sigmoid_loss(logits, hash)
+    close(loss, expected)
+    close(torch.autograd.grad(loss, logits)[0], torch.autograd.grad(expected, logits)[0])
     close((F.sigmoid_loss(logits[:3], rows[:3], hash) + F.sigmoid_loss(logits[3:], rows[3:], hash)) / 2, expected)
 
 
 def test_one_pair():
     assert F.info_nce(torch.tensor([[3.0]]), torch.tensor([1])).item() == 0
-    found = F.sigmoid_loss(torch.tensor([[3.0]]), torch.tensor([0]), torch.tensor([1]))
-    assert found.item() == pytest.approx(math.log1p(math.exp(-3.0)))
+    loss = F.sigmoid_loss(torch.tensor([[3.0]]), torch.tensor([0]), torch.tensor([1]))
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-3.0)))
 
 
 def test_logit_scale_starts_learns_and_is_clamped():
@@ -79,9 +79,9 @@ def test_logit_scale_starts_learns_and_is_clamped():
     with torch.no_grad():
         scale.log_scale.fill_(9.0)
     scale.log_scale.grad = None
-    found = scale()
-    found.backward()
-    assert found.item() == pytest.approx(100)
+    value = scale()
+    value.backward()
+    assert value.item() == pytest.approx(100)
     assert scale.log_scale.grad == pytest.approx(100)  # it can come down again
     assert not F.LogitScale(0.1, learn=False).log_scale.requires_grad
 
@@ -100,9 +100,9 @@ def test_unit_vectors_are_float32_and_zero_where_masked():
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_scores_equal_the_slow_twin_in_value_and_gradient(pooling):
     v, t, mask = grid()
-    found = value_and_gradients(lambda: equations.local_scores(v, t, mask, pooling=pooling), v, t)
+    actual = value_and_gradients(lambda: equations.local_scores(v, t, mask, pooling=pooling), v, t)
     expected = value_and_gradients(lambda: twins.local_scores(v, t, mask, pooling), v, t)
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(actual, expected, strict=True):
         close(a, b)
 
 
@@ -118,8 +118,8 @@ def test_padding_changes_nothing(pooling):
     expected = value_and_gradients(lambda: equations.local_scores(v, t, mask, pooling=pooling), v, t)
     wide = torch.cat([t, torch.zeros(5, 7, 8, dtype=t.dtype)], 1)
     wide_mask = torch.cat([mask, torch.zeros(5, 7, dtype=torch.bool)], 1)
-    found = value_and_gradients(lambda: equations.local_scores(v, wide, wide_mask, pooling=pooling), v, t)
-    for a, b in zip(found, expected, strict=True):
+    padded = value_and_gradients(lambda: equations.local_scores(v, wide, wide_mask, pooling=pooling), v, t)
+    for a, b in zip(padded, expected, strict=True):
         close(a, b, 1e-12)
 
 
@@ -202,10 +202,10 @@ def test_a_large_set_is_scored_in_tiles_of_both_sides():
 
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(equations, "_products", watch)
-        found = equations.local_scores(v, t, mask)
+        scores = equations.local_scores(v, t, mask)
     assert largest <= 256 * 256
     for i, c in ((0, 0), (299, 519), (255, 256), (256, 255)):
-        close(found[i, c], twins.local_score(v[i], t[c][mask[c]], "logsumexp").detach())
+        close(scores[i, c], twins.local_score(v[i], t[c][mask[c]], "logsumexp").detach())
 
 
 def test_padding_is_not_computed():
@@ -244,11 +244,11 @@ def test_regions_may_come_as_a_transposed_view():
     v, t, mask = grid()
     channels_first = v.detach().transpose(1, 2).contiguous().requires_grad_()
     expected = value_and_gradients(lambda: equations.local_scores(v, t, mask), v, t)
-    found = value_and_gradients(
+    actual = value_and_gradients(
         lambda: equations.local_scores(channels_first.transpose(1, 2), t, mask), channels_first, t
     )
-    close(found[0], expected[0], 1e-12)
-    close(found[1].transpose(1, 2), expected[1], 1e-12)
+    close(actual[0], expected[0], 1e-12)
+    close(actual[1].transpose(1, 2), expected[1], 1e-12)
 
 
 def test_regions_that_are_all_zero_or_cancel_give_finite_gradients():
@@ -269,8 +269,8 @@ def test_scores_are_float32_under_autocast(pooling):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         scores = equations.local_scores(v, t, mask, pooling=pooling)
         assert F.dot_products(v[:, 0], t[:, 0]).dtype == torch.float32
-    found = value_and_gradients(lambda: scores, v, t)
-    for a, b in zip(found, expected, strict=True):
+    actual = value_and_gradients(lambda: scores, v, t)
+    for a, b in zip(actual, expected, strict=True):
         assert a.dtype == torch.float32
         close(a, b, 1e-6)
 
@@ -291,10 +291,10 @@ def test_the_byte_budget_bounds_what_is_kept():
 
 def test_region_attention_is_the_published_one():
     v, t, mask = grid(images=5)
-    found = equations.region_attention(v, t, mask)
-    assert found.shape == (5, 6, 9)
+    attention = equations.region_attention(v, t, mask)
+    assert attention.shape == (5, 6, 9)
     for b in range(5):
         s = t[b][mask[b]] @ v[b].T
-        close(found[b][mask[b]], (4.0 * s.softmax(0)).softmax(1))
-    assert torch.all(found[~mask] == 0)
-    close(found.sum(-1), mask.double())
+        close(attention[b][mask[b]], (4.0 * s.softmax(0)).softmax(1))
+    assert torch.all(attention[~mask] == 0)
+    close(attention.sum(-1), mask.double())

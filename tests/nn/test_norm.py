@@ -38,9 +38,9 @@ def test_equals_torch_on_the_real_rows_of_all_processes(processes, world):
     for name in ("weight", "bias"):
         total = sum(values[name] for _, _, values in results)
         torch.testing.assert_close(total, getattr(norm, name).grad)
-    for _, _, found in results:
-        torch.testing.assert_close(found["running_mean"], norm.running_mean)
-        torch.testing.assert_close(found["running_var"], norm.running_var)
+    for _, _, buffers in results:
+        torch.testing.assert_close(buffers["running_mean"], norm.running_mean)
+        torch.testing.assert_close(buffers["running_var"], norm.running_var)
 
 
 def test_gradients_are_the_derivative():

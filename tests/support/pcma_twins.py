@@ -255,10 +255,10 @@ def equal_on_processes(processes: Any, world: int, options: dict[str, Any], kind
     terms, expected = gradients(one, raw)
     results = processes.run(world, task_gradients, options, kind, raw, 3, total)
     for name, value in terms.items():
-        mean = sum(found[name] for found, _ in results) / world
+        mean = sum(values[name] for values, _ in results) / world
         assert abs(mean - value) < 1e-10 * abs(value), name
-    for _, found in results:
-        assert found.keys() == expected.keys()
+    for _, actual in results:
+        assert actual.keys() == expected.keys()
         for name, gradient in expected.items():
             assert gradient.norm() > 1e-9, f"{name} is not exercised"
-            assert (found[name] - gradient).norm() < 1e-9 * gradient.norm(), name
+            assert (actual[name] - gradient).norm() < 1e-9 * gradient.norm(), name

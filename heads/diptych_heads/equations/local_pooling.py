@@ -16,11 +16,15 @@ __all__ = ["Pooling", "local_scores", "region_attention"]
 
 
 Pooling = Literal["logsumexp", "mean", "max"]
-"""How the matchings of a pair become one score; see :func:`local_scores`."""
+"""How the matchings of a pair become one score, as :func:`local_scores` defines it."""
 
 
 def region_attention(regions: Tensor, words: Tensor, mask: Tensor, region_scale: float = 4.0) -> Tensor:
-    """Where each word looks in its own image: ``a`` of :func:`local_scores` for the pairs only (GLoRIA, eq. 3-4).
+    """Where each word looks in the image of its own pair (GLoRIA, eq. 3-4). This is ``a`` of :func:`local_scores`.
+
+    >>> region_attention(torch.eye(2).unsqueeze(0), torch.eye(2).unsqueeze(0), torch.ones(1, 2, dtype=torch.bool))
+    tensor([[[0.8639, 0.1361],
+             [0.1361, 0.8639]]])
 
     Args:
         regions: ``[B,R,E]`` unit vectors.
@@ -49,21 +53,26 @@ def local_scores(
 ) -> Tensor:
     """Score every image with every report by the matchings of words and regions (GLoRIA, ICCV 2021, eq. 3-8).
 
-    For image ``i`` and report ``c``: ``s_rw = v_r . t_w``; ``p_rw`` = soft-max of ``s`` over the real words;
-    ``a_wr`` = soft-max of ``region_scale * p`` over the regions; ``x_w = sum_r a_wr v_r``; ``m_w = cos(x_w, t_w)``.
-    Over the real words,
+    The matching ``m_w`` of a word with an image comes of five equations:
 
-    * ``logsumexp`` (GLoRIA): ``1/k log sum_w exp(k m_w)`` with ``k = word_scale``; the published logit is ``10 k`` as much;
-    * ``mean``: ``mean_w m_w``;
-    * ``max`` (FILIP, arXiv 2111.07783, eq. 4-5): half ``mean_w max_r s_rw``, half ``mean_r max_w s_rw``.
+    1. ``s_rw = v_r . t_w``.
+    2. ``p_rw`` is the soft-max of ``s_rw`` over the real words of the report.
+    3. ``a_wr`` is the soft-max of ``region_scale * p_rw`` over the regions.
+    4. ``x_w = sum_r a_wr v_r`` is the word's context.
+    5. ``m_w = cos(x_w, t_w)``.
 
-    The context ``x_w`` is never formed, for with the Gram matrix ``G = V V'`` ``x_w . t_w = sum_r a_wr s_rw`` and
+    The real words' matchings are pooled in one of three ways:
+
+    * ``logsumexp`` (GLoRIA): ``1/k log sum_w exp(k m_w)`` with ``k = word_scale``. The published logit is ``10 k`` times it.
+    * ``mean``: ``mean_w m_w``.
+    * ``max`` (FILIP, arXiv 2111.07783, eq. 4-5): half ``mean_w max_r s_rw``, half ``mean_r max_w s_rw``. It needs no context.
+
+    The context ``x_w`` is never formed. The Gram matrix ``G = V V'`` gives ``x_w . t_w = sum_r a_wr s_rw`` and
     ``|x_w|^2 = a_w' G a_w``. The denominator of ``a`` cancels in the cosine.
 
-    Reports are taken in blocks, the longest first, each cut to its longest report. (On the CPU only: a GPU would have to
-    be waited for in every step to learn the lengths, so there the padding is computed; it changes nothing.) Blocks are
-    kept for backward while ``byte_budget`` lasts, and recomputed in backward once it is spent. Without gradients nothing
-    is kept, and any number of images and reports is worked through in tiles.
+    Reports are taken in blocks, the longest first. On a CPU a block is cut to its longest report. On a GPU the padding is
+    computed, for reading the lengths would stop it in every step. Blocks are kept for backward while ``byte_budget`` lasts.
+    All others are recomputed in backward. Without gradients nothing is kept, and the grid is worked through in tiles.
 
     Args:
         regions: ``[I,R,E]`` unit vectors.
@@ -72,11 +81,15 @@ def local_scores(
         pooling: how matchings become a score, as above.
         region_scale: sharpness of the attention over the regions, in (0, 20]; 4 in GLoRIA.
         word_scale: sharpness of ``logsumexp``; 5 in GLoRIA.
-        byte_budget: bytes of grids that may be kept for backward; 0 keeps none. Working memory is about six blocks, of 2
-            to 8 MiB each on a CPU and of up to 128 MiB on a GPU.
+        byte_budget: bytes of grids that may be kept for backward. 0 keeps none. Working memory is about six blocks more. A
+            block has 2 to 8 MiB on a CPU, and up to 128 MiB on a GPU.
 
     Returns:
-        ``[I,T]``, at least float32; 0 for a report without words.
+        ``[I,T]``, at least float32. A report without words has 0.
+
+    >>> region = torch.tensor([[[1.0, 0.0]]])
+    >>> local_scores(region, torch.tensor([[[0.6, 0.8]]]), torch.tensor([[True]]), pooling="mean")
+    tensor([[0.6000]])
     """
 
     def scores(regions: Tensor, words: Tensor, mask: Tensor) -> Tensor:
@@ -94,11 +107,11 @@ def local_scores(
 
 
 def _pool(m: Tensor, mask: Tensor, word_scale: float | None) -> Tensor:
-    """``[I,T,N]`` matchings to ``[I,T]``: log-sum-exp, or the mean if there is no scale; 0 for a report without words."""
+    """Pool matchings ``[I,T,N]`` to ``[I,T]``: log-sum-exp, or the mean without a scale. An empty report has 0."""
     if word_scale is None:
         return (m * mask).sum(-1) / mask.sum(-1).clamp_min(1)
     empty = ~mask.any(-1)
-    unread = ~(mask | empty.unsqueeze(-1))  # all of an empty report is read, or its gradient is not a number
+    unread = ~(mask | empty.unsqueeze(-1))  # an empty report is read as a whole, or its gradient would be NaN
     scores = (word_scale * m).masked_fill(unread, -math.inf).logsumexp(-1) / word_scale
     return scores.masked_fill(empty, 0.0)
 
@@ -109,7 +122,7 @@ def _products(regions: Tensor, words: Tensor) -> Tensor:
 
 
 def _matchings(regions: Tensor, words: Tensor, mask: Tensor, region_scale: float, byte_budget: int) -> Tensor:
-    """``m`` ``[I,T,N]`` of :func:`local_scores`; what stands at padded words is for the pooling to leave out."""
+    """``m`` ``[I,T,N]`` of :func:`local_scores`. Values at padded words mean nothing: the pooling leaves them out."""
     keep = torch.is_grad_enabled() and (regions.requires_grad or words.requires_grad)
     dot_over_length = cast(Tensor, _Matchings.apply(regions, words, mask, region_scale, byte_budget, keep))
     length: Tensor = torch.linalg.vector_norm(words, dim=-1)
@@ -119,8 +132,8 @@ def _matchings(regions: Tensor, words: Tensor, mask: Tensor, region_scale: float
 class _Matchings(torch.autograd.Function):
     """``dot(x_w, t_w) / |x_w|`` by tiles of images and reports, with its backward written out.
 
-    With ``u = exp(region_scale * p)``, the attention before its denominator, it is ``u . s / sqrt(u' G u)``. A tile keeps
-    ``s`` and ``G u``, the two that take matrix products, or nothing.
+    ``u = exp(region_scale * p)`` is the attention before its denominator. The value is ``u . s / sqrt(u' G u)``. A tile
+    keeps ``s`` and ``G u``, which take matrix products, or nothing.
     """
 
     @staticmethod
@@ -136,8 +149,8 @@ class _Matchings(torch.autograd.Function):
         blocks = list(column_blocks(mask, min(step, images) * item, block))
         m = regions.new_zeros(images, texts, longest)
         squares = torch.ones_like(m)  # u' G u
-        floor = 1e-8 * n_regions**2  # a context of length 1e-4 or so, since u >= 1: of regions that cancel, or are zero
-        kept: list[Tensor | None] = []
+        floor = 1e-8 * n_regions**2  # regions that cancel or are zero: with u >= 1, a context of length 1e-4
+        grids: list[Tensor | None] = []
         for start in range(0, images, step):
             rows = slice(start, start + step)
             gram = regions[rows] @ regions[rows].transpose(1, 2)
@@ -150,17 +163,17 @@ class _Matchings(torch.autograd.Function):
                 m[rows, columns, :width] = (dot * square.rsqrt()).view(len(s), -1, width)
                 squares[rows, columns, :width] = square.view(len(s), -1, width)
                 byte_budget -= 2 * s.nbytes
-                kept += [s, gram_u] if keep and byte_budget >= 0 else [None, None]
-        ctx.save_for_backward(regions, words, mask, m, squares, *kept)
+                grids += [s, gram_u] if keep and byte_budget >= 0 else [None, None]
+        ctx.save_for_backward(regions, words, mask, m, squares, *grids)
         ctx.plan = region_scale, step, blocks, floor
         return m
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_m: Tensor) -> tuple[Tensor | None, ...]:
-        regions, words, mask, m, squares, *kept = ctx.saved_tensors
+        regions, words, mask, m, squares, *grids = ctx.saved_tensors
         scale, step, blocks, floor = ctx.plan
-        saved = iter(kept)
+        stored = iter(grids)
         grad_regions, grad_words = regions.new_zeros(regions.shape), words.new_zeros(words.shape)  # contiguous
         with _no_autocast(regions):
             grad_dots = grad_m * squares.rsqrt()
@@ -172,7 +185,7 @@ class _Matchings(torch.autograd.Function):
                 grad_gram = torch.zeros_like(gram)
                 for columns, width in blocks:
                     t = words[columns, :width]
-                    s, gram_u = next(saved), next(saved)
+                    s, gram_u = next(stored), next(stored)
                     s = _products(v, t) if s is None else s
                     q, u = _attend(s, mask[columns, :width], scale)
                     gram_u = gram @ u if gram_u is None else gram_u
@@ -199,7 +212,7 @@ def _attend(s: Tensor, mask: Tensor, region_scale: float) -> tuple[Tensor, Tenso
 
 
 def _max_scores(regions: Tensor, words: Tensor, mask: Tensor, byte_budget: int) -> Tensor:
-    """FILIP's score by blocks of reports; for backward it keeps the places of the maxima, not the grid."""
+    """FILIP's score by blocks of reports. For backward it keeps the places of the maxima, not the grid."""
     bytes_a_word = regions.shape[0] * regions.shape[1] * regions.element_size()
     blocks = list(column_blocks(mask, bytes_a_word, block_bytes(regions, byte_budget)))
     scores = regions.new_zeros(len(regions), len(words))

@@ -1,4 +1,4 @@
-"""Observations of an image matched with sentences of a report: equations of the head ``pcma`` as pure functions."""
+"""Equations of the head ``pcma``: observations of an image are matched with sentences of a report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 MatchingKind = Literal["soft", "hungarian", "sinkhorn", "max"]
-"""How a sentence finds its observations; see :func:`match_weights`."""
+"""How a sentence finds its observations, as :func:`match_weights` defines it."""
 
 
 GRIDS = 5
@@ -33,7 +33,7 @@ GRIDS = 5
 
 
 class MatchingRule(NamedTuple):
-    """How sentences find their observations; see :func:`match_weights`."""
+    """How sentences find their observations: the arguments of :func:`match_weights`."""
 
     kind: MatchingKind = "soft"
     softness: float = 0.1
@@ -41,21 +41,23 @@ class MatchingRule(NamedTuple):
     epsilon: float = 0.05
     """Entropy of ``sinkhorn``."""
     rounds: int = 5
-    """Of ``sinkhorn``."""
+    """Iterations of ``sinkhorn``."""
 
 
 def sentence_slots(text: Features, least: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which sentences of a report become T-PORs: those of at least ``least`` words, moved to the front.
+    """Which sentences of a report become T-PORs, its textual observations: those of at least ``least`` words.
 
-    A report without any is taken as one sentence, so that "Pneumothorax." can be asked for.
+    They are moved to the front. A report without such a sentence counts as one sentence. So "Pneumothorax." can be asked
+    for.
 
     Args:
         text: features of ``B`` reports.
         least: fewest words of a sentence, at least 1.
 
     Returns:
-        ``[B,N]`` the slot of each word, -1 for none; ``[B,M]`` whether a slot is taken, with ``M`` the most that there
-        can be; ``[B,M]`` int64 hashes of the sentences (their sum, for a report taken as one), -1 for none.
+        Three tensors. ``[B,N]`` is the slot of each word, -1 for none. ``[B,M]`` bool is True where a slot holds a sentence;
+        ``M`` is the largest number possible. ``[B,M]`` int64 has the hashes of these sentences, -1 for none. A report
+        that counts as one sentence has the sum of its hashes.
     """
     mask, words = text.mask, text.mask.shape[1]
     sentences = torch.zeros_like(mask, dtype=torch.int64) if text.sentences is None else text.sentences
@@ -68,26 +70,31 @@ def sentence_slots(text: Features, least: int) -> tuple[Tensor, Tensor, Tensor]:
     slots = torch.where(long.gather(1, index) & mask, rank.gather(1, index), -1)
     slots = torch.where(short_only & mask, 0, slots)
     most = max(1, words // least)
-    spare = torch.full((len(mask), most + 1), -1, dtype=torch.int64, device=mask.device)  # one more, for the dropped
-    taken_hash = spare.scatter(1, torch.where(long, rank, most), hashes)[:, :most]
+    spare = torch.full(
+        (len(mask), most + 1), -1, dtype=torch.int64, device=mask.device
+    )  # one column more, for dropped sentences
+    slot_hashes = spare.scatter(1, torch.where(long, rank, most), hashes)[:, :most]
     whole = torch.where(hashes == -1, 0, hashes).mul(counts > 0).sum(1)  # wraps around
     whole = torch.where((hashes == -1).all(1), -1, whole)
-    taken_hash[:, 0] = torch.where(short_only.squeeze(1), whole, taken_hash[:, 0])
+    slot_hashes[:, 0] = torch.where(short_only.squeeze(1), whole, slot_hashes[:, 0])
     number = torch.where(short_only, mask.any(1, keepdim=True).long(), long.sum(1, keepdim=True))
-    taken = torch.arange(most, device=mask.device) < number
-    return slots, taken, taken_hash.masked_fill(~taken, -1)
+    real = torch.arange(most, device=mask.device) < number
+    return slots, real, slot_hashes.masked_fill(~real, -1)
 
 
 def match_weights(s: Tensor, mask: Tensor, rule: MatchingRule) -> Tensor:
     """How much each sentence takes of each observation, from their cosines.
 
-    * ``soft``: ``softmax_k(s / softness)``;
-    * ``max``: the best observation alone;
-    * ``sinkhorn``: the transport of equal shares of sentences to equal shares of observations, entropy ``epsilon``
-      (Cuturi, NeurIPS 2013), made to sum to 1 a sentence;
-    * ``hungarian``: one observation to one sentence, of the largest total; a sentence left over takes nothing.
+    * ``soft`` is ``softmax_k(s / softness)``.
+    * ``max`` takes the best observation alone.
+    * ``sinkhorn`` is optimal transport with entropy ``epsilon`` (Cuturi, NeurIPS 2013). All sentences give equal shares, and
+      all observations get equal shares. Then each sentence's row is made to sum to 1.
+    * ``hungarian`` gives one observation to one sentence, so that the total is largest. A sentence left over takes nothing.
 
-    All but ``soft`` are constants of the gradient.
+    Gradients flow through ``soft`` only. The others are constants.
+
+    >>> match_weights(torch.tensor([[0.1, 0.7]]), torch.tensor([True]), MatchingRule("max"))
+    tensor([[0., 1.]])
 
     Args:
         s: ``[...,M,K]`` cosines.
@@ -95,7 +102,7 @@ def match_weights(s: Tensor, mask: Tensor, rule: MatchingRule) -> Tensor:
         rule: as above.
 
     Returns:
-        ``[...,M,K]``; a real sentence's row sums to 1 (or 0 where it is left over). What stands at padding means nothing.
+        ``[...,M,K]``. A real sentence's row sums to 1, or to 0 where it is left over. Values at padding mean nothing.
     """
     if rule.kind == "soft":
         return (s / rule.softness).softmax(-1)
@@ -135,8 +142,8 @@ def block_scores(
 ) -> Tensor:
     """``S`` of :func:`pair_scores` for one block.
 
-    ``match_m = t_m . z_m`` with ``z_m = unit(sum_k w_mk v_k)`` needs no ``z``: with ``s_mk = t_m . v_k`` and the Gram
-    matrix ``G = V V'`` it is ``w_m . s_m / sqrt(w_m' G w_m)``.
+    A sentence's matching is ``t_m . z_m`` with ``z_m = unit(sum_k w_mk v_k)``. The vector ``z_m`` is never formed. With
+    ``s_mk = t_m . v_k`` and the Gram matrix ``G = V V'`` the matching is ``w_m . s_m / sqrt(w_m' G w_m)``.
     """
     s = (observations.flatten(0, 1) @ sentences.flatten(0, 1).T).view(*observations.shape[:2], *sentences.shape[:2])
     s = s.permute(0, 2, 3, 1)  # [I,c,M,K]
@@ -157,25 +164,25 @@ def pair_scores(
     rule: MatchingRule = MatchingRule(),  # noqa: B008  # it cannot change
     byte_budget: int = 2**30,
 ) -> tuple[Tensor, Tensor]:
-    """Score every image with every report: the mean over its sentences of how well each is matched (PLACE, inferred).
+    """Score every image with every report: the mean over the report's sentences of their matchings (PLACE, inferred).
 
-    A sentence that stands in an image's own report too is true of that image, whichever report it is read from: with
-    ``hashes`` it does not count in the score of the others' reports that hold it. A pair of which nothing is left is
-    no pair to contrast.
+    A sentence of an image's own report is true of that image, whichever report it is read from. With ``hashes``, such a
+    sentence does not count when the image is scored with another report. A pair without any sentence left should not be
+    contrasted.
 
-    Reports are taken in blocks, which are kept for backward while ``byte_budget`` lasts and recomputed once it is spent.
+    Reports are taken in blocks. Blocks are kept for backward while ``byte_budget`` lasts. All others are recomputed.
 
     Args:
         observations: ``[I,K,E]`` unit vectors.
         sentences: ``[T,M,E]`` unit vectors, real ones first.
         mask: ``[T,M]``, True at real sentences.
-        own: ``[I]`` the column of each image's own report; needed with ``hashes``.
-        hashes: of the sentences of the images' own reports ``[I,M]`` and of all ``[T,M]``; -1 equals none.
-        rule: see :func:`match_weights`.
+        own: ``[I]``, the column of each image's own report. It is needed with ``hashes``.
+        hashes: of the sentences of the images' own reports ``[I,M]``, and of those of all reports ``[T,M]``. -1 equals none.
+        rule: how sentences find their observations.
         byte_budget: bytes of grids that may be kept for backward; 0 keeps none but a block.
 
     Returns:
-        ``[I,T]`` scores from -1 to 1, 0 for a report without words; and ``[I,T]`` bool, True where no sentence counts.
+        ``[I,T]`` scores from -1 to 1, and ``[I,T]`` bool, True where no sentence counts. A report without words scores 0.
     """
     with torch.autocast(observations.device.type, enabled=False):
         v, t = full(observations), full(sentences)
@@ -206,14 +213,14 @@ def pair_scores(
 
 
 def intra_loss(sentences: Tensor, contexts: Tensor, mask: Tensor, hash: Tensor, scale: Tensor) -> Tensor:
-    """InfoNCE inside each report: a sentence against what the other sentences of its report matched (inferred).
+    """InfoNCE inside each report, between its sentences and what they matched (inferred).
 
-    ``mean_b mean_m -log(exp l_mm / sum_n exp l_mn)`` with ``l_mn = scale * t_m . z_n``; equal sentences are not
-    negatives of each other. Each report counts alike, so that the mean over processes is the whole batch's.
+    The loss is ``mean_b mean_m -log(exp l_mm / sum_n exp l_mn)`` with ``l_mn = scale * t_m . z_n``. Equal sentences are not
+    negatives of each other. All reports have the same weight, so the mean over processes is that of the whole batch.
 
     Args:
         sentences: ``[B,M,E]``, ``t``.
-        contexts: ``[B,M,E]``, ``z``: unit vectors, of the report's own image.
+        contexts: ``[B,M,E]``, ``z``: unit vectors of the report's own image.
         mask: ``[B,M]``, True at real sentences.
         hash: ``[B,M]``; -1 equals none.
         scale: scalar.

@@ -1,6 +1,6 @@
-"""The costly parts of ``reclf`` with their backward written out, in few passes over the wide values.
+"""The costly parts of ``reclf``. Their backward is written out, in few passes over the wide values.
 
-That their values and gradients are right is tested with the head, against a twin that leaves them to autograd.
+The head's tests compare values and gradients with a twin that leaves them to autograd.
 """
 
 from __future__ import annotations
@@ -14,21 +14,24 @@ from torch.autograd.function import once_differentiable
 __all__ = ["Attention", "attention_logits", "compare", "pool", "reason", "unit_nodes"]
 
 Attention = Literal["gloria", "scan"]
-"""How words attend to regions; see :func:`attention_logits`."""
+"""How words attend to regions, as :func:`attention_logits` defines it."""
 
 
 def attention_logits(s: Tensor, mask: Tensor, form: Attention) -> Tensor:
-    """Logits of a word's attention over the regions, to be multiplied by its sharpness.
+    """Logits of a word's attention over the regions. They are still to be multiplied by the sharpness.
 
-    ``gloria`` (ICCV 2021, eq. 3-4): the soft-max of ``s`` over the real words. ``scan`` (SCAN, ECCV 2018, eq. 1-2):
-    ``leaky_relu(s, 0.1)``, of length 1 over the real words.
+    ``gloria`` (ICCV 2021, eq. 3-4) is the soft-max of ``s`` over the real words. ``scan`` (SCAN, ECCV 2018, eq. 1-2) is
+    ``leaky_relu(s, 0.1)``, made to have length 1 over the real words.
 
     Args:
         s: ``[I,R,T,N]`` cosines of regions and words.
-        mask: True at real words, ``[T,N]`` or what else broadcasts with ``s``.
+        mask: True at real words: ``[T,N]``, or another shape that broadcasts with ``s``.
         form: as above.
+
+    >>> attention_logits(torch.tensor([[[[1.0, 1.0, 9.0]]]]), torch.tensor([[True, True, False]]), "gloria")
+    tensor([[[[0.5000, 0.5000, 0.0000]]]])
     """
-    if form == "gloria":  # a finite mask: a report without words gives finite numbers, which nobody reads
+    if form == "gloria":  # a finite mask keeps reports without words finite; nobody reads their values
         return s.masked_fill(~mask, torch.finfo(s.dtype).min).softmax(-1)
     s = nn.functional.leaky_relu(s, 0.1).masked_fill(~mask, 0.0)
     return nn.functional.normalize(s, dim=-1)
@@ -45,23 +48,23 @@ class _Compare(torch.autograd.Function):
         x = (scale * p).exp_().transpose(1, 2) @ regions
         inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-8).reciprocal()
         x = x.mul_(inverse)
-        held = x if product else x.sub_(words)
-        ctx.save_for_backward(p, regions, words, held, inverse)
+        compared = x if product else x.sub_(words)
+        ctx.save_for_backward(p, regions, words, compared, inverse)
         ctx.scale, ctx.product = scale, product
-        return held * words if product else held * held
+        return compared * words if product else compared * compared
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        p, regions, words, held, inverse = ctx.saved_tensors
+        p, regions, words, compared, inverse = ctx.saved_tensors
         if ctx.product:
-            x, grad_words = held, (held * grad).sum(0)
+            x, grad_words = compared, (compared * grad).sum(0)
             grad_x = grad * words
         else:
-            x, grad_x = held + words, grad * held
+            x, grad_x = compared + words, grad * compared
             grad_words = -2 * grad_x.sum(0)
             inverse = 2 * inverse
-        along = torch.linalg.vecdot(x, grad_x).unsqueeze(-1)  # what would change the length of x, which is fixed
+        along = torch.linalg.vecdot(x, grad_x).unsqueeze(-1)  # the part along x, whose length is fixed
         grad_x = grad_x.addcmul_(x, along, value=-1).mul_(inverse)
         u = (ctx.scale * p).exp_()
         grad_regions = u @ grad_x
@@ -69,18 +72,17 @@ class _Compare(torch.autograd.Function):
 
 
 class _Reason(torch.autograd.Function):
-    """``relu(soft-max(q M q' + c q') (q G + b))`` over the nodes of each pair; see the steps of ``reclf``.
+    """``relu(soft-max(q M q' + c q' + node_bias) (q G + b))`` over the nodes of each pair.
 
-    Nodes ``[P,n,m]``, ``M`` and ``G`` ``[m,m]``, ``c`` and ``b`` ``[m]``, and what is added to the soft-max's argument for
-    each node that is looked at, ``[P,1,n]``.
+    ``q`` is ``[P,n,m]``, ``M`` and ``G`` are ``[m,m]``, ``c`` and ``b`` are ``[m]``, and ``node_bias`` is ``[P,1,n]``.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, fused: Tensor, c: Tensor, graph: Tensor, b: Tensor, shut: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, fused: Tensor, c: Tensor, graph: Tensor, b: Tensor, node_bias: Tensor) -> Tensor:
         flat = q.flatten(0, 1)
         asked = torch.addmm(c, flat, fused).view_as(q)
         message = torch.addmm(b, flat, graph).view_as(q)  # b before the edges, whose rows sum to 1
-        edges = torch.baddbmm(shut, asked, q.transpose(1, 2)).softmax(-1)
+        edges = torch.baddbmm(node_bias, asked, q.transpose(1, 2)).softmax(-1)
         out = torch.bmm(edges, message).relu_()
         ctx.save_for_backward(q, fused, graph, asked, message, edges, out)
         return out
@@ -101,7 +103,7 @@ class _Reason(torch.autograd.Function):
 
 
 class _Unit(torch.autograd.Function):
-    """L2-normalise over the last axis; a third of the passes of ``torch.nn.functional.normalize``."""
+    """L2-normalise over the last axis, in a third of the passes of ``torch.nn.functional.normalize``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -124,15 +126,39 @@ def unit_nodes(x: Tensor) -> Tensor:
 
 
 def pool(weights: Tensor, q: Tensor) -> Tensor:
-    """``[P,n]`` weights and nodes ``[P,n,m]`` to the pair's vector ``[P,m]`` of length 1, or 0 where no weight is."""
+    """The weighted mean ``[P,m]`` of the nodes ``[P,n,m]``, with weights ``[P,n]``. It has length 1, or 0 without weights.
+
+    >>> pool(torch.tensor([[0.6, 0.8]]), torch.eye(2).unsqueeze(0))
+    tensor([[0.6000, 0.8000]])
+    """
     return unit_nodes((weights.unsqueeze(1) @ q).squeeze(1))
 
 
 def compare(p: Tensor, scale: float, regions: Tensor, words: Tensor, product: bool) -> Tensor:
-    """``(x - t)^2`` or ``x * t`` of contexts and words, ``[I,T*N,E]``; see :class:`_Compare`."""
+    """``(x - t)^2`` or ``x * t`` ``[I,T*N,E]`` of contexts ``x = unit(sum_r exp(scale p_r) v_r)`` and words ``t``.
+
+    Args:
+        p: ``[I,R,T*N]``, logits of the attention over the regions.
+        scale: the sharpness that they are multiplied by.
+        regions: ``[I,R,E]``
+        words: ``[T*N,E]``
+        product: whether to multiply instead.
+
+    >>> compare(torch.zeros(1, 1, 1), 1.0, torch.tensor([[[3.0, 4.0]]]), torch.tensor([[1.0, 0.0]]), product=True)
+    tensor([[[0.6000, 0.0000]]])
+    """
     return cast(Tensor, _Compare.apply(p, scale, regions, words, product))
 
 
-def reason(q: Tensor, fused: Tensor, c: Tensor, graph: Tensor, b: Tensor, shut: Tensor) -> Tensor:
-    """One step of graph reasoning over the nodes ``[P,n,m]`` of each pair; see :class:`_Reason`."""
-    return cast(Tensor, _Reason.apply(q, fused, c, graph, b, shut))
+def reason(q: Tensor, fused: Tensor, c: Tensor, graph: Tensor, b: Tensor, node_bias: Tensor) -> Tensor:
+    """One step of graph reasoning: ``relu(soft-max(q M q' + c q' + node_bias) (q G + b))``.
+
+    Args:
+        q: ``[P,n,m]``, the nodes of each pair.
+        fused: ``M`` ``[m,m]``.
+        c: ``[m]``
+        graph: ``G`` ``[m,m]``.
+        b: ``[m]``
+        node_bias: ``[P,1,n]``, very low at nodes that no other may look at.
+    """
+    return cast(Tensor, _Reason.apply(q, fused, c, graph, b, node_bias))

@@ -13,7 +13,7 @@ __all__ = ["FusedStep", "Importance", "Step", "glorot_linear"]
 
 
 def glorot_linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
-    """Started as in SGRAF: Glorot's uniform weights, no bias."""
+    """A linear layer that starts as in SGRAF: with Glorot's uniform weights, and a bias of zero."""
     linear = nn.Linear(inputs, outputs, bias=bias)
     nn.init.xavier_uniform_(linear.weight)
     if bias:
@@ -33,8 +33,8 @@ class FusedStep(NamedTuple):
 class Step(nn.Module):
     """One step of graph reasoning (SGRAF, AAAI 2021, eq. 7-8): ``E = soft-max((Q q)(K q)')``, ``q <- relu(G (E q))``.
 
-    What adds the same to a whole row of the soft-max cancels: ``(Q q)(K q)' = q (Q'K) q' + (K' b_Q) q' + ...`` needs one
-    product instead of two, and the bias of the keys has no effect; there is none.
+    ``(Q q)(K q)' = q (Q'K) q' + (K' b_Q) q' + ...``. The rest is the same for a whole row, so it cancels in the soft-max.
+    One product with ``Q'K`` thus replaces two. A bias of the keys would have no effect, so there is none.
     """
 
     def __init__(self, width: int, residual: bool) -> None:
@@ -49,17 +49,17 @@ class Step(nn.Module):
         key = self.key.weight
         return FusedStep(self.query.weight.T @ key, self.query.bias @ key, self.graph.weight.T, self.graph.bias)
 
-    def forward(self, q: Tensor, weights: FusedStep, shut: Tensor) -> Tensor:
-        """Nodes ``[P,n,m]`` after the step; ``shut`` ``[P,1,n]`` is added to the logits of each node as a target."""
-        out = reason(q, *weights, shut)
+    def forward(self, q: Tensor, weights: FusedStep, node_bias: Tensor) -> Tensor:
+        """Nodes ``[P,n,m]`` after the step. ``node_bias`` ``[P,1,n]`` is added to the logits of the node looked at."""
+        out = reason(q, *weights, node_bias)
         return out if self.norm is None else cast(Tensor, self.norm(q + out))
 
 
 class Importance(nn.Module):
     """How much each node counts: ``b_w = sigmoid(norm(u . q_w))``, divided by its sum over the real nodes.
 
-    ``layer`` standardises over the real nodes of the pair, then scales and shifts. SGRAF's batch statistics would make a
-    pair's score depend on the batch and on its padding.
+    The norm ``layer`` standardises over the real nodes of the pair, then scales and shifts. SGRAF uses batch statistics.
+    With them a pair's score would depend on the rest of the batch and on padding.
     """
 
     def __init__(self, width: int, norm: Literal["layer", "none"]) -> None:
@@ -69,7 +69,7 @@ class Importance(nn.Module):
         self.shift = nn.Parameter(torch.zeros(()))
 
     def forward(self, q: Tensor, real: Tensor) -> Tensor:
-        """Nodes ``[P,n,m]`` and which are real ``[P,n]`` to weights ``[P,n]``, 0 where not real."""
+        """Nodes ``[P,n,m]`` and which are real ``[P,n]`` to weights ``[P,n]``. Other nodes have 0."""
         z = self.gate(q).squeeze(-1)
         if self.gain is not None:
             count = real.sum(-1, keepdim=True).clamp_min(1)

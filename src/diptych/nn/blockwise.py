@@ -1,4 +1,4 @@
-"""Large grids of image-report pairs by blocks, kept for backward or recomputed in it, as a byte budget allows."""
+"""Large grids of image-report pairs, by blocks. A byte budget decides which blocks are kept for backward."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _on_cpu(x: Tensor) -> bool:
 
 
 def block_bytes(x: Tensor, byte_budget: int) -> int:
-    """Size of a block: it fits a CPU's cache, or fills a GPU. It is within the budget, but not below 2 MiB, for speed."""
+    """Bytes of a block. It fits a CPU's cache, or fills a GPU. It is within the budget, but not below 2 MiB, for speed."""
     largest = 2**23 if _on_cpu(x) else 2**27
     return min(max(byte_budget, 2**21), largest)
 
@@ -28,15 +28,19 @@ def block_bytes(x: Tensor, byte_budget: int) -> int:
 def bytes_kept(function: Callable[[], object], besides: Sequence[Tensor] = ()) -> int:
     """Bytes of distinct storages that autograd keeps for the backward of a function's value.
 
+    >>> x = torch.ones(3, requires_grad=True)
+    >>> bytes_kept(lambda: x.exp())  # keeps its result: three numbers of four bytes
+    12
+
     Args:
-        function: to be measured; called once.
+        function: to be measured. It is called once.
         besides: tensors that do not count, as the function's arguments.
     """
-    alive: list[Tensor] = []  # so that no storage is freed, and its place counted for another
+    alive: list[Tensor] = []  # else a storage could be freed, and its address counted for another
 
     def pack(x: Tensor) -> Tensor:
         alive.append(x.detach())
-        return x.detach()  # x itself would hold the graph that holds it, for ever
+        return x.detach()  # x itself would hold the graph, which holds x
 
     with saved_tensors_hooks(pack, lambda x: x):
         function()
@@ -47,15 +51,19 @@ def bytes_kept(function: Callable[[], object], besides: Sequence[Tensor] = ()) -
 
 
 def column_blocks(mask: Tensor, bytes_a_word: int, block_bytes: int) -> Iterator[tuple[Tensor | slice, int]]:
-    """Columns and their width for each block of reports: on a CPU the longest first, each cut to its longest report.
+    """Columns and their width for each block of reports.
 
-    A GPU would have to be waited for in every step to learn the lengths, so there the padding is computed. On a CPU,
-    reports without words are in no block.
+    On a CPU the longest reports come first, and a block is cut to its longest report. Reports without words are in no
+    block. On a GPU the padding is computed, for reading the lengths would stop it in every step.
+
+    >>> mask = torch.tensor([[True, False, False], [True, True, False]])
+    >>> [(columns.tolist(), width) for columns, width in column_blocks(mask, bytes_a_word=1, block_bytes=2)]
+    [([1], 2), ([0], 1)]
 
     Args:
         mask: ``[T,N]``, True at real words.
         bytes_a_word: bytes of one word in a block, for all of the block's images.
-        block_bytes: bytes of a block; one column at least is taken.
+        block_bytes: bytes of a block. A block has at least one column.
     """
     texts, longest = mask.shape
     if not _on_cpu(mask):
@@ -86,24 +94,24 @@ def blockwise(
 ) -> Tensor:
     """``score`` of ``match`` of ``attend`` on the grid of all images with all reports, by blocks.
 
-    For backward a block is kept whole, or its matchings and its attention are kept, or its matchings alone, or nothing. The
-    rest is computed again. The budget goes to all matchings first, then to attention, then to whole blocks. Parameters
-    that the functions read besides their arguments get exact gradients too.
+    For backward, a block keeps everything, or its matchings and its attention, or its matchings alone, or nothing. The
+    rest is computed again. The budget goes to the matchings of all blocks first, then to their attention, then to the
+    rest. Parameters that the functions read besides their arguments get exact gradients too.
 
-    Each pair must be scored by itself. The functions get reports in another order, cut to the longest of the block, but
-    not below one word.
+    Each pair must be scored by itself. The functions get reports in another order. These are cut to the longest report of
+    the block, but not below one word.
 
     Args:
         attend: from ``I`` images and ``T`` reports to their attention.
-        match: from the same and the attention to their matchings. If it ends in a linear map, that is not done again.
-        score: from the same and the matchings to ``[I,T]``.
+        match: from these and their attention to their matchings. If it ends in a linear map, that is not done again.
+        score: from these and their matchings to ``[I,T]``.
         image: all images, ``I`` of them.
         text: all reports, ``T`` of them.
         working_bytes: bytes of the widest intermediate value, for a word of one pair.
         attention_bytes: bytes of the attention, for a word of one pair.
         matching_bytes: bytes of the matchings, for a word of one pair.
-        kept_bytes: bytes that are kept for backward in all, for a word of one pair.
-        byte_budget: bytes that may be kept for backward; 0 keeps nothing.
+        kept_bytes: bytes that backward needs in all, for a word of one pair.
+        byte_budget: bytes that may be kept for backward. 0 keeps nothing.
 
     Returns:
         ``[I,T]``.
@@ -113,12 +121,12 @@ def blockwise(
     read = text.mask.clone()
     read[:, 0] = True  # so that reports without words are in a block
     block = block_bytes(text.mask, 2**22)
-    # Four times as many images as reports: for speed either would do, and reports of a block should be of one length.
+    # Four times as many images as reports. Speed is the same, and fewer reports in a block differ less in length.
     side = min(2 * math.isqrt(max(1, block // (working_bytes * text.mask.shape[1]))), len(image.pooled))
     columns, widths = zip(*column_blocks(read, side * working_bytes, block), strict=True)
     sizes = [len(range(len(read))[c]) if isinstance(c, slice) else len(c) for c in columns]
     order = None if isinstance(columns[0], slice) else torch.cat(columns)
-    # Sorted once and split once, so that backward joins the blocks' gradients instead of adding up whole ones.
+    # Sorted once and split once. So backward concatenates the blocks' gradients, instead of adding up whole ones.
     ordered = text if order is None else text.select(order)
     text_blocks, image_blocks = _split(ordered, sizes), _split(image, side)
 
@@ -150,7 +158,7 @@ def blockwise(
 
 
 def kept_levels(sizes: Sequence[int], costs: Sequence[int], budget: float) -> list[int]:
-    """How many values each block keeps. The first value of all blocks is paid for first, then the second, and so on.
+    """How many values each block keeps. The budget pays for the first value of all blocks, then for the second, and so on.
 
     >>> kept_levels([1, 1], costs=[2, 3], budget=7)
     [2, 1]
@@ -161,9 +169,9 @@ def kept_levels(sizes: Sequence[int], costs: Sequence[int], budget: float) -> li
         budget: for all values of all blocks.
     """
     levels = [0] * len(sizes)
-    for thing, cost in enumerate(costs):
+    for level, cost in enumerate(costs):
         for index, size in enumerate(sizes):
-            if levels[index] == thing and cost * size <= budget:
+            if levels[index] == level and cost * size <= budget:
                 budget -= cost * size
                 levels[index] += 1
     return levels

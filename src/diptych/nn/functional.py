@@ -1,6 +1,6 @@
-"""The equations that heads share, as pure functions of tensors; shapes are named in ``types.py``.
+"""The equations that heads share, as pure functions of tensors. Shapes are named in ``types.py``.
 
-Soft-maxes and logits are computed in float32 whatever autocast says (float64 stays float64): bfloat16 logits would put
+Soft-maxes and logits are computed in float32, whatever autocast says. float64 stays float64. Logits in bfloat16 would put
 an error of several per cent into the gradient.
 """
 
@@ -25,7 +25,7 @@ def _no_autocast(x: Tensor) -> torch.autocast:
 
 
 def unit(x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """L2-normalise ``[...,E]`` over its last axis, at least in float32; vectors outside ``mask`` ``[...]`` become zero.
+    """L2-normalise ``[...,E]`` over its last axis, at least in float32. Vectors outside ``mask`` ``[...]`` become zero.
 
     >>> unit(torch.tensor([3.0, 4.0]))
     tensor([0.6000, 0.8000])
@@ -48,7 +48,7 @@ def dot_products(image: Tensor, text: Tensor) -> Tensor:
 class LogitScale(nn.Module):
     """The factor on the similarities, ``1 / temperature``, learned as its logarithm (CLIP, arXiv 2103.00020, 2.4).
 
-    The parameter itself is clamped each time that it is used. So a scale that went past ``maximum`` keeps its gradient and
+    The parameter itself is clamped each time that it is used. So a scale that went past ``maximum`` keeps its gradient. It
     can come down again.
 
     Args:
@@ -78,9 +78,11 @@ class LogitScale(nn.Module):
 def info_nce(logits: Tensor, hash: Tensor, image_weight: float = 0.5) -> Tensor:
     """InfoNCE in both directions over the whole job's pairs (ConVIRT, arXiv 2010.00747; CLIP, arXiv 2103.00020).
 
-    ``mean_i [-w log(exp l_ii / sum_j exp l_ij) - (1 - w) log(exp l_ii / sum_j exp l_ji)]``, where neither sum runs over
-    pairs ``j != i`` with the report of ``i``. On several processes each gives the same whole grid, its rows gathered
-    with gradients: every pair is scored once over the job and the gradient is the whole batch's.
+    The loss is ``mean_i [-w log(exp l_ii / sum_j exp l_ij) - (1 - w) log(exp l_ii / sum_j exp l_ji)]``. Pairs ``j != i``
+    with the report of ``i`` are in neither sum.
+
+    On several processes each passes the same whole grid, whose rows were gathered with gradients. So every pair is scored
+    once over the job, and the gradient is that of the whole batch.
 
     Args:
         logits: ``[N,N]`` scaled similarities, row = image, column = report, own pairs on the diagonal.
@@ -102,13 +104,16 @@ def info_nce(logits: Tensor, hash: Tensor, image_weight: float = 0.5) -> Tensor:
 def sigmoid_loss(logits: Tensor, targets: Tensor, hash: Tensor) -> Tensor:
     """The pairwise sigmoid loss over this process's rows (SigLIP, arXiv 2303.15343, eq. 1).
 
-    ``-1/B sum_ij log sigmoid(z_ij l_ij)``, ``z`` = 1 for own pairs and -1 for all others; pairs that are not own but
-    share the report count for nothing. The mean over processes is the loss of the whole batch.
+    The loss is ``-1/B sum_ij log sigmoid(z_ij l_ij)``. ``z`` is 1 for an image and its own report, and -1 for all others.
+    Another's report that equals the own one does not count. The mean over processes is the loss of the whole batch.
 
     Args:
         logits: ``[B,N]`` scaled similarities plus bias of this process's images with the whole job's reports.
         targets: ``[B]`` the column of each row's own report.
         hash: ``[N]``, equal where reports are equal.
+
+    >>> sigmoid_loss(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([7, 8]))  # 2 log 2
+    tensor(1.3863)
     """
     own = targets.unsqueeze(1) == torch.arange(logits.shape[1], device=logits.device)
     same = hash[targets].unsqueeze(1) == hash
@@ -118,15 +123,15 @@ def sigmoid_loss(logits: Tensor, targets: Tensor, hash: Tensor) -> Tensor:
 
 
 def sine_code(places: Tensor, width: int, base: float = 10000) -> Tensor:
-    """Places ``[...,2]``, row and column, as sines and cosines ``[...,width]`` (arXiv 1706.03762, a half for each axis).
+    """Places ``[...,2]`` as sines and cosines ``[...,width]``: half for the row, half for the column (arXiv 1706.03762).
 
     >>> sine_code(torch.tensor([[0.0, 0.0]]), 4)
     tensor([[0., 1., 0., 1.]])
 
     Args:
         places: float.
-        width: what it is more than a multiple of 4 is filled with zeros.
-        base: longest period over the shortest, for a large width.
+        width: of the code. What exceeds a multiple of 4 is filled with zeros.
+        base: ratio of the longest period to the shortest, for a large width.
     """
     quarter = width // 4
     rates = base ** (-torch.arange(quarter, device=places.device, dtype=places.dtype) / quarter)

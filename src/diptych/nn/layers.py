@@ -14,7 +14,7 @@ __all__ = ["Attention", "DecoderLayer", "Extractor"]
 
 
 class Attention(nn.Module):
-    """Multi-head attention (arXiv 1706.03762) that returns its map too. The keys have no bias: it would cancel.
+    """Multi-head attention (arXiv 1706.03762) that also returns its map. The keys have no bias, for it would cancel.
 
     Args:
         width: of the vectors, a multiple of ``attention_heads``.
@@ -43,7 +43,7 @@ class Attention(nn.Module):
             mask: ``[B,N]``, True at real memory. A row without real memory gets a map of zeros.
 
         Returns:
-            ``[B,n,E]`` and the map ``[B,n,N]``, the mean over the attention heads, at least float32; a row sums to 1.
+            ``[B,n,E]`` and the map ``[B,n,N]``, the mean over the attention heads, at least float32. A row sums to 1.
         """
         q, k, v = self._split(self.query(x)), self._split(self.key(memory)), self._split(self.value(memory))
         with torch.autocast(x.device.type, enabled=False):
@@ -61,12 +61,12 @@ class Attention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """A pre-norm layer of a transformer's decoder: self-attention, cross-attention, feed-forward; each a residual.
+    """A pre-norm layer of a transformer's decoder: self-attention, cross-attention, feed-forward. Each is a residual.
 
     Args:
         width: of the vectors.
         attention_heads: how many.
-        self_attention: False leaves the first of the three out.
+        self_attention: False leaves the self-attention out.
     """
 
     def __init__(self, width: int, attention_heads: int, *, self_attention: bool = True) -> None:

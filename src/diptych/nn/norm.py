@@ -1,4 +1,4 @@
-"""Batch normalisation whose statistics are those of the whole job and of real rows only, with exact gradients."""
+"""Batch normalisation over the real rows of the whole job, with exact gradients."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["GlobalBatchNorm"]
 class GlobalBatchNorm(nn.Module):
     """Batch normalisation (arXiv 1502.03167) over all rows of all processes.
 
-    In training, mean and variance of each channel are taken over the real rows of the whole batch, on whichever process
-    they lie, and their gradient reaches every row; so ``n`` processes give what one would. (torch's SyncBatchNorm runs
-    on GPUs only, and knows no mask: padding would enter its statistics.) In evaluation the running statistics are used.
-    Computed at least in float32, whatever autocast says.
+    In training, mean and variance of each channel are those of all real rows of the whole batch, on all processes. Their
+    gradient reaches every row. So ``n`` processes give what one would. torch's SyncBatchNorm runs on GPUs only, and it
+    knows no mask: padding would enter its statistics. In evaluation the running statistics are used. All is computed at
+    least in float32, whatever autocast says.
 
     Args:
         width: ``D``, the number of channels.
@@ -43,7 +43,7 @@ class GlobalBatchNorm(nn.Module):
 
         Args:
             x: rows.
-            mask: ``[...]``, True at real rows; the others enter no statistics, and what they become means nothing.
+            mask: ``[...]``, True at real rows. The others enter no statistics, and their values mean nothing.
         """
         x = full(x)
         if self.training:
@@ -56,7 +56,7 @@ class GlobalBatchNorm(nn.Module):
         return x * (scale * self.weight) + self.bias
 
     def _centre(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Rows less their mean, zero where not real, and the variance ``[D]``; moves the running statistics."""
+        """Subtract the mean, and return the rows and the variance ``[D]``. It updates the running statistics."""
         axes = tuple(range(x.ndim - 1))
         if mask is None:
             rows = x.new_tensor(float(x.shape[:-1].numel()))
@@ -69,7 +69,7 @@ class GlobalBatchNorm(nn.Module):
         x = x - mean
         if mask is not None:
             x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
-        # Of the centred rows: the difference of two sums of squares would lose half the digits.
+        # Squares of centred rows: the difference of two sums of squares would lose half the digits.
         variance = distributed.sum_with_gradient(x.square().sum(axes)) / rows.clamp_min(1)
         with torch.no_grad():
             share = self.momentum * (rows > 1)  # a single row has no variance to learn from
