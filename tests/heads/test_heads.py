@@ -10,7 +10,6 @@ import twins
 from head_contract import PROPERTIES, close, losses
 
 from diptych.errors import ConfigError
-from diptych.head import Grounds
 from diptych_heads.global_ import Global
 from diptych_heads.local_pooling import LocalPooling
 
@@ -84,27 +83,6 @@ def test_global_weighs_directions_and_sigmoid_has_a_bias():
     logits = step.head.scale() * image.pooled @ text.pooled.T - 10
     close(losses(step, raw)["global"], twins.sigmoid_loss(logits, raw.hash))
     assert step.head.temperature.item() == pytest.approx(0.1)
-
-
-@pytest.mark.parametrize("pooling", ["logsumexp", "mean", "max"])
-def test_local_pooling_trains_and_ranks_by_the_published_scores(pooling):
-    step, raw = twins.Step("local_pooling", {"pooling": pooling}).double(), twins.raw_batch()
-    image, text = step.embed(raw)
-    local = twins.local_scores(image.tokens, text.tokens, text.mask, pooling)
-    cosine = image.pooled @ text.pooled.T
-    terms = losses(step, raw)
-    close(terms["local"], twins.info_nce(10 * 5 * local, raw.hash, 0.5), 1e-6)
-    close(terms["global"], twins.info_nce(10 * cosine, raw.hash, 0.5), 1e-6)
-    close(step.head.similarity(image, text), (cosine + local) / 2)
-
-
-def test_local_pooling_grounds_words():
-    step, raw = twins.Step("local_pooling", {}).double(), twins.raw_batch()
-    assert isinstance(step.head, Grounds)
-    assert not isinstance(twins.Step("global", {}).head, Grounds)
-    heatmap = step.head.heatmap(*step.embed(raw))
-    assert heatmap.shape == (8, 6, 9)
-    close(heatmap.sum(-1), raw.mask.double())
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from functools import partial
 
@@ -12,6 +11,20 @@ import numpy as np
 import pytest
 import torch
 import twins
+from head_contract import close
+from reclf_twins import (
+    compare,
+    contexts,
+    every_variant,
+    importance,
+    reason,
+    same,
+    some_variants,
+    step,
+    twin,
+    unit,
+    value_and_gradients,
+)
 from torch import nn
 
 from diptych.data.datamodule import Sample
@@ -19,147 +32,12 @@ from diptych.errors import ConfigError
 from diptych.head import Grounds
 from diptych.model.inference import TrainedModel
 from diptych.model.module import AlignmentModule
-from diptych.nn import blockwise, functional
-from diptych.nn.blockwise import bytes_kept
+from diptych.nn import functional
 from diptych.towers.image import TimmImage
 from diptych.towers.text import ScratchText
 from diptych.training.figures import Figures
 from diptych.types import TokenEmbedding
 from diptych_heads.reclf import Reclf
-
-VARIANTS = [
-    {},
-    {"mode": "parallel", "matching": "product", "score": "sigmoid", "steps": 1},
-    {"mode": "srm", "attention": "scan", "cosine_scale": 0.0},
-    {"mode": "irm", "importance_norm": "none", "global_node": False},
-    {"mode": "none", "attention": "scan", "global_node": False},
-    {"mode": "srm", "global_node": False, "steps": 1, "residual": False},
-    {"residual": False, "steps": 1, "global_node": False, "cosine_scale": 0.0, "byte_budget": 0},
-]
-NAMES = ["-".join(map(str, options.values())) or "default" for options in VARIANTS]
-every_variant = pytest.mark.parametrize("options", VARIANTS, ids=NAMES)
-some_variants = pytest.mark.parametrize("options", [VARIANTS[i] for i in (0, 1, 6)], ids=[NAMES[i] for i in (0, 1, 6)])
-
-
-def close(a, b, tolerance=1e-9):
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-
-
-def step(options, dtype=torch.float64):
-    """Stand-in towers and the head, its zeros and ones shaken so that every parameter counts."""
-    made = twins.Step("reclf", {"matching_width": 12, **options})
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in made.head.named_parameters():
-            if "scale" not in name:
-                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return made.to(dtype)
-
-
-# The twin ------------------------------------------------------------------------------------------------------------
-
-
-def unit(x):
-    return x / x.norm()
-
-
-def contexts(regions, words, attention):
-    """What each word attends to, of length 1."""
-    s = words @ regions.T  # [N,R]
-    if attention == "gloria":
-        logits = 4.0 * s.softmax(0)
-    else:
-        s = torch.where(s > 0, s, 0.1 * s)
-        logits = 9.0 * s / (s * s).sum(0, keepdim=True).sqrt()
-    return [unit((row.exp() / row.exp().sum()) @ regions) for row in logits]
-
-
-def compare(x, t, weight, bias, matching):
-    z = x * t if matching == "product" else (x - t) ** 2
-    return unit(weight @ z + bias)
-
-
-def reason(nodes, p, name):
-    queries = [p[f"{name}.query.weight"] @ q + p[f"{name}.query.bias"] for q in nodes]
-    keys = [p[f"{name}.key.weight"] @ q for q in nodes]
-    related = []
-    for q, query in zip(nodes, queries, strict=True):
-        edges = torch.stack([torch.dot(query, key) for key in keys]).softmax(0)
-        message = sum(e * other for e, other in zip(edges, nodes, strict=True))
-        new = (p[f"{name}.graph.weight"] @ message + p[f"{name}.graph.bias"]).relu()
-        if f"{name}.norm.weight" in p:
-            new = nn.functional.layer_norm(q + new, q.shape, p[f"{name}.norm.weight"], p[f"{name}.norm.bias"])
-        related.append(new)
-    return related
-
-
-def importance(nodes, gate, gain, shift):
-    z = torch.stack([torch.dot(gate[0], q) for q in nodes])
-    if gain is not None:
-        z = gain * (z - z.mean()) / (z.var(unbiased=False) + 1e-5).sqrt()
-    b = 1 / (1 + (-(z + shift)).exp())
-    return b / b.sum()
-
-
-def twin_score(p, options, vg, v, tg, t):
-    """``S`` of one image and one report's real words, from parameters by their names and the options of the variant."""
-    mode, matching = options.get("mode", "cascade"), options.get("matching", "sqdiff")
-    local, pooled_nodes = [
-        (p.get(f"{name}.weight"), p.get(f"{name}.bias")) for name in ("local_matching", "global_matching")
-    ]
-    seen = contexts(v, t, options.get("attention", "gloria"))
-    nodes = [compare(x, word, *local, matching) for x, word in zip(seen, t, strict=True)]
-    if options.get("global_node", True):
-        nodes.insert(0, compare(vg, tg, *pooled_nodes, matching))
-
-    def read(name, q):
-        s = torch.dot(p[f"{name}.weight"][0], unit(q))
-        return 1 / (1 + (-(s + p[f"{name}.bias"][0])).exp()) if options.get("score") == "sigmoid" else s
-
-    def mean(nodes, weights):
-        return sum(b * q for b, q in zip(weights, nodes, strict=True))
-
-    related = nodes
-    if mode in ("cascade", "parallel", "srm"):
-        for index in range(options.get("steps", 3)):
-            related = reason(related, p, f"semantic.{index}")
-    weights = torch.full((len(nodes),), 1 / len(nodes), dtype=v.dtype)
-    pooled = related if mode in ("cascade", "srm") else nodes
-    if mode in ("irm", "cascade", "parallel"):
-        gate = "importance_gate"
-        weights = importance(pooled, p[f"{gate}.gate.weight"], p.get(f"{gate}.gain"), p[f"{gate}.shift"])
-    first = related[0] if options.get("global_node", True) else mean(related, [1 / len(nodes)] * len(nodes))
-    score = read("score", first if mode == "srm" else mean(pooled, weights))
-    if mode == "parallel":
-        score = score + read("srm_score", first)
-    if options.get("cosine_scale", 5.0):
-        of_words = weights[-len(t) :]
-        cosines = sum(b * torch.dot(x, word) for b, x, word in zip(of_words, seen, t, strict=True)) / of_words.sum()
-        score = score + p["cosine_scale"] * cosines
-    return score
-
-
-def twin(p, options, image, text):
-    reports = list(zip(text.pooled, text.tokens, text.mask, strict=True))
-    rows = [
-        torch.stack([twin_score(p, options, vg, v, tg, t[real]) for tg, t, real in reports])
-        for vg, v in zip(image.pooled, image.tokens, strict=True)
-    ]
-    return torch.stack(rows)
-
-
-def value_and_gradients(module, scores):
-    weights = torch.linspace(-1.0, 2.0, scores.numel(), dtype=scores.dtype).view_as(scores)
-    module.zero_grad()
-    (weights * scores).sum().backward()
-    return scores.detach(), {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
-
-
-def same(actual, expected, tolerance):
-    close(actual[0], expected[0], tolerance)
-    assert actual[1].keys() == expected[1].keys()
-    for name, gradient in expected[1].items():
-        close(actual[1][name], gradient, tolerance)
 
 
 @every_variant
@@ -261,133 +139,6 @@ def test_each_term_and_every_gradient_equal_one_process(processes, world, term, 
 
 def test_each_pair_is_scored_once_over_the_job(gloo2):
     assert sum(gloo2(twins.task_pairs_scored, "reclf", {}, twins.raw_batch())) == 8 * 8
-
-
-# Blocks and budget ---------------------------------------------------------------------------------------------------
-
-
-@some_variants
-def test_blocks_and_budget_change_nothing(options, monkeypatch):
-    model, raw = step(options), twins.raw_batch()
-    whole = value_and_gradients(model, model.head.local_scores(*model.embed(raw)))
-    calls: Counter[str] = Counter()
-
-    def count(name):
-        plain = getattr(model.head, name)
-
-        def counts(image, text, *more):
-            calls.update({name: 1, "words": len(image.pooled) * text.mask.numel()})
-            return plain(image, text, *more)
-
-        monkeypatch.setattr(model.head, name, counts)
-
-    stages = "attend", "match", "pair_scores"
-    for name in stages:
-        count(name)
-    monkeypatch.setattr(blockwise, "block_bytes", lambda *_: 2**12)
-    matching = 8 * (12 + (model.head.cosine_scale is not None))  # bytes of a word
-    attention = 8 * raw.image.shape[1] * (1 if model.head.attention == "gloria" else 3)
-    words, some = 0, 0.5  # "some" is above 0 and below 1
-    for budget, again in (
-        (lambda words: 2**40, (0, 0, 0)),
-        (lambda words: words * (matching + attention) + 2**15, (0, some, some)),
-        (lambda words: words * (matching + attention), (0, 1, 1)),
-        (lambda words: words * (matching + 0.5 * attention), (some, 1, 1)),
-        (lambda words: words * matching, (1, 1, 1)),
-        (lambda words: 0, (1, 1, 1)),
-    ):
-        calls.clear()
-        model.head.byte_budget = int(budget(words))
-        scores = model.head.local_scores(*model.embed(raw))
-        forward = dict(calls)
-        words = forward["words"] // 3
-        assert forward["attend"] == forward["match"] == forward["pair_scores"] > 4
-        same(value_and_gradients(model, scores), whole, 1e-12)
-        for name, expected in zip(stages, again, strict=True):
-            share = calls[name] / forward[name] - 1
-            assert (0 < share < 1) if expected == some else (share == expected)
-    with torch.no_grad():
-        close(model.head.local_scores(*model.embed(raw)), whole[0], 1e-12)
-        image, text = (x.select(torch.arange(0)) for x in model.embed(raw))
-        assert model.head.local_scores(image, model.embed(raw)[1]).shape == (0, 8)
-        assert model.head.local_scores(model.embed(raw)[0], text).shape == (8, 0)
-
-
-def test_where_the_matchings_are_kept_their_product_is_not_done_again(monkeypatch):
-    model, raw = step({}), twins.raw_batch()
-    done = 0
-    addmm = torch.ops.aten.addmm.default
-
-    class Count(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            nonlocal done
-            done += function is addmm and args[2].shape[1] == 13
-            return function(*args, **(kwargs or {}))
-
-    for budget, expected in ((0, 2), (8 * 8 * 6 * 13 * 8, 1)):
-        done = 0
-        model.head.byte_budget = budget
-        with Count():
-            model.head.local_scores(*model.embed(raw)).sum().backward()
-        assert done == expected
-
-
-@some_variants
-def test_blocks_that_are_not_cut_as_on_a_gpu_change_nothing(options, monkeypatch):
-    model, raw = step(options), twins.raw_batch()
-    raw.mask[3] = False
-    whole = value_and_gradients(model, model.head.local_scores(*model.embed(raw)))
-    monkeypatch.setattr(blockwise, "_on_cpu", lambda _: False)
-    monkeypatch.setattr(blockwise, "block_bytes", lambda *_: 2**13)
-    same(value_and_gradients(model, model.head.local_scores(*model.embed(raw))), whole, 1e-12)
-
-
-@every_variant
-def test_the_byte_budget_bounds_what_is_kept(options, monkeypatch):
-    monkeypatch.setattr(blockwise, "block_bytes", lambda *_: 2**15)
-    model = twins.Step("reclf", {**options, "matching_width": 16})
-    image, text = model.embed(twins.raw_batch(pairs=24, words=20, regions=49, dtype=torch.float32))
-    arguments = sum(x.nbytes for x in (*model.head.parameters(), *vars(image).values(), *vars(text).values()))
-
-    def bytes_at(budget):
-        model.head.byte_budget = budget
-        return bytes_kept(lambda: model.head.local_scores(image, text))
-
-    everything, nothing = bytes_at(2**30), bytes_at(0)
-    assert nothing < arguments + 0.05 * everything
-    half = bytes_at((everything - nothing) // 2)
-    assert 0.3 * everything < half - nothing < 0.6 * everything
-    assert bytes_at(int(1.2 * everything)) == everything
-
-
-def test_padding_is_not_computed(monkeypatch):
-    monkeypatch.setattr(blockwise, "block_bytes", lambda *_: 2**15)
-    model = twins.Step("reclf", {})
-    image, text = model.embed(twins.raw_batch(pairs=24, words=30, dtype=torch.float32))
-    words = 0
-    plain = model.head.match
-
-    def count(image, text, *more):
-        nonlocal words
-        words += len(image.pooled) * text.mask.numel()
-        return plain(image, text, *more)
-
-    monkeypatch.setattr(model.head, "match", count)
-    model.head.local_scores(image, text)
-    assert 24 * text.mask.sum() <= words < 24 * 1.25 * text.mask.sum() < 24 * 0.8 * text.mask.numel()
-
-
-@pytest.mark.slow
-@some_variants
-def test_the_pair_scores_compile_as_one_graph(options):
-    model, raw = step(options, torch.float32), twins.raw_batch(dtype=torch.float32)
-
-    def score(image, text, fused):
-        return model.head.pair_scores(image, text, model.head.match(image, text, model.head.attend(image, text)), fused)
-
-    expected = value_and_gradients(model, score(*model.embed(raw), model.head.fuse()))
-    compiled = torch.compile(score, fullgraph=True)
-    same(value_and_gradients(model, compiled(*model.embed(raw), model.head.fuse())), expected, 1e-4)
 
 
 # Grounding and importance --------------------------------------------------------------------------------------------
