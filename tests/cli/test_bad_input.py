@@ -47,17 +47,17 @@ def message(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     lines = done.stderr.splitlines()
-    told = [line for line in lines if line.startswith(PREFIX)]
-    assert len(told) == 1, done.stderr
-    assert lines[-1] == told[0]
-    assert len(told[0]) < 700
+    errors = [line for line in lines if line.startswith(PREFIX)]
+    assert len(errors) == 1, done.stderr
+    assert lines[-1] == errors[0]
+    assert len(errors[0]) < 700
     assert not [line for line in lines if "Warning" in line or line.startswith("usage")], done.stderr
-    return told[0].removeprefix(PREFIX)
+    return errors[0].removeprefix(PREFIX)
 
 
-def holds(told, *parts):
+def holds(text, *parts):
     """Whether a message has all these parts."""
-    assert not [part for part in parts if part not in told], told
+    assert not [part for part in parts if part not in text], text
 
 
 # -- keys, types and names ------------------------------------------------------------------------------------------------
@@ -311,21 +311,21 @@ def test_a_batch_of_one_teaches_nothing(spoil, head):
 def test_an_evaluation_batch_of_one_is_as_good_as_another(spoil, tmp_path, head):
     options = spoil(lambda rows, folder: None)
     assert inprocess.diptych("fit", *options, "--model.head", head).returncode == 0
-    found = []
+    metrics = []
     for size in ("1", "4"):
         words = ["--ckpt_path", "best", "--data.loading.eval_batch_size", size, "--model.head", head]
         done = inprocess.diptych("test", *options, *words)
         assert done.returncode == 0, done.stderr
-        found.append((tmp_path / "run" / "results.json").read_text().split('"protocol"')[0])
-    assert found[0] == found[1]
-    assert "NaN" not in found[0]
+        metrics.append((tmp_path / "run" / "results.json").read_text().split('"protocol"')[0])
+    assert metrics[0] == metrics[1]
+    assert "NaN" not in metrics[0]
 
 
 def test_a_tower_that_cannot_take_its_batch(write, tmp_path):
     vit = {**IMAGE, "name": "vit_tiny_patch16_224", "model_args": {"embed_dim": 32, "depth": 1, "num_heads": 2}}
     recipe = write({"model.image.init_args": vit, f"{LOADING}.image_size": 40})
-    told = message(inprocess.diptych("fit", "-c", recipe, "--run", str(tmp_path / "run")))
-    holds(told, "image tower 'vit_tiny_patch16_224'", "40x40", "loading.image_size")
+    error = message(inprocess.diptych("fit", "-c", recipe, "--run", str(tmp_path / "run")))
+    holds(error, "image tower 'vit_tiny_patch16_224'", "40x40", "loading.image_size")
 
 
 # -- runs and checkpoints -------------------------------------------------------------------------------------------------
@@ -424,10 +424,10 @@ def test_a_file_that_is_no_checkpoint_of_ours(trained, tmp_path, kind, parts):
     else:
         path.write_bytes(raw[kind])
     words = ["--run", str(tmp_path / "run"), "--ckpt_path", str(path)]
-    told = message(inprocess.diptych("test", "-c", str(trained / "global.yaml"), *words))
-    holds(told, *parts)
-    assert kind == "lightning" or f"{kind}.ckpt" in told
-    assert "weights_only" not in told  # torch would recommend to switch it off
+    error = message(inprocess.diptych("test", "-c", str(trained / "global.yaml"), *words))
+    holds(error, *parts)
+    assert kind == "lightning" or f"{kind}.ckpt" in error
+    assert "weights_only" not in error  # torch would recommend to switch it off
     assert not trace.exists()
 
 
@@ -440,8 +440,8 @@ def test_testing_leaves_the_recipe_of_the_run_alone(trained):
     )
     assert (run / "config.yaml").read_text() == before
     assert "eval_batch_size: 2" in (run / "config-test.yaml").read_text()
-    told = message(inprocess.diptych("fit", *words, "--trainer.fast_dev_run", "true"))
-    holds(told, f"--run {run}: holds a run already (best.ckpt, last.ckpt", "--overwrite")
+    error = message(inprocess.diptych("fit", *words, "--trainer.fast_dev_run", "true"))
+    holds(error, f"--run {run}: holds a run already (best.ckpt, last.ckpt", "--overwrite")
     assert (run / "config.yaml").read_text() == before
 
 
@@ -466,9 +466,9 @@ def test_checkpoints_are_written_whole_or_not_at_all(trained, tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_the_real_command_says_the_same(write, spoil, trained):
-    told = message(diptych("fit", "-c", write({"model.lrr": 1})))
-    holds(told, "unknown option 'model.lrr'")
-    told = message(diptych("fit", *spoil(cutting("003.png"), workers=2)))
-    holds(told, "/003.png: ", "truncated")
+    error = message(diptych("fit", "-c", write({"model.lrr": 1})))
+    holds(error, "unknown option 'model.lrr'")
+    error = message(diptych("fit", *spoil(cutting("003.png"), workers=2)))
+    holds(error, "/003.png: ", "truncated")
     words = ["--run", str(trained / "x"), "--ckpt_path", str(trained / "local_pooling" / "checkpoints" / "best.ckpt")]
     holds(message(diptych("test", "-c", str(trained / "global.yaml"), *words)), "does not fit", "LocalPooling")

@@ -61,10 +61,10 @@ def asked(monkeypatch):
     def run_probes(model, **options):
         calls.append(options)
         first = list(model.module.head.parameters())[-1].detach()
-        found = {"pair": float(first.double().mean().tanh()), "pair/side": 0.5, "distractor": math.nan}
+        values = {"pair": float(first.double().mean().tanh()), "pair/side": 0.5, "distractor": math.nan}
         if type(model.module.head).__name__ == "LocalPooling":
-            found |= {"grounding/pointing": 0.3, "grounding/chance": 0.1}
-        return found
+            values |= {"grounding/pointing": 0.3, "grounding/chance": 0.1}
+        return values
 
     fake = types.ModuleType("diptych_datamodules.phantoms.probes")
     fake.run_probes, fake.CHANCE = run_probes, {"pair": 0.5, "pair/side": 0.5}
@@ -107,10 +107,10 @@ def test_from_recipe_to_table_and_nothing_twice(files, asked, commands, capsys):
     printed = capsys.readouterr().out
     assert "[4/4] words seed 1 ... made\n" in printed
 
-    found = json.loads((out / "compare.json").read_text())
-    assert [(r["variant"], r["seed"]) for r in found["runs"]] == [(v, s) for v in ("plain", "words") for s in (0, 1)]
-    assert found["missing"] == []
-    for row in found["runs"]:
+    result = json.loads((out / "compare.json").read_text())
+    assert [(r["variant"], r["seed"]) for r in result["runs"]] == [(v, s) for v in ("plain", "words") for s in (0, 1)]
+    assert result["missing"] == []
+    for row in result["runs"]:
         folder = out / row["variant"] / f"seed{row['seed']}"
         tested = {k: m["value"] for k, m in json.loads((folder / "results.json").read_text())["metrics"].items()}
         assert row["metrics"]["retrieval/r@5"] == tested["test/retrieval/r@5"]
@@ -123,13 +123,13 @@ def test_from_recipe_to_table_and_nothing_twice(files, asked, commands, capsys):
         config = yaml.safe_load((folder / "config.yaml").read_text())
         assert config["seed_everything"] == config["data"]["init_args"]["loading"]["seed"] == row["seed"]
         assert json.loads((folder / "results.json").read_text())["checkpoint"]["path"].endswith("last.ckpt")
-    pairs = [r["metrics"]["pair"] for r in found["runs"]]
+    pairs = [r["metrics"]["pair"] for r in result["runs"]]
     assert len(set(pairs)) == 4  # seeds differ, heads differ
-    assert found["runs"][2]["facts"]["head_parameters"] != found["runs"][0]["facts"]["head_parameters"]
-    assert found["chance"]["grounding/pointing"] == pytest.approx(0.1)
-    assert "grounding/pointing" not in found["runs"][0]["metrics"]
+    assert result["runs"][2]["facts"]["head_parameters"] != result["runs"][0]["facts"]["head_parameters"]
+    assert result["chance"]["grounding/pointing"] == pytest.approx(0.1)
+    assert "grounding/pointing" not in result["runs"][0]["metrics"]
 
-    summary = found["summary"]["pair"]["words"]
+    summary = result["summary"]["pair"]["words"]
     low, high = stats.t.interval(0.95, 1, np.mean(pairs[2:]), stats.sem(pairs[2:]))
     assert (summary["low"], summary["high"], summary["n"]) == (pytest.approx(low), pytest.approx(high), 2)
 
@@ -137,9 +137,9 @@ def test_from_recipe_to_table_and_nothing_twice(files, asked, commands, capsys):
     assert "| undefined in 2 of 2 |" in page
     assert "| one vector |" in page
     rows = list(csv.DictReader((out / "compare.csv").open()))
-    told = {(r["variant"], int(r["seed"]), r["metric"]): float(r["value"] or "nan") for r in rows}
-    assert told["words", 1, "pair"] == pairs[3]
-    assert len(rows) == sum(len(r["metrics"]) + len(r["facts"]) for r in found["runs"])
+    values = {(r["variant"], int(r["seed"]), r["metric"]): float(r["value"] or "nan") for r in rows}
+    assert values["words", 1, "pair"] == pairs[3]
+    assert len(rows) == sum(len(r["metrics"]) + len(r["facts"]) for r in result["runs"])
     picture = np.asarray(Image.open(out / "compare.png").convert("RGB"))
     assert (picture.sum(axis=2) < 700).mean() > 0.02
 
@@ -148,19 +148,19 @@ def test_from_recipe_to_table_and_nothing_twice(files, asked, commands, capsys):
     run(files, "--probe-pairs", "3")
     assert not commands
     assert capsys.readouterr().out.count("there already") == 4
-    assert json.loads((out / "compare.json").read_text()) == found
+    assert json.loads((out / "compare.json").read_text()) == result
 
     # Without its probes a run is probed, not trained; without its results it goes on from its last checkpoint.
     (out / "plain/seed0/probes.json").unlink()
     for name in ("results.json", "probes.json"):
         (out / "plain/seed1" / name).unlink()
     run(files, "--probe-pairs", "3")
-    assert "plain seed 0 ... probed" in (said := capsys.readouterr().out)
-    assert "plain seed 1 ... taken up where it was interrupted" in said
+    assert "plain seed 0 ... probed" in (output := capsys.readouterr().out)
+    assert "plain seed 1 ... taken up where it was interrupted" in output
     assert [c[0] for c in commands] == ["fit", "test"]
     assert commands[0][-2:] == ["--ckpt_path", "last"]
     again = json.loads((out / "compare.json").read_text())
-    for row, before in zip(again["runs"], found["runs"], strict=True):
+    for row, before in zip(again["runs"], result["runs"], strict=True):
         assert row["metrics"] == before["metrics"]
 
     # A changed variant is made again, alone; --only leaves the others, and the table says which are not there.
@@ -179,9 +179,9 @@ def test_from_recipe_to_table_and_nothing_twice(files, asked, commands, capsys):
 
 def test_options_after_the_dashes_go_to_fit_and_count(files, asked, commands):
     run(files, "--only", "plain", "--", "--trainer.max_epochs", "2", seeds=("5",))
-    found = json.loads((files / "out/compare.json").read_text())
-    assert [r["facts"]["steps"] for r in found["runs"]] == [8]
-    assert found["summary"]["pair"]["plain"]["low"] is None  # one seed has no interval
+    result = json.loads((files / "out/compare.json").read_text())
+    assert [r["facts"]["steps"] for r in result["runs"]] == [8]
+    assert result["summary"]["pair"]["plain"]["low"] is None  # one seed has no interval
     commands.clear()
     run(files, "--only", "plain", seeds=("5",))
     assert [c[0] for c in commands] == ["fit", "test"]
@@ -206,9 +206,9 @@ def test_options_after_the_dashes_go_to_fit_and_count(files, asked, commands):
 )
 def test_a_wrong_variant_is_named_before_anything_is_trained(files, commands, variants, message):
     (files / "variants.yaml").write_text(variants)
-    with pytest.raises(ConfigError, match=message) as said:
+    with pytest.raises(ConfigError, match=message) as error:
         run(files)
-    assert "\n" not in str(said.value)
+    assert "\n" not in str(error.value)
     assert not commands
     assert not (files / "out").exists()
 
@@ -233,11 +233,11 @@ def test_other_errors_are_one_line(files, commands):
 def test_a_failed_run_is_named_with_its_log(files):
     """In a process of its own, as users have it."""
     (files / "variants.yaml").write_text("steep: {head: local_pooling, scale: 1000}")
-    with pytest.raises(ConfigError) as said:
+    with pytest.raises(ConfigError) as error:
         run(files)
     log = files / "out/steep/seed0/fit.log"
-    assert str(said.value).startswith("steep seed 0: diptych fit failed: head local_pooling: scale is 1000")
-    assert str(said.value).endswith(f"(log: {log})")
+    assert str(error.value).startswith("steep seed 0: diptych fit failed: head local_pooling: scale is 1000")
+    assert str(error.value).endswith(f"(log: {log})")
     assert log.is_file()
 
 
@@ -282,8 +282,8 @@ def test_intervals_are_those_of_student():
 
 def test_intervals_hold_the_mean_as_often_as_they_say():
     rng = np.random.default_rng(0)
-    drawn = [summarise(rng.normal(3.0, 2.0, 3)) for _ in range(4000)]
-    assert np.mean([s.low <= 3.0 <= s.high for s in drawn]) == pytest.approx(0.95, abs=0.012)
+    summaries = [summarise(rng.normal(3.0, 2.0, 3)) for _ in range(4000)]
+    assert np.mean([s.low <= 3.0 <= s.high for s in summaries]) == pytest.approx(0.95, abs=0.012)
 
 
 def test_which_variants_differ():

@@ -44,13 +44,13 @@ def fit(*arguments):
 
 def test_a_fit_prints_only_lines_that_can_be_used(recipe, tmp_path):
     done = fit("-c", recipe, "--run", str(tmp_path / "run"))
-    said = done.stdout + done.stderr
+    output = done.stdout + done.stderr
     for unusable in ("weights_only", "FLOPs", "TPU", "HPU", "Skipping setting", "it/s", "`Trainer"):
-        assert unusable not in said
+        assert unusable not in output
     assert re.search(
-        r"^parameters: image [\d.]+ K, text [\d.]+ K, head [\d.]+ K; 60\.6 K of 60\.6 K are trained$", said, re.M
+        r"^parameters: image [\d.]+ K, text [\d.]+ K, head [\d.]+ K; 60\.6 K of 60\.6 K are trained$", output, re.M
     )
-    lines = re.findall(r"^(epoch .*)$", said, re.M)
+    lines = re.findall(r"^(epoch .*)$", output, re.M)
     assert [line.split(":")[0] for line in lines] == ["epoch 1/2, step 4", "epoch 2/2, step 8"]
     assert max(map(len, lines)) <= 80
     assert not list((tmp_path / "run").rglob("hparams.yaml"))
@@ -68,9 +68,9 @@ def test_the_bar_fits_a_terminal_of_80_columns_and_counts_from_one(recipe, tmp_p
 def test_a_bar_or_summary_of_the_users_own_takes_the_place_of_ours(recipe, tmp_path):
     own = tmp_path / "own.yaml"
     own.write_text("trainer: {enable_progress_bar: true, callbacks: [TQDMProgressBar, ModelSummary]}")
-    said = fit("-c", recipe, "-c", str(own), "--run", str(tmp_path / "run"))
-    assert "parameters: image" not in said.stderr
-    assert "Total params" in said.stderr
+    done = fit("-c", recipe, "-c", str(own), "--run", str(tmp_path / "run"))
+    assert "parameters: image" not in done.stderr
+    assert "Total params" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -111,10 +111,10 @@ def test_warnings_that_matter_stay(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("machine", ["gpu", "ddp", "slurm"])
 def test_a_machine_without_gpu_is_told_what_to_add(recipe, tmp_path, machine):
-    told = error("-c", recipe, "-c", str(SHIPPED / "machine" / f"{machine}.yaml"), "--run", str(tmp_path))
-    assert "'gpu'" in told
-    assert "-c experiments/machine/cpu.yaml" in told
-    assert "backend" not in told
+    message = error("-c", recipe, "-c", str(SHIPPED / "machine" / f"{machine}.yaml"), "--run", str(tmp_path))
+    assert "'gpu'" in message
+    assert "-c experiments/machine/cpu.yaml" in message
+    assert "backend" not in message
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,8 @@ def test_a_logger_without_its_package_is_one_line(recipe, tmp_path, logger, pack
         pytest.skip(f"{package} is installed")
     csv = f"{{class_path: CSVLogger, init_args: {{save_dir: {tmp_path}}}}}"
     (tmp_path / "logger.yaml").write_text(f"trainer: {{logger: {logger.replace('CSV,', csv + ',')}}}")
-    told = error("-c", recipe, "-c", str(tmp_path / "logger.yaml"), "--run", str(tmp_path / "run"))
-    assert f"Logger needs the package {package}, which is not installed: pip install {package}" in told
+    message = error("-c", recipe, "-c", str(tmp_path / "logger.yaml"), "--run", str(tmp_path / "run"))
+    assert f"Logger needs the package {package}, which is not installed: pip install {package}" in message
 
 
 # -- loggers --------------------------------------------------------------------------------------------------------------
@@ -150,8 +150,8 @@ def _logger(name, folder):
 def test_the_configuration_and_pictures_lie_in_the_run_whatever_the_logger(recipe, tmp_path, loggers):
     run = tmp_path / "run"
     named = [_logger("CSVLogger", run), _logger("TensorBoardLogger", tmp_path / "elsewhere")]
-    given = {"false": False, "csv and tensorboard": named}[loggers]
-    (tmp_path / "logger.yaml").write_text(yaml.safe_dump({"trainer": {"logger": given}}))
+    logger = {"false": False, "csv and tensorboard": named}[loggers]
+    (tmp_path / "logger.yaml").write_text(yaml.safe_dump({"trainer": {"logger": logger}}))
     options = ("--figures.pairs", "1", "--trainer.max_epochs", "1")
     fit("-c", recipe, "-c", str(tmp_path / "logger.yaml"), "--run", str(run), *options)
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("config.yaml")] == ["run/config.yaml"]
@@ -223,8 +223,8 @@ def test_few_validation_pairs_are_warned_of_once(recipe, tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit("-c", recipe, "--run", str(tmp_path), "--trainer.num_sanity_val_steps", "1")
-    told = [str(one.message) for one in caught]
+    messages = [str(one.message) for one in caught]
     few = "samples of val: 4; a share of one half among them is known to +-0.49"
-    assert len([one for one in told if one.startswith(few)]) == 1
+    assert len([one for one in messages if one.startswith(few)]) == 1
     certain = "val/retrieval: 4 pairs hold 4 different reports, so image_to_text/r@5, r@10 is 1 whatever the model"
-    assert len([one for one in told if one.startswith(certain)]) == 1
+    assert len([one for one in messages if one.startswith(certain)]) == 1

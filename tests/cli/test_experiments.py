@@ -32,9 +32,9 @@ def test_recipes_fit_the_signatures(recipe, monkeypatch, capsys):
     from diptych.cli.main import main
 
     for machine in MACHINES:
-        given = ["-c", str(recipe), "-c", str(machine), "--data.images", "a", "--data.reports", "b"]
-        given = given if "label_matched" in recipe.read_text() else given[:4]
-        monkeypatch.setattr(sys, "argv", ["diptych", "fit", *given, "--print_config"])
+        words = ["-c", str(recipe), "-c", str(machine), "--data.images", "a", "--data.reports", "b"]
+        words = words if "label_matched" in recipe.read_text() else words[:4]
+        monkeypatch.setattr(sys, "argv", ["diptych", "fit", *words, "--print_config"])
         with pytest.raises(SystemExit) as done:
             main()
         printed = capsys.readouterr()
@@ -67,9 +67,9 @@ def test_a_trained_model_is_evaluated_on_every_release(tmp_path):
         task = "class_path" in yaml.safe_load(file.read_text())["model"]
         size = "64" if "Detect" in file.read_text() else "32"  # which is one place of the coarsest level
         small = ["--data.loading.image_size", size, "--data.loading.batch_size", "8"] if task else []
-        for said in re.findall(r"#   diptych (.*)", file.read_text()):
-            more = [*small, "--trainer.max_epochs", "1"] if said.startswith("fit") else small
-            done = inprocess.diptych(*[str(known.get(word, word)) for word in shlex.split(said)], *more)
+        for command in re.findall(r"#   diptych (.*)", file.read_text()):
+            more = [*small, "--trainer.max_epochs", "1"] if command.startswith("fit") else small
+            done = inprocess.diptych(*[str(known.get(word, word)) for word in shlex.split(command)], *more)
             assert done.returncode == 0, (file.name, done.stderr)
         result = json.loads((run / "results.json").read_text())
         assert result["protocol"]["data"].startswith(f"{layout}/")
@@ -105,9 +105,9 @@ def sbatch(folder, *arguments, **env):
     spool = folder / "spool"
     spool.mkdir(exist_ok=True)
     script = shutil.copy(ROOT / "experiments/machine/slurm.sbatch", spool / "slurm_script")
-    given = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_NNODES": "3", **env}
+    environment = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_NNODES": "3", **env}
     return subprocess.run(
-        ["bash", str(script), *arguments], capture_output=True, text=True, env=given, cwd=folder, check=False
+        ["bash", str(script), *arguments], capture_output=True, text=True, env=environment, cwd=folder, check=False
     )
 
 
@@ -118,10 +118,10 @@ def scontrol(folder, file):
     (folder / "bin" / "scontrol").chmod(0o755)
 
 
-@pytest.mark.parametrize("found", ["scontrol", "submit", "root"])
-def test_sbatch_finds_its_machine_and_takes_what_the_job_has(found, tmp_path):
-    where = {"submit": {"SLURM_SUBMIT_DIR": str(ROOT)}, "root": {"DIPTYCH_ROOT": str(ROOT)}}.get(found, {})
-    if found == "scontrol":
+@pytest.mark.parametrize("source", ["scontrol", "submit", "root"])
+def test_sbatch_finds_its_machine_and_takes_what_the_job_has(source, tmp_path):
+    where = {"submit": {"SLURM_SUBMIT_DIR": str(ROOT)}, "root": {"DIPTYCH_ROOT": str(ROOT)}}.get(source, {})
+    if source == "scontrol":
         scontrol(tmp_path, ROOT / "experiments/machine/slurm.sbatch")
     job = {"SLURM_NTASKS_PER_NODE": "2", "SLURM_CPUS_PER_TASK": "5", "SLURM_GPUS_ON_NODE": "2"}
     done = sbatch(tmp_path, "a.yaml", "runs/a", "--trainer.max_epochs", "2", **job, **where)

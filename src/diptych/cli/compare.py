@@ -1,4 +1,4 @@
-"""``diptych compare``: heads trained alike over several seeds, tested, probed, and set side by side with intervals."""
+"""``diptych compare``: heads trained alike over several seeds, tested, probed, and compared in a table with intervals."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _LOG = "train/seconds_per_step"
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the comparison."""
+    """One row of the comparison: a name, and what differs from the recipe."""
 
     name: str
     model: dict[str, Any]
-    """What replaces parts of the recipe's ``model``."""
+    """The parts of the recipe's ``model`` that it replaces."""
     note: str = ""
 
 
@@ -51,28 +51,28 @@ class Run:
     seed: int
     folder: Path
     description: dict[str, Any]
-    """All that decides the run's figures, as JSON knows it."""
+    """All that the run's figures depend on, in the types of JSON."""
 
     @property
     def name(self) -> str:
-        """As it is called in messages."""
+        """Its name in messages."""
         return f"{self.variant.name} seed {self.seed}"
 
     @property
     def results(self) -> Path:
-        """Written last by ``diptych test``."""
+        """The file that ``diptych test`` writes last."""
         return self.folder / "results.json"
 
     @property
     def probes(self) -> Path:
-        """Written last of all."""
+        """The file that is written last of all."""
         return self.folder / "probes.json"
 
     def changed(self) -> list[str] | None:
-        """Parts of the description that are not those the folder was made with; None if there is no folder.
+        """The parts of the description that have changed since the folder was made, or None if there is no folder.
 
         Raises:
-            ConfigError: the folder holds something that was not made here.
+            ConfigError: the folder was made by something else.
         """
         if not self.folder.is_dir() or not any(self.folder.iterdir()):
             return None
@@ -85,12 +85,12 @@ class Run:
         return [key for key, value in self.description.items() if before.get(key) != value]
 
     def complete(self) -> bool:
-        """All its figures are there, made as they would be made now."""
+        """Whether all its figures are there, and are what they would be now."""
         return self.changed() == [] and self.results.is_file() and self.probes.is_file()
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping, its keys distinct."""
+    """Read a YAML file that holds a mapping with distinct keys."""
     try:
         text = path.read_text(encoding="utf-8")
         content, node = yaml.safe_load(text), yaml.compose(text)
@@ -107,14 +107,14 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def read_variants(path: Path, recipe: Path) -> list[Variant]:
-    """The variants of a file in its order, each checked against the constructors it would configure.
+    """Read the variants of a file, in its order. Each is checked against the constructors that it configures.
 
     Args:
-        path: YAML, ``name: {head: NAME, ARGUMENT: VALUE, ...}`` or ``name: {model: {...}}``, each with ``note`` if wanted.
-        recipe: what they are variants of.
+        path: a YAML file of ``name: {head: NAME, ARGUMENT: VALUE, ...}`` or ``name: {model: {...}}``. Each may have a ``note``.
+        recipe: the recipe that they vary.
 
     Raises:
-        ConfigError: one line naming the file, the variant, the key and the remedy.
+        ConfigError: a variant is wrong. The message names the file, the variant, the key and the remedy.
     """
     base = _mapping(recipe).get("model")
     if not isinstance(base, dict):
@@ -124,10 +124,10 @@ def read_variants(path: Path, recipe: Path) -> list[Variant]:
             f"{recipe}: model.head has init_args, which variants of the same head would inherit; give them in {path}"
         )
     variants = []
-    for name, given in _mapping(path).items():
+    for name, entry in _mapping(path).items():
         if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name):
             raise ConfigError(f"{path}: '{name}' cannot name a folder; use letters, digits, and _ . + -")
-        rest = dict(given) if isinstance(given, dict) else {}
+        rest = dict(entry) if isinstance(entry, dict) else {}
         note = str(rest.pop("note", "") or "")
         if isinstance(rest.get("model"), dict) and len(rest) == 1:
             model = dict(rest["model"])
@@ -135,7 +135,7 @@ def read_variants(path: Path, recipe: Path) -> list[Variant]:
             model = {"head": {"class_path": rest.pop("head"), "init_args": rest}}
         else:
             raise ConfigError(
-                f"{path}: {name} is {str(given)[:80]}; write {{head: NAME, ARGUMENT: VALUE}} or {{model: {{KEY: VALUE}}}}"
+                f"{path}: {name} is {str(entry)[:80]}; write {{head: NAME, ARGUMENT: VALUE}} or {{model: {{KEY: VALUE}}}}"
             )
         variants.append(Variant(name, model, note))
     _check(variants, base, path, recipe)
@@ -143,7 +143,7 @@ def read_variants(path: Path, recipe: Path) -> list[Variant]:
 
 
 def _check(variants: Sequence[Variant], base: dict[str, Any], path: Path, recipe: Path) -> None:
-    """Parse all of them now; the last would otherwise fail after hours."""
+    """Parse all variants now. Otherwise a wrong last one would be found after hours."""
     import jsonargparse
 
     from diptych.model.building import register_names
@@ -166,19 +166,19 @@ def _check(variants: Sequence[Variant], base: dict[str, Any], path: Path, recipe
 
 
 def _call(command: Sequence[str], log: Path, what: str) -> None:
-    """Run ``diptych`` with its output in a file. A signal goes on to it, so that a run in training saves itself first.
+    """Run ``diptych`` with its output in a file. Signals are passed on to it, so that a run in training saves itself.
 
     Raises:
-        ConfigError: it failed; with its own message and the file.
+        ConfigError: it failed. The message has its own last message, and names the file.
     """
     from diptych.training.interruption import ENDING
 
-    told: list[int] = []
+    received: list[int] = []
     with log.open("w", encoding="utf-8") as file:
         child = subprocess.Popen([sys.executable, "-m", "diptych", *command], stdout=file, stderr=subprocess.STDOUT)
 
         def pass_on(number: int, frame: object) -> None:
-            told.append(number)
+            received.append(number)
             child.send_signal(number)
 
         before = {
@@ -187,27 +187,27 @@ def _call(command: Sequence[str], log: Path, what: str) -> None:
         try:
             code = child.wait()
         finally:
-            child.kill()  # if an error has come between
+            child.kill()  # an error here must leave no child behind
             for number, handler in before.items():
                 signal.signal(number, handler)
-    if told:
-        sys.exit(128 + told[0])
+    if received:
+        sys.exit(128 + received[0])
     if code:
         lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
-        said = [line.partition("diptych: error: ")[2] for line in lines if line.startswith("diptych: error: ")]
-        last = (said or [line for line in lines if line] or ["it said nothing"])[-1]
+        errors = [line.partition("diptych: error: ")[2] for line in lines if line.startswith("diptych: error: ")]
+        last = (errors or [line for line in lines if line] or ["it said nothing"])[-1]
         if code < 0:
             last = f"ended by {signal.Signals(-code).name}"
         raise ConfigError(f"{what} failed: {last} (log: {log})")
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """JSON, whole or not at all; NaN as null."""
+    """Write JSON, whole or not at all. NaN becomes null."""
     replace_text(path, json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
 
 
 def _facts(run: Run, module: Any) -> dict[str, float]:
-    """What a head costs, and how long it was trained."""
+    """The number of a head's parameters, and the seconds of a training step."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     facts = {"head_parameters": float(sum(p.numel() for p in module.head.parameters()))}
@@ -215,7 +215,7 @@ def _facts(run: Run, module: Any) -> dict[str, float]:
     events.Reload()
     if _LOG in events.Tags()["scalars"]:
         rates = sorted(event.value for event in events.Scalars(_LOG))
-        facts["seconds_per_step"] = rates[len(rates) // 2]  # the median: start-up and a busy moment do not count
+        facts["seconds_per_step"] = rates[len(rates) // 2]  # the median leaves out start-up and busy moments
     return facts
 
 
@@ -226,7 +226,7 @@ def _data(run: Run) -> tuple[type[RadiographDataModule], dict[str, Any]]:
 
 
 def _probe(run: Run, pairs: int | None) -> None:
-    """Put the trained model to the probes, with the findings and the part of the report that it was trained on."""
+    """Run the datamodule's probes on the trained model, with the findings and report sections of its training."""
     import torch
 
     from diptych.model.checkpoint import read_checkpoint
@@ -240,7 +240,7 @@ def _probe(run: Run, pairs: int | None) -> None:
 
 
 def carry_out(run: Run, recipe: Path, extra: Sequence[str], pairs: int | None) -> str:
-    """Do what is missing of a run, and say what that was.
+    """Train, test and probe a run as far as that is missing, and say what was done.
 
     Raises:
         ConfigError: training, testing or probing failed.
@@ -252,7 +252,7 @@ def carry_out(run: Run, recipe: Path, extra: Sequence[str], pairs: int | None) -
         return "there already"
     run.folder.mkdir(parents=True, exist_ok=True)
     _write(run.folder / "run.json", run.description)
-    said = f"made again, for its {', '.join(changed)} changed" if changed else "made"
+    summary = f"made again, for its {', '.join(changed)} changed" if changed else "made"
     if not run.results.is_file():
         override = run.folder / "variant.yaml"
         replace_text(override, yaml.safe_dump({"model": run.variant.model}))
@@ -260,16 +260,16 @@ def carry_out(run: Run, recipe: Path, extra: Sequence[str], pairs: int | None) -
         command += ["--seed_everything", str(run.seed), "--data.loading.seed", str(run.seed)]
         if (run.folder / "checkpoints" / "last.ckpt").is_file():
             command += ["--ckpt_path", "last"]
-            said = "taken up where it was interrupted"
+            summary = "taken up where it was interrupted"
         else:
-            command.append("--overwrite")  # what an interrupted run has left before it could save itself
+            command.append("--overwrite")  # an interrupted run may have left files before its first checkpoint
         _call(command, run.folder / "fit.log", f"{run.name}: diptych fit")
         command = ["test", "-c", str(run.folder / "config.yaml"), "--run", str(run.folder), "--ckpt_path", "last"]
         _call(command, run.folder / "test.log", f"{run.name}: diptych test")
     elif changed is not None:
-        said = "probed"
+        summary = "probed"
     _probe(run, pairs)
-    return said
+    return summary
 
 
 def outcome(run: Run) -> Outcome:
@@ -277,19 +277,19 @@ def outcome(run: Run) -> Outcome:
     from diptych.results.record import read_results
 
     results = read_results(run.results)
-    probed = json.loads(run.probes.read_text(encoding="utf-8"))
-    tested = {name.removeprefix("test/"): metric.value for name, metric in results["metrics"].items()}
+    probes = json.loads(run.probes.read_text(encoding="utf-8"))
+    test = {name.removeprefix("test/"): metric.value for name, metric in results["metrics"].items()}
     metrics, chance = {}, {"zero_shot/auroc/macro": 0.5, "grounding/over_chance": 1.0, **_data(run)[0].probe_chances}
-    if "retrieval/r@5" in tested:
-        ranks = [tested[f"retrieval/{side}/median_rank"] for side in ("image_to_text", "text_to_image")]
-        metrics = {"retrieval/r@5": tested["retrieval/r@5"], "retrieval/median_rank": sum(ranks) / 2}
-        # A text has images / texts of the images on average, so both directions have the same, to first order.
+    if "retrieval/r@5" in test:
+        ranks = [test[f"retrieval/{side}/median_rank"] for side in ("image_to_text", "text_to_image")]
+        metrics = {"retrieval/r@5": test["retrieval/r@5"], "retrieval/median_rank": sum(ranks) / 2}
+        # A text belongs to images / texts images on average, so chance is nearly the same in both directions.
         chance["retrieval/r@5"] = min(1.0, 5 / results["protocol"]["retrieval"]["texts"])
-    metrics |= {name: value for name, value in tested.items() if name.endswith("/auroc/macro")}
-    metrics |= {name: math.nan if value is None else value for name, value in probed["probes"].items()}
+    metrics |= {name: value for name, value in test.items() if name.endswith("/auroc/macro")}
+    metrics |= {name: math.nan if value is None else value for name, value in probes["probes"].items()}
     if "grounding/chance" in metrics:
         chance["grounding/pointing"] = metrics.pop("grounding/chance")
-    return Outcome(run.variant.name, run.seed, metrics, probed["facts"], chance)
+    return Outcome(run.variant.name, run.seed, metrics, probes["facts"], chance)
 
 
 def _runs(
@@ -298,24 +298,23 @@ def _runs(
     files = [Path(option.rpartition("=")[2]) for option in extra]
     options = [path.read_text() if path.is_file() else option for path, option in zip(files, extra, strict=True)]
     common = {"recipe": _mapping(recipe), "options": options, "probe_pairs": pairs, "version": __version__}
-    found = []
+    runs = []
     for variant in variants:
         for seed in seeds:
-            description = {**common, "variant": variant.model, "seed": seed}
-            plain = json.loads(json.dumps(description, default=str))
-            found.append(Run(variant, seed, root / variant.name / f"seed{seed}", plain))
-    return found
+            description = json.dumps({**common, "variant": variant.model, "seed": seed}, default=str)
+            runs.append(Run(variant, seed, root / variant.name / f"seed{seed}", json.loads(description)))
+    return runs
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run ``diptych compare``; ``argv`` is what follows that word on the command line.
+    """Run ``diptych compare``. ``argv`` are the words after that on the command line.
 
     Raises:
         ConfigError: a file, a name or a run is wrong.
     """
-    given = list(sys.argv[2:] if argv is None else argv)
-    split = given.index("--") if "--" in given else len(given)
-    extra = given[split + 1 :]
+    words = list(sys.argv[2:] if argv is None else argv)
+    split = words.index("--") if "--" in words else len(words)
+    extra = words[split + 1 :]
     parser = argparse.ArgumentParser(
         prog="diptych compare",
         description="Train variants of a recipe on phantoms alike, over several seeds; test, probe, compare.",
@@ -329,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--run", type=Path, default=Path("runs/compare"), help="folder (default: %(default)s)")
     parser.add_argument("--probe-pairs", type=int, help="pairs of phantoms in each probe (default: the probes' own)")
-    args = parser.parse_args(given[:split])
+    args = parser.parse_args(words[:split])
     if own := [option for option in extra if option.split("=")[0] in _OWN]:
         raise ConfigError(f"{own[0]} after -- is set by this command for every run; leave it out")
     source = args.variants or args.config.with_name("variants.yaml")
@@ -338,11 +337,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if unknown := [name for name in args.only or () if name not in names]:
         raise ConfigError(f"--only {unknown[0]}: not in {source}, which has {', '.join(names)}")
     runs = _runs(variants, list(dict.fromkeys(args.seeds)), args.run, args.config, extra, args.probe_pairs)
-    chosen = [run for run in runs if args.only is None or run.variant.name in args.only]
-    for i, run in enumerate(chosen):
-        print(f"[{i + 1}/{len(chosen)}] {run.name} ...", end=" ", flush=True)
+    todo = [run for run in runs if args.only is None or run.variant.name in args.only]
+    for i, run in enumerate(todo):
+        print(f"[{i + 1}/{len(todo)}] {run.name} ...", end=" ", flush=True)
         print(carry_out(run, args.config, extra, args.probe_pairs), flush=True)
-    there = [run for run in runs if run.complete()]
+    complete = [run for run in runs if run.complete()]
     title = f"{args.config.name}, {source.name}, diptych {__version__}"
-    missing = [run.name for run in runs if run not in there]
-    Comparison(title, {v.name: v.note for v in variants}, [outcome(run) for run in there], missing).write(args.run)
+    missing = [run.name for run in runs if run not in complete]
+    notes = {variant.name: variant.note for variant in variants}
+    Comparison(title, notes, [outcome(run) for run in complete], missing).write(args.run)

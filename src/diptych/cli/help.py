@@ -1,4 +1,4 @@
-"""``diptych fit --help``: our own options first, Lightning's after them in a sentence each."""
+"""The help of ``diptych fit``: first diptych's own options, then Lightning's in a sentence each."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ GROUPS = {
 """Titles of groups of options, in the order of the help."""
 
 _OF_CLASS = {"--model.head": HEADS, "--data": DATAMODULES, "--model.image": "", "--model.text": "", "--model": ""}
-"""Options that name a class, with the catalogue it is in."""
+"""Options that name a class, each with the catalogue of such classes."""
 
-_WITHOUT_EFFECT = {  # the run's folder, our reader of checkpoints, and what belongs to `predict` or to a cloud
+_WITHOUT_EFFECT = {  # the run's folder and the checkpoint reader are diptych's; the others belong to `predict` or a cloud
     "trainer.default_root_dir",
     "trainer.limit_predict_batches",
     "trainer.model_registry",
@@ -38,7 +38,7 @@ _WITHOUT_EFFECT = {  # the run's folder, our reader of checkpoints, and what bel
 
 
 class Help(DefaultHelpFormatter):
-    """One line of usage. Of Lightning's options the first sentence; of classes their names, without modules."""
+    """The help text: one line of usage, the first sentence of Lightning's options, and classes without their modules."""
 
     def _format_usage(self, usage: str | None, actions: object, groups: object, prefix: str | None) -> str:
         return "usage: diptych fit|validate|test -c RECIPE [-c RECIPE ...] [--OPTION VALUE ...]\n\n"
@@ -64,25 +64,28 @@ def _names(catalogue: str) -> str:
 
 
 def class_help(arguments: Sequence[str]) -> list[str]:
-    """``--model.head reclf --help`` asks for the options of ``reclf``; jsonargparse has ``--model.head.help reclf``.
+    """Turn ``--model.head reclf --help`` into ``--model.head.help reclf``, which jsonargparse understands.
+
+    >>> class_help(["fit", "--model.head", "reclf", "--help"])
+    ['fit', '--model.head.help', 'reclf']
 
     Raises:
-        ConfigError: help of a class is asked for, and none is named.
+        ConfigError: the help of a class is asked for, and no class is named.
     """
-    given = {}
+    classes = {}
     asked = None
     for word, after in pairwise([*arguments, ""]):
         option, equals, value = word.partition("=")
         value = value if equals else after
         if option in _OF_CLASS and value and not value.startswith("-"):
-            given[option] = value
-        elif option in {"-h", "--help"} and given:
-            asked = list(given)[-1]
+            classes[option] = value
+        elif option in {"-h", "--help"} and classes:
+            asked = list(classes)[-1]
         elif option.removesuffix(".help") in _OF_CLASS and option.endswith(".help") and value[:1] in {"", "-"}:
             asked = option.removesuffix(".help")
     if asked is None:
         return list(arguments)
-    if asked not in given:
+    if asked not in classes:
         names = f", one of {_names(_OF_CLASS[asked])}" if _OF_CLASS[asked] else ""
         raise ConfigError(f"{asked}.help: name the class{names}")
-    return [*arguments[:1], f"{asked}.help", given[asked]]
+    return [*arguments[:1], f"{asked}.help", classes[asked]]

@@ -1,4 +1,4 @@
-"""The ``diptych`` command. What needs no torch is answered before torch is imported."""
+"""The ``diptych`` command. Commands that need no torch do not import it."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def _one_line(error: DiptychError) -> str:
-    """The message; of an error that crossed from a loader's worker, without the traceback it was wrapped in."""
+    """The message of an error, in one line. An error from a loader's worker comes with a traceback, which is dropped."""
     text = str(error)
     return one_line(text.rsplit(f"{type(error).__name__}: ", 1)[-1] if "Original Traceback" in text else text)
 
@@ -92,7 +92,7 @@ def main() -> None:
     """Entry point. Errors a user can cause are printed in one line, with exit code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal's encoding lacks loses no table
+            stream.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack a letter of a name
     try:
         _dispatch(sys.argv[1:])
     except DiptychError as error:

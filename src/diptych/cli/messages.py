@@ -1,4 +1,4 @@
-"""What the command says to people: errors in one line, and Lightning's console without what nobody can use."""
+"""The messages of the command: errors in one line, and Lightning's output without lines that nobody can use."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from diptych.cli.help import GROUPS, Help
 from diptych.errors import ConfigError, DiptychError
 from diptych.plugins import nearest
 
-__all__ = ["Parser", "own_message", "refused_by_lightning", "tidy_console", "trainer_message"]
+__all__ = ["Parser", "is_restoring", "lightning_message", "own_message", "tidy_console", "trainer_message"]
 
 _UNUSABLE = (
     "litlogger",  # adverts
     "litmodels",
     "💡",
     "Tip:",
-    "`weights_only` was not set",  # about saving, where it has no meaning for a user
+    "`weights_only` was not set",  # it is about saving, where a user cannot set it
     "TPU available",
     "HPU available",
     "IPU available",
-    "Trainer already configured with model summary callbacks",  # ours
+    "Trainer already configured with model summary callbacks",  # diptych's
 )
 """Parts of Lightning's lines that nobody can act on."""
 
@@ -40,11 +40,11 @@ _IGNORED = (
     "Found .* module.* in eval mode",
     "The number of training batches .* is smaller than the logging interval",
     "treespec, LeafSpec",
-    "on epoch level in distributed setting",  # evaluators have synchronised
+    "on epoch level in distributed setting",  # evaluators synchronise
     "Checkpoint directory .* exists and is not empty",  # every resumed run
-    "Detected pickle protocol",  # what follows says it better
+    "Detected pickle protocol",  # the error that follows is clearer
 )
-"""Warnings about choices that are made on purpose here."""
+"""Warnings about choices that diptych makes on purpose."""
 
 _PLAIN = (
     (r"^`Trainer\.fit` stopped: `(\w+)=(\d+)` reached\.$", r"training ends: trainer.\1 is \2"),
@@ -54,10 +54,9 @@ _PLAIN = (
     ),
     (r"^`max_epochs` was not set\. Setting it to (\d+) epochs\..*", r"trainer.max_epochs is not given: \1 epochs"),
 )
-"""Lightning's words, and ours."""
+"""Patterns of Lightning's messages, and the words in their place."""
 
-
-_SPEAKERS = (
+_LOGGERS = (
     "lightning.fabric.utilities.rank_zero",
     "lightning.pytorch",
     "lightning.pytorch.trainer.connectors.checkpoint_connector",
@@ -71,18 +70,20 @@ def _plain_words(text: str) -> str:
     return text
 
 
-class _Readable(logging.Filter):
+class _PlainFilter(logging.Filter):
+    """Drops log records that nobody can use, and words the others plainly."""
+
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
         record.msg, record.args = _plain_words(text), ()
         return not any(part in text for part in _UNUSABLE)
 
 
-_READABLE = _Readable()
+_PLAIN_FILTER = _PlainFilter()
 
 
 class _ToStderr(logging.Handler):
-    """Writes where standard error is now: above the progress bar while there is one, not into it."""
+    """Writes to the standard error of the moment. So a line stands above the progress bar, not in it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr, flush=True)
@@ -94,7 +95,7 @@ _TO_STDERR = _ToStderr()
 def _one_line_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """A warning as one line, with the package it is from unless it is Lightning's or ours."""
+    """A warning as one line. It names the package, unless that is Lightning or diptych."""
     _, installed, path = filename.rpartition("site-packages/")
     package = path.partition("/")[0] if installed else ""
     source = f" ({package})" if package not in {"", "diptych", "lightning"} else ""
@@ -102,14 +103,14 @@ def _one_line_warning(
 
 
 def tidy_console() -> None:
-    """Leave out lines that nobody can use, and print the others plainly. Errors and warnings that matter stay."""
+    """Drop console lines that nobody can use, and print the others plainly. Errors and warnings that matter stay."""
     for text in _IGNORED:
         warnings.filterwarnings("ignore", message=f".*{text}.*")
-    if "SLURM_JOB_ID" not in os.environ:  # within a job it matters that srun was forgotten
+    if "SLURM_JOB_ID" not in os.environ:  # in a SLURM job, srun was forgotten
         warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
     warnings.formatwarning = _one_line_warning
-    for name in _SPEAKERS:  # a logger's filter does not see what its children say
-        logging.getLogger(name).addFilter(_READABLE)
+    for name in _LOGGERS:  # a logger's filter does not see the records of its children
+        logging.getLogger(name).addFilter(_PLAIN_FILTER)
     for name in ("lightning.fabric", "lightning.pytorch"):
         logger = logging.getLogger(name)
         for handler in [one for one in logger.handlers if type(one) is logging.StreamHandler]:  # Lightning's own
@@ -118,18 +119,18 @@ def tidy_console() -> None:
 
 
 class Parser(LightningArgumentParser):
-    """One line that says what is wrong, not 57 lines of usage before it."""
+    """A parser whose errors are one line, without the usage before it."""
 
     command = "fit"
 
-    def parse_args(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]  # as given
-        """Parse; what jsonargparse hands on to the parser of an inner class is Python's ``None``, where YAML has null."""
+    def parse_args(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]  # all other options are passed on as they are
+        """Parse arguments. jsonargparse gives the parser of an inner class Python's ``None``, which becomes YAML's null."""
         if args is not None and not self.exit_on_error:
             args = [_as_yaml(word) for word in args]
         return super().parse_args(args, **options)
 
     def format_help(self, formatter: HelpFormatter | None = None) -> str:
-        """Our own groups of options first, the trainer's last, under titles that say what they are."""
+        """The help, with diptych's groups of options first and the trainer's last. Each group has a title."""
         self.formatter_class = Help
         names = {id(group): name for name, group in (self.groups or {}).items()}
         if "trainer" in names.values():  # the command's own help, not that of one class
@@ -139,17 +140,17 @@ class Parser(LightningArgumentParser):
                 if any(action.dest == "ckpt_path" for action in group._group_actions):
                     group.title, names[id(group)] = "checkpoint to go on from", "ckpt_path"
             order = ["", "ckpt_path", *list(GROUPS)[:-1], "others", "trainer"]
-            named = {place: name if name in order else "others" for place, name in names.items()}
+            places = {group: order.index(name if name in order else "others") for group, name in names.items()}
             self._action_groups = sorted(
-                self._action_groups, key=lambda group: order.index(named.get(id(group), "others"))
+                self._action_groups, key=lambda group: places.get(id(group), order.index("others"))
             )
         return super().format_help(formatter)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise what jsonargparse has to say. It wraps reasons in reasons; ours, if one is inside, is the clearest."""
+        """Raise an error of jsonargparse as one line. If an error of diptych is among its causes, that one is the clearest."""
         if not (clear := own_message(ex)):
             clear = self._clear(message, ex)
-            if self.exit_on_error:  # not in the inner parser of one class, whose options the help does not list
+            if self.exit_on_error:  # the inner parser of one class has no help of its own
                 clear += f" (`diptych {self.command} --help` lists every option)"
         raise ConfigError(clear) from None
 
@@ -157,14 +158,14 @@ class Parser(LightningArgumentParser):
         parser = getattr(ex, "subcommand_parser", None) or self
         of = "" if self.exit_on_error else f" of {next(iter(self.groups or {}), 'it')}"
         message = " ".join(message.split())
-        if found := re.search(r"(?:Group '(.+?)' does not accept option|accept option|^Option) '(.+?)'", message):
-            key = ".".join(part for part in found.groups() if part)
-        elif found := re.match(r"unrecognized arguments: -*([^ =]+)", message):
-            key = found[1]
-        elif found := re.match(r'Parser key "(.+?)": (.*)', message):
-            return f"option '{found[1]}'{of}{_plain(found[2])}"
-        elif found := re.match(r"the following arguments are required: (.*)", message):
-            missing = found[1].replace(f"{self.command}.", "")
+        if match := re.search(r"(?:Group '(.+?)' does not accept option|accept option|^Option) '(.+?)'", message):
+            key = ".".join(part for part in match.groups() if part)
+        elif match := re.match(r"unrecognized arguments: -*([^ =]+)", message):
+            key = match[1]
+        elif match := re.match(r'Parser key "(.+?)": (.*)', message):
+            return f"option '{match[1]}'{of}{_plain(match[2])}"
+        elif match := re.match(r"the following arguments are required: (.*)", message):
+            missing = match[1].replace(f"{self.command}.", "")
             return f"missing: {missing}{of}; give a recipe that has it (-c FILE), or the option"
         else:
             return message.replace('"<unicode string>"', "a file given with -c")
@@ -173,7 +174,11 @@ class Parser(LightningArgumentParser):
 
 
 def _as_yaml(word: str) -> str:
-    """``--key=value`` where the value is Python's None, a list or a dictionary, as YAML reads it."""
+    """``--key=value`` with the value as YAML writes it, where it is Python's None, a list or a dictionary.
+
+    >>> _as_yaml("--model.head=None")
+    '--model.head=null'
+    """
     key, equals, value = word.partition("=")
     try:
         parsed = ast.literal_eval(value)
@@ -183,12 +188,12 @@ def _as_yaml(word: str) -> str:
 
 
 def _plain(reason: str) -> str:
-    """What jsonargparse says of types and values, shorter."""
+    """A shorter wording of jsonargparse's message on a type or a value."""
     value = ""
-    if found := re.match(r"(.*?)[. ]*(?:Got value|Given value type: .* Given value): (.*)", reason):
-        reason, value = found.groups()
-        named = re.match(r"Namespace\(class_path='(.+?)'", value)
-        value = f" is '{(named[1] if named else value)[:80]}'"
+    if match := re.match(r"(.*?)[. ]*(?:Got value|Given value type: .* Given value): (.*)", reason):
+        reason, value = match.groups()
+        class_path = re.match(r"Namespace\(class_path='(.+?)'", value)
+        value = f" is '{(class_path[1] if class_path else value)[:80]}'"
     reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", reason)
     reason = re.sub(r"(?:typing\.)?Literal\[(.*?)\]", r"\1", reason).replace("NoneType", "null")
     reason = re.sub(
@@ -199,7 +204,7 @@ def _plain(reason: str) -> str:
 
 
 def own_message(error: BaseException | None) -> str | None:
-    """The first message of this package among the causes of an error."""
+    """The message of the first error of diptych among the causes of an error, or None."""
     while error is not None:
         if isinstance(error, DiptychError):
             return str(error)
@@ -207,40 +212,40 @@ def own_message(error: BaseException | None) -> str | None:
     return None
 
 
-def refused_by_lightning(error: BaseException) -> str | None:
-    """One line for a class of Lightning (a logger, say) that could not be made, as of a package that is missing."""
+def lightning_message(error: BaseException) -> str | None:
+    """One line that says why a class of Lightning, such as a logger, could not be made. None if the error is another."""
     text = str(error)
-    named = re.findall(r"class_path='lightning(?:\.\w+)*\.(\w+)'", text)
-    if not named:
+    classes = re.findall(r"class_path='lightning(?:\.\w+)*\.(\w+)'", text)
+    if not classes:
         return None
-    if found := re.search(r"Requirement '([\w.-]+)[^']*' not met", text):
-        wanting = re.findall(r"class_path '(?:\w+\.)*(\w+)'", text[: found.start()])
-        who = wanting[-1] if wanting else named[0]
-        return f"{who} needs the package {found[1]}, which is not installed: pip install {found[1]}"
-    found = re.search(r"Errors:\s+- (.*?)\s+- Expected ", text, re.DOTALL)
-    return None if found is None else f"{named[0]}: {' '.join(found[1].split())[:400]}"
+    if match := re.search(r"Requirement '([\w.-]+)[^']*' not met", text):
+        before = re.findall(r"class_path '(?:\w+\.)*(\w+)'", text[: match.start()])
+        name = (before or classes[:1])[-1]
+        return f"{name} needs the package {match[1]}, which is not installed: pip install {match[1]}"
+    match = re.search(r"Errors:\s+- (.*?)\s+- Expected ", text, re.DOTALL)
+    return None if match is None else f"{classes[0]}: {' '.join(match[1].split())[:400]}"
 
 
 def trainer_message(text: str, config: Mapping[str, Any]) -> str:
-    """Why Lightning refuses a trainer, in one line with the remedy where a machine lacks what is asked for."""
+    """One line that says why Lightning refuses a trainer. It has the remedy where the machine lacks a device."""
     text = " ".join(text.split())
     if re.search("No supported gpu backend|can not run on your system", text):
-        asked = config.get("accelerator")
+        accelerator = config.get("accelerator")
         built = torch.version.cuda or torch.version.hip
         build = "" if built else f"; PyTorch {torch.__version__} is built for CPUs only"
         return (
-            f"accelerator is '{asked}', but PyTorch sees none here{build}; to train without it add "
+            f"accelerator is '{accelerator}', but PyTorch sees none here{build}; to train without it add "
             "-c experiments/machine/cpu.yaml after the other recipes"
         )
-    if found := re.search(r"You requested gpu: (\[.*?\]) But your machine only has: (\[.*?\])", text):
+    if match := re.search(r"You requested gpu: (\[.*?\]) But your machine only has: (\[.*?\])", text):
         return (
-            f"devices asks for GPUs {found[1]}, but PyTorch sees {found[2]} here; give trainer.devices: auto, or fewer"
+            f"devices asks for GPUs {match[1]}, but PyTorch sees {match[2]} here; give trainer.devices: auto, or fewer"
         )
     return text
 
 
-def restoring(error: BaseException) -> bool:
-    """Whether an error came up while Lightning took over the state of a checkpoint."""
+def is_restoring(error: BaseException) -> bool:
+    """Whether an error was raised while Lightning loaded the state of a checkpoint."""
     trace = error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code

@@ -1,15 +1,13 @@
 """``diptych prepare``: a data set's images read once, scaled down and packed into shards that training reads.
 
-What is there is not made again, so an interrupted run goes on where it was, and any number of jobs may work at once.
+A shard that is there is not written again. So an interrupted run goes on where it was, and many jobs may work at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import sys
@@ -19,130 +17,61 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from diptych.checks import check_number
+from diptych.cli.scan import scan
 from diptych.errors import ConfigError, DataError
 from diptych.escaping import csv_rows
 from diptych.files import remove_parts, replace_text, replacing
 from diptych.plugins import DATAMODULES, find
 from diptych.radiographs.intensity import Intensity
-from diptych.radiographs.packed import FORMAT, PICTURES, TABLES, TEXTS, Manifest, is_image
+from diptych.radiographs.packed import TEXTS, Manifest
 from diptych.radiographs.packing import write_shard, write_texts
 
-__all__ = ["Scan", "main", "prepare", "scan", "verify"]
-
-_ARCHIVES = (".zip", ".tgz", ".tar.gz")
-"""Taken where the name says that they hold reports."""
+__all__ = ["main", "prepare", "verify"]
 
 
-@dataclass(frozen=True)
-class Scan:
-    """What lies below a folder, by its path there, sorted."""
-
-    images: list[tuple[str, int]]
-    """With their bytes."""
-    tables: list[str]
-    """Everything that a datamodule may read beside images."""
-    others: list[str]
-    texts: list[tuple[str, int, int]]
-    """Small text files, with their bytes and the time of their last change."""
-
-    def key(self, size: int, per_shard: int, intensity: Intensity) -> str:
-        """Hash of all that decides the store's bytes."""
-        digest = hashlib.sha256(repr((FORMAT, PICTURES, size, per_shard, intensity)).encode())
-        for name, number in self.images:
-            digest.update(f"{name}\0{number}\n".encode(errors="surrogateescape"))
-        return digest.hexdigest()[:16]
-
-
-def scan(root: Path, small_texts: str = "") -> Scan:
-    """List a folder, links followed, each file looked at once.
-
-    Args:
-        root: the folder.
-        small_texts: pattern of the paths of files that are packed into one; none, if empty.
-
-    Raises:
-        DataError: it is not there, holds no image, or cannot be listed.
-    """
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; give the data set's as --root")
-    found = Scan([], [], [], [])
-    packs = re.compile(small_texts or "(?!)").search
-    try:
-        for path, status in _files(str(root), os.path.realpath(root), frozenset()):
-            name = path[len(str(root)) + 1 :]
-            lower = name.lower()
-            if packs(name):
-                found.texts.append((name, status.st_size, status.st_mtime_ns))
-            elif is_image(path):
-                found.images.append((name, status.st_size))
-            elif lower.endswith(TABLES) or ("report" in os.path.basename(lower) and lower.endswith(_ARCHIVES)):
-                found.tables.append(name)
-            else:
-                found.others.append(name)
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be listed ({error.strerror}); make it readable") from error
-    if not found.images:
-        raise DataError(
-            f"{root}: no image (DICOM, PNG, JPEG, TIFF, WebP, BMP) below it; unpack the data set's images there"
-        )
-    return Scan(sorted(found.images), sorted(found.tables), sorted(found.others), sorted(found.texts))
-
-
-def _files(folder: str, real: str, above: frozenset[str]) -> Iterator[tuple[str, os.stat_result]]:
-    """Every file, with the one look that is taken at it; ``real`` is the folder's path without links."""
-    if real in above:  # a link to a folder that it lies in
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                inside = os.path.realpath(entry.path) if entry.is_symlink() else f"{real}/{entry.name}"
-                yield from _files(entry.path, inside, above | {real})
-            elif entry.is_file():
-                yield entry.path, entry.stat()
-
-
-def _copy(root: Path, out: Path, folder: Path, tables: Sequence[str]) -> None:
-    """Copy what is new or has changed, through ``folder``, and take away what an earlier run copied and is gone."""
-    listed = out / "packed" / "tables.txt"
-    before = set(listed.read_text().split("\n")) - {""} if listed.is_file() else set()
+def _copy(root: Path, out: Path, tables: Sequence[str]) -> None:
+    """Copy the tables that are new or have changed. Remove those that an earlier run copied and that are gone."""
+    list_file = out / "packed" / "tables.txt"
+    before = set(list_file.read_text().split("\n")) - {""} if list_file.is_file() else set()
     for name in sorted(before - set(tables)):
         (out / name).unlink(missing_ok=True)
     try:
         for name in tables:
             source, target = root / name, out / name
-            said = source.stat()
-            if target.is_file() and (target.stat().st_size, target.stat().st_mtime_ns) == (
-                said.st_size,
-                said.st_mtime_ns,
-            ):
+            if target.is_file() and _size_and_time(target) == _size_and_time(source):
                 continue
             with source.open("rb") as content, replacing(target, "make room, and run the command again") as file:
                 shutil.copyfileobj(content, file)
-            shutil.copystat(source, target)  # its time says whether it has changed
+            shutil.copystat(source, target)  # a later change of the source shows in its time
         if before != set(tables):
-            replace_text(listed, "".join(f"{name}\n" for name in tables))
+            replace_text(list_file, "".join(f"{name}\n" for name in tables))
     except OSError as error:
         raise DataError(
             f"{error.filename}: cannot be copied to {out} ({error.strerror}); make room or give rights"
         ) from error
 
 
+def _size_and_time(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
 def _check(name: str, root: Path) -> str:
-    """That the data set's datamodule finds its tables here; the pattern of its small text files."""
-    target = find(DATAMODULES, name).load()
-    if not target.needs:
+    """Check that the data set's datamodule finds its tables, and return the pattern of its small text files."""
+    datamodule = find(DATAMODULES, name).load()
+    if not datamodule.needs:
         raise ConfigError(f"{name} reads no folder of images, so there is nothing to prepare")
-    target.read_tables(root)
-    pattern: str = target.small_texts
+    datamodule.read_tables(root)
+    pattern: str = datamodule.small_texts
     return pattern
 
 
 def _current(out: Path) -> Manifest | None:
-    """The store that training reads here; None where there is none that can be read."""
+    """The manifest of the store that training reads in a folder, or None where none can be read."""
     try:
         return Manifest.read(out / "packed.json")
     except DataError:
@@ -162,22 +91,22 @@ def prepare(
     intensity: Intensity = Intensity(),  # noqa: B008  # frozen
     say: Callable[[str], None] = print,
 ) -> bool:
-    """Pack a data set, or what is missing of it.
+    """Pack a data set, or the shards of it that are missing.
 
     Args:
-        name: of the data set.
-        root: its folder.
-        out: the packed one.
-        size: longest side of a stored picture; smaller ones are kept as they are.
-        workers: processes; 1 works in this one.
-        shard: this job, and how many there are: it makes every ``n``-th shard.
-        per_shard: files of a shard.
-        check: hash the pixels of the shards that are there, and make damaged ones anew.
-        intensity: how the files' values become grey; training from ``out`` gives the same.
-        say: takes lines of progress.
+        name: name of the data set.
+        root: folder of the data set.
+        out: folder of the packed store.
+        size: longest side of a stored picture. Smaller pictures are stored as they are.
+        workers: number of processes. With 1 this process does all.
+        shard: number ``i`` of this job and number ``n`` of all jobs. A job writes every ``n``-th shard.
+        per_shard: number of files in a shard.
+        check: whether to hash the pixels of the shards that are there, and write damaged ones again.
+        intensity: how the values of files become grey. Training on ``out`` must ask for the same.
+        say: function that takes lines of progress.
 
     Returns:
-        Whether the store is whole; the shards of other jobs may be missing.
+        Whether the store is whole. Shards of other jobs may be missing.
 
     Raises:
         DataError: files cannot be read or written, or ``out`` holds something else.
@@ -189,19 +118,19 @@ def prepare(
     strange = [entry.name for entry in out.iterdir() if not entry.name.startswith("packed")] if out.is_dir() else []
     if strange and not (out / "packed.json").is_file():
         raise DataError(f"{out}: holds other files, as {min(strange)}; give a new or empty folder as --out")
-    found = scan(root, small_texts)
-    key = found.key(size, per_shard, intensity)
-    manifest = Manifest(name, str(root), size, per_shard, len(found.images), key, intensity)
+    files = scan(root, small_texts)
+    key = files.key(size, per_shard, intensity)
+    manifest = Manifest(name, str(root), size, per_shard, len(files.images), key, intensity)
     _start(manifest, out)
-    _copy(root, out, manifest.folder(out), found.tables)
+    _copy(root, out, files.tables)
     if shard[0] == 0:
-        write_texts(root, out, found.texts)
-    texts = f", {len(found.texts):,} reports in {out / TEXTS}" if found.texts else ""
+        write_texts(root, out, files.texts)
+    texts = f", {len(files.texts):,} reports in {out / TEXTS}" if files.texts else ""
     say(
-        f"{out}: {len(found.images):,} images in {manifest.shards} shards, {len(found.tables)} tables{texts}; key {key}"
+        f"{out}: {len(files.images):,} images in {manifest.shards} shards, {len(files.tables)} tables{texts}; key {key}"
     )
-    if found.others:
-        say(f"{out}: {len(found.others)} other files are not taken: {', '.join(found.others[:3])}...")
+    if files.others:
+        say(f"{out}: {len(files.others)} other files are not taken: {', '.join(files.others[:3])}...")
     missing = set(manifest.missing(out))
     mine = range(shard[0], manifest.shards, shard[1])
     if check:
@@ -210,10 +139,10 @@ def prepare(
                 say(why)
                 (manifest.folder(out) / f"{number:05d}.index").unlink(missing_ok=True)
                 missing.add(number)
-    names = [image for image, _ in found.images]
+    names = [image for image, _ in files.images]
     todo = [(number, names[number * per_shard : (number + 1) * per_shard]) for number in mine if number in missing]
     begin = time.monotonic()
-    for done, (number, bad) in enumerate(_made(manifest, out, todo, workers), start=1):
+    for done, (number, bad) in enumerate(_write_shards(manifest, out, todo, workers), start=1):
         left = (time.monotonic() - begin) / done * (len(todo) - done)
         say(f"shard {number:05d}: {bad} unusable; {done} of {len(todo)}, {left / 60:.0f} min left")
     if missing := set(manifest.missing(out)):
@@ -224,7 +153,7 @@ def prepare(
 
 
 def _start(manifest: Manifest, out: Path) -> None:
-    """The folders; a whole store of other options stays the one that training reads until this one is whole."""
+    """Make the folders. If a whole store of other options is there, training reads it until the new one is whole."""
     try:
         manifest.folder(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -235,14 +164,14 @@ def _start(manifest: Manifest, out: Path) -> None:
 
 
 def _finish(manifest: Manifest, out: Path, say: Callable[[str], None]) -> None:
-    """Make a whole store the one that training reads, and say what is in it."""
+    """Let training read the store, which is whole now, and say what is in it."""
     folder = manifest.folder(out)
     indices = [manifest.index(out, number) for number in range(manifest.shards)]
     bad = [(rule, rows[at][0], why) for _, rows, unusable, _ in indices for at, (rule, why) in unusable.items()]
-    odd = [(note, rows[at][0]) for _, rows, _, notes in indices for at, told in notes.items() for note in told]
-    listed, noted = folder / "unusable.csv", folder / "notes.csv"
-    _list(listed, [("rule", "file", "detail"), *bad])
-    _list(noted, [("note", "file"), *odd])
+    odd = [(note, rows[at][0]) for _, rows, _, notes in indices for at, of_row in notes.items() for note in of_row]
+    bad_file, odd_file = folder / "unusable.csv", folder / "notes.csv"
+    _list(bad_file, [("rule", "file", "detail"), *bad])
+    _list(odd_file, [("note", "file"), *odd])
     remove_parts(folder)
     current = _current(out)
     if current is None or current.key != manifest.key:
@@ -250,32 +179,32 @@ def _finish(manifest: Manifest, out: Path, say: Callable[[str], None]) -> None:
     used = sum(path.stat().st_size for path in folder.glob("*.bin")) / 1e9
     say(f"{out}: whole; {manifest.files - len(bad):,} images, {used:.1f} GB; train with --data.root {out}")
     if bad:
-        counted = ", ".join(f"{number} {rule}" for rule, number in Counter(rule for rule, _, _ in bad).items())
-        say(f"{out}: {counted}; listed in {listed}")
+        counts = ", ".join(f"{number} {rule}" for rule, number in Counter(rule for rule, _, _ in bad).items())
+        say(f"{out}: {counts}; listed in {bad_file}")
     for note, number in Counter(note for note, _ in odd).items():
-        say(f"{out}: noted {number} image(s): {note}; listed in {noted}")
+        say(f"{out}: noted {number} image(s): {note}; listed in {odd_file}")
     for other in sorted(folder.parent.iterdir()):
         if other.is_dir() and other != folder:
             say(f"{other}: of other options; remove it if no run reads it")
 
 
 def _list(path: Path, rows: Sequence[Sequence[str]]) -> None:
-    """A csv file, left alone where it says the same."""
+    """Write a csv file, unless it has the same rows already."""
     text = csv_rows(rows)
     if not path.is_file() or path.read_text() != text:
         replace_text(path, text)
 
 
-def _made(
+def _write_shards(
     manifest: Manifest, out: Path, todo: Sequence[tuple[int, list[str]]], workers: int
 ) -> Iterator[tuple[int, int]]:
-    """Number and count of unusable images of each shard, as they are done."""
+    """Write shards, and yield the number and the count of unusable images of each as it is done."""
     if workers == 1 or len(todo) < 2:
         for number, names in todo:
             yield number, write_shard(manifest, out, number, names)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(todo)), context, _begin) as pool:
+    with ProcessPoolExecutor(min(workers, len(todo)), context, _set_up_worker) as pool:
         jobs = {pool.submit(write_shard, manifest, out, number, names): number for number, names in todo}
         try:
             for job in as_completed(jobs):
@@ -288,8 +217,8 @@ def _made(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin() -> None:
-    """In a worker: one thread, and an end when the command ends, whatever ended it."""
+def _set_up_worker() -> None:
+    """Let a worker use one thread, and end when the command ends for any reason."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -308,12 +237,12 @@ def verify(out: Path) -> None:
     """Hash all pixels of the store that training reads.
 
     Raises:
-        DataError: names the first damaged shard, and counts them.
+        DataError: a shard is damaged. The message names the first, and counts them.
     """
     manifest = Manifest.read(out / "packed.json")
-    wrong = [why for number in range(manifest.shards) if (why := manifest.verify(out, number))]
-    if wrong:
-        raise DataError(f"{len(wrong)} of {manifest.shards} shards; {wrong[0]}")
+    damages = [why for number in range(manifest.shards) if (why := manifest.verify(out, number))]
+    if damages:
+        raise DataError(f"{len(damages)} of {manifest.shards} shards; {damages[0]}")
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -341,7 +270,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command ``diptych prepare``; see its ``--help``."""
+    """Run ``diptych prepare``. ``arguments`` are the words after that on the command line."""
     parser = _Parser(
         prog="diptych prepare",
         description="Read the images of a data set once and pack them small, so that training starts and reads fast. The "
@@ -365,19 +294,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--window", type=_window, default=0, help="as loading.intensity.window; none ignores windows")
     parser.add_argument("--verify", action="store_true", help="hash every shard; with --root, make damaged ones anew")
-    given = parser.parse_args(sys.argv[2:] if arguments is None else arguments)
+    args = parser.parse_args(sys.argv[2:] if arguments is None else arguments)
     for option, value, least in (
-        ("size", given.size, 8),
-        ("workers", given.workers, 1),
-        ("per-shard", given.per_shard, 1),
+        ("size", args.size, 8),
+        ("workers", args.workers, 1),
+        ("per-shard", args.per_shard, 1),
     ):
-        if value < least:
-            raise ConfigError(f"--{option} is {value}; give at least {least}")
-    if given.root is None:
-        if not given.verify:
+        check_number(f"--{option}", value, least=least, whole=True, remedy=f"at least {least}")
+    if args.root is None:
+        if not args.verify:
             raise ConfigError("--root is missing; give the data set's folder")
-        verify(given.out)
-        print(f"{given.out}: every shard has its hash")
+        verify(args.out)
+        print(f"{args.out}: every shard has its hash")
         return
 
     def stop(number: int, frame: object) -> None:
@@ -387,17 +315,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         prepare(
-            given.name,
-            given.root,
-            given.out,
-            size=given.size,
-            workers=given.workers,
-            shard=given.shard,
-            per_shard=given.per_shard,
-            check=given.verify,
-            intensity=Intensity(
-                (given.percentiles[0], given.percentiles[1]) if given.percentiles else None, given.window
-            ),
+            args.name,
+            args.root,
+            args.out,
+            size=args.size,
+            workers=args.workers,
+            shard=args.shard,
+            per_shard=args.per_shard,
+            check=args.verify,
+            intensity=Intensity((args.percentiles[0], args.percentiles[1]) if args.percentiles else None, args.window),
             say=lambda line: print(line, flush=True),
         )
     finally:

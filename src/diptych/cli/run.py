@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from diptych import distributed
 from diptych.cli.help import class_help
-from diptych.cli.messages import Parser, own_message, refused_by_lightning, restoring, tidy_console, trainer_message
+from diptych.cli.messages import Parser, is_restoring, lightning_message, own_message, tidy_console, trainer_message
 from diptych.data.datamodule import RadiographDataModule
 from diptych.errors import ConfigError, DiptychError, shown
 from diptych.files import remove_parts
@@ -45,27 +45,29 @@ __all__ = ["DiptychCLI", "TaskCLI", "run"]
 
 
 class _Monitors(Callback):
-    """Says in one line that a metric to be monitored does not exist, after the sanity check if it can be known then."""
+    """Refuses to go on if a callback monitors a metric that validation does not compute."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare with what validation gave; its first batches may lack single findings, so only evaluators count."""
-        given = [str(name) for name in trainer.callback_metrics]
+        """Compare the monitored names with the metrics of validation.
+
+        The sanity check sees few batches, which may lack a finding. So a metric passes there if any of its evaluator exists.
+        """
+        metrics = [str(name) for name in trainer.callback_metrics]
         for callback in trainer.callbacks if trainer.state.fn == "fit" else ():  # type: ignore[attr-defined]  # Lightning sets it
             name = getattr(callback, "monitor", None)
-            if not isinstance(name, str) or not name.startswith("val/") or name in given:
+            if not isinstance(name, str) or not name.startswith("val/") or name in metrics:
                 continue
-            if not trainer.sanity_checking or not any(
-                other.startswith(name[: name.find("/", 4) + 1]) for other in given
-            ):
+            evaluator = name[: name.find("/", 4) + 1]
+            if not trainer.sanity_checking or not any(other.startswith(evaluator) for other in metrics):
                 option = "early_stopping" if isinstance(callback, EarlyStopping) else "checkpoint"
-                near = [other for other in nearest(name, given) if other.startswith("val/")]
+                near = [other for other in nearest(name, metrics) if other.startswith("val/")]
                 raise ConfigError(
                     f"{option}.monitor is '{name}', which validation does not give; nearest: {', '.join(near[:5])}"
                 )
 
 
 class DiptychCLI(LightningCLI):
-    """One run: a module, a datamodule, a trainer, and a folder where everything of the run lies."""
+    """One run: a module, a datamodule, a trainer, and a folder that holds everything of the run."""
 
     monitor = "val/retrieval/r@5"
 
@@ -73,12 +75,12 @@ class DiptychCLI(LightningCLI):
         self, *args: Any, signals: Signals, lock: RunLock, peers: Peers, **options: Any
     ) -> None:  # Lightning's
         self._signals, self._lock, self._peers = signals, lock, peers
-        self._resumes: str | None = None
+        self._resume_path: str | None = None
         self._anew = Anew([])
         super().__init__(*args, **options)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The run folder, the callbacks every run has, and the one link: the tower's tokenizer reads the reports."""
+        """Add the run folder, the callbacks of every run, and a link that gives the model's tokenizer to the data."""
         self._add_to_every(parser)
         parser.add_lightning_class_args(Figures, "figures")
         parser.link_arguments("model.tokenizer", "data.init_args.tokenizer", apply_on="instantiate")
@@ -86,7 +88,7 @@ class DiptychCLI(LightningCLI):
     def _add_to_every(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--run",
-            "--run_folder",  # torchrun takes --run for one of its own
+            "--run_folder",  # torchrun has a --run of its own
             type=str,
             default="runs/default",
             help="folder of logs, checkpoints, pictures, results",
@@ -117,25 +119,25 @@ class DiptychCLI(LightningCLI):
         parser.add_lightning_class_args(Divergence, "divergence")
 
     def before_instantiate_classes(self) -> None:
-        """Refuse functions where classes are asked for, and lay everything out below ``--run``."""
+        """Refuse functions where classes are expected, and set the paths of everything below ``--run``."""
         config = self.config[self.subcommand]
         refuse_functions(config.model, "model")
         refuse_functions(config.data, "data")
         run = Path(config.run)
         try:
             run.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=run):  # of a name that no other process of the job has
+            with tempfile.TemporaryFile(dir=run):  # its name is no other process's
                 pass
         except OSError as error:
             raise ConfigError(f"--run {run}: cannot be written ({error.strerror}); give a folder that can") from error
-        remove_parts(run)  # of processes that were killed
+        remove_parts(run)  # left by processes that were killed
         config.trainer.default_root_dir = str(run)
-        self._placed = [part for part in (config.checkpoint, config.recovery) if not part.dirpath]
-        for part in self._placed:
+        self._without_dirpath = [part for part in (config.checkpoint, config.recovery) if not part.dirpath]
+        for part in self._without_dirpath:
             part.dirpath = str(run / "checkpoints")
         if self.subcommand != "fit":
-            config.verbose = False  # Lightning's own table; ours has intervals
-            if config.get("ckpt_path") is None and self._trained():
+            config.verbose = False  # this is Lightning's table; diptych's has intervals
+            if config.get("ckpt_path") is None and self._needs_fit():
                 raise ConfigError(
                     f"{self.subcommand}: no --ckpt_path; give best, last or a file (or none, to see what the untrained "
                     "model does)"
@@ -149,23 +151,23 @@ class DiptychCLI(LightningCLI):
             config.ckpt_path = str(newest(run, checkpoints, best=self.subcommand == "fit"))
         elif config.get("ckpt_path") == "best":
             config.ckpt_path = self._best(checkpoints)
-        if self.subcommand == "fit":  # the recipe that is kept begins no other run with it
-            self._resumes, config.ckpt_path = config.get("ckpt_path"), None
+        if self.subcommand == "fit":  # a run from the saved recipe must not begin with this checkpoint
+            self._resume_path, config.ckpt_path = config.get("ckpt_path"), None
             config.overwrite = False
 
     def _claim(self, run: Path, checkpoints: Path) -> None:
-        """Make the folder this run's.
+        """Take the folder for this run.
 
         Raises:
-            ConfigError: it is another's.
+            ConfigError: it holds another run.
         """
         config = self.config.fit
-        given = config.get("ckpt_path")
-        goes_on = given in {"last", "best"} or (given is not None and lies_in(Path(given), run))
+        checkpoint = config.get("ckpt_path")
+        goes_on = checkpoint in {"last", "best"} or (checkpoint is not None and lies_in(Path(checkpoint), run))
         self._lock.take(run)
         if config.overwrite and goes_on:
             raise ConfigError(
-                f"--overwrite would remove the run that --ckpt_path {given} goes on with; give one of the two"
+                f"--overwrite would remove the run that --ckpt_path {checkpoint} goes on with; give one of the two"
             )
         if not config.overwrite and not goes_on and (held := earlier(run, checkpoints)):
             names = ", ".join(path.name for path in held[:4])
@@ -177,11 +179,11 @@ class DiptychCLI(LightningCLI):
             self._anew = Anew(written(run, checkpoints, config.checkpoint.filename or "best"))
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        given = super()._prepare_subcommand_kwargs(subcommand)
-        return given | {"ckpt_path": self._resumes} if subcommand == "fit" else given
+        arguments = super()._prepare_subcommand_kwargs(subcommand)
+        return arguments | {"ckpt_path": self._resume_path} if subcommand == "fit" else arguments
 
-    def _trained(self) -> bool:
-        """Whether what is evaluated has to be fitted before."""
+    def _needs_fit(self) -> bool:
+        """Whether the model must be fitted before it is evaluated."""
         return True
 
     @staticmethod
@@ -198,7 +200,7 @@ class DiptychCLI(LightningCLI):
         return str(path)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer with this run's logger, checkpoint writer and progress bar."""
+        """Make the trainer, with this run's logger and progress bar."""
         config = self.config[self.subcommand]
         trainer_config = config.trainer
         if trainer_config.get("logger") in (None, True):
@@ -210,13 +212,11 @@ class DiptychCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
-        given = config.get("plugins") or []
-        plugins = given if isinstance(given, list) else [given]
+        plugins = _as_list(config.get("plugins"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             config["plugins"] = [*plugins, AtomicCheckpointIO()]
         callbacks = [self._anew, Results(), _Monitors(), self._peers, *callbacks, Throughput()]
-        own = config.get("callbacks") or []
-        own = own if isinstance(own, list) else [own]
+        own = _as_list(config.get("callbacks"))
         if config.get("logger"):
             callbacks.append(LearningRateMonitor("step"))
         if config.get("enable_progress_bar") is not False and not any(isinstance(one, ProgressBar) for one in own):
@@ -233,8 +233,9 @@ class DiptychCLI(LightningCLI):
         except (MisconfigurationException, TypeError, ValueError) as error:
             raise ConfigError(f"trainer: {trainer_message(str(error), config)}") from error
         norms.on_cpu = trainer.strategy.root_device.type == "cpu"
-        # Lightning's handlers wait for the other processes within the handler, for ever if those were sent no signal.
-        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        # Lightning's handlers wait for the other processes, for ever if those received no signal.
+        connector: Any = trainer._signal_connector  # a method is replaced, which its type forbids
+        connector.register_signal_handlers = lambda: None
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         if norms.on_cpu and trainer.num_devices > cores:
             rank_zero_warn(
@@ -244,9 +245,9 @@ class DiptychCLI(LightningCLI):
         return trainer
 
     def instantiate_classes(self) -> None:
-        """Build everything; the module keeps the plain configuration it was built from."""
+        """Build everything, and give the module the plain configuration it was built from."""
         super().instantiate_classes()
-        for part in self._placed:  # the recipe that is kept must not send another run's checkpoints here
+        for part in self._without_dirpath:  # a run from the saved recipe must not write its checkpoints here
             part.dirpath = None
         dumped = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_validation=True)
         self.model.config = yaml.safe_load(dumped)["model"]
@@ -256,41 +257,47 @@ class DiptychCLI(LightningCLI):
         self.config = parser.parse_args(class_help(sys.argv[1:]))
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning would read hyper-parameters out of the checkpoint; here they are in the recipe alone."""
+        """Do nothing. Lightning would read hyper-parameters from the checkpoint. Here they are in the recipe alone."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """That of the command line alone: the parser of each takes a second to build."""
+        """The subcommand that the command line names, alone. To build the parser of one takes a second."""
         return {Parser.command: LightningCLI.subcommands()[Parser.command]}
 
 
 class TaskCLI(DiptychCLI):
-    """A run of a downstream task: its class is part of the configuration, and reads no reports unless it says so."""
+    """A run of a downstream task, whose class is part of the configuration. Reports are read only if the task asks."""
 
     monitor = Task.monitor
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """As in every run."""
+        """Add the arguments that every run has."""
         self._add_to_every(parser)
 
     def before_instantiate_classes(self) -> None:
-        """Refuse to fit what ``test`` trains by itself."""
-        if self.subcommand == "fit" and not self._trained():
+        """Refuse to fit a task that ``test`` trains by itself, and monitor the metric of the task by default."""
+        if self.subcommand == "fit" and not self._needs_fit():
             name = self.config.fit.model.class_path.rpartition(".")[2]
             raise ConfigError(f"{name} has nothing to fit: `diptych test` trains and tests it")
         config = self.config[self.subcommand]
         for callback in (config.checkpoint, config.early_stopping):
-            if callback.monitor == Task.monitor:  # nothing else was said
+            if callback.monitor == Task.monitor:  # the default
                 callback.monitor = import_object(config.model.class_path).monitor
         super().before_instantiate_classes()
 
-    def _trained(self) -> bool:
+    def _needs_fit(self) -> bool:
         task = import_object(self.config[self.subcommand].model.class_path)
         return bool(task.trains)
 
 
+def _as_list(value: Any) -> list[Any]:
+    """A list of what a configuration holds: nothing, one thing or a list."""
+    value = value or []
+    return value if isinstance(value, list) else [value]
+
+
 def _names_a_task(arguments: Sequence[str]) -> bool:
-    """Whether ``model`` is given by class, on the command line or in a recipe (which may be a run's own copy)."""
+    """Whether the command line or one of its recipes gives ``model`` by class, as for a task."""
     for word, after in pairwise([*arguments, ""]):
         option, _, value = word.partition("=")
         if option in {"--model", "--model.class_path"}:
@@ -299,7 +306,7 @@ def _names_a_task(arguments: Sequence[str]) -> bool:
             try:
                 content = yaml.safe_load(Path(value or after).read_text(encoding="utf-8"))
             except (OSError, ValueError, yaml.YAMLError):
-                continue  # the parser says it better
+                continue  # the parser has a better message
             model = content.get("model") if isinstance(content, dict) else None
             if isinstance(model, str) or (isinstance(model, dict) and "class_path" in model):
                 return True
@@ -307,7 +314,7 @@ def _names_a_task(arguments: Sequence[str]) -> bool:
 
 
 _LOST = r"Connection (closed|reset)|Broken pipe|NCCL|Gloo|gloo|Socket Timeout"
-"""What torch says when another process does not answer."""
+"""Parts of torch's messages when another process does not answer."""
 
 
 def run(command: str) -> None:
@@ -349,19 +356,18 @@ def run(command: str) -> None:
                 raise Interrupted(128 + signals.received)
     except DiptychError:
         raise
-    except Exception as error:
-        # Constructors' errors come wrapped in jsonargparse's.
-        if message := own_message(error) or refused_by_lightning(error):
+    except Exception as error:  # jsonargparse and Lightning wrap errors in many types; unknown ones are raised again
+        if message := own_message(error) or lightning_message(error):
             raise ConfigError(message) from error
         if isinstance(error, MisconfigurationException):
             raise ConfigError(" ".join(str(error).split())) from error
         if isinstance(error, RuntimeError) and re.search(_LOST, str(error)):
-            told = peers.gone(seconds=3)
-            if told is None and "Connection" not in str(error):
+            ending = peers.gone(seconds=3)
+            if ending is None and "Connection" not in str(error):
                 raise
-            told = told or "another process of this job has ended; its own message says why"
-            raise DiptychError(f"{told}; this process, rank {distributed.rank()}, ends too") from error
-        if restoring(error):
+            ending = ending or "another process of this job has ended; its own message says why"
+            raise DiptychError(f"{ending}; this process, rank {distributed.rank()}, ends too") from error
+        if is_restoring(error):
             raise ConfigError(
                 f"--ckpt_path: its state cannot be taken ({type(error).__name__}: {shown(str(error))}); it is damaged, or "
                 "no run of this recipe wrote it"
