@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diptych import distributed
@@ -23,9 +22,7 @@ from diptych.tasks.base import Task
 from diptych.towers.image import ImageTower
 from diptych.types import Batch
 
-__all__ = ["LinearFit", "Probe", "fit_linear"]
-
-Array = NDArray[Any]
+__all__ = ["LinearFit", "Probe", "fit_linear", "known_bce", "masked_bce"]
 
 
 @dataclass(frozen=True)
