@@ -1,4 +1,4 @@
-"""The rule-based labeller: sentences written by hand, phantoms, real reports that indexers labelled."""
+"""The rule-based labeller: sentences written by hand, phantoms, and real reports that indexers labelled."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ SHORT = {
     "CON": "Consolidation", "P": "Pneumonia", "A": "Atelectasis", "PX": "Pneumothorax", "EFF": "Pleural Effusion",
     "PO": "Pleural Other", "F": "Fracture", "D": "Support Devices", "N": "No Finding",
 }  # fmt: skip
-SENTENCES = [  # + present, - absent, ? uncertain; what is not listed is not mentioned; "No Finding" is left to another test
+SENTENCES = [  # + present, - absent, ? uncertain, and others not mentioned. "No Finding" is left to another test
     # plain statements
     ("Kerley B lines are seen.", ""),
     ("There are septal lines.", ""),
@@ -133,7 +133,7 @@ SENTENCES = [  # + present, - absent, ? uncertain; what is not listed is not men
 ]  # fmt: skip
 
 
-def said(labels):
+def marks_of(labels):
     marks = {1.0: "+", 0.0: "-", -1.0: "?"}
     names = list(SHORT)[:13]
     return {marks[float(value)] + name for name, value in zip(names, labels, strict=False) if not np.isnan(value)}
@@ -146,7 +146,7 @@ def test_the_order_is_chexberts():
 @pytest.mark.parametrize(("sentence", "expected"), SENTENCES)
 def test_sentences(sentence, expected):
     for text in (sentence, sentence.upper(), f"The chest was examined. {sentence} Thank you."):
-        assert said(Rules()([text])[0]) == set(expected.split()), text
+        assert marks_of(Rules()([text])[0]) == set(expected.split()), text
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_of_what_is_said_twice_the_stronger_counts():
 
 @pytest.mark.parametrize("section", ["text", "findings", "impression"])
 def test_phantoms_reports_say_what_is_drawn(section, capsys):
-    """Nothing is drawn: the plan holds the truth. A nodule is a lung lesion; other names are the same."""
+    """The plan of a phantom holds the truth, so no picture is drawn. A nodule is a lung lesion. Other names are the same."""
     plans = [plan_phantom(i, seed=11) for i in range(400)]
     labels = Rules()([getattr(plan.report, section) for plan in plans])
     columns = [FINDINGS.index("Lung Lesion" if name == "Nodule" else name) for name in DRAWN]
@@ -196,8 +196,8 @@ def test_phantoms_doubt_is_uncertain_and_denial_is_absent():
     counted = 0
     for plan, row in zip(plans, labels, strict=True):
         for name, value in plan.report.mentions.items():
-            found = row[FINDINGS.index("Lung Lesion" if name == "Nodule" else name)]
-            assert found == value, (name, plan.report.text)
+            label = row[FINDINGS.index("Lung Lesion" if name == "Nodule" else name)]
+            assert label == value, (name, plan.report.text)
             counted += value != 1
     assert counted > 500
 
@@ -224,16 +224,16 @@ def test_real_reports_against_their_indexers(capsys):
 
     path = installed("torchxrayvision", "data/NLMCXR_reports.tgz")
     reports = [report for report in read_reports(path) if report.terms and report.text("both")]
-    found = Rules()([report.text("both") for report in reports]) == 1
+    present = Rules()([report.text("both") for report in reports]) == 1
     truth = np.stack([report.labels() for report in reports]) == 1
     with capsys.disabled():
         print(f"\n{len(reports)} reports")
     for name, (theirs, least) in INDEXED.items():
-        real, said = truth[:, [NIH.index(other) for other in theirs]].any(axis=1), found[:, FINDINGS.index(name)]
-        both = (real & said).sum()
-        f1 = 2 * both / (real.sum() + said.sum())
+        real, ours = truth[:, [NIH.index(other) for other in theirs]].any(axis=1), present[:, FINDINGS.index(name)]
+        both = (real & ours).sum()
+        f1 = 2 * both / (real.sum() + ours.sum())
         with capsys.disabled():
-            print(f"{name}: n {real.sum()}, P {both / said.sum():.3f}, R {both / real.sum():.3f}, F1 {f1:.3f}")
+            print(f"{name}: n {real.sum()}, P {both / ours.sum():.3f}, R {both / real.sum():.3f}, F1 {f1:.3f}")
         assert f1 >= least, name
 
 
@@ -260,16 +260,16 @@ def test_chexbert_is_read_as_published(chexbert):
     folder, bert, heads, words = chexbert
     labeller = Chexbert(str(folder / "chexbert.pth"), bert=str(folder / "bert"), batch_size=2)
     reports = ["No effusion.", "Small effusion.\n\nHeart is enlarged.", "", "heart " * 600, "The heart is enlarged no."]
-    found = labeller(reports)
+    labels = labeller(reports)
     values = {0: np.nan, 1: 1, 2: 0, 3: -1}
-    for report, row in zip(reports, found, strict=True):
+    for report, row in zip(reports, labels, strict=True):
         pieces = report.lower().replace(".", " . ").split()
         ids = [words.index(piece) if piece in words else 1 for piece in pieces][:510]
         with torch.no_grad():
             first = bert(torch.tensor([[2, *ids, 3]])).last_hidden_state[0, 0]
             expected = [values[int(head(first).argmax())] for head in heads]
         np.testing.assert_array_equal(row, expected)
-    assert len({tuple(np.nan_to_num(row, nan=9)) for row in found}) > 2
+    assert len({tuple(np.nan_to_num(row, nan=9)) for row in labels}) > 2
     assert labeller([]).shape == (0, 14)
     assert labeller.origin["name"] == "CheXbert"
     assert len(labeller.origin["sha256"]) == 64
@@ -299,6 +299,6 @@ def test_a_configuration_names_a_labeller(chexbert):
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--labeller", type=Labeller)
     options = {"checkpoint": str(chexbert[0] / "chexbert.pth"), "bert": str(chexbert[0] / "bert")}
-    for given, kind in (("Rules", Rules), ({"class_path": "Chexbert", "init_args": options}, Chexbert)):
-        parsed = parser.instantiate_classes(parser.parse_object({"labeller": given}))
+    for value, kind in (("Rules", Rules), ({"class_path": "Chexbert", "init_args": options}, Chexbert)):
+        parsed = parser.instantiate_classes(parser.parse_object({"labeller": value}))
         assert isinstance(parsed.labeller, kind)

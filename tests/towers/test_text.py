@@ -270,7 +270,9 @@ def test_how_many_patients_can_be_said():
     words = set(tokenizer._backend.get_vocab())
     assert "wedge" in words
     assert "nodule" not in words
-    with pytest.raises(ConfigError, match="least_patients=0: give 1"):
+    with pytest.raises(
+        ConfigError, match=r"least_patients is 0; give a whole number of 1 \(every word is learned\) or more"
+    ):
         Tokenizer(None, 64, vocabulary=200, least_patients=0)
 
 
@@ -613,9 +615,11 @@ def test_arguments_that_do_not_fit(minilm_folder):
         TransformersText("x", pretrained=False, architecture=T5Config().to_json_string())
     with pytest.raises(ConfigError, match="width=10"):
         ScratchText(width=10)
-    with pytest.raises(ConfigError, match="vocabulary=50"):
+    with pytest.raises(
+        ConfigError, match="vocabulary is 50; give a whole number of 77 or more, for the special tokens"
+    ):
         ScratchText(vocabulary=50)
-    with pytest.raises(ConfigError, match="max_tokens=4"):
+    with pytest.raises(ConfigError, match="max_tokens is 4; give a whole number of 8 or more"):
         ScratchText(max_tokens=4)
 
 

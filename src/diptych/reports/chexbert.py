@@ -1,4 +1,4 @@
-"""CheXbert (Smit et al., EMNLP 2020, arXiv 2004.09167) as a labeller, for who has its weights."""
+"""CheXbert (Smit et al., EMNLP 2020, arXiv 2004.09167) as a labeller, for users who have its weights."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BertConfig, BertModel
 
+from diptych.checks import check_number
 from diptych.errors import ConfigError
 from diptych.files import sha256
 from diptych.reports.labeller import FINDINGS, Labeller
@@ -22,7 +23,7 @@ _VALUES = np.array([np.nan, 1, 0, -1], np.float32)  # blank, positive, negative,
 
 
 class _Network(nn.Module):
-    """BERT base and a linear layer on its first token for each finding: of four classes, and of two for the last."""
+    """BERT base, and a linear layer on its first token for each finding. The last layer has two classes, others four."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -37,7 +38,7 @@ class _Network(nn.Module):
 
 
 class Chexbert(Labeller):
-    """CheXbert's architecture with the user's own copy of its weights, which are under terms of their own.
+    """CheXbert's architecture with the user's own copy of its weights. The weights are under terms of their own.
 
     Args:
         checkpoint: ``chexbert.pth``.
@@ -49,8 +50,7 @@ class Chexbert(Labeller):
     """
 
     def __init__(self, checkpoint: str, *, bert: str = "google-bert/bert-base-uncased", batch_size: int = 32) -> None:
-        if batch_size < 1:
-            raise ConfigError(f"Chexbert: batch_size is {batch_size}; give 1 or more")
+        check_number("Chexbert: batch_size", batch_size, least=1, whole=True)
         try:
             stored = torch.load(checkpoint, map_location="cpu", weights_only=True)
             state = stored["model_state_dict"]
@@ -85,11 +85,11 @@ class Chexbert(Labeller):
 
     @torch.inference_mode()
     def __call__(self, reports: Sequence[str]) -> NDArray[np.float32]:
-        """See :meth:`Labeller.__call__`; reports are cut to BERT's 512 word pieces, as CheXbert does."""
+        """Label reports, ``[n,14]``. They are cut to BERT's 512 word pieces, as CheXbert does."""
         rows = [np.zeros((0, len(FINDINGS)), np.float32)]
         for start in range(0, len(reports), self._batch):
             texts = [" ".join(text.split()) for text in reports[start : start + self._batch]]
             pieces = self._tokenizer(texts, padding=True, truncation=True, max_length=512, return_tensors="pt")
             classes = [scores.argmax(1).numpy() for scores in self._network(pieces.input_ids, pieces.attention_mask)]
-            rows.append(np.stack([_VALUES[found] for found in classes], axis=1))
+            rows.append(np.stack([_VALUES[column] for column in classes], axis=1))
         return np.concatenate(rows)

@@ -1,7 +1,7 @@
 """From a report to fourteen findings, by rules: phrases, and cues of negation and doubt within their clause.
 
-All rules were written for this project, from how radiologists write. They know less than a trained labeller; :class:`Labeller`
-is the place for another one.
+All rules were written for this project, from how radiologists write. They know less than a trained labeller. Another one
+can be written as a :class:`Labeller`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FINDINGS = (
     "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation", "Pneumonia",
     "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices", "No Finding",
 )  # fmt: skip
-"""In CheXbert's order."""
+"""The findings, in CheXbert's order."""
 
 PRESENT, ABSENT, UNCERTAIN = 1.0, 0.0, -1.0
 
@@ -30,7 +30,7 @@ _WORD = r"[^\s,;]+"
 
 
 def _few(most: int, without: str = "") -> str:
-    """Up to so many words in between, none of them one of ``without``."""
+    """A pattern of up to ``most`` words in between, where none is one of ``without``."""
     guard = rf"(?!(?:{without})\b)" if without else ""
     return rf"(?: {guard}{_WORD}){{0,{most}}}?"
 
@@ -44,7 +44,7 @@ _LARGE = r"(?:enlarged|enlargement|increased)"
 _WELL = r"(?:normal|unremarkable|within normal limits)"
 _NOT = "not?|normal|without|unremarkable|borderline"
 
-_SAID: dict[str, tuple[str, ...]] = {
+_NAMES: dict[str, tuple[str, ...]] = {
     "Enlarged Cardiomediastinum": (
         rf"(?:widened|enlarged|wide|prominent|widening of the|enlargement of the)(?: (?:superior|upper))? {_MEDIASTINUM}",
         rf"{_MEDIASTINUM}{_few(4, _NOT)} (?:widened|widening|enlarged|enlargement|wide|prominent|prominence)",
@@ -102,7 +102,7 @@ _SAID: dict[str, tuple[str, ...]] = {
         r"(?<!kerley )(?<!kerley b )(?<!septal )(?<!fissural )(?<!pleural )(?<!reticular )lines|tubes",
     ),
 }
-"""How a finding is named."""
+"""Phrases that name a finding."""
 
 _NORMAL: dict[str, tuple[str, ...]] = {
     "Enlarged Cardiomediastinum": (
@@ -124,7 +124,7 @@ _NORMAL: dict[str, tuple[str, ...]] = {
         r"(?:sharp|clear|preserved|normal|maintained)",
     ),
 }
-"""How it is said that all is well."""
+"""Phrases that say that all is well."""
 
 _DOUBTFUL: dict[str, tuple[str, ...]] = {
     "Pleural Effusion": (
@@ -136,11 +136,11 @@ _DOUBTFUL: dict[str, tuple[str, ...]] = {
         rf"{_HEART}{_few(5)} (?:borderline|upper limits? of normal|top normal)",
     ),
 }
-"""What leaves the finding open, whoever says it."""
+"""Phrases that leave the finding open."""
 
 
 class _Cue(NamedTuple):
-    """Words that change what is said of the findings after or before them."""
+    """Words that give a value to the findings after or before them."""
 
     value: float
     pattern: str
@@ -178,7 +178,7 @@ _BEFORE = (
     ),
     _Cue(PRESENT, r"consistent with|compatible with|in keeping with|indicat(?:es|ing|ive of)|diagnostic of"),
 )
-"""The nearest one before a finding counts, of equal places the first of the list."""
+"""Cues for the findings after them. The nearest one counts, and of several at one place the first in this list."""
 
 _VERB = r"(?:(?:is|are|was|were|be|been|has|have|had|can|could|to|being|remains?|appears?) ){0,3}"
 _AFTER = (
@@ -196,7 +196,7 @@ _AFTER = (
         r"is (?:less |more )?likely",
     ),
 )
-"""Cues that speak of what was named before them in the clause."""
+"""Cues for the findings before them in the clause."""
 
 _STATES = r"(?: \w+){0,3} (?:is|are|appears?|remains?)\b"
 _DEGREE = (
@@ -216,21 +216,21 @@ _CLAUSE = re.compile(
         )
     )
 )
-"""Where the reach of a cue ends."""
+"""Where a clause ends. A cue does not reach into the next one."""
 
 
-def _compiled(table: dict[str, tuple[str, ...]]) -> dict[str, re.Pattern[str]]:
+def _compile(table: dict[str, tuple[str, ...]]) -> dict[str, re.Pattern[str]]:
     return {name: re.compile("|".join(rf"\b(?:{p})\b" for p in patterns)) for name, patterns in table.items()}
 
 
-_FOUND, _FINE, _OPEN = _compiled(_SAID), _compiled(_NORMAL), _compiled(_DOUBTFUL)
+_NAMED_AS, _NORMAL_AS, _DOUBTED_AS = _compile(_NAMES), _compile(_NORMAL), _compile(_DOUBTFUL)
 _CUES_BEFORE = [(cue.value, re.compile(rf"(?<!\w)(?:{cue.pattern})(?!\w)")) for cue in _BEFORE]
 _CUES_AFTER = [(cue.value, re.compile(rf"(?<!\w)(?:{cue.pattern})(?!\w)")) for cue in _AFTER]
 _EITHER = re.compile(r"^\s+(?:and\s+)?or\s+(?:\w+\s+){0,3}$")
 
 
 def _clauses(text: str) -> Iterable[str]:
-    """The clauses of a report, lower case, hyphens and slashes as spaces."""
+    """The clauses of a report, in lower case, with spaces for hyphens and slashes."""
     for start, end in sentence_spans(text):
         sentence = " ".join(re.sub(r"[-/]", " ", text[start:end].lower()).split())
         last = 0
@@ -241,42 +241,40 @@ def _clauses(text: str) -> Iterable[str]:
 
 
 def _judge(clause: str, start: int, end: int) -> float:
-    """What a clause says of the finding that it names from ``start`` to ``end``."""
+    """The value of the finding that a clause names from ``start`` to ``end``."""
     after = [value for value, cue in _CUES_AFTER if cue.search(clause, end)]
-    nearest, said = -1, PRESENT
+    nearest, before = -1, PRESENT
     for value, cue in _CUES_BEFORE:
         for match in cue.finditer(clause, 0, start):
             if match.end() > nearest:
-                nearest, said = match.end(), value
-    if after and said != ABSENT:
+                nearest, before = match.end(), value
+    if after and before != ABSENT:
         return after[0]
-    return said
+    return before
 
 
 def _read(clause: str) -> dict[str, float]:
-    """What a clause says of each finding that it names."""
-    said: dict[str, float] = {}
+    """The value of each finding that a clause mentions."""
+    values: dict[str, float] = {}
     places: list[tuple[int, int, str]] = []
-    for name, pattern in _FOUND.items():
+    for name, pattern in _NAMED_AS.items():
         for match in pattern.finditer(clause):
             value = _judge(clause, match.start(), match.end())
-            said[name] = _stronger(said.get(name), value)
+            values[name] = _stronger(values.get(name), value)
             if value == PRESENT:
                 places.append((match.start(), match.end(), name))
     for (_, end, one), (start, _, other) in zip(sorted(places), sorted(places)[1:], strict=False):
         if one != other and end <= start and _EITHER.search(clause[end:start] + " "):
-            said[one] = said[other] = UNCERTAIN  # one or the other, not known which
-    for name, pattern in _OPEN.items():
-        if name not in said and pattern.search(clause):
-            said[name] = UNCERTAIN
-    for name, pattern in _FINE.items():
-        if name not in said and pattern.search(clause):
-            said[name] = ABSENT
-    return said
+            values[one] = values[other] = UNCERTAIN  # one or the other, not known which
+    for patterns, value in ((_DOUBTED_AS, UNCERTAIN), (_NORMAL_AS, ABSENT)):
+        for name, pattern in patterns.items():
+            if name not in values and pattern.search(clause):
+                values[name] = value
+    return values
 
 
 def _stronger(one: float | None, other: float) -> float:
-    """Of what is said twice: present before uncertain before absent."""
+    """The stronger of two values: present before uncertain before absent."""
     order = (ABSENT, UNCERTAIN, PRESENT)
     return other if one is None else max(one, other, key=order.index)
 
@@ -287,11 +285,11 @@ class Labeller(ABC):
     @property
     @abstractmethod
     def origin(self) -> dict[str, Any]:
-        """What it is, in plain values with a ``name``, for ``results.json``."""
+        """What the labeller is, in plain values with a ``name``, for ``results.json``."""
 
     @abstractmethod
     def __call__(self, reports: Sequence[str]) -> NDArray[np.float32]:
-        """``[n,14]``: 1 present, 0 absent, -1 uncertain, NaN not mentioned. "No Finding" is 1 or NaN."""
+        """Label reports, ``[n,14]``: 1 present, 0 absent, -1 uncertain, NaN not mentioned. "No Finding" is 1 or NaN."""
 
 
 class Rules(Labeller):
@@ -299,7 +297,11 @@ class Rules(Labeller):
 
     If a report says two things of a finding, present counts before uncertain, and uncertain before absent. "No Finding"
     is present where no other finding but Support Devices is present or uncertain, as CheXbert has it. A report without a
-    word says nothing.
+    word mentions nothing.
+
+    >>> labels = Rules()(["Small left effusion, no pneumothorax. Possible pneumonia."])
+    >>> {name: float(value) for name, value in zip(FINDINGS, labels[0], strict=True) if value == value}
+    {'Pneumonia': -1.0, 'Pneumothorax': 0.0, 'Pleural Effusion': 1.0}
     """
 
     @property
@@ -308,16 +310,16 @@ class Rules(Labeller):
         return {"name": "diptych rules", "version": 1}
 
     def __call__(self, reports: Sequence[str]) -> NDArray[np.float32]:
-        """See :meth:`Labeller.__call__`."""
+        """Label reports, ``[n,14]``."""
         labels = np.full((len(reports), len(FINDINGS)), np.nan, np.float32)
         for row, report in zip(labels, reports, strict=True):
-            said: dict[str, float] = {}
+            values: dict[str, float] = {}
             for clause in _clauses(report):
                 for name, value in _read(clause).items():
-                    said[name] = _stronger(said.get(name), value)
-            for name, value in said.items():
+                    values[name] = _stronger(values.get(name), value)
+            for name, value in values.items():
                 row[FINDINGS.index(name)] = value
-            troubled = any(value != ABSENT for name, value in said.items() if name != "Support Devices")
-            if not troubled and any(c.isalnum() for c in report):
+            abnormal = any(value != ABSENT for name, value in values.items() if name != "Support Devices")
+            if not abnormal and any(c.isalnum() for c in report):
                 row[FINDINGS.index("No Finding")] = PRESENT
         return labels

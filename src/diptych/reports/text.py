@@ -9,7 +9,7 @@ from diptych.errors import DataError
 
 __all__ = ["mirror", "sentence_spans", "text_hash"]
 
-# Abbreviations: after the first a sentence never ends, after the second it does unless a small letter or digit follows.
+# Abbreviations. After the first a sentence never ends. After the second it ends unless a small letter or digit follows.
 _NEVER_LAST = frozenset(
     {"approx", "cf", "dr", "e.g", "eg", "fig", "i.e", "ie", "lt", "mr", "mrs", "ms", "prof", "rt", "vs"}
 )
@@ -29,7 +29,7 @@ _LIST_NUMBER = re.compile(r"(?:^|:)\s*\d{1,2}$")
 
 
 def _ends_sentence(before: str, stop: str, after: str) -> bool:
-    """Whether ``stop`` ends the sentence; ``before`` is the sentence up to it, ``after`` what follows."""
+    """Whether ``stop`` ends the sentence. The sentence up to it is ``before``, and ``after`` follows it."""
     if stop[0] != "." or stop.startswith(".."):
         return True
     match = _LAST_WORD.search(before)
@@ -42,8 +42,8 @@ def _ends_sentence(before: str, stop: str, after: str) -> bool:
     return not (following and _LIST_NUMBER.search(before))
 
 
-def _goes_on(number: int, before: str) -> bool:
-    """Whether a number at the start of a line is a list's, not the end of a wrapped sentence."""
+def _continues_list(number: int, before: str) -> bool:
+    """Whether a number at the start of a line belongs to a list, and does not end a wrapped sentence."""
     return number == 1 or re.search(rf"(?:^|[:\n.])\s*{number - 1}[.)]\s", before) is not None
 
 
@@ -52,8 +52,12 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
 
     A sentence ends after ``.``, ``?`` or ``!``, at a blank line, and before a line that begins with the next number of
     a list. It does not end in a decimal ("1.5 cm"), after a list number ("1."), after an abbreviation ("Dr.",
-    "approx."), or at the end of a wrapped line. A header ("FINDINGS:") belongs to the sentence that it stands before.
-    Spans without a letter or a digit are left out.
+    "approx."), or at the end of a wrapped line. A header ("FINDINGS:") belongs to the sentence after it. Spans without
+    a letter or a digit are left out.
+
+    >>> text = "IMPRESSION: 1. Nodule of 1.5 cm. 2. No effusion."
+    >>> [text[start:end] for start, end in sentence_spans(text)]
+    ['IMPRESSION: 1. Nodule of 1.5 cm.', '2. No effusion.']
     """
     spans: list[tuple[int, int]] = []
     start = 0
@@ -71,7 +75,7 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
         if stop is not None:
             ends = _ends_sentence(text[start : match.start()], stop, text[match.end() :][:80])
         elif number is not None:
-            ends = _goes_on(int(number), text[: match.start()])
+            ends = _continues_list(int(number), text[: match.start()])
         else:
             ends = True
         if ends:
@@ -81,7 +85,11 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
 
 
 def text_hash(text: str) -> int:
-    """A signed 64-bit number, equal for reports that differ in white space and case only; the same in every process."""
+    """A signed 64-bit number that is the same in every process. White space and case do not change it.
+
+    >>> text_hash("No  Effusion. ") == text_hash("no effusion.")
+    True
+    """
     folded = " ".join(text.split()).casefold()
     return int.from_bytes(blake2b(folded.encode(), digest_size=8).digest(), "little", signed=True)
 
@@ -156,10 +164,13 @@ def _unsafe(word: str, text: str) -> DataError:
 
 
 def mirror(text: str) -> str:
-    """The report of the mirrored radiograph: left and right exchanged, all else kept to the letter.
+    """The report of the mirrored radiograph: left and right are exchanged, and all else stays to the letter.
 
-    Mirroring twice gives the report back. Knows "left-sided", "leftward", "Lt.", "levoscoliosis"/"dextroscoliosis" and
-    the abbreviations of lobes and limbs (LUL/RUL ...).
+    Mirroring twice gives the report back. The words known are "left-sided", "leftward", "Lt.",
+    "levoscoliosis"/"dextroscoliosis" and the abbreviations of lobes and limbs (LUL/RUL ...).
+
+    >>> mirror("Left effusion. RUL nodule. The heart is normal.")
+    'Right effusion. LUL nodule. The heart is normal.'
 
     Raises:
         DataError: a word names a side and has no safe twin ("L lung", "RML", "lingula", "left untreated").

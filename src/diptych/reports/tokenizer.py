@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from diptych.checks import check_number
 from diptych.errors import ConfigError, shown
 from diptych.reports.text import sentence_spans, text_hash
 from diptych.types import TextBatch
@@ -20,10 +21,10 @@ from diptych.types import TextBatch
 __all__ = ["Tokenizer", "learn_vocabulary"]
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_TIGHT = re.compile(r"(?<=\w) ?([-/]) ?(?=\w)|(?<=\d)(\.) (?=\d)")  # "left - sided", "1. 5"
+_LOOSE = re.compile(r"(?<=\w) ?([-/]) ?(?=\w)|(?<=\d)(\.) (?=\d)")  # "left - sided", "1. 5"
 _NUMBER = re.compile(r"\d{3}")
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
-_LARGEST_STATE = 100_000_000  # letters; a vocabulary of 250,000 pieces has some 17 million
+_LARGEST_STATE = 100_000_000  # letters, where a vocabulary of 250,000 pieces has some 17 million
 _SMALLEST = len(_SPECIAL) + 2 * len(_ALPHABET)
 
 
@@ -41,19 +42,23 @@ def learn_vocabulary(
 ) -> Backend:
     """A lower-casing word-piece backend whose vocabulary is the reports' own, the same in every process.
 
-    The pieces are five special tokens, the letters a-z and digits, then the reports' words and other characters by
-    falling count (ties by alphabet) until ``size`` is reached. A word outside it is spelled in characters. (The
-    trainers of the tokenizers library give another vocabulary in each process.)
+    The pieces are five special tokens, the letters a-z and the digits. Then come the reports' words and other characters,
+    by falling count and ties by alphabet, until ``size`` is reached. A word outside the vocabulary is spelled in
+    characters. (The trainers of the tokenizers library give another vocabulary in each process.)
 
-    Checkpoints hold the vocabulary, so it leaves out what could tell of a patient: words that the reports of fewer than
-    ``least`` patients use, and words with three digits in a row, as record numbers and dates have. They are spelled.
+    Checkpoints hold the vocabulary, so words that could tell of a patient are left out of it. Those are words in the
+    reports of fewer than ``least`` patients, and words with three digits in a row, as record numbers and dates have.
+
+    >>> backend = learn_vocabulary(["Small effusion.", "Large effusion."], 100, least=2)
+    >>> backend.encode("A large effusion.").tokens
+    ['[CLS]', 'a', 'l', '##a', '##r', '##g', '##e', 'effusion', '.', '[SEP]']
 
     Args:
         texts: training reports.
         size: most pieces, at least 77.
-        patients: the patient of each report, None where that is not known. Then every different report counts as a
-            patient.
-        least: patients who must share a word.
+        patients: the patient of each report, or None where that is not known. Without a patient, each different report
+            counts as one.
+        least: how many patients must share a word.
     """
     normalizer = normalizers.BertNormalizer(lowercase=True)
     splitter = pre_tokenizers.BertPreTokenizer()
@@ -65,9 +70,9 @@ def learn_vocabulary(
         words = [word for word, _ in splitter.pre_tokenize_str(plain)]
         counts.update(words)
         for word in words:
-            if len(known := users.setdefault(word, set())) < least:
-                known.add(user)
-    shared = [word for word, known in users.items() if len(known) >= least and not _NUMBER.search(word)]
+            if len(sharers := users.setdefault(word, set())) < least:
+                sharers.add(user)
+    shared = [word for word, sharers in users.items() if len(sharers) >= least and not _NUMBER.search(word)]
     ranked = [word for word in sorted(shared, key=lambda word: (-counts[word], word)) if word not in _ALPHABET]
     pieces = [*_SPECIAL, *_ALPHABET, *("##" + c for c in _ALPHABET), *ranked]
     vocabulary = {piece: number for number, piece in enumerate(pieces[:size])}
@@ -82,37 +87,35 @@ def learn_vocabulary(
 class Tokenizer:
     """Makes a :class:`diptych.types.TextBatch` of reports.
 
-    A **whole word** is a run that the backend's pre-tokenizer keeps together (BERT: split at white space and
-    punctuation), without the pieces that hold no letter and no digit. A report of more than ``max_tokens`` pieces loses
-    its last sentences; if even the first is too long, it is cut before a whole word.
+    A **whole word** is a run that the backend's pre-tokenizer keeps together, without the pieces that hold no letter and
+    no digit. (BERT's splits at white space and punctuation.) A report of more than ``max_tokens`` pieces loses its last
+    sentences. If the first one is already too long, it is cut before a whole word.
 
-    It holds no tensor, and can be pickled to worker processes. Its whole state is one JSON string.
+    A tokenizer holds no tensor, and can be pickled to worker processes. Its whole state is one JSON string.
 
     Args:
-        backend: a tokenizer of the tokenizers library; None if it is still to be learned or loaded.
-        max_tokens: most word pieces of a report, special tokens included.
-        vocabulary: most pieces to learn; 0: this tokenizer is not learned.
-        least_patients: patients whose reports must share a word for it to be learned; see :func:`learn_vocabulary`.
+        backend: a tokenizer of the tokenizers library, or None if it is still to be learned or loaded.
+        max_tokens: most word pieces of a report, with special tokens.
+        vocabulary: most pieces to learn. With 0 nothing is learned.
+        least_patients: a word is learned if the reports of so many patients share it (:func:`learn_vocabulary`).
         pad_id: number of the padding piece.
     """
 
     def __init__(
         self, backend: Backend | None, max_tokens: int, *, vocabulary: int = 0, least_patients: int = 5, pad_id: int = 0
     ) -> None:
-        if max_tokens < 8:
-            raise ConfigError(f"max_tokens={max_tokens}: a report needs room for at least 8 word pieces")
-        if vocabulary and vocabulary < _SMALLEST:
-            raise ConfigError(
-                f"vocabulary={vocabulary}: give at least {_SMALLEST}, for the special tokens and characters"
-            )
-        if least_patients < 1:
-            raise ConfigError(f"least_patients={least_patients}: give 1 (every word is learned) or more")
+        check_number("max_tokens", max_tokens, least=8, whole=True)
+        if vocabulary:
+            remedy = f"a whole number of {_SMALLEST} or more, for the special tokens and characters"
+            check_number("vocabulary", vocabulary, least=_SMALLEST, whole=True, remedy=remedy)
+        remedy = "a whole number of 1 (every word is learned) or more"
+        check_number("least_patients", least_patients, least=1, whole=True, remedy=remedy)
         self.max_tokens = max_tokens
         self.vocabulary, self.least_patients = vocabulary, least_patients
         self._backend: Backend | None = None
         if backend is not None:
             backend.no_truncation()  # ours is at a sentence boundary
-            backend.enable_padding(pad_id=pad_id)  # to the longest: pads nothing where texts come one by one
+            backend.enable_padding(pad_id=pad_id)  # to the longest, so a single text is not padded
             self._backend = backend
 
     @property
@@ -122,24 +125,24 @@ class Tokenizer:
 
     @property
     def learned(self) -> bool:
-        """Whether it can be used."""
+        """Whether there is a vocabulary."""
         return self._backend is not None
 
     @property
     def size(self) -> int:
-        """Number of different pieces."""
+        """How many different pieces there are."""
         return int(self._ready().get_vocab_size())
 
     @property
     def lower_case(self) -> bool | None:
-        """Whether case is folded; None where the backend does not tell."""
+        """Whether case is folded. None where the backend does not tell."""
         normalizer = self._ready().normalizer
         return bool(normalizer.lowercase) if isinstance(normalizer, normalizers.BertNormalizer) else None
 
     def learn(self, texts: Iterable[str], patients: Iterable[str | None] | None = None, *, force: bool = False) -> None:
-        """Learn the vocabulary from the training reports; the same reports give the same vocabulary in any process.
+        """Learn the vocabulary from the training reports. The same reports give the same vocabulary in any process.
 
-        Does nothing where it is already learned (a run that resumes must keep its vocabulary), unless ``force``. The
+        Nothing happens where it is already learned, unless ``force``: a run that resumes must keep its vocabulary. The
         arguments are those of :func:`learn_vocabulary`.
 
         Raises:
@@ -153,15 +156,15 @@ class Tokenizer:
             self._backend = backend
 
     def state(self) -> str:
-        """Everything it has learned or loaded, as JSON; empty if that is nothing."""
+        """Everything it has learned or loaded, as JSON. It is empty before that."""
         return "" if self._backend is None else str(self._backend.to_str())
 
     def load(self, state: str, most: int | None = None) -> None:
-        """Take over what :meth:`state` gave; an empty string changes nothing.
+        """Take over what :meth:`state` gave. An empty string changes nothing.
 
         Args:
             state: a text from a checkpoint.
-            most: pieces that the tower knows.
+            most: how many pieces the tower knows.
 
         Raises:
             ConfigError: it is damaged, or holds other pieces than the tower.
@@ -192,8 +195,8 @@ class Tokenizer:
 
         Args:
             texts: ``B`` reports, empty ones allowed.
-            to_max: pad pieces, words and sentences to ``max_tokens``, as all processes of a job must have one shape;
-                otherwise to the longest, rounded up to a multiple of 8.
+            to_max: pad pieces, words and sentences to ``max_tokens``, since all processes of a job must have one shape.
+                Otherwise they are padded to the longest, rounded up to a multiple of 8.
         """
         reports = [self._read(text) for text in texts]
         rows = len(reports)
@@ -208,7 +211,7 @@ class Tokenizer:
         word_of_piece = torch.full((rows, pieces), -1, dtype=torch.int64)
         mask = torch.zeros(rows, words, dtype=torch.bool)
         sentences = torch.full((rows, words), -1, dtype=torch.int64)
-        # No more than words, since each sentence has one.
+        # Each sentence has a word, so there are no more sentences than words.
         sentence_hash = torch.full((rows, min(words, _round_up(most_sentences))), -1, dtype=torch.int64)
         for row, report in enumerate(reports):
             input_ids[row, : len(report.ids)] = torch.tensor(report.ids)
@@ -231,20 +234,20 @@ class Tokenizer:
         )
 
     def ids_that_are_no_words(self, rows: int) -> list[int]:
-        """Numbers below ``rows`` that a generator must not write: all special tokens but [SEP], and what is not learned."""
+        """Numbers below ``rows`` that a generator must not write: special tokens except [SEP], and what is not learned."""
         special = [self._ready().token_to_id(token) for token in _SPECIAL if token != "[SEP]"]
         return [*special, *range(self.size, rows)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of word pieces up to the first that ends one; case and spacing are the vocabulary's."""
+        """The text of word pieces up to the first [SEP]. Case and spacing are the vocabulary's."""
         backend = self._ready()
         tokens = [backend.id_to_token(number) or "[UNK]" for number in ids]
         end = tokens.index("[SEP]") if "[SEP]" in tokens else len(tokens)
         text: str = decoders.WordPiece().decode([token for token in tokens[:end] if token not in _SPECIAL])
-        return _TIGHT.sub(r"\1\2", text)
+        return _LOOSE.sub(r"\1\2", text)
 
     def word_spans(self, text: str) -> list[tuple[int, int]]:
-        """Character spans of the whole words, in the order of the mask; a report too long is cut first."""
+        """Character spans of the whole words, in the order of the mask. A report too long is cut first."""
         return self._read(text).spans
 
     def words(self, text: str) -> list[str]:
@@ -259,11 +262,11 @@ class Tokenizer:
         return self._backend
 
     def _read(self, text: str) -> _Report:
-        encoding = self._ready().encode(text)  # one by one: no threads of its own inside a worker
+        encoding = self._ready().encode(text)  # one by one, so that no threads start inside a worker
         ids, unit = encoding.ids, encoding.word_ids
         inner = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
         first, end = (inner[0], inner[-1] + 1) if inner else (len(ids), len(ids))
-        spans = [_trimmed(text, *offsets) for offsets in encoding.offsets]
+        spans = [_trim(text, *offsets) for offsets in encoding.offsets]
         sentence_bounds = sentence_spans(text)
         starts = [start for start, _ in sentence_bounds]
         sentence = [max(bisect_right(starts, start) - 1, 0) for start, _ in spans]
@@ -294,19 +297,19 @@ class Tokenizer:
                 words.append((start, stop))
                 word_sentences.append(sentence[i])
                 word_of_piece[i] = len(words) - 1
-        kept = sentence_bounds[: max(word_sentences, default=-1) + 1]
+        used_bounds = sentence_bounds[: max(word_sentences, default=-1) + 1]
         return _Report(
             ids=ids[:last] + ids[end:],
             word_of_piece=word_of_piece[:last] + word_of_piece[end:],
             spans=words,
             sentences=word_sentences,
-            hashes=[text_hash(text[start:stop].rstrip(" .?!")) for start, stop in kept],
+            hashes=[text_hash(text[start:stop].rstrip(" .?!")) for start, stop in used_bounds],
             cut=cut,
         )
 
 
-def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    """The span without white space at its ends (byte-level backends count the space before a word)."""
+def _trim(text: str, start: int, end: int) -> tuple[int, int]:
+    """The span without white space at its ends. Byte-level backends count the space before a word."""
     while start < end and text[start].isspace():
         start += 1
     while end > start and text[end - 1].isspace():
