@@ -20,7 +20,7 @@ from diptych.data.splits import Fractions
 from diptych.data.tables import Columns, Row, Table, label_vector, read_table
 from diptych.errors import ConfigError, DataError
 from diptych.radiographs.intensity import Intensity
-from diptych.radiographs.packed import Files, Folder, Packed, Store, open_images, read_image
+from diptych.radiographs.packed import Files, Folder, PackedImage, Store, open_images, read_image
 from diptych.radiographs.read import read_mask
 from diptych.reports.tokenizer import Tokenizer
 from diptych_datamodules.patients import Patients
@@ -33,7 +33,7 @@ class ImageRow:
     """One usable row of an image table."""
 
     id: str
-    path: Path | Packed
+    path: Path | PackedImage
     patient: str
     split: str
     text: str | None
@@ -50,12 +50,12 @@ class _Finder:
         self.spelled: list[tuple[str, str]] = []
         """Paths as the table has them, and the files."""
 
-    def find(self, name: str) -> tuple[Path | Packed | None, str]:
+    def find(self, name: str) -> tuple[Path | PackedImage | None, str]:
         """The file, and its path below the folder; or None, and where it was looked for."""
         image = self.files.find(self.folder / name)
         if image is not None:
             return image, os.path.normpath(name)
-        near = self.files.spelled(self.folder, name)
+        near = self.files.candidates(self.folder, name)
         if len(near) != 1:
             several = f"; it may be {' or '.join(map(str, near[:3]))}, so write which" if near else ""
             return None, f"{self.folder / name}{several}"
@@ -123,7 +123,7 @@ def image_rows(
                 dropped.add("empty report", key, f"{table.unit} {row.line}")
             elif image is None:
                 dropped.add("missing image", key, place)
-            elif isinstance(image, Packed) and image.unusable:
+            elif isinstance(image, PackedImage) and image.unusable:
                 dropped.add(image.unusable[0], key, image.unusable[1])
             elif not patient:
                 dropped.add("missing patient", key, f"{table.unit} {row.line}")

@@ -523,7 +523,7 @@ def test_a_whole_folder_keeps_its_memory(folder, tmp_path):
     out = tmp_path.with_name(f"{tmp_path.name}-packed")
     prepare("tabular", folder, out, size=32, say=lambda line: None)
     store = Store(out)
-    assert store.spelled(out, "IMG/3")[0] == store.find(out / "img/3.png")
+    assert store.candidates(out, "IMG/3")[0] == store.find(out / "img/3.png")
     assert b"3.png" not in pickle.dumps(store)
 
 

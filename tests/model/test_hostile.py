@@ -23,7 +23,8 @@ from diptych.evaluation.prompts import load_prompts
 from diptych.model import building
 from diptych.model.stored import build_module
 from diptych.radiographs.intensity import Intensity
-from diptych.radiographs.packed import FORMAT, PICTURES, open_images
+from diptych.radiographs.manifest import FORMAT, PICTURES
+from diptych.radiographs.packed import open_images
 from diptych.tasks.base import Task
 
 LOUD = "raise SystemExit('evilmod was imported')"

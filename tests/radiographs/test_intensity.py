@@ -6,24 +6,25 @@ import shlex
 
 import numpy as np
 import pytest
-from hostile import DEEP, GREY, dicom, picture
+from greys import stretched
+from hostile import DEEP, GREY, deep_png, dicom, picture
 from inprocess import fit_and_test
 from mini import FINDINGS, TEXT, config, write_pairs
 from PIL import Image
 
 from diptych import load
-from diptych.cli.prepare import main, prepare, scan
+from diptych.cli.prepare import main
 from diptych.data.loading import Loading
 from diptych.data.tables import Columns
 from diptych.data.unusable import unusable_images
 from diptych.errors import ConfigError, DataError
 from diptych.model.inputs import grey_picture
-from diptych.plugins import DATAMODULES, find
 from diptych.radiographs import pictures, presentation
 from diptych.radiographs.intensity import Intensity
 from diptych.radiographs.letterbox import letterbox
-from diptych.radiographs.packed import Store, is_image
-from diptych.radiographs.read import read_radiograph
+from diptych.radiographs.limits import ImageError
+from diptych.radiographs.packed import Store
+from diptych.radiographs.read import read_radiograph, read_radiograph_float
 from diptych.towers.text import ScratchText
 from diptych_datamodules.releases.base import Record, ReleaseDataset
 from diptych_datamodules.tabular import Tabular
@@ -37,11 +38,11 @@ ASKED = Intensity(percentiles=(2, 97), window=1)
 @pytest.fixture
 def table(tmp_path):
     """24 pairs whose images are DICOM with two windows, in files that are called .png."""
-    found = write_pairs(tmp_path / "data")
+    pairs = write_pairs(tmp_path / "data")
     for i in range(24):
         odd = {"PatientOrientation": ["R", "F"]} if i in (1, 20) else {}
-        (found.parent / f"{i:03d}.png").write_bytes(dicom(NATIVE, np.roll(DEEP, i, axis=0), **TAGS, **odd))
-    return found
+        (pairs.parent / f"{i:03d}.png").write_bytes(dicom(NATIVE, np.roll(DEEP, i, axis=0), **TAGS, **odd))
+    return pairs
 
 
 def make(table, root=None, intensity=ASKED, workers=0, **loading):
@@ -68,8 +69,8 @@ def test_it_reaches_the_workers(table, workers):
 
 def test_a_packed_store_is_of_its_intensity(table, tmp_path, capsys):
     out = tmp_path / "out"
-    given = ["tabular", "--root", str(table.parent), "--out", str(out), "--size", "32", "--workers", "1"]
-    main([*given, "--percentiles", "2", "97", "--window", "1"])
+    command = ["tabular", "--root", str(table.parent), "--out", str(out), "--size", "32", "--workers", "1"]
+    main([*command, "--percentiles", "2", "97", "--window", "1"])
     assert f"noted 2 image(s): {presentation.MIRRORED}" in capsys.readouterr().out
     key = Store(out).manifest.key
     listed = list(csv.reader((out / "packed" / key / "notes.csv").open()))
@@ -95,20 +96,22 @@ def test_options_of_prepare_are_judged(wrong, table, tmp_path):
 
 
 def test_notes_are_counted_by_image(table, monkeypatch):
-    said = []
+    messages = []
     for name in ("rank_zero_info", "rank_zero_warn"):
-        monkeypatch.setattr(f"diptych.data.datamodule.{name}", said.append)
+        monkeypatch.setattr(f"diptych.data.datamodule.{name}", messages.append)
     module = make(table, workers=1)
-    said.clear()
+    messages.clear()
     for _ in range(2):  # epochs
         for batch in (*module.train_dataloader(), *module.test_dataloader()):
             module.on_before_batch_transfer(batch, 0)
     assert module.notes.counts() == {presentation.MIRRORED: 2}
-    assert sum("such images are counted" in line for line in said) == 1
+    assert sum("such images are counted" in line for line in messages) == 1
     module.teardown("fit")
-    assert f"noted 2 image(s): {presentation.MIRRORED}" in "\n".join(said)
+    assert f"noted 2 image(s): {presentation.MIRRORED}" in "\n".join(messages)
     module = make(table, check_images=True)
-    assert f"noted 2 image(s): {presentation.MIRRORED}" in "\n".join(said)  # before the run, where all images are read
+    assert f"noted 2 image(s): {presentation.MIRRORED}" in "\n".join(
+        messages
+    )  # before the run, where all images are read
 
 
 def test_the_kept_answer_is_of_its_options(table, tmp_path):
@@ -116,11 +119,11 @@ def test_the_kept_answer_is_of_its_options(table, tmp_path):
     first = unusable_images(datasets, 0, "fork", tmp_path)
     assert first == ([], [("train", 1, (presentation.MIRRORED,)), ("test", 0, (presentation.MIRRORED,))])
     assert unusable_images(datasets, 0, "fork", tmp_path) == first
-    kept = json.loads((tmp_path / "images.json").read_text())
+    stored = json.loads((tmp_path / "images.json").read_text())
     for dataset in datasets.values():
         dataset.intensity = Intensity()
     unusable_images(datasets, 0, "fork", tmp_path)
-    assert json.loads((tmp_path / "images.json").read_text())["samples"] != kept["samples"]
+    assert json.loads((tmp_path / "images.json").read_text())["samples"] != stored["samples"]
 
 
 def test_a_run_stores_it_and_its_model_reads_so(table, tmp_path):
@@ -144,77 +147,58 @@ def test_a_run_stores_it_and_its_model_reads_so(table, tmp_path):
         assert np.array_equal(grey_picture(one, "one", model.intensity), cut)
 
 
-# --- what an image is
+# --- percentiles, and options that cannot be
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Images under names that do not say so, and files that are none."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    png = picture(Image.fromarray(GREY), "PNG")
-    for name, raw in {
-        "IM000001": dicom(NATIVE), "IM000002": dicom(NATIVE)[132:], "1.2.840.5": dicom("JPEGLSLossless"),
-        "1.2.840.6": dicom(NATIVE), "a.PNG": png, "b.img": png, "c.dcm": png, "d.jpg": dicom(NATIVE),
-        "e.tif": picture(Image.fromarray(DEEP), "TIFF"), "f.webp": picture(Image.fromarray(GREY), "WEBP"),
-        "g.bmp": picture(Image.fromarray(GREY), "BMP"),
-    }.items():  # fmt: skip
-        (folder / name).write_bytes(raw)
-    (folder / "html.jpg").write_bytes(b"<html>404")
-    (folder / "README").write_bytes(b"Read me.")
-    (folder / "DICOMDIR").write_bytes(dicom(NATIVE))
-    (folder / "notes.bin").write_bytes(bytes(999))
-    return folder
+@pytest.mark.parametrize("make", [lambda x: dicom(NATIVE, x, BitsStored=16, HighBit=15), deep_png])
+def test_percentiles_bear_hot_pixels_and_frames(make, write):
+    hot = DEEP.copy()
+    hot[5, 5] = 65535
+    hot[:1] = 0
+    path = write(make(hot))
+    assert len(np.unique(read_radiograph(path))) < 20
+    got = read_radiograph(path, Intensity(percentiles=(2, 99)))
+    low, high = np.percentile(hot, [2, 99], method="inverted_cdf")
+    assert np.array_equal(got, stretched(hot, low, high))
+    assert len(np.unique(got)) > 200
+    exact = read_radiograph_float(path, Intensity(percentiles=(2, 99)))
+    assert np.abs(exact * 255 - got).max() <= 0.5001
 
 
-def test_prepare_and_the_reader_agree_on_what_an_image_is(folder, tmp_path):
-    names = [
-        "1.2.840.5",
-        "1.2.840.6",
-        "IM000001",
-        "IM000002",
-        "a.PNG",
-        "b.img",
-        "c.dcm",
-        "d.jpg",
-        "e.tif",
-        "f.webp",
-        "g.bmp",
-    ]
-    found = scan(folder)
-    assert [name for name, _ in found.images] == [*names, "html.jpg"]
-    assert found.others == ["DICOMDIR", "README", "notes.bin"]
-    assert all(is_image(folder / name) for name in names)
-    with (tmp_path / "mine.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["image", "text"], *([name, f"Report {name}."] for name in [*names, "html.jpg"])])
-    prepare("tabular", folder, tmp_path / "out", size=32, say=lambda line: None)
-    loading = Loading(image_size=32, workers=0, check_images=True)
-    split = {"columns": Columns(), "loading": loading}
-    one, other = (Tabular(str(tmp_path / "mine.csv"), root=str(root), **split) for root in (folder, tmp_path / "out"))
-    for module in (one, other):
-        module.prepare_data()
-        module.setup("fit")
-        assert module.dropped.counts() == {"no image": 1}
-        assert sorted(key for dataset in module.datasets.values() for key in dataset.ids) == names
-    for split_name, dataset in one.datasets.items():
-        for index in range(len(dataset)):
-            assert np.array_equal(one.batch(split_name, [index]).image, other.batch(split_name, [index]).image)
+def test_percentiles_hold_for_every_kind_of_picture_and_leave_padding_out(write):
+    asked = Intensity(percentiles=(5, 90))
+    low, high = np.percentile(GREY, [5, 90], method="inverted_cdf")
+    for raw in (
+        picture(Image.fromarray(GREY), "PNG"),
+        picture(Image.fromarray(GREY.astype(np.int32)), "TIFF"),
+        picture(Image.fromarray(GREY.astype(np.float32)), "TIFF"),
+        dicom(NATIVE, GREY),
+    ):
+        assert np.array_equal(read_radiograph(write(raw), asked), stretched(GREY, low, high))
+    padded = DEEP.copy()
+    padded[:40] = 4095
+    low, high = np.percentile(DEEP[40:], [5, 90], method="inverted_cdf")
+    got = read_radiograph(write(dicom(NATIVE, padded, PixelPaddingValue=4095)), asked)
+    assert np.array_equal(got[40:], stretched(DEEP[40:], low, high))
+    with pytest.raises(ImageError, match=r"flat between its percentiles 1 and 3"):
+        read_radiograph(write(dicom(NATIVE, np.where(DEEP > 1500, DEEP, 0))), Intensity(percentiles=(1, 3)))
 
 
-def test_a_release_finds_images_without_suffix(tmp_path):
-    from diptych_datamodules.phantoms.layouts.write import write_layout
+@pytest.mark.parametrize("wrong", [{"percentiles": (9, 9)}, {"percentiles": (-1, 9)}, {"percentiles": (1, 101)},
+                                   {"percentiles": (float("nan"), 9)}, {"window": -1}])  # fmt: skip
+def test_options_out_of_range_are_refused(wrong):
+    with pytest.raises(ConfigError, match=r"intensity\.(percentiles|window) is"):
+        Intensity(**wrong)
 
-    root = write_layout("siim", 12, tmp_path / "siim", seed=2, size=48)
 
-    def read():
-        module = find(DATAMODULES, "siim").load()(str(root), loading=Loading(image_size=32, workers=0))
-        module.setup("test")
-        return module.split_hash, module.dropped.counts()
-
-    before = read()
-    for path in sorted(root.rglob("*.dcm")):
-        path.rename(path.with_suffix(""))
-    assert read() == before
+@pytest.mark.parametrize("stored", ["x", [1], {"window": "0"}, {"percentiles": 5}, {"percentiles": [1, "x"]}, {"more": 1},
+                                    {"window": True}, {"percentiles": [1, 2, 3]}, {"percentiles": [50, 1]}])  # fmt: skip
+def test_what_a_file_says_of_intensity_is_judged(stored):
+    with pytest.raises(ConfigError):
+        Intensity.of(stored, source="x.ckpt")
+    asked = Intensity((0.5, 99.5), None)
+    assert Intensity.of(asked.plain(), source="x") == asked
+    assert Intensity.of(None, source="x") == Intensity()
 
 
 # --- what is drawn on a picture follows it

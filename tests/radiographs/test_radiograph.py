@@ -18,14 +18,16 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from diptych.errors import DataError
+from diptych.radiographs import presentation
+from diptych.radiographs.intensity import Intensity
 from diptych.radiographs.limits import ImageError
-from diptych.radiographs.read import read_radiograph, read_radiograph_float, to_grey
+from diptych.radiographs.read import open_radiograph, read_radiograph, read_radiograph_float, to_grey
 
 RAMP = np.arange(48 * 32, dtype=np.uint16).reshape(48, 32) * 20
 
 
 def dicom(path, values=RAMP, photometric="MONOCHROME2", **tags):
-    """16 bits of 16, written explicitly; ``tags`` are added last."""
+    """16 bits of 16, written explicitly. ``tags`` are added last."""
     more = {"BitsStored": 16, "HighBit": 15, "PhotometricInterpretation": photometric}
     path.write_bytes(hostile.dicom("ExplicitVRLittleEndian", values.astype(np.uint16), **{**more, **tags}))
     return path
@@ -220,7 +222,7 @@ def test_what_is_not_read_is_named_with_a_remedy(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_two_thousand_mutated_files_are_decoded_or_named(tmp_path):
-    """In a process of its own, so that a decoder's crash, hang or appetite is seen; on one core."""
+    """In a process of its own, so that a decoder's crash, hang or appetite is seen. It has one core."""
     script = Path(hostile.__file__)
     places = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -228,16 +230,63 @@ def test_two_thousand_mutated_files_are_decoded_or_named(tmp_path):
         capture_output=True, text=True, check=False, timeout=110, env={**os.environ, **places},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    told = json.loads(done.stdout)
-    counts = told["counts"]
+    result = json.loads(done.stdout)
+    counts = result["counts"]
     assert counts.pop("MemoryError", 0) == 0
     assert sum(counts.values()) == 2000
     assert counts["decoded"] > 200
     assert {"truncated image", "corrupt image", "oversized image", "unsupported image"} <= set(counts)
-    assert told["grown_mib"] < 1024
-    assert told["slowest"] < 10
+    assert result["grown_mib"] < 1024
+    assert result["slowest"] < 10
 
 
 def test_not_numbers():
     with pytest.raises(DataError, match="not numbers"):
         to_grey(np.array([[0.0, np.nan]]), source="x")
+
+
+@pytest.fixture(scope="session")
+def cases():
+    beside = Path(__file__).resolve().parents[3] / "shared"
+    folder = Path(os.environ.get("DIPTYCH_SHARED", beside)) / "cases"
+    if not folder.is_dir():
+        pytest.skip(f"no cases: {folder} is not a folder; name its parent in DIPTYCH_SHARED")
+    return folder
+
+
+@pytest.mark.real
+def test_the_cases_are_as_their_table_says(cases):
+    def read(name, intensity=Intensity()):  # noqa: B008  # frozen
+        return open_radiograph(cases / name, intensity)
+
+    def near(one, other):
+        return np.abs(one.pixels.astype(int) - other.pixels).max()
+
+    plain, mono1 = read("dicom/plain.dcm"), read("dicom/mono1.dcm")
+    assert len(np.unique(plain.pixels)) == 256
+    assert near(read("dicom/jpegbaseline_ffpad.dcm"), plain) <= 8
+    assert near(read("dicom/jpeg_lossless_sv1.dcm"), plain) == 0
+    assert near(read("dicom/window_w0.dcm"), plain) == 0
+    assert read("dicom/window_w0.dcm").notes == (presentation.WINDOW,)
+    assert near(read("dicom/mono2_plut_inverse.dcm"), mono1) == 0
+    assert read("dicom/hflip_orientation.dcm").notes == (presentation.MIRRORED,)
+    assert read("dicom/pixel_aspect_2_1.dcm").pixels.shape == (640, 256)
+    for name in ("padding_65535_nowindow", "mono1_padding0_white_border"):
+        got = read(f"dicom/{name}.dcm").pixels
+        assert (got[:, :30].max(), got[:, -30:].max()) == (0, 0)  # the border is at both sides
+        assert len(np.unique(got)) > 250
+        assert np.corrcoef(got[:, 30:-30].ravel(), plain.pixels[:, 30:-30].ravel())[0, 1] > 0.99
+    with pytest.raises(ImageError, match="BitsStored 12 and HighBit 11"):
+        read("dicom/bitsstored12_values16.dcm")
+    grey, deep = read("pictures/g8.png"), read("pictures/g16_12bit.png")
+    for name, other, limit in (
+        ("exif2.jpg", grey, 4), ("exif6.jpg", grey, 4), ("exif6.png", grey, 0), ("w.webp", grey, 4),
+        ("rgb16_12bit.png", deep, 0), ("la16_12bit.png", deep, 0), ("t16.tiff", deep, 0),
+    ):  # fmt: skip
+        assert near(read(f"pictures/{name}"), other) <= limit
+    for name in ("g16_12bit_hot_pixel.png", "g16_12bit_white_border.png"):
+        assert len(np.unique(read(f"pictures/{name}").pixels)) < 20
+        assert len(np.unique(read(f"pictures/{name}", Intensity((0.5, 90))).pixels)) > 200
+    for name, words in (("html.jpg", "an HTML page"), ("lfs.png", "a git-lfs pointer"), ("zero.png", "is empty")):
+        with pytest.raises(ImageError, match=words):
+            read(f"pictures/{name}")

@@ -19,8 +19,9 @@ from diptych.data.datamodule import RadiographDataModule, RadiographDataset, Sam
 from diptych.data.loading import Loading
 from diptych.data.splits import nested
 from diptych.errors import DataError
-from diptych.radiographs.letterbox import scaled
-from diptych.radiographs.packed import Files, Packed, open_images, read_image, stem
+from diptych.radiographs.kinds import stem
+from diptych.radiographs.letterbox import scale_to
+from diptych.radiographs.packed import Files, PackedImage, open_images, read_image
 from diptych.reports.tokenizer import Tokenizer
 from diptych_datamodules.releases.protocols import PROTOCOLS, choose, split
 
@@ -35,7 +36,7 @@ class Record:
     """One image of a release, as its tables describe it."""
 
     id: str
-    path: Path | Packed | None
+    path: Path | PackedImage | None
     """None where the release's folder lacks it."""
     patient: str
     """The image's own id, where no patient is known."""
@@ -84,7 +85,7 @@ class ReleaseDataset(RadiographDataset):
                 boxes = boxes.copy()
                 boxes[:, :4] *= longer / max(native)
             if mask is not None:
-                mask = scaled(mask.astype(np.uint8) * np.uint8(255), longer) > 127
+                mask = scale_to(mask.astype(np.uint8) * np.uint8(255), longer) > 127
         return Sample(image, text=record.text, labels=record.labels, boxes=boxes, mask=mask, notes=notes)
 
     def texts(self) -> Iterable[str]:
@@ -114,7 +115,7 @@ def label_vector(
     return known[key]
 
 
-def image_file(path: str, files: Files) -> Path | Packed | None:
+def image_file(path: str, files: Files) -> Path | PackedImage | None:
     """The image of this path without suffix, as released (``.jpg``) or as a PNG or DICOM copy; None if there is none."""
     for suffix in (".jpg", ".png", ".dcm"):
         if found := files.find(path + suffix):
@@ -122,13 +123,13 @@ def image_file(path: str, files: Files) -> Path | Packed | None:
     return None
 
 
-def index_images(folders: Iterable[Path], files: Files) -> dict[str, Path | Packed]:
+def index_images(folders: Iterable[Path], files: Files) -> dict[str, Path | PackedImage]:
     """File stem to image of all below folders, walked once.
 
     Raises:
         DataError: no folder exists, none holds an image, or one stem stands for two files.
     """
-    found: dict[str, Path | Packed] = {}
+    found: dict[str, Path | PackedImage] = {}
     looked = list(folders)
     for folder in looked:
         for name, image in files.below(folder):
@@ -243,7 +244,7 @@ class Release(RadiographDataModule):
             self.dropped.add("missing image", record.id, self.place(record))
         elif record.text == "":
             self.dropped.add("empty report", record.id)
-        elif isinstance(record.path, Packed) and record.path.unusable:
+        elif isinstance(record.path, PackedImage) and record.path.unusable:
             rule, why = record.path.unusable
             self.dropped.add(rule, record.id, why)
         else:

@@ -27,7 +27,7 @@ from diptych.escaping import csv_rows
 from diptych.files import remove_parts, replace_text, replacing
 from diptych.plugins import DATAMODULES, find
 from diptych.radiographs.intensity import Intensity
-from diptych.radiographs.packed import TEXTS, Manifest
+from diptych.radiographs.manifest import TEXTS, Manifest
 from diptych.radiographs.packing import write_shard, write_texts
 
 __all__ = ["main", "prepare", "verify"]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from diptych.errors import DataError
 from diptych.radiographs.intensity import Intensity
-from diptych.radiographs.packed import FORMAT, PICTURES, TABLES, is_image
+from diptych.radiographs.kinds import TABLES, is_image
+from diptych.radiographs.manifest import FORMAT, PICTURES
 
 __all__ = ["Scan", "scan"]
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast, overload
 
 import numpy as np
 
-from diptych.radiographs.packed import Packed
+from diptych.radiographs.packed import PackedImage
 
 __all__ = ["Column", "Records", "Strings"]
 
@@ -71,9 +71,9 @@ class Column(_Sequence[T]):
 
     def __init__(self, values: Sequence[T]) -> None:
         some = next((value for value in values if value is not None), None)
-        self._store = some.store if isinstance(some, Packed) else None
-        if isinstance(some, Packed):
-            places = [value.at if isinstance(value, Packed) else -1 for value in values]
+        self._store = some.store if isinstance(some, PackedImage) else None
+        if isinstance(some, PackedImage):
+            places = [value.at if isinstance(value, PackedImage) else -1 for value in values]
             self._codes = np.array(places, np.int32)
             return
         self._path = isinstance(some, Path)
@@ -103,7 +103,7 @@ class Column(_Sequence[T]):
         code = int(self._codes[index])
         if code < 0:
             return cast("T", None)
-        return cast("T", self._made(self._kept[code]) if self._store is None else Packed(self._store, code))
+        return cast("T", self._made(self._kept[code]) if self._store is None else PackedImage(self._store, code))
 
 
 class Records(_Sequence[T]):

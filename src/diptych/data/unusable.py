@@ -22,7 +22,7 @@ from diptych.data.workers import Loader, leave_to_parent
 from diptych.errors import DataError
 from diptych.files import replace_text
 from diptych.radiographs.limits import ImageError
-from diptych.radiographs.packed import PICTURES
+from diptych.radiographs.manifest import PICTURES
 
 __all__ = ["Notes", "unusable_images"]
 

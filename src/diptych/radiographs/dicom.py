@@ -1,7 +1,7 @@
 """Radiographs in DICOM: from a file's bytes to stored pixels and what they mean.
 
-The header is judged before a pixel is decoded, and a compressed frame must have the size that the header says and an
-end, because the decoders themselves allocate what a forged size asks for and pad what a truncated file lacks.
+The header is checked before a pixel is decoded. A compressed frame must have the size that the header says, and an end.
+The decoders check neither: they allocate what a forged size asks for, and pad what a truncated file lacks.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pydicom.filereader import read_dataset, read_preamble
 
 from diptych.radiographs.limits import MAX_BYTES, MAX_PIXELS, ImageError, refuse
 from diptych.radiographs.presentation import aspect_of, brightness_of, tell_orientation, values_of
-from diptych.radiographs.read import Decoded
+from diptych.radiographs.read import DecodedPicture
 
 __all__ = ["decode"]
 
 _LOSSLESS = {uid.JPEGLossless, uid.JPEGLosslessSV1}
 _JPEG = {uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, *_LOSSLESS, *uid.JPEGLSTransferSyntaxes}
-# One decoder each: which one is installed beside it must not change a picture. GDCM is not among them: it ends the whole
-# process on a damaged lossless frame (the test of mutated files found it). Nor is pylibjpeg-libjpeg, which is GPL.
+# Each has one decoder, so that no other installed package changes a picture. GDCM is not among them: it ends the whole
+# process on a damaged lossless frame, as mutated files showed. Nor is pylibjpeg-libjpeg, which is GPL.
 _DECODER = {
     uid.ImplicitVRLittleEndian: "",
     uid.ExplicitVRLittleEndian: "",
@@ -42,22 +42,22 @@ _DECODER = {
 _SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # JPEG's frame headers, and JPEG-LS's
 
 
-def decode(raw: bytes, *, source: str, window: int | None = 0) -> Decoded:
+def decode(raw: bytes, *, source: str, window: int | None = 0) -> DecodedPicture:
     """The stored pixels of a DICOM radiograph, and their brightness as a function of the stored value.
 
     Args:
-        raw: the whole file; without a preamble too.
+        raw: the whole file. It may lack the preamble.
         source: the file's name, for messages.
-        window: which window is applied, from 0 on; None for none.
+        window: which window is applied, from 0 on. None ignores windows.
 
     Returns:
-        Pixels of an 8 or 16 bit integer type; modality LUT, window and inversion in one; padding and pixels' proportions.
+        Pixels of an 8 or 16 bit integer type. Their brightness is modality LUT, window and inversion in one function.
 
     Raises:
         ImageError: several frames, an unsupported kind, over the limits, truncated. Other exceptions: corrupt.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom tells of every small fault of a header
+        warnings.simplefilter("ignore")  # pydicom warns of every small fault of a header
         dataset = _parse(raw, source)
         photometric = _check(dataset, source)
         pixels = _pixels(dataset, source)
@@ -71,16 +71,16 @@ def decode(raw: bytes, *, source: str, window: int | None = 0) -> Decoded:
         brightness = brightness_of(dataset, photometric, window, notes)
         aspect = aspect_of(dataset, notes, source)
         tell_orientation(dataset, notes)
-    return Decoded(stored, brightness, keep, tuple(notes), aspect)
+    return DecodedPicture(stored, brightness, keep, tuple(notes), aspect)
 
 
 def _pixels(dataset: pydicom.FileDataset, source: str) -> NDArray[Any]:
-    """The pixels as they are stored, unused bits included."""
+    """The pixels as they are stored, with the unused bits."""
     syntax = dataset.file_meta.TransferSyntaxUID
     plugin = _DECODER[syntax]
     if not syntax.is_encapsulated:
         _check_length(dataset, source)
-    elif syntax != uid.RLELossless:  # whose decoder is pydicom's own and compares lengths
+    elif syntax != uid.RLELossless:  # pydicom's own decoder of it compares lengths
         frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
         _check_frame(frame, syntax, dataset, source)
         if plugin == "imagecodecs":
@@ -107,7 +107,7 @@ def _needs(syntax: uid.UID, source: str) -> ImageError:
 
 
 def _parse(raw: bytes, source: str) -> pydicom.FileDataset:
-    """The data set; a deflated one is inflated here, up to the limit on bytes."""
+    """Parse the file. A deflated one is inflated here, up to the limit on bytes."""
     file = io.BytesIO(raw)
     read_preamble(file, force=True)
     meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
@@ -131,7 +131,7 @@ def _parse(raw: bytes, source: str) -> pydicom.FileDataset:
 
 
 def _check(dataset: pydicom.FileDataset, source: str) -> str:
-    """Judge the header; returns the photometric interpretation."""
+    """Check the header. Returns the photometric interpretation."""
     rows, columns = int(dataset.get("Rows") or 0), int(dataset.get("Columns") or 0)
     if rows < 1 or columns < 1:
         raise refuse("corrupt image", f"{source}: not a DICOM image (no Rows and Columns); leave it out")
@@ -177,11 +177,13 @@ def _check_length(dataset: pydicom.FileDataset, source: str) -> None:
 
 
 def _check_frame(frame: bytes, syntax: uid.UID, dataset: pydicom.FileDataset, source: str) -> None:
-    """A JPEG, JPEG-LS or JPEG 2000 frame must be of the header's size, and have an end."""
+    """Refuse a JPEG, JPEG-LS or JPEG 2000 frame of another size than the header's, or without an end."""
     size = _jpeg_size(frame) if syntax in _JPEG else _jpeg2000_size(frame)
     if size != (dataset.Rows, dataset.Columns, 1):
-        said = "unreadable" if size is None else f"{size[1]}x{size[0]} pixels of {size[2]} value(s)"
-        message = f"{source}: the {syntax.name} frame is {said}, the header says {dataset.Columns}x{dataset.Rows} of 1"
+        content = "unreadable" if size is None else f"{size[1]}x{size[0]} pixels of {size[2]} value(s)"
+        message = (
+            f"{source}: the {syntax.name} frame is {content}, the header says {dataset.Columns}x{dataset.Rows} of 1"
+        )
         raise refuse("corrupt image", message)
     if frame[-4096:].rstrip(b"\0\xff")[-2:] != b"\xff\xd9":  # an encoder pads an odd frame by either
         message = f"{source}: the {syntax.name} frame has no end; the file is truncated"
@@ -189,7 +191,7 @@ def _check_frame(frame: bytes, syntax: uid.UID, dataset: pydicom.FileDataset, so
 
 
 def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
-    """Rows, columns and components that a JPEG's frame header says."""
+    """Rows, columns and components by a JPEG's frame header. None where there is no such header."""
     at = 2
     while at + 10 <= len(frame) and frame[at] == 0xFF:
         marker = frame[at + 1]
@@ -201,7 +203,7 @@ def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
 
 
 def _jpeg2000_size(frame: bytes) -> tuple[int, int, int] | None:
-    """Rows, columns and components that a JPEG 2000 code stream says."""
+    """Rows, columns and components by a JPEG 2000 code stream. None where there is no such stream."""
     at = frame.find(b"\xff\x4f\xff\x51", 0, 4096)  # a file format's boxes may stand before it
     if at < 0 or at + 42 > len(frame):
         return None

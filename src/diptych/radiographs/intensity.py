@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from diptych.checks import check_number
 from diptych.errors import ConfigError
 
 __all__ = ["Intensity"]
@@ -12,14 +13,14 @@ __all__ = ["Intensity"]
 
 @dataclass(frozen=True)
 class Intensity:
-    """How stored values become grey; the same for training, testing, ``diptych prepare`` and a loaded model.
+    """How stored values become grey. It is one for training, testing, ``diptych prepare`` and a loaded model.
 
     Args:
-        percentiles: two percentages, as ``[0.5, 99.5]``. The values at these become black and white, what lies beyond
-            is cut. ``null`` takes the least and the greatest value, and leaves 8-bit pictures as they are. Choose
+        percentiles: two percentages, such as ``[0.5, 99.5]``. The values at these become black and white. What lies
+            beyond is cut. ``null`` takes the least and the greatest value, and leaves 8-bit pictures as they are. Choose
             percentiles where one hot pixel or a white frame would leave few greys to the anatomy.
-        window: which window (or VOI LUT) of a DICOM file is applied, from 0 on. A file with fewer has its last one
-            applied, and that is told. ``null`` ignores windows.
+        window: which window (or VOI LUT) of a DICOM file is applied, from 0 on. A file with fewer windows has its last
+            one applied, and a note says so. ``null`` ignores windows.
     """
 
     percentiles: tuple[float, float] | None = None
@@ -30,16 +31,21 @@ class Intensity:
             low, high = self.percentiles
             if not 0 <= low < high <= 100:
                 raise ConfigError(f"intensity.percentiles is [{low}, {high}]; give two rising numbers from 0 to 100")
-        if self.window is not None and self.window < 0:
-            raise ConfigError(f"intensity.window is {self.window}; give 0 or more, or null to ignore windows")
+        if self.window is not None:
+            remedy = "a whole number of 0 or more, or null to ignore windows"
+            check_number("intensity.window", self.window, least=0, whole=True, remedy=remedy)
 
     def plain(self) -> dict[str, Any]:
-        """As plain values, for checkpoints and JSON; :meth:`of` reads them."""
+        """Its plain values, for checkpoints and JSON. :meth:`of` reads them.
+
+        >>> Intensity((0.5, 99.5)).plain()
+        {'percentiles': (0.5, 99.5), 'window': 0}
+        """
         return asdict(self)
 
     @classmethod
     def of(cls, stored: Any, *, source: str) -> Intensity:
-        """From plain values; without any (None), as it was before there was a choice.
+        """Read plain values. None gives the defaults, since older files hold no intensity.
 
         Raises:
             ConfigError: they are of other names or types.
@@ -51,8 +57,7 @@ class Intensity:
             raise wrong
         pair, window = stored.get("percentiles"), stored.get("window", 0)
         if pair is not None:
-            known = isinstance(pair, list | tuple) and len(pair) == 2 and all(type(x) in {int, float} for x in pair)
-            if not known:
+            if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(type(x) in {int, float} for x in pair)):
                 raise wrong
             pair = (float(pair[0]), float(pair[1]))
         if window is not None and type(window) is not int:

@@ -8,12 +8,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Letterbox", "letterbox", "scaled"]
-
+__all__ = ["Letterbox", "letterbox", "scale_to", "scaled"]
 
 Boxes = NDArray[np.float32]
-
-
 Mask = NDArray[np.bool_]
 
 
@@ -25,11 +22,15 @@ class Letterbox(NamedTuple):
     top: int
     left: int
     height: int
-    """Rows of the input that hold the picture; the rest is padding."""
+    """Rows of the input that hold the picture. The rest is padding."""
     width: int
 
     def boxes(self, boxes: Boxes) -> Boxes:
-        """Native boxes ``[K,5]`` (x0, y0, x1, y1, finding) in input pixels."""
+        """Native boxes ``[K,5]`` (x0, y0, x1, y1, finding) in input pixels.
+
+        >>> letterbox(np.zeros((200, 100), np.uint8), 50)[1].boxes(np.float32([[0, 0, 100, 200, 3]])).tolist()
+        [[12.0, 0.0, 37.0, 50.0, 3.0]]
+        """
         moved = boxes.copy()
         moved[:, :4] = boxes[:, :4] * self.scale + np.array([self.left, self.top, self.left, self.top], np.float32)
         return moved
@@ -40,8 +41,12 @@ class Letterbox(NamedTuple):
         return grey > 127
 
 
-def scaled(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """``[h,v]`` with its longer side ``size``, its proportions kept."""
+def scale_to(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Scale ``[h,v]`` so that its longer side is ``size``, keeping its proportions.
+
+    >>> scale_to(np.zeros((200, 100), np.uint8), 50).shape
+    (50, 25)
+    """
     height, width = image.shape
     scale = size / max(height, width)
     new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
@@ -51,10 +56,19 @@ def scaled(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.asarray(cv2.resize(image, (new_width, new_height), interpolation=method), dtype=np.uint8)
 
 
+scaled = scale_to
+"""The older name."""
+
+
 def letterbox(image: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], Letterbox]:
-    """Scale ``[h,v]`` to fit a black square ``[size,size]``, centred, keeping its proportions."""
+    """Scale ``[h,v]`` to fit a black square ``[size,size]``, centred, keeping its proportions.
+
+    >>> square, place = letterbox(np.full((200, 100), 9, np.uint8), 50)
+    >>> square.shape, place
+    ((50, 50), Letterbox(scale=0.25, top=0, left=12, height=50, width=25))
+    """
     scale = size / max(image.shape)
-    image = scaled(image, size)
+    image = scale_to(image, size)
     new_height, new_width = image.shape
     place = Letterbox(scale, (size - new_height) // 2, (size - new_width) // 2, new_height, new_width)
     canvas = np.zeros((size, size), np.uint8)

@@ -1,34 +1,34 @@
-"""What a radiograph may be at most, and the error that refuses one."""
+"""The largest radiograph that is read, and the error that refuses a picture."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from diptych.errors import DataError
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["MAX_BYTES", "MAX_PIXELS", "ImageError", "refuse"]
 
-
 MAX_PIXELS = 64_000_000
-"""Largest picture that is decoded: the largest detectors give about 16 million pixels."""
-
+"""Pixels of the largest picture that is decoded. The largest detectors give about 16 million."""
 
 MAX_BYTES = 4 * MAX_PIXELS
-"""Largest file that is read, and the largest deflated DICOM file when it is inflated."""
+"""Bytes of the largest file that is read, and of the largest deflated DICOM file after it is inflated."""
 
 
 class ImageError(DataError):
     """A picture that cannot be used."""
 
     rule: str = "unreadable image"
-    """Why, as it is counted: missing, oversized, truncated, corrupt, flat or unsupported image, several frames, no image."""
+    """Why it cannot be used: missing, oversized, truncated, corrupt, flat or unsupported image, several frames, no image.
+
+    Images of one rule are counted together.
+    """
 
 
 def refuse(rule: str, message: str) -> ImageError:
-    """An :class:`ImageError` of a rule."""
+    """The error that a picture breaks this rule.
+
+    >>> refuse("flat image", "a.png: the picture is flat; leave it out").rule
+    'flat image'
+    """
     error = ImageError(message)
     error.rule = rule
     return error

@@ -1,4 +1,4 @@
-"""Writing packed stores; what they are and how they are read is in :mod:`diptych.radiographs.packed`."""
+"""Writing packed stores. Their format is in :mod:`diptych.radiographs.manifest`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from diptych.errors import DataError
 from diptych.files import replace_bytes, replacing
-from diptych.radiographs.letterbox import scaled
+from diptych.radiographs.letterbox import scale_to
 from diptych.radiographs.limits import ImageError
-from diptych.radiographs.packed import TEXTS, Manifest, Row
+from diptych.radiographs.manifest import TEXTS, Manifest, Row
 from diptych.radiographs.read import open_radiograph
 
 __all__ = ["write_shard", "write_texts"]
@@ -22,10 +22,10 @@ _AGAIN = "make room, and run the command again"
 
 
 def write_shard(manifest: Manifest, out: Path, number: int, names: Sequence[str]) -> int:
-    """Read, scale and write the images of one shard; returns how many are unusable.
+    """Read, scale and write the images of one shard. Returns how many are unusable.
 
     Raises:
-        DataError: a file vanished or cannot be got at, which says nothing of the picture; or nothing can be written.
+        DataError: a file vanished or cannot be reached, or nothing can be written. This says nothing of the picture.
     """
     rows: list[Row] = []
     unusable: dict[int, tuple[str, str]] = {}
@@ -37,23 +37,24 @@ def write_shard(manifest: Manifest, out: Path, number: int, names: Sequence[str]
         for at, name in enumerate(names):
             path = Path(manifest.root, name)
             try:
-                image, told, _ = open_radiograph(path, manifest.intensity)
+                image = open_radiograph(path, manifest.intensity)
             except ImageError as error:
                 if error.rule == "missing image" or getattr(error.__cause__, "errno", None):
                     raise DataError(f"{path}: cannot be got at ({error}); run the command again when it can") from error
                 unusable[at] = (error.rule, str(error))
                 rows.append((name, 0, 0, 0, 0, 0, 0))
                 continue
-            if told:
-                notes[at] = told
-            small = scaled(image, manifest.size) if max(image.shape) > manifest.size else image
+            if image.notes:
+                notes[at] = image.notes
+            pixels = image.pixels
+            small = scale_to(pixels, manifest.size) if max(pixels.shape) > manifest.size else pixels
             raw = small.tobytes()
-            rows.append((name, offset, *small.shape, *image.shape, zlib.crc32(raw)))
+            rows.append((name, offset, *small.shape, *pixels.shape, zlib.crc32(raw)))
             offset += len(raw)
             digest.update(raw)
             yield raw
 
-    path = manifest.folder(out) / f"{number:05d}.bin"
+    path = manifest.shard(out, number)
     replace_bytes(path, pictures(), _AGAIN)
     body = json.dumps({"unusable": unusable, "notes": notes, "rows": rows}, separators=(",", ":")).encode()
     header = {"key": manifest.key, "shard": number, "files": len(rows), "bytes": offset}
@@ -63,11 +64,13 @@ def write_shard(manifest: Manifest, out: Path, number: int, names: Sequence[str]
 
 
 def write_texts(root: Path, out: Path, texts: Sequence[tuple[str, int, int]]) -> None:
-    """Pack small text files into one zip, not compressed, so that the same files give the same bytes; or leave it as it is.
+    """Pack small text files into one zip, or leave a zip of the same files as it is.
+
+    The zip is not compressed, so the same files give the same bytes.
 
     Args:
-        root: their folder.
-        out: the packed one.
+        root: the folder of the files.
+        out: the packed folder.
         texts: path below the root, bytes, and time of change of each, sorted.
 
     Raises:
@@ -93,7 +96,7 @@ def write_texts(root: Path, out: Path, texts: Sequence[tuple[str, int, int]]) ->
 
 
 def _comment(path: Path) -> bytes:
-    """What a zip says of its sources; nothing where there is none, or it is damaged."""
+    """The comment of a zip, which is a hash of its sources. It is empty where there is no zip, or a damaged one."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.comment

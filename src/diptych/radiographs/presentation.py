@@ -30,13 +30,13 @@ DETECTOR = "FieldOfViewRotation or FieldOfViewHorizontalFlip is set and PatientO
 
 LOSSY = frozenset({uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEG2000, uid.JPEGLSNearLossless})
 _RESCALE = ("RescaleSlope", "RescaleIntercept")
-_OBLONG = 4.0  # no detector has pixels that are longer
+_LONGEST_PIXEL = 4.0  # longer over shorter side, more than any detector has
 
 
 def values_of(
     pixels: NDArray[Any], dataset: pydicom.FileDataset, source: str
 ) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-    """The values in the bits that the header names, and which pixels are no padding.
+    """The values in the bits that the header names, and a mask that is False at padding.
 
     Raises:
         ImageError: other bits are set, and neither an overlay nor a sign explains them.
@@ -53,31 +53,31 @@ def values_of(
     if used == size:
         return values, _not(padding)
     allowed, overlays = ((1 << used) - 1) << low, _overlays(dataset)
-    counted = raw if padding is None else raw[~padding]
-    strange = int(np.bitwise_or.reduce(counted, axis=None)) & ~allowed
-    lossy = dataset.file_meta.TransferSyntaxUID in LOSSY  # whose values may ring beyond their bits
+    inside = raw if padding is None else raw[~padding]
+    strange = int(np.bitwise_or.reduce(inside, axis=None)) & ~allowed
+    lossy = dataset.file_meta.TransferSyntaxUID in LOSSY  # lossy values may ring beyond their bits
     if not signed and (lossy or (low == 0 and not strange and padding is None)):
         return values, _not(padding if padding is not None else _padding(values, dataset))
-    meant = (values << (size - 1 - high)) >> (size - used)  # arithmetic where signed, so the sign is carried on
+    shifted = (values << (size - 1 - high)) >> (size - used)  # arithmetic where signed, so the sign is carried on
     if strange & ~overlays and not lossy:
         keep = slice(None) if padding is None else ~padding
-        if not (signed and low == 0 and np.array_equal(meant[keep], values[keep])):  # they repeat the sign
-            raise refuse("corrupt image", _contradiction(counted, dataset, source))
-    inside = _padding(meant, dataset)
-    if padding is not None and inside is not None:
-        inside = inside | padding
-    return meant, _not(padding if inside is None else inside)
+        if not (signed and low == 0 and np.array_equal(shifted[keep], values[keep])):  # they repeat the sign
+            raise refuse("corrupt image", _contradiction(inside, dataset, source))
+    more = _padding(shifted, dataset)
+    if padding is not None and more is not None:
+        more = more | padding
+    return shifted, _not(padding if more is None else more)
 
 
-def _contradiction(counted: NDArray[Any], dataset: pydicom.FileDataset, source: str) -> str:
+def _contradiction(inside: NDArray[Any], dataset: pydicom.FileDataset, source: str) -> str:
     return (
-        f"{source}: its values, up to {int(counted.max())}, use bits that BitsStored {dataset.BitsStored} and HighBit "
+        f"{source}: its values, up to {int(inside.max())}, use bits that BitsStored {dataset.BitsStored} and HighBit "
         f"{dataset.HighBit} exclude; correct the header or leave it out"
     )
 
 
 def _overlays(dataset: pydicom.FileDataset) -> int:
-    """The bits that old files keep graphics in, as they announce it."""
+    """The bits in which old files keep graphics, by the elements that announce them."""
     bits = 0
     for group in range(0x6000, 0x6020, 2):
         element = dataset.get((group, 0x0102))
@@ -88,7 +88,7 @@ def _overlays(dataset: pydicom.FileDataset) -> int:
 
 
 def _padding(values: NDArray[Any], dataset: pydicom.FileDataset) -> NDArray[np.bool_] | None:
-    """Pixels of a padding value, or of a range of them; None if there are none."""
+    """A mask of the pixels with a padding value, or one in a range of them. None where there are none."""
     ends = [_numbers_of(dataset, name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
     if not ends[0]:
         return None
@@ -100,8 +100,8 @@ def _padding(values: NDArray[Any], dataset: pydicom.FileDataset) -> NDArray[np.b
     low, high = max(min(wrapped), limits.min), min(max(wrapped), limits.max)
     if low > high:
         return None
-    found = values == low if low == high else (values >= low) & (values <= high)
-    return found if found.any() else None
+    padding = values == low if low == high else (values >= low) & (values <= high)
+    return padding if padding.any() else None
 
 
 def _not(padding: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
@@ -109,15 +109,15 @@ def _not(padding: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
 
 
 def _numbers_of(dataset: pydicom.FileDataset, name: str) -> list[float]:
-    """The numbers of an element; none where it is absent, empty, or is no number, which pydicom says by an error."""
+    """The numbers of an element. The list is empty where it is absent, empty, or no number (a pydicom error)."""
     try:
         return _numbers(dataset.get(name))
     except (ValueError, OverflowError):
         return []
 
 
-def _is_given(dataset: pydicom.FileDataset, name: str) -> bool:
-    """Whether an element says anything, if only nonsense."""
+def _has_content(dataset: pydicom.FileDataset, name: str) -> bool:
+    """Whether an element holds anything, even nonsense."""
     try:
         return dataset.get(name) not in (None, "")
     except (ValueError, OverflowError):
@@ -125,13 +125,13 @@ def _is_given(dataset: pydicom.FileDataset, name: str) -> bool:
 
 
 def _numbers(value: Any) -> list[float]:
-    """The finite numbers of an element's value; what is none is not a number here."""
+    """The numbers of an element's value. The list is empty where one of them is no finite number."""
     try:
-        listed = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
-        found = [float(item) for item in listed]
+        items = value if isinstance(value, Sequence) and not isinstance(value, str | bytes) else [value]
+        numbers = [float(item) for item in items]
     except (TypeError, ValueError):
         return []
-    return found if all(map(math.isfinite, found)) else []
+    return numbers if all(map(math.isfinite, numbers)) else []
 
 
 def brightness_of(
@@ -140,12 +140,11 @@ def brightness_of(
     """Modality LUT, window and inversion as one function of the stored value."""
     _check_rescale(dataset, notes)
     luts = dataset.get("VOILUTSequence") or []
-    shown: Callable[[NDArray[Any]], NDArray[Any]] | None = None
+    view: Callable[[NDArray[Any]], NDArray[Any]] | None = None
     if window is not None and luts:
-        at = _chosen(window, len(luts), notes)
-        shown = partial(_through_lut, dataset, at)
+        view = partial(_apply_lut, dataset, _choose(window, len(luts), notes))
     elif window is not None and ("WindowCenter" in dataset or "WindowWidth" in dataset):
-        shown = _window(dataset, window, notes)
+        view = _window(dataset, window, notes)
     inverse = str(dataset.get("PresentationLUTShape", "")).strip().upper() == "INVERSE"
     if inverse and photometric == "MONOCHROME2":
         notes.append(INVERSE)
@@ -155,8 +154,8 @@ def brightness_of(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             result = apply_modality_lut(values, dataset)
-            if shown is not None:
-                result = shown(result)
+            if view is not None:
+                result = view(result)
         result = result.astype(np.float64)
         return -result if inverted else result
 
@@ -164,23 +163,24 @@ def brightness_of(
 
 
 def _check_rescale(dataset: pydicom.FileDataset, notes: list[str]) -> None:
-    """Take a slope or intercept away that is none."""
+    """Remove a rescale slope or intercept that is impossible."""
     slope, intercept = (_numbers_of(dataset, name) for name in _RESCALE)
     if slope and slope[0] and intercept:
         return
-    if any(_is_given(dataset, name) for name in _RESCALE) and not dataset.get("ModalityLUTSequence"):
+    if any(_has_content(dataset, name) for name in _RESCALE) and not dataset.get("ModalityLUTSequence"):
         notes.append(RESCALED)
     for name in _RESCALE:
         if name in dataset:
             del dataset[name]
 
 
-def _through_lut(dataset: pydicom.FileDataset, at: int, values: NDArray[Any]) -> NDArray[Any]:
-    """Through a VOI LUT, whose input is whole numbers, also after a rescale slope."""
+def _apply_lut(dataset: pydicom.FileDataset, at: int, values: NDArray[Any]) -> NDArray[Any]:
+    """Apply a VOI LUT. Its input is whole numbers, after a rescale slope too."""
     return apply_voi(np.rint(values).astype(np.int64), dataset, at)
 
 
-def _chosen(window: int, number: int, notes: list[str]) -> int:
+def _choose(window: int, number: int, notes: list[str]) -> int:
+    """The window that is applied of this many: the one asked for, or the last."""
     if window >= number:
         notes.append(FEWER)
     return min(window, number - 1)
@@ -189,17 +189,17 @@ def _chosen(window: int, number: int, notes: list[str]) -> int:
 def _window(
     dataset: pydicom.FileDataset, window: int, notes: list[str]
 ) -> Callable[[NDArray[Any]], NDArray[Any]] | None:
-    """The chosen window as a function to 0..1 (PS3.3 C.11.2.1); None, and a note, where it is impossible.
+    """The chosen window as a function to 0..1 (PS3.3 C.11.2.1). None, with a note, where it is impossible.
 
-    Not pydicom's: it turns black and white about where the rescale slope is negative.
+    It is not pydicom's, which exchanges black and white where the rescale slope is negative.
     """
     centers, widths = (_numbers_of(dataset, name) for name in ("WindowCenter", "WindowWidth"))
     number = min(len(centers), len(widths))
     if not number:
-        if any(_is_given(dataset, name) for name in ("WindowCenter", "WindowWidth")):
+        if any(_has_content(dataset, name) for name in ("WindowCenter", "WindowWidth")):
             notes.append(WINDOW)
         return None
-    at = _chosen(window, number, notes)
+    at = _choose(window, number, notes)
     center, width = centers[at], widths[at]
     kind = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
     if width <= 0 or (width < 1 and kind not in {"SIGMOID", "LINEAR_EXACT"}):
@@ -215,7 +215,11 @@ def _window(
 
 
 def aspect_of(dataset: pydicom.FileDataset, notes: list[str], source: str) -> float:
-    """Height of a pixel over its width, from the first element that says it."""
+    """Height of a pixel over its width, by the first element that tells it.
+
+    Raises:
+        ImageError: it is absurd, or with square pixels the picture would be over the limit.
+    """
     for name in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
         sides = _numbers_of(dataset, name)
         if len(sides) == 2 and min(sides) > 0:
@@ -225,7 +229,7 @@ def aspect_of(dataset: pydicom.FileDataset, notes: list[str], source: str) -> fl
         return 1.0
     if math.isclose(aspect, 1, rel_tol=SQUARE):
         return 1.0
-    if not 1 / _OBLONG <= aspect <= _OBLONG:
+    if not 1 / _LONGEST_PIXEL <= aspect <= _LONGEST_PIXEL:
         message = (
             f"{source}: {name} is {sides[0]:g}, {sides[1]:g}; a radiograph's pixels are not so long; correct the header"
         )
@@ -238,14 +242,15 @@ def aspect_of(dataset: pydicom.FileDataset, notes: list[str], source: str) -> fl
 
 
 def tell_orientation(dataset: pydicom.FileDataset, notes: list[str]) -> None:
-    """Tell what the header says of a picture that is not as radiographs are shown: head up, the patient's left at the right.
+    """Add a note where the header says that the picture lies otherwise than radiographs are shown.
 
-    It is told and not applied: these elements are often wrong, and boxes and masks of releases are drawn on stored pixels.
+    They are shown head up, with the patient's left at the right. The picture stays as it is stored. The header is often
+    wrong here, and boxes and masks of releases are drawn on stored pixels.
     """
     value = dataset.get("PatientOrientation")
-    listed = [] if value is None or isinstance(value, str) else [str(item)[:1].upper() for item in value]
-    if len(listed) == 2 and all(listed):
-        across, down = listed
+    directions = [] if value is None or isinstance(value, str) else [str(item)[:1].upper() for item in value]
+    if len(directions) == 2 and all(directions):
+        across, down = directions
         if across in "HF" or down in "LRAP" or down == "H":
             notes.append(TURNED)
         elif across == "R":
