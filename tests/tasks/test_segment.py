@@ -347,7 +347,7 @@ def test_phantoms_give_masks_drawn_or_cached(masks, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    ("masks", "size", "phantoms", "epochs", "least"), [("lungs", 64, 256, 6, 0.95), ("findings", 96, 500, 12, 0.6)]
+    ("masks", "size", "phantoms", "epochs", "least"), [("lungs", 64, 256, 6, 0.95), ("findings", 64, 300, 8, 0.4)]
 )
 def test_phantoms_are_segmented(masks, size, phantoms, epochs, least, tmp_path):
     """docs/downstream.md has the figures of the whole recipe."""
