@@ -8,9 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import inprocess
+import lightning.pytorch as pl
 import pytest
+import torch.distributed as dist
+from lightning.pytorch.utilities import rank_zero_only
 from mini import ROOT
 
 # What ddp.yaml says about CPU processes; bfloat16 would hide what is compared here.
@@ -40,14 +44,38 @@ def launch(*arguments, timeout=500):
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
-def two_give(metrics, file, run, *options):
+def on_two(gloo2, *arguments):
+    """Run the command on both processes of the pool, which have imported everything, as ``torchrun`` would."""
+    done = gloo2(_as_rank, *arguments, *GLOO)
+    assert [(code, worlds) for code, worlds, _ in done] == [(0, {2})] * 2, "\n".join(text for *_, text in done)
+
+
+def _as_rank(*arguments):
+    """The command in this process of a job; its exit code, the processes its trainer counted, and what it said."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    launched = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}
+    worlds, start = set(), pl.Trainer._run
+
+    def counted(trainer, *args, **options):
+        worlds.add(trainer.world_size)
+        return start(trainer, *args, **options)
+
+    environment = patch.dict(os.environ, {name: str(value) for name, value in launched.items()})
+    try:
+        with environment, patch.object(pl.Trainer, "_run", counted):
+            done = inprocess.diptych(*arguments)
+    finally:
+        rank_zero_only.rank = 0
+    return done.returncode, worlds, done.stderr
+
+
+def two_give(gloo2, metrics, file, run, *options):
     """Tested on two processes, the figures are ``metrics``, those of one."""
-    done = launch("test", "-c", file, *GLOO, "--run", str(run), *options)
-    assert done.returncode == 0, done.stderr
-    found = inprocess.results_of(run)["metrics"]
-    assert found.keys() == metrics.keys()
+    on_two(gloo2, "test", "-c", file, "--run", str(run), *options)
+    doubled = inprocess.results_of(run)["metrics"]
+    assert doubled.keys() == metrics.keys()
     for name, value in metrics.items():
-        assert found[name] == pytest.approx(value, abs=1e-6), name
+        assert doubled[name] == pytest.approx(value, abs=1e-6), name
 
 
 def _alive(group):

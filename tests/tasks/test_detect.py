@@ -294,27 +294,26 @@ def test_what_the_data_lack_is_said(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_detect_as_one(detected):
+def test_two_processes_detect_as_one(detected, gloo2):
     """9 images of the test in batches of 4, on two processes; some have no box, some two."""
     from jobs import two_give
 
     folder, root, run = detected
     file = recipe(folder, root, "two", strategy=DDP)
     best = str(run / "checkpoints" / "best.ckpt")
-    two_give(results_of(run)["metrics"], file, folder / "two", "--ckpt_path", best)
+    two_give(gloo2, results_of(run)["metrics"], file, folder / "two", "--ckpt_path", best)
     assert len(list((folder / "two" / "figures").iterdir())) == 3
 
 
 @pytest.mark.slow
-def test_two_processes_train_a_vit(detected):
-    from jobs import GLOO, launch
+def test_two_processes_train_a_vit(detected, gloo2):
+    from jobs import on_two
 
     folder, root, _ = detected
     file = recipe(folder, root, "vit", strategy=DDP, max_epochs=1)
     args = {**VIT, "depth": 4, "class_token": False, "global_pool": "avg"}
     of = ["--model.image.name", "vit_tiny_patch16_224", "--model.image.model_args", json.dumps(args)]
-    done = launch("fit", "-c", file, *GLOO, *of, "--run", str(folder / "vit"))
-    assert done.returncode == 0, done.stderr
+    on_two(gloo2, "fit", "-c", file, *of, "--run", str(folder / "vit"))
 
 
 @pytest.mark.real

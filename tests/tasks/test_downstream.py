@@ -153,12 +153,12 @@ def test_a_probe_equals_its_parts_put_together_by_hand(trained, probed):
 
 
 @pytest.mark.slow
-def test_two_processes_probe_as_one(trained, probed):
+def test_two_processes_probe_as_one(trained, probed, gloo2):
     from jobs import two_give
 
     folder, table, checkpoint = trained
     file = recipe(folder, table, probe_of(checkpoint, resamples=50), "probe2", strategy=DDP)
-    two_give(probed["metrics"], file, folder / "probe2")
+    two_give(gloo2, probed["metrics"], file, folder / "probe2")
 
 
 def test_the_tower_is_that_of_the_checkpoint_and_freezes_as_asked(trained):

@@ -123,11 +123,11 @@ def test_the_figures_are_those_of_its_parts_by_hand(tested):
 
 
 @pytest.mark.slow
-def test_two_processes_are_as_one(tested):
+def test_two_processes_are_as_one(tested, gloo2):
     from jobs import two_give
 
     folder, table, result = tested
-    two_give(result["metrics"], recipe(folder, table, "two", trainer={"strategy": DDP}), folder / "two")
+    two_give(gloo2, result["metrics"], recipe(folder, table, "two", trainer={"strategy": DDP}), folder / "two")
 
 
 def test_a_diverged_tower_has_no_figures(tested):

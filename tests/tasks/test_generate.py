@@ -246,27 +246,26 @@ def test_a_diverged_model_has_no_figures(written, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_a_tower_whose_pooled_norm_is_not_used(written):
-    from jobs import GLOO, launch
+def test_two_processes_train_a_tower_whose_pooled_norm_is_not_used(written, gloo2):
+    from jobs import on_two
 
     folder, table, _ = written
     args = {"embed_dim": 32, "depth": 2, "num_heads": 2, "class_token": False, "global_pool": "avg"}
     vit = {"name": "vit_tiny_patch16_224", "pretrained": False, "model_args": args}
     image = {"class_path": "TimmImage", "init_args": vit}
     file = recipe(folder, table, "vit", image=image, strategy=DDP, max_epochs=1)
-    done = launch("fit", "-c", file, *GLOO, "--run", str(folder / "vit"))
-    assert done.returncode == 0, done.stderr
+    on_two(gloo2, "fit", "-c", file, "--run", str(folder / "vit"))
 
 
 @pytest.mark.slow
-def test_two_processes_write_as_one(written):
+def test_two_processes_write_as_one(written, gloo2):
     """15 images of the test in batches of 4, on two processes."""
     from jobs import two_give
 
     folder, table, run = written
     file = recipe(folder, table, "two", strategy=DDP)
     best = str(run / "checkpoints" / "best.ckpt")
-    two_give(results_of(run)["metrics"], file, folder / "two", "--ckpt_path", best)
+    two_give(gloo2, results_of(run)["metrics"], file, folder / "two", "--ckpt_path", best)
     assert reports_of(folder / "two") == reports_of(run)
 
 

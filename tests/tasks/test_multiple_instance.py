@@ -99,9 +99,9 @@ def test_the_figures_are_those_of_its_parts_by_hand(located):
 
 
 @pytest.mark.slow
-def test_two_processes_are_as_one(located):
+def test_two_processes_are_as_one(located, gloo2):
     from jobs import two_give
 
     folder, run, result = located
     best = str(run / "checkpoints" / "best.ckpt")
-    two_give(result["metrics"], str(folder / "two.yaml"), folder / "two", "--ckpt_path", best)
+    two_give(gloo2, result["metrics"], str(folder / "two.yaml"), folder / "two", "--ckpt_path", best)

@@ -259,27 +259,26 @@ def test_pictures_show_image_truth_and_prediction(segmented):
 
 
 @pytest.mark.slow
-def test_two_processes_segment_as_one(segmented):
+def test_two_processes_segment_as_one(segmented, gloo2):
     """11 images of the test in batches of 4, on two processes."""
     from jobs import two_give
 
     folder, table, run = segmented
     file = recipe(folder, table, "two", strategy=DDP)
     best = str(run / "checkpoints" / "best.ckpt")
-    two_give(results_of(run)["metrics"], file, folder / "two", "--ckpt_path", best)
+    two_give(gloo2, results_of(run)["metrics"], file, folder / "two", "--ckpt_path", best)
     assert len(list((folder / "two" / "figures").iterdir())) == 3
 
 
 @pytest.mark.slow
-def test_two_processes_train_a_tower_whose_pooled_norm_is_not_used(segmented):
-    from jobs import GLOO, launch
+def test_two_processes_train_a_tower_whose_pooled_norm_is_not_used(segmented, gloo2):
+    from jobs import on_two
 
     folder, table, _ = segmented
     file = recipe(folder, table, "vit", strategy=DDP, max_epochs=1)
     args = {**VIT, "depth": 4, "class_token": False, "global_pool": "avg"}
     of = ["--model.image.name", "vit_tiny_patch16_224", "--model.image.model_args", json.dumps(args)]
-    done = launch("fit", "-c", file, *GLOO, *of, "--run", str(folder / "vit"))
-    assert done.returncode == 0, done.stderr
+    on_two(gloo2, "fit", "-c", file, *of, "--run", str(folder / "vit"))
 
 
 def test_what_the_data_lack_is_said(segmented, tmp_path):
