@@ -1,4 +1,4 @@
-"""What every run has beside training: throughput, the progress bar and the result file."""
+"""Callbacks of every run: throughput, the progress bar, the number of parameters and the result file."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ __all__ = ["Bar", "Results", "Summary", "Throughput"]
 
 
 class Bar(RichProgressBar):
-    """Lightning's rich progress bar within 80 columns: epochs count from one, and only losses stand beside it."""
+    """Lightning's rich progress bar, within 80 columns. Epochs count from one, and only losses stand beside it."""
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """The losses; all else is in the line after each validation, and in the logs."""
+        """The losses. Other metrics are in the line after each validation, and in the logs."""
         metrics = super().get_metrics(trainer, pl_module)
         return {
             short: f"{metrics[name]:.4g}"
@@ -41,16 +41,16 @@ class Bar(RichProgressBar):
         super()._init_progress(trainer)
         for column in () if self.progress is None else self.progress.columns:
             if isinstance(column, BarColumn):
-                column.bar_width = None  # it gives way to what is written beside it
+                column.bar_width = None  # it shrinks to make room for the text beside it
             elif isinstance(column, ProgressColumn):
                 column._table_column = Column(no_wrap=True)
 
     def _get_train_description(self, current_epoch: int) -> str:
-        return f"Epoch {_of_all(self.trainer, current_epoch)}"
+        return f"Epoch {_epoch_number(self.trainer, current_epoch)}"
 
 
-def _of_all(trainer: pl.Trainer, epoch: int) -> str:
-    """An epoch, counted from one, of how many if that is known."""
+def _epoch_number(trainer: pl.Trainer, epoch: int) -> str:
+    """An epoch, counted from one, and the number of all epochs where it is known."""
     known = trainer.max_epochs is not None and trainer.max_epochs > 0
     return f"{epoch + 1}/{trainer.max_epochs}" if known else f"{epoch + 1}"
 
@@ -59,25 +59,25 @@ class Summary(ModelSummary):
     """Says in one line how many parameters each part of the model has, and how many of all are trained."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count."""
+        """Count the parameters and print the line."""
         parts: dict[str, nn.Module] = {}
         for name, child in pl_module.named_children():
             parts |= dict(child.named_children()) if isinstance(child, DualEncoder) else {name: child}
         counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-        told = ", ".join(f"{name} {_count(number)}" for name, number in counts.items() if number)
+        by_part = ", ".join(f"{name} {_count(number)}" for name, number in counts.items() if number)
         trained = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
-        rank_zero_info(f"parameters: {told}; {_count(trained)} of {_count(sum(counts.values()))} are trained")
+        rank_zero_info(f"parameters: {by_part}; {_count(trained)} of {_count(sum(counts.values()))} are trained")
 
 
 def _count(number: int) -> str:
-    """A number of parameters as people say it."""
+    """A number of parameters, as ``1.2 M``."""
     return get_human_readable_count(number).replace("  ", " ").strip()
 
 
 class Throughput(pl.Callback):
-    """Logs images a second over the whole job, seconds a step, and the share of time this process waited for data.
+    """Logs images a second over the whole job, seconds a step, and the share of time that this process waits for data.
 
-    A share near 0 means the accelerator sets the pace; near 1, more or faster loader workers would help.
+    With a share near 0 the accelerator sets the pace. With a share near 1, more loader workers would help.
     """
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class Throughput(pl.Callback):
         self._reset()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave validation out of the clock, and say in one line where training stands."""
+        """Restart the clock, without the time of validation, and print the main metrics in one line."""
         self._reset()
         if not trainer.sanity_checking:
             logged = trainer.callback_metrics
@@ -108,18 +108,20 @@ class Throughput(pl.Callback):
                 )
             ]
             values = ", ".join(f"{name} {float(logged[name]):.3f}" for name in shown)
-            rank_zero_info(f"epoch {_of_all(trainer, trainer.current_epoch)}, step {trainer.global_step}: {values}")
+            rank_zero_info(
+                f"epoch {_epoch_number(trainer, trainer.current_epoch)}, step {trainer.global_step}: {values}"
+            )
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """The wait for this batch is over."""
+        """Add the wait for this batch."""
         self.waited += time.perf_counter() - self.ended
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count, and log at the trainer's interval."""
+        """Count the images, and log the pace at the trainer's interval."""
         self.ended = time.perf_counter()
         self.images += len(batch) * trainer.world_size
         self.steps += 1
@@ -138,31 +140,31 @@ class Throughput(pl.Callback):
 class Results(pl.Callback):
     """Prints the figures at the end of a test, then writes them to ``results.json``, and lists dropped rows.
 
-    It stands before other callbacks, and figures are printed before anything is written: nothing that cannot be written
-    takes hours of a test with it.
+    This callback runs before others, and prints before it writes. So the figures of a long test are seen even if something
+    cannot be written.
     """
 
     def __init__(self) -> None:
         self._printed = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Nothing is printed yet."""
+        """Begin a pass, whose figures are not printed yet."""
         self._printed = False
 
     @rank_zero_only
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Print figures that a logger on a full disk, or another callback, has kept from the end of the test."""
+        """Print the figures if an error, such as a logger's full disk, came between them and the end of the test."""
         if trainer.state.fn in {"test", "validate"} and isinstance(pl_module, AlignmentModule | Task):
             self._print(pl_module)
 
     @rank_zero_only
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """List what the datamodule left out."""
+        """Write the rows that the datamodule left out to ``dropped.csv``."""
         self._dropped(trainer)
 
     @rank_zero_only
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say once more what was left out."""
+        """Say how many rows were left out, and by which rule."""
         datamodule = getattr(trainer, "datamodule", None)
         if isinstance(datamodule, RadiographDataModule) and datamodule.dropped.rows:
             counted = ", ".join(f"{n} {rule}" for rule, n in datamodule.dropped.counts().items())
@@ -173,12 +175,12 @@ class Results(pl.Callback):
 
     @rank_zero_only
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print and write."""
+        """Print the figures of a test, and write them."""
         self._finish(trainer, pl_module, "results.json")
 
     @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print and write after ``diptych validate``, not within training."""
+        """Print and write the figures of ``diptych validate``, not those of validations within training."""
         if trainer.state.fn == "validate":
             self._finish(trainer, pl_module, "results-val.json")
 
@@ -186,7 +188,7 @@ class Results(pl.Callback):
         if isinstance(pl_module, AlignmentModule | Task):
             try:
                 self._print(pl_module)
-            finally:  # a reader that has gone, as of `| head`, costs no figures either
+            finally:  # if printing fails, as into a closed pipe, the figures are still written
                 self._write(trainer, pl_module, name)
         self._dropped(trainer)
 

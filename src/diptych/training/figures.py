@@ -25,18 +25,19 @@ __all__ = ["Figures"]
 class Figures(pl.Callback):
     """Draws chosen validation pairs with the attention of words, and a similarity matrix, as PNG and in TensorBoard.
 
-    Where ``data.loading.private`` is set, no report and no word of one is written into a picture.
+    The attention of words is drawn for heads with a ``heatmap``, and the attention of queries for heads with
+    ``observations``. The matrix is drawn for every head. Where the head weighs words, the weight stands beside each word,
+    and one more panel shows the weighted sum of all maps.
 
-    Attention is drawn for heads with a ``heatmap``, and that of their own queries for heads that have some; the matrix
-    for every head. Where the head weighs words, each has its weight, and a panel shows all maps as they weigh.
+    With ``data.loading.private``, no report and no word of one is written into a picture.
 
     Args:
         pairs: how many pairs to draw; 0 draws nothing at all.
-        indices: which pairs of the split, by position; spread evenly over it if not given.
-        words: words to draw where a report has them (case does not matter); if not given, those whose attention is
-            most concentrated.
-        words_per_pair: how many words at most, and half of how many queries.
-        matrix: pairs in the similarity matrix.
+        indices: which pairs of the split, by position. If not given, they are spread evenly over the split.
+        words: which words to draw, where a report has them; case does not matter. If not given, the words with the most
+            concentrated attention are drawn.
+        words_per_pair: the most words of a pair. Twice as many queries are drawn.
+        matrix: how many pairs the similarity matrix has.
         every_n_epochs: epochs between two drawings.
     """
 
@@ -62,18 +63,17 @@ class Figures(pl.Callback):
             self._draw(trainer, pl_module, "val", f"epoch{trainer.current_epoch:03d}")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw pairs of the test split, and what was grounded in it."""
+        """Draw pairs of the test split, and the pictures that grounding has chosen."""
         self._draw(trainer, pl_module, "test", "test")
         if not (trainer.is_global_zero and self.pairs and isinstance(pl_module, AlignmentModule)):
             return
         for evaluator in pl_module.evaluators:
             if not isinstance(evaluator, Grounding):
                 continue
-            for drawn in evaluator.pictures:
-                picture = draw_attention(drawn.sample, [drawn.title], drawn.heat[None], evaluator.findings)
-                self._save(
-                    trainer, picture, f"test-{evaluator.name}-{drawn.name}", f"test/{evaluator.name}/{drawn.name}"
-                )
+            for example in evaluator.pictures:
+                picture = draw_attention(example.sample, [example.title], example.heat[None], evaluator.findings)
+                name = f"{evaluator.name}-{example.name}"
+                self._save(trainer, picture, f"test-{name}", f"test/{evaluator.name}/{example.name}")
 
     def _draw(self, trainer: pl.Trainer, module: pl.LightningModule, split: Split, stem: str) -> None:
         data = getattr(trainer, "datamodule", None)
@@ -117,20 +117,19 @@ class Figures(pl.Callback):
         else:
             wanted = {word.lower() for word in self.words}
             chosen = [i for i, word in enumerate(words) if word.lower() in wanted][: self.words_per_pair]
-        drawn = maps[chosen]
+        chosen_maps = maps[chosen]
         head, text = model.module.head, sample.text or ""
         if private:
             sample = replace(sample, text=None)
-            if self.words is None:  # those asked for stand in the recipe, and are no secret
+            if self.words is None:  # words that the recipe names are no secret
                 words = [f"word {i + 1}" for i in range(len(words))]
         if isinstance(head, WeighsWords) and head.weighs_words and len(words):
             weights = model.importance(sample.image, text)
             words = [f"{word} {weight:.0%}" for word, weight in zip(words, weights, strict=True)]
             whole = np.tensordot(weights, maps, 1)[None]
-            return draw_attention(
-                sample, ["weighed", *(words[i] for i in chosen)], np.concatenate([whole, drawn]), findings
-            )
-        return draw_attention(sample, [words[i] for i in chosen], drawn, findings)
+            titles = ["weighed", *(words[i] for i in chosen)]
+            return draw_attention(sample, titles, np.concatenate([whole, chosen_maps]), findings)
+        return draw_attention(sample, [words[i] for i in chosen], chosen_maps, findings)
 
     def _queries(self, model: TrainedModel, sample: Sample, findings: Sequence[str]) -> Image.Image:
         maps = model.observations(sample.image)

@@ -1,4 +1,4 @@
-"""Signals: a run saves itself at the next step, on all processes, and ends with 128 + the signal's number."""
+"""Signals: all processes of a run save at the next step, and end with 128 + the signal's number."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ __all__ = ["ENDING", "Interrupted", "Interruption", "Signals"]
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """Signals that ask for an end."""
 _TOGETHER = 1.0
-"""Seconds in which further signals are the same order: ``timeout``, torchrun and terminals give one twice."""
+"""Seconds in which further signals count as the same one: ``timeout``, torchrun and terminals send it twice."""
 _PATIENCE = 50.0
-"""Seconds until an ordered end comes without the next step."""
+"""Seconds that a run waits for its next step, once a signal has come. Then it ends without."""
 _BLOCKED = 10.0
-"""The same outside training, where there is nothing to save: a call of a library blocks, as when processes are to meet."""
+"""The same outside training, where nothing is to save, but a call of a library may block."""
 _LEAVE = b"\0"
-"""What ends the thread that reads signals: no signal has the number 0."""
+"""The byte that ends the thread that reads signals. No signal has the number 0."""
 
 _current: Signals | None = None
 
@@ -43,16 +43,16 @@ class Interrupted(SystemExit):
 
 
 class Signals:
-    """What this process was told by signals: a context, entered once for a command.
+    """The signals that this process has received: a context, entered once for a command.
 
-    Outside training a signal ends the command where it is. In training it is noted, and :class:`Interruption` acts on it.
-    A second one ends the process at once, and so does the lack of a next step. A thread reads the signals as they come,
-    because Python's own handlers wait while a call of a library blocks.
+    Outside training a signal ends the command where it is. In training it is stored, and :class:`Interruption` acts on it.
+    A second signal ends the process at once. So does a next step that does not come. A thread reads the signals, because
+    Python's own handlers wait while a call of a library blocks.
     """
 
     def __init__(self) -> None:
         self.received = 0
-        """Number of the first signal, 0 before."""
+        """Number of the first signal; 0 before it comes."""
         self.training = False
         self.saving = False
         self.children: Sequence[subprocess.Popen[Any]] = ()
@@ -87,13 +87,13 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         os.set_blocking(self._writer, True)
-        os.write(self._writer, _LEAVE)  # closing would not do: processes that were forked may hold the pipe's end too
+        os.write(self._writer, _LEAVE)  # closing would not end the thread: forked processes may hold the pipe too
         self._watcher.join(5)
         os.close(self._writer)
         os.close(self._reader)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a forked process does as it would without handlers
+        if os.getpid() != self._process:  # a forked process ends as without handlers
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         elif not self.training:
@@ -126,7 +126,7 @@ class Signals:
             self._end(number, "ends at once")
 
     def _say(self, number: int, what: str) -> None:
-        os.write(2, f"diptych: {signal.Signals(number).name}: {what}\n".encode())  # whatever holds sys.stderr
+        os.write(2, f"diptych: {signal.Signals(number).name}: {what}\n".encode())  # sys.stderr may be locked
 
     def _end(self, number: int, what: str, late: bool = False) -> None:
         self._say(number, what)
@@ -141,7 +141,7 @@ class Signals:
 
 
 def _forget() -> None:
-    """In a forked process: its signals are not this command's."""
+    """In a forked process, no longer report signals to this command's thread."""
     if _current is not None:
         signal.set_wakeup_fd(-1)
 
@@ -150,10 +150,10 @@ os.register_at_fork(after_in_child=_forget)
 
 
 class Interruption(Checkpoint):
-    """Acts on signals between two steps of training. Lightning calls it last, as all that saves, when a step is done.
+    """Acts on signals between two steps of training. Lightning calls it last, as it does with all checkpoint callbacks.
 
     Args:
-        signals: those of this process; all processes of the job agree on them at each step.
+        signals: those of this process. All processes of the job agree on them at each step.
     """
 
     def __init__(self, signals: Signals) -> None:
@@ -161,7 +161,7 @@ class Interruption(Checkpoint):
         self._step = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on signals wait for the end of a step."""
+        """Let signals wait for the end of a step from here on."""
         self._step = trainer.global_step
         self.signals.children = getattr(trainer.strategy.launcher, "procs", ())
         self.signals.requeues = _requeue_signal(trainer)
@@ -170,7 +170,7 @@ class Interruption(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """End here, if told to and if the optimiser has made its step: a part of an accumulated one would be lost."""
+        """End here if a signal has come. Within an accumulated step the run goes on, as part of the step would be lost."""
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
@@ -183,20 +183,20 @@ class Interruption(Checkpoint):
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """End here, if told to: the run goes on with this validation, from its beginning."""
+        """End here if a signal has come. A resumed run begins with this validation."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._heed(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End here, if told to. A run that is at its end comes to it."""
+        """End here if a signal has come. A run that stops anyway comes to its normal end."""
         if not trainer.should_stop:
             self._heed(trainer)
 
     def _heed(self, trainer: pl.Trainer) -> None:
-        """Save and end, if some process of the job was told to."""
+        """Save and end, if any process of the job has received a signal."""
         flag = torch.tensor(self.signals.received, device=trainer.strategy.root_device)
-        told = int(distributed.max_over_processes(flag))
-        if not told:
+        number = int(distributed.max_over_processes(flag))
+        if not number:
             return
         self.signals.saving = True
         recovery = next(callback for callback in trainer.callbacks if isinstance(callback, Recovery))  # type: ignore[attr-defined]  # Lightning sets it late
@@ -205,29 +205,29 @@ class Interruption(Checkpoint):
             f"saved: step {trainer.global_step}, in {recovery.dirpath}/last.ckpt; go on with --ckpt_path last"
         )
         if _requeue_signal(trainer):
-            if told == self.signals.requeues and trainer.is_global_zero:
+            if number == self.signals.requeues and trainer.is_global_zero:
                 requeue()
             distributed.barrier()  # SLURM may end a job's other processes when one has left
         environment = getattr(trainer.strategy, "cluster_environment", None)
         started_here = environment is not None and not environment.creates_processes_externally
-        # The process that has started this one gives the code; a failure here would be reported as one.
-        raise Interrupted(0 if started_here and trainer.local_rank else 128 + told)
+        # The process that has started this one returns the code. It would report another code here as a failure.
+        raise Interrupted(0 if started_here and trainer.local_rank else 128 + number)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The run is whole, and its last checkpoint is being written: nothing is broken off."""
+        """Let a signal wait while the last checkpoint is written."""
         self.signals.saving = True
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """No step will end."""
+        """Let signals end the command where it is: no step will come."""
         self.signals.training = False
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Signals end the command where it is again."""
+        """Let signals end the command where it is, as before training."""
         self.signals.training = self.signals.saving = False
 
 
 def _requeue_signal(trainer: pl.Trainer) -> int:
-    """The signal on which SLURM is to start this job again, 0 if it is none of SLURM's."""
+    """The signal on which SLURM is to start this job again; 0 if SLURM is not to."""
     environment = getattr(trainer.strategy, "cluster_environment", None)
     if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
         return int(environment.requeue_signal or 0)
@@ -244,9 +244,9 @@ def requeue() -> None:
         failed = done.stderr.strip() if done.returncode else None
     except OSError as error:
         failed = str(error)
-    said = (
+    message = (
         f"job {job} is started again by SLURM"
         if failed is None
         else f"job {job} was not requeued ({failed}); submit it"
     )
-    print(f"diptych: {said}", file=sys.stderr, flush=True)
+    print(f"diptych: {message}", file=sys.stderr, flush=True)

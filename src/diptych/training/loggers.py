@@ -1,7 +1,7 @@
 """Loggers of a run: TensorBoard unless another is named, pictures to each that takes them, and ``config.yaml``.
 
-``trainer.logger`` names other loggers of Lightning, one or a list, or ``false`` for none. What a run needs lies in its
-folder in any case: the configuration, checkpoints, pictures and results.
+``trainer.logger`` names other loggers of Lightning, one or a list, or ``false`` for none. Configuration, checkpoints, pictures
+and results lie in the run's folder, whatever the logger.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Events", "SavedConfig", "log_picture"]
 
 
 class Events(TensorBoardLogger):
-    """TensorBoard's event files in the run's folder; ``config.yaml`` is there already, so no hparams.yaml.
+    """TensorBoard's event files in the run's folder, without hparams.yaml: ``config.yaml`` is there already.
 
     Args:
         run: the folder.
@@ -34,7 +34,7 @@ class Events(TensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write out what is waiting."""
+        """Write waiting events to the file."""
         FabricTensorBoardLogger.save(self)
 
 
@@ -42,7 +42,7 @@ class SavedConfig(SaveConfigCallback):
     """Writes the configuration into the run's folder before training, whatever the logger, and gives it to loggers."""
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write, on the first process; see Lightning's ``SaveConfigCallback``."""
+        """Write the configuration. Lightning calls this on the first process."""
         text = self.parser.dump(self.config, skip_none=False)
         replace_text(Path(trainer.default_root_dir) / self.config_filename, text)
         for logger in trainer.loggers:
@@ -51,7 +51,7 @@ class SavedConfig(SaveConfigCallback):
 
 
 def log_picture(trainer: pl.Trainer, picture: Image.Image, tag: str) -> None:
-    """Give a picture to each logger that takes some; no side is longer than 2,048 pixels, as logs are no archive."""
+    """Give a picture to each logger that takes pictures. It is made smaller if a side is longer than 2,048 pixels."""
     small = picture.copy()
     small.thumbnail((2048, 2048))
     for logger in trainer.loggers:

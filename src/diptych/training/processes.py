@@ -1,4 +1,4 @@
-"""The processes of a job: when one dies, the others say which, and end."""
+"""The processes of a job: when one dies, the others name it and end."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from diptych import distributed
 __all__ = ["Peer", "Peers"]
 
 _LOOK = 0.5
-"""Seconds between two looks at the others."""
+"""Seconds between two checks of the others."""
 _PATIENCE = 10.0
-"""Seconds that this process has to end by itself, once another is gone."""
+"""Seconds that this process has to end by itself, once another has died."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Peer:
     rank: int
     host: str
     place: str
-    """Host and table of processes: two containers of one host name have each their own."""
+    """The host and its table of processes. Two containers may share a host name, but each has its own table."""
     process: int
     started: str
-    """As the system counts it, so that a later process of the same number is not taken for this one."""
+    """When the process has started, as the system counts it. A later process of the same number differs in it."""
 
     @staticmethod
     def here() -> Peer:
@@ -48,7 +48,7 @@ class Peer:
         return Peer(distributed.rank(), host, f"{host} {table}", os.getpid(), _started(os.getpid()) or "")
 
     def alive(self) -> bool:
-        """Whether it still runs; asked where ``place`` is the same."""
+        """Whether it still runs. Only a process of the same ``place`` can ask."""
         return _started(self.process) == self.started
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ class Peer:
 
 
 def _started(process: int) -> str | None:
-    """When a process has started, None if it has ended."""
+    """When a process has started, or None if it has ended."""
     if Path("/proc/self/stat").exists():
         try:
             fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
@@ -71,9 +71,9 @@ def _started(process: int) -> str | None:
 
 
 class Peers(pl.Callback):
-    """Watches the other processes of this host. When one has died, this one says so and ends, even from a hanging collective.
+    """Watches the other processes of this host. When one dies, this one says so and ends, even in a collective that hangs.
 
-    gloo notices a closed connection; NCCL would wait for its timeout.
+    gloo notices a closed connection. NCCL would wait for its timeout.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Peers(pl.Callback):
         self._done = threading.Event()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Get to know each other, and begin to watch."""
+        """Exchange what identifies each process, and begin to watch."""
         if distributed.world_size() == 1:
             return
         self._here = Peer.here()
@@ -95,13 +95,13 @@ class Peers(pl.Callback):
         threading.Thread(target=self._watch, daemon=True, name="peers").start()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """All have come to the end: who leaves now is not missed."""
+        """Wait for all to come to the end, then stop watching."""
         if self._others:
             distributed.barrier()
         self._done.set()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """When the first process of a job fails, those it has started end too: NCCL would let them wait."""
+        """When the first process of a job fails, end those that it has started. NCCL would let them wait."""
         if isinstance(exception, SystemExit):
             self._done.set()  # all have agreed to end
         elif trainer.is_global_zero and trainer.strategy.root_device.type != "cpu":
@@ -109,7 +109,7 @@ class Peers(pl.Callback):
                 child.kill()
 
     def gone(self, seconds: float = 0.0) -> str | None:
-        """Which processes have ended, in words; None if none is known to have within so many seconds."""
+        """Which processes have ended, in words. None if no end becomes known within so many seconds."""
         until = time.monotonic() + seconds
         while not (dead := [p for p in self._others if p.place == self._here.place and not p.alive()]):
             if time.monotonic() >= until:
@@ -133,11 +133,11 @@ class Peers(pl.Callback):
 
     def _watch(self) -> None:
         while not self._done.wait(_LOOK):
-            if (told := self.gone()) is None:
+            if (message := self.gone()) is None:
                 continue
             if self._done.wait(_PATIENCE):
                 return
-            os.write(2, f"diptych: error: {told}; this process, rank {self._here.rank}, ends too\n".encode())
+            os.write(2, f"diptych: error: {message}; this process, rank {self._here.rank}, ends too\n".encode())
             for child in self._children:
                 child.kill()
             os._exit(2)

@@ -1,4 +1,4 @@
-"""A run folder is one run: what it holds, who writes to it, and where an interrupted run goes on."""
+"""The folder of one run: what lies in it, who may write to it, and which checkpoint a run goes on from."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from diptych.model.checkpoint import read_checkpoint
 __all__ = ["Anew", "RunLock", "earlier", "first_process", "lies_in", "newest", "written"]
 
 _RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
-"""What launchers tell a process of its place; a variable that is not set is none of its launcher's."""
+"""The variables in which launchers give a process its place. A launcher sets some of them."""
 _SLURM = "hpc_ckpt_*.ckpt"
-"""What Lightning itself saved when SLURM's signal came."""
+"""Checkpoints that Lightning itself saved when SLURM's signal came."""
 _RESULTS = ("results*.json", "reports.csv")
 _REST = ("config-*.yaml", "dropped.csv", "hparams.yaml", "diverged.json", "events.out.tfevents.*")
 _FIGURE = re.compile(r"((epoch\d+|test)-.+|(few_shot|detection|segmentation)\d+)\.png")
@@ -36,37 +36,37 @@ def first_process() -> bool:
 
 
 def lies_in(path: Path, folder: Path) -> bool:
-    """Whether a file is in a folder, however both are written."""
+    """Whether a file is in a folder, whatever links and relative parts their paths have."""
     return path.resolve().is_relative_to(folder.resolve())
 
 
 def earlier(run: Path, checkpoints: Path) -> list[Path]:
     """Checkpoints and results that a run has left in its folder."""
-    found = [*run.glob(_SLURM), *checkpoints.glob("*.ckpt")]
+    files = [*run.glob(_SLURM), *checkpoints.glob("*.ckpt")]
     for pattern in _RESULTS:
-        found += run.glob(pattern)
-    return sorted(found)
+        files += run.glob(pattern)
+    return sorted(files)
 
 
 def written(run: Path, checkpoints: Path, best: str) -> list[Path]:
-    """What an earlier run wrote: its checkpoints, results, figures and logs, no other files. The recipe is rewritten anyway.
+    """The files that an earlier run wrote: checkpoints, results, figures and logs. The new run replaces the recipe anyway.
 
     Args:
         run: the folder.
         checkpoints: where its checkpoints are.
-        best: how the best one is called, without its suffix; fields in braces stand for anything.
+        best: the name of the best checkpoint, without its suffix. Fields in braces stand for any text.
     """
     name = "".join(".*" if part.startswith("{") else re.escape(part) for part in re.split(r"(\{.*?\})", best))
     saved = re.compile(rf"(last|{name})(-v\d+)?\.ckpt(\.part.*)?")
-    found = [path for path in checkpoints.glob("*.ckpt*") if saved.fullmatch(path.name)]
-    found += [path for path in (run / "figures").glob("*.png") if _FIGURE.fullmatch(path.name)]
+    files = [path for path in checkpoints.glob("*.ckpt*") if saved.fullmatch(path.name)]
+    files += [path for path in (run / "figures").glob("*.png") if _FIGURE.fullmatch(path.name)]
     for pattern in (_SLURM, *_RESULTS, *_REST):
-        found += run.glob(pattern)
-    return found
+        files += run.glob(pattern)
+    return files
 
 
 class Anew(Callback):
-    """Removes files when a run has read all its data and is about to begin: what could not begin removes nothing.
+    """Removes files when a run has read all its data and is about to begin. A run that cannot begin removes nothing.
 
     Args:
         files: those of an earlier run.
@@ -77,33 +77,33 @@ class Anew(Callback):
 
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove them."""
+        """Remove the files."""
         for path in self.files:
             path.unlink(missing_ok=True)
 
 
 def newest(run: Path, checkpoints: Path, *, best: bool) -> Path:
-    """The newest whole checkpoint of a run, by its time of change. Damaged ones are passed over, and named.
+    """The newest whole checkpoint of a run, by its time of change. A message names damaged ones, which are left out.
 
     Args:
-        run: the folder, where SLURM's own checkpoints are.
-        checkpoints: where the others are.
-        best: whether ``best.ckpt`` will do if no other is whole.
+        run: the folder, with the checkpoints that Lightning saved for SLURM.
+        checkpoints: the folder of the others.
+        best: whether to take ``best.ckpt`` if no other is whole.
 
     Raises:
         ConfigError: there is none.
     """
-    found = sorted([*run.glob(_SLURM), *checkpoints.glob("last*.ckpt")], key=lambda path: path.stat().st_mtime_ns)
-    found.reverse()
+    files = sorted([*run.glob(_SLURM), *checkpoints.glob("last*.ckpt")], key=lambda path: path.stat().st_mtime_ns)
+    files.reverse()
     if best:
-        found += checkpoints.glob("best.ckpt")
-    for path in found:
+        files += checkpoints.glob("best.ckpt")
+    for path in files:
         if (damage := _damage(path)) is None:
             if path.name != "last.ckpt":
                 rank_zero_info(f"--ckpt_path last: {path} is the newest whole checkpoint of this run")
             return path
         rank_zero_info(f"--ckpt_path last: passed over, as it is damaged: {damage}")
-    have = ", ".join(sorted(path.name for path in {*found, *checkpoints.glob("*.ckpt")}))
+    have = ", ".join(sorted(path.name for path in {*files, *checkpoints.glob("*.ckpt")}))
     raise ConfigError(
         f"--ckpt_path last: {checkpoints / 'last.ckpt'} does not exist or is damaged (there: {have or 'nothing'}); train "
         "with the same --run first, or give a file's path"
@@ -111,7 +111,7 @@ def newest(run: Path, checkpoints: Path, *, best: bool) -> Path:
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None. Its checksums are compared: torch itself does not."""
+    """What is wrong with a checkpoint, or None. Its checksums are compared, which torch does not do."""
     try:
         read_checkpoint(path)
         with zipfile.ZipFile(path) as file:
@@ -126,8 +126,8 @@ def _damage(path: Path) -> str | None:
 class RunLock:
     """Lets one job at a time write to a run folder.
 
-    It is a lock of the operating system, which ends with the process that holds it, however that ends. On a network file
-    system it works between hosts where the file system knows locks; where it does not, that is said and nothing is locked.
+    The lock belongs to the operating system. It ends with the process that holds it, however that process ends. Many network
+    file systems know locks, and then it works between hosts. On others a message says that nothing is locked.
     """
 
     def __init__(self) -> None:
@@ -178,11 +178,11 @@ def _same(file: IO[str], path: Path) -> bool:
 
 
 def _holder(file: IO[str]) -> str:
-    """Who holds a lock, by what the file says; it is closed."""
+    """Who holds a lock, as its file says. Closes the file."""
     with file:
         file.seek(0)
         text = file.read(1000)
     with suppress(ValueError, KeyError, TypeError):
-        held = json.loads(text)
-        return f"host {held['host']}, process {held['process']}, since {held['since']}"
+        holder = json.loads(text)
+        return f"host {holder['host']}, process {holder['process']}, since {holder['since']}"
     return "it has not said which"
