@@ -1,7 +1,7 @@
 """diptych: vision-language contrastive pre-training on chest radiographs and their reports.
 
-An image panel and a text panel - one dual encoder - hinged by an interchangeable alignment head. Importing the package
-imports no torch: what needs it is loaded when it is first asked for.
+One image tower and one text tower are joined by an interchangeable alignment head. Importing the package does not import
+torch. A name is imported from its module when it is first used.
 """
 
 from __future__ import annotations

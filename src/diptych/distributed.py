@@ -1,7 +1,7 @@
-"""Everything that talks to other processes. No other file imports ``torch.distributed``.
+"""Communication between the processes of a job. No other file imports ``torch.distributed``.
 
-The gather is differentiable: its backward sums what every process contributes, and DDP then averages over processes.
-Together they give the gradient of the whole batch's objective, exactly. There is no switch for it.
+:func:`gather` is differentiable. Its backward sums the gradients of all processes, and DDP then averages over processes.
+Together they give exactly the gradient of the whole batch's objective.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within it, this process is the whole job: for values that belong to one process, such as a validation loss."""
+    """Within it, this process counts as the whole job. A validation loss, for one, is a value of a single process."""
     token = _alone.set(True)
     try:
         yield
@@ -52,7 +52,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """This process's number, 0 outside a distributed job."""
+    """The number of this process; 0 outside a distributed job."""
     return dist.get_rank() if _active() else 0
 
 
@@ -63,7 +63,7 @@ def barrier() -> None:
 
 
 def _all_gather(x: Tensor) -> Tensor:
-    """``[B,...]`` to ``[B*W,...]`` in rank order, no gradient. bool goes as uint8, which every backend knows."""
+    """``[B,...]`` to ``[B*W,...]`` in rank order, without gradient. bool is sent as uint8, which every backend knows."""
     wire = x.to(torch.uint8) if x.dtype == torch.bool else x
     parts = [torch.empty_like(wire, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, wire.contiguous())
@@ -87,7 +87,7 @@ class _Gather(torch.autograd.Function):
 def gather(x: Tensor) -> Tensor:
     """Concatenate ``x`` ``[B,...]`` over processes to ``[B*W,...]``, in rank order, with exact gradients.
 
-    Every process must give the same shape. Outside a distributed job it returns ``x`` itself.
+    Every process must give the same shape. Outside a distributed job ``x`` itself is returned.
     """
     if world_size() == 1:
         return x
@@ -95,9 +95,9 @@ def gather(x: Tensor) -> Tensor:
 
 
 def gather_uneven(x: Tensor) -> Tensor:
-    """Concatenate ``[n,...]`` with a different ``n`` on each process, in rank order; no gradient. For evaluation.
+    """Concatenate ``[n,...]`` in rank order, where each process may have its own ``n``. For evaluation, without gradient.
 
-    Axes after the first may differ too: they are padded with zeros (False) to the longest.
+    Other axes may differ too. They are padded with zeros (False) to the longest.
     """
     if world_size() == 1:
         return x
@@ -112,15 +112,15 @@ def gather_uneven(x: Tensor) -> Tensor:
 
 def gather_objects(value: Any) -> list[Any]:
     """One small value of each process, in rank order."""
-    found: list[Any] = [None] * world_size()
-    if len(found) == 1:
+    values: list[Any] = [None] * world_size()
+    if len(values) == 1:
         return [value]
-    dist.all_gather_object(found, value)
-    return found
+    dist.all_gather_object(values, value)
+    return values
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
-    """The sum over processes of a tensor of one shape; no gradient."""
+    """The sum over processes of a tensor of one shape, without gradient."""
     if world_size() == 1:
         return x
     x = x.detach().clone()
@@ -139,9 +139,9 @@ class _Sum(torch.autograd.Function):
 
 
 def sum_with_gradient(x: Tensor) -> Tensor:
-    """The sum over processes of a tensor of one shape, with exact gradients: each process's share, added up by backward.
+    """The sum over processes of a tensor of one shape, with exact gradients: backward sums those of all processes.
 
-    For statistics of the whole batch, as batch normalisation's. Outside a distributed job it returns ``x`` itself.
+    It serves statistics of the whole batch, as in batch normalisation. Outside a distributed job ``x`` itself is returned.
     """
     if world_size() == 1:
         return x
@@ -149,17 +149,23 @@ def sum_with_gradient(x: Tensor) -> Tensor:
 
 
 def mean_loss(total: Tensor, count: Tensor) -> Tensor:
-    """The mean over all that count on all processes, as each process's loss: DDP's average of them is exactly that mean.
+    """A loss of this process whose average over processes is the mean over all items of all processes.
+
+    Processes may have different numbers of items, as of labelled findings. DDP averages over processes, and so gives the
+    gradient of that mean.
+
+    >>> mean_loss(torch.tensor(6.0), torch.tensor(3.0))  # on one process
+    tensor(2.)
 
     Args:
-        total: sum over what counts on this process, a scalar with gradient.
-        count: how much counts on this process; where nothing counts on any, the mean is 0.
+        total: the sum of the loss over this process's items, a scalar with gradient.
+        count: how many items this process has. If no process has any, the mean is 0.
     """
     return total * world_size() / sum_over_processes(count).clamp_min(1)
 
 
 def max_over_processes(x: Tensor) -> Tensor:
-    """The elementwise maximum over processes of a tensor of one shape, without NaN; no gradient."""
+    """The elementwise maximum over processes of a tensor of one shape, without gradient. It may hold no NaN."""
     if world_size() == 1:
         return x
     x = x.detach().clone()

@@ -1,4 +1,4 @@
-"""The one kind of error a user is meant to see: what is wrong, where, and what to do about it, in one line."""
+"""The errors that a user can cause. One line says what is wrong, where, and what to do about it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ class DataError(DiptychError):
 
 
 def shown(value: object) -> str:
-    """A value for a message: in one short line, whatever it holds."""
+    r"""A value for a message, in one short line whatever it holds.
+
+    >>> print(shown("two\nlines"))
+    'two\nlines'
+    """
     try:
         text = repr(value[:200] if isinstance(value, str | bytes) else value if _small(value) else type(value).__name__)
     except (ValueError, RecursionError):  # a whole number of too many digits, a list within itself

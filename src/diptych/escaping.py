@@ -1,6 +1,7 @@
-"""Names in tables: a name from a file is shown as it is, and is never read as markup, a formula or a command.
+"""Text from files, made safe for tables. It is shown as it is, and never read as markup, a formula or a command.
 
-One function for each form. All take names as one line: control characters, which could clear a terminal, become spaces.
+There is one function for each kind of table. All put the text on one line. Control characters, which could clear a
+terminal, become spaces.
 """
 
 from __future__ import annotations
@@ -35,26 +36,41 @@ _FORMULA = frozenset("=+-@\t\r\n" + "＝＋－＠")  # the wide forms start a fo
 
 
 def one_line(text: str) -> str:
-    """The text without control characters and line ends; a run of them is one space."""
-    kept = "".join(" " if unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"} else c for c in text)
-    return kept if kept == text else " ".join(kept.split())
+    r"""The text with one space in place of each run of control characters and line ends.
+
+    >>> one_line("two\nlines")
+    'two lines'
+    """
+    printable = "".join(" " if unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"} else c for c in text)
+    return printable if printable == text else " ".join(printable.split())
 
 
 def for_markdown(text: str) -> str:
-    """The text as Markdown shows it, in a cell of a table too."""
+    r"""The text escaped for Markdown, also for a cell of a table.
+
+    >>> print(for_markdown("a|b *c*"))
+    a\|b \*c\*
+    """
     line = "".join(_HTML.get(c, c) for c in one_line(text))
     if numbered := re.match(r"(\d+)([.)](?: .*)?)$", line):  # it would begin a list
-        return numbered[1] + "\\" + _MARKDOWN.sub(lambda found: f"\\{found[0]}", numbered[2])
-    return _MARKDOWN.sub(lambda found: f"\\{found[0]}", line)
+        return numbered[1] + "\\" + _MARKDOWN.sub(r"\\\g<0>", numbered[2])
+    return _MARKDOWN.sub(r"\\\g<0>", line)
 
 
 def for_latex(text: str) -> str:
-    """The text as LaTeX prints it."""
+    r"""The text escaped for LaTeX.
+
+    >>> print(for_latex("r@5_macro & 95 %"))
+    r@5\_macro \& 95 \%
+    """
     return re.sub("-(?=-)", "-{}", "".join(_LATEX.get(c, c) for c in one_line(text)))  # hyphens would join into a dash
 
 
 def csv_rows(rows: Iterable[Iterable[object]]) -> str:
-    """Rows as csv. None and NaN are empty cells.
+    r"""Rows as csv. None and NaN are empty cells.
+
+    >>> csv_rows([["name", "auroc"], ["=SUM(A1)", 0.5], ["x", None]])
+    "name,auroc\n'=SUM(A1),0.5\nx,\n"
 
     Text that a spreadsheet would take for a formula (it begins with ``=``, ``+``, ``-`` or ``@``) gets an apostrophe before it,
     as OWASP advises. Numbers stay as they are.

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: the one writer of everything that diptych leaves, and the hash of a file."""
+"""The one writer of files, which are whole or not there, and the hash of a file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NAME_MAX = 255  # bytes that file systems allow
 WRITE_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG}
 )
-"""Numbers of the errors of a place that cannot be written."""
+"""The ``errno`` of each error that means a place cannot be written."""
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -47,28 +47,28 @@ def replacing(
 ) -> Iterator[BinaryIO]:
     """A file open for writing that takes its name once it is whole and on the disk.
 
-    It is written beside its place, as ``NAME.<random>.part``. Whatever ends the block early leaves the older file as it
-    was, and no part. A part that a killed process has left is taken away by :func:`remove_parts`. A link is followed. A
-    device or a pipe, such as /dev/stdout, is written directly.
+    It is written beside its place, as ``NAME.<random>.part``. If the block ends early, the older file stays as it was, and
+    the part is removed. :func:`remove_parts` removes parts of killed processes. A link is followed. A device or a pipe,
+    such as /dev/stdout, is written directly.
 
     Args:
-        path: the file; its folder is made.
+        path: the file. Its folder is created.
         remedy: what the error tells the user to do.
 
     Raises:
         DataError: it cannot be written.
     """
-    given = Path(path)
+    asked = Path(path)
     part: Path | None = None
     try:
-        target = given.resolve()
+        target = asked.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not target.is_file():
             with target.open("wb") as file:
                 yield file
             return
         part = _part(target)
-        with _opened(part) as file:
+        with _open_locked(part) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -76,8 +76,8 @@ def replacing(
         _sync_folder(target.parent)
     except OSError as error:
         if error.filename is not None and part is not None and os.fspath(error.filename) != os.fspath(part):
-            raise  # of another file, that the block reads
-        raise DataError(f"{given}: cannot be written ({error.strerror or error}); {remedy}") from error
+            raise  # an error of another file, which the block reads
+        raise DataError(f"{asked}: cannot be written ({error.strerror or error}); {remedy}") from error
     finally:
         if part is not None:
             with contextlib.suppress(OSError):
@@ -85,7 +85,7 @@ def replacing(
 
 
 def replace_bytes(path: str | os.PathLike[str], pieces: bytes | Iterable[bytes], remedy: str | None = None) -> None:
-    """Write a whole file, or none; see :func:`replacing`.
+    """Write a whole file or none, by :func:`replacing`.
 
     Raises:
         DataError: it cannot be written.
@@ -96,7 +96,7 @@ def replace_bytes(path: str | os.PathLike[str], pieces: bytes | Iterable[bytes],
 
 
 def replace_text(path: str | os.PathLike[str], text: str, remedy: str | None = None) -> None:
-    """The same for text, as UTF-8. What UTF-8 cannot hold (a broken file name) is written as an escape.
+    """Write a whole text file or none, as UTF-8. What UTF-8 cannot hold (a broken file name) is written as an escape.
 
     Raises:
         DataError: it cannot be written.
@@ -105,7 +105,7 @@ def replace_text(path: str | os.PathLike[str], text: str, remedy: str | None = N
 
 
 def replace_picture(path: str | os.PathLike[str], picture: Image.Image) -> None:
-    """The same for a picture, as PNG.
+    """Write a whole PNG file or none.
 
     Raises:
         DataError: it cannot be written.
@@ -115,7 +115,7 @@ def replace_picture(path: str | os.PathLike[str], picture: Image.Image) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Take away, at any depth, parts whose writer was killed. A part that is being written is locked, and stays."""
+    """Remove, at any depth, parts whose writer was killed. A part that is being written is locked, and stays."""
     for part in folder.rglob(f"*{_PART}"):
         try:
             if not stat.S_ISREG(part.lstat().st_mode):
@@ -128,15 +128,15 @@ def remove_parts(folder: Path) -> None:
 
 
 def _part(target: Path) -> Path:
-    """A name beside the target, cut where it would be too long."""
+    """A new name beside the target. It is cut where it would be too long."""
     end = f".{uuid4().hex}{_PART}"
     start = os.fsencode(target.name)[: _NAME_MAX - len(end)]
     return target.with_name(start.decode("utf-8", "ignore") + end)
 
 
 @contextlib.contextmanager
-def _opened(part: Path) -> Iterator[BinaryIO]:
-    """The part, locked while it is open. One that was taken for an old one before its lock is made again."""
+def _open_locked(part: Path) -> Iterator[BinaryIO]:
+    """The part, locked while it is open. If another process removed it as an old one before the lock, it is made again."""
     while True:
         with part.open("wb") as file:
             with contextlib.suppress(OSError):  # some network file systems have no locks
@@ -147,10 +147,10 @@ def _opened(part: Path) -> Iterator[BinaryIO]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the new name to the disk too."""
+    """Bring the file's new name to the disk."""
     try:
         number = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # a folder to be written and not to be listed
+    except PermissionError:  # a folder that may be written but not listed
         return
     try:
         os.fsync(number)

@@ -1,8 +1,8 @@
 """The alignment head: the interface of every method of pre-training.
 
-A head owns its projections and its temperature. It embeds images and reports, and scores how alike they are. Evaluation
-ranks by this score (:meth:`AlignmentHead.similarity`). Training optimises losses of it (:meth:`AlignmentHead.losses`). A
-head knows no batch, no data set and no metric.
+A head has its own projections and temperature. It embeds images and reports, and scores how alike they are. Evaluation
+ranks by this score (:meth:`AlignmentHead.similarity`). Training minimises losses that follow from it
+(:meth:`AlignmentHead.losses`). A head knows no batch, no data set and no metric.
 """
 
 from __future__ import annotations
@@ -35,31 +35,31 @@ __all__ = [
 
 
 E_contra = TypeVar("E_contra", bound=Embedding, contravariant=True)
-"""The embedding that a method takes as an argument only."""
+"""An embedding that is only an argument of methods."""
 
 
 class AlignmentHead(nn.Module, ABC, Generic[E]):
-    """Base of every alignment head. A subclass is one file; see CONTRIBUTING.md, "A head in one file".
+    """Base of every alignment head. A subclass is one file (CONTRIBUTING.md, "A head in one file").
 
-    The constructor's first argument is ``dims: Dims``, filled in from the towers; all others are configuration.
+    The constructor's first argument is ``dims: Dims``, which the towers fill in. All others are configuration.
     """
 
     needs: frozenset[str] = frozenset()
-    """Optional fields of ``Features`` that the head requires, as ``"image.pixels"``; checked before training."""
+    """Optional fields of ``Features`` that the head requires, as ``"image.pixels"``. They are checked before training."""
     wants: frozenset[str] = frozenset()
-    """Optional fields of ``Features`` that the head does without where the towers have none, as ``"image.attention"``."""
+    """Optional fields of ``Features`` that the head uses where the towers have them, as ``"image.attention"``."""
     gathers: frozenset[str] = frozenset()
     """Fields of the embeddings that ``losses`` reads from ``world``, as ``"text.pooled"``. All others are emptied.
 
     A nested field is named by its path, as ``"text.members.global.pooled"`` of ``composite``.
     """
     ranks: ClassVar[bool] = True
-    """Whether it scores pairs; False for a term that is trained beside a head (``docs/heads/composite.md``)."""
+    """Whether it scores pairs. False for a term that is trained beside a head (``docs/heads/composite.md``)."""
     paper: ClassVar[str] = ""
     """Where the method is described, as ``"ConVIRT, arXiv 2010.00747"``."""
 
     weights: dict[str, float]
-    """One weight for each loss term; ``losses`` returns the terms unweighted. With weight 0 a term is logged only."""
+    """The weight of each loss term. ``losses`` returns the terms without weights. A term of weight 0 is only logged."""
 
     @abstractmethod
     def embed_image(self, image: Features) -> E:
@@ -71,15 +71,16 @@ class AlignmentHead(nn.Module, ABC, Generic[E]):
 
     @abstractmethod
     def similarity(self, image: E, text: E) -> Tensor:
-        """Scores ``[I,T]`` of every image with every text, float32; higher is more alike. Rows are independent."""
+        """Scores ``[I,T]`` of every image with every text, float32. Higher is more alike. Rows do not depend on each other."""
 
     @abstractmethod
     def losses(self, here: Pairs[E], world: Pairs[E]) -> dict[str, Tensor]:
-        """The loss terms, one scalar each, whose mean over processes is the whole batch's objective.
+        """The loss terms, one scalar each. Their mean over processes is the objective of the whole batch.
 
         Args:
-            here: this process's pairs, ``B`` of them.
-            world: all processes' pairs, ``B * W`` of them in rank order, with gradients; only fields in ``gathers``.
+            here: the ``B`` pairs of this process.
+            world: the ``B * W`` pairs of all processes in rank order, with gradients. Only the fields in ``gathers`` are
+                filled.
         """
 
 
@@ -90,7 +91,7 @@ class ScaledHead(AlignmentHead[E]):
 
     @property
     def temperature(self) -> Tensor:
-        """The present temperature, ``1 / scale``: a scalar without gradient."""
+        """The current temperature, ``1 / scale``: a scalar without gradient."""
         return self.scale.temperature
 
 
@@ -99,12 +100,12 @@ class Grounds(Protocol[E_contra]):
     """A head that shows in which regions of the image a word is seen."""
 
     def heatmap(self, image: E_contra, text: E_contra) -> Tensor:
-        """Attention ``[B,N_words,N_regions]`` of each word over the regions of its own image, summing to 1."""
+        """Attention ``[B,N_words,N_regions]`` of each word over the regions of its own image. It sums to 1 over regions."""
 
 
 @runtime_checkable
 class ScoresMatchings(Protocol[E_contra]):
-    """A head whose score has a local part: of words with regions, or of sentences with queries."""
+    """A head whose score has a local part, which compares words with regions or sentences with queries."""
 
     def local_scores(self, image: E_contra, text: E_contra) -> Tensor:
         """The local part of the score ``[I,T]``."""
@@ -116,7 +117,7 @@ class WeighsWords(Protocol[E_contra]):
 
     @property
     def weighs_words(self) -> bool:
-        """Whether the head does so in its present configuration."""
+        """Whether the head does so as it is configured."""
 
     def importance(self, image: E_contra, text: E_contra) -> Tensor:
         """Weight ``[B,N_words]`` of each word in the score of its own image; 0 at padding."""
@@ -127,14 +128,14 @@ class FollowsTraining(Protocol):
     """A head, or a module in one, that changes in the course of training."""
 
     def start_step(self, epoch: int, step: int, total_steps: int) -> None:
-        """Prepare for the next training step. It is called before each, also after a resume in mid-epoch.
+        """Prepare for the next training step. It is called before each step, also after a resume within an epoch.
 
         A head may change its ``weights`` here, or what it draws at random. Its state must follow from the arguments and
         from its state dict alone. Then a resumed run goes on exactly.
 
         Args:
-            epoch: the present one, from 0.
-            step: optimiser steps done so far. It is the same for all batches whose gradients are accumulated.
+            epoch: number of the epoch, from 0.
+            step: optimiser steps done so far. All batches whose gradients are accumulated have the same.
             total_steps: optimiser steps of the whole run.
         """
 
@@ -144,7 +145,7 @@ class Observes(Protocol[E_contra]):
     """A head with learned queries, which attend to the image without a text."""
 
     def observations(self, image: E_contra) -> Tensor:
-        """Attention ``[B,K,N_regions]`` of each query over the regions, summing to 1."""
+        """Attention ``[B,K,N_regions]`` of each query over the regions. It sums to 1 over regions."""
 
 
 @runtime_checkable
@@ -156,7 +157,7 @@ class Extracts(Protocol[E_contra]):
 
 
 HeadFactory = Callable[[Dims], AlignmentHead]  # type: ignore[type-arg]
-"""A head as a configuration gives it: a function of the towers' widths, all other arguments being set."""
+"""What a configuration makes of a head: a function of the towers' widths, with all other arguments set."""
 
 
 def tell_step(head: nn.Module, epoch: int, step: int, total_steps: int) -> None:
@@ -170,12 +171,12 @@ def gather_pairs(head: AlignmentHead[E], here: Pairs[E]) -> Pairs[E]:
     """The pairs of the whole job, from this process's pairs, for :meth:`AlignmentHead.losses`.
 
     The fields in ``head.gathers``, the hashes and the labels are gathered, with gradients and in rank order. All other
-    fields are emptied, on one process too. So a head that forgets to declare a field fails on a laptop already, and not
-    on eight GPUs.
+    fields are emptied, also on one process. So a head that forgets to declare a field fails on a laptop, before it comes
+    to eight GPUs.
 
     Args:
         head: the head that will read them.
-        here: this process's pairs; every process must have the same shapes (``drop_last``, reports of one length).
+        here: this process's pairs. Every process must have the same shapes (``drop_last``, reports of one length).
 
     Raises:
         ConfigError: the head declares a field that its embeddings lack.

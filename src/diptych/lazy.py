@@ -1,4 +1,4 @@
-"""Faces of packages: a name is imported from the module that defines it when it is first asked for."""
+"""Faces of packages. A name is imported from the module that defines it when it is first used."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["face"]
 
 
 def face(package: str, *modules: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """``__getattr__`` and ``__dir__`` of a package that hands on what its modules define, and imports none before.
+    """``__getattr__`` and ``__dir__`` of a package that offers names of its modules without importing them at once.
 
     Args:
-        package: the package's ``__name__``. It hands on the public names (:data:`diptych.names.PUBLIC`) defined in it.
-        modules: modules of the package of which every name of ``__all__`` is handed on besides.
+        package: the package's ``__name__``. It offers the public names (:data:`diptych.names.PUBLIC`) that are defined in it.
+        modules: modules of the package. It also offers every name of their ``__all__``.
     """
     public = {name: module for name, module in PUBLIC.items() if f"{module}.".startswith(f"{package}.")}
 

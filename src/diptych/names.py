@@ -1,7 +1,7 @@
 """The public names of diptych and where each is defined, read without importing anything.
 
-A configuration may name any of these classes bare, as ``TimmImage``. A checkpoint may name these and the catalogue's
-(:mod:`diptych.plugins`), and nothing else.
+A configuration may name any of these classes without its module, as ``TimmImage``. A checkpoint may name only these classes
+and those of the catalogue (:mod:`diptych.plugins`).
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ _BY_MODULE = {
 }
 
 PUBLIC = {name: f"diptych.{module}" for module, names in _BY_MODULE.items() for name in names.split()}
-"""Public name to the module that defines it."""
+"""The module that defines each public name."""
 
 RENAMED = {"AlignmentModel": "TrainedModel", "Located": "PyramidTask", "Tuned": "TrainedTask"}
-"""Old public name to the present one. Configurations, checkpoints and imports with the old name keep working."""
+"""The present name for each old public name. Configurations, checkpoints and imports with old names keep working."""
 
 
 def public_path(name: str) -> str | None:
     """The path ``diptych.NAME`` of a public name, or None. It is what configurations and checkpoints store.
 
-    The name may be bare, or have any module of diptych before it. So a path of a module that has moved keeps its meaning.
-    An old name (:data:`RENAMED`) means the present one.
+    Any module of diptych may stand before the name. So a path keeps its meaning when the module moves. An old name
+    (:data:`RENAMED`) means the present one.
 
     >>> public_path("TimmImage"), public_path("diptych.image.TimmImage")
     ('diptych.TimmImage', 'diptych.TimmImage')

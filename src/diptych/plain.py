@@ -16,15 +16,15 @@ __all__ = ["check_plain", "read_json", "read_yaml"]
 MOST_VALUES = 20_000
 """Values of a stored configuration in all."""
 DEEPEST = 24
-"""Levels of lists and mappings in each other."""
+"""How deep lists and mappings may lie within each other."""
 LONGEST = 100_000
 """Letters of a text."""
 LARGEST = 2**24
-"""Largest whole number of an architecture: some of these numbers are the lengths of lists."""
+"""Largest whole number of an architecture. Some of these numbers become lengths of lists."""
 
 
 def check_plain(value: object, where: str, most: int = MOST_VALUES) -> None:
-    """Refuse what is not made of plain values, or is too large.
+    """Refuse a value that is not plain, holds one that is not, or is too large.
 
     Args:
         value: what a file holds.
@@ -66,25 +66,31 @@ def check_plain(value: object, where: str, most: int = MOST_VALUES) -> None:
 def read_json(text: object, where: str) -> dict[str, Any]:
     """The mapping that a stored JSON text holds.
 
+    >>> read_json('{"depth": 2}', "here")
+    {'depth': 2}
+
     Raises:
         ConfigError: it is no JSON, no mapping, or too large; the message names the place.
     """
     if not isinstance(text, str) or len(text) > LONGEST:
-        said = f"a text of {len(text):,} letters" if isinstance(text, str) else shown(text)
-        raise ConfigError(f"{where}: refused: it is {said}, and must be JSON of at most {LONGEST:,} letters")
+        kind = f"a text of {len(text):,} letters" if isinstance(text, str) else shown(text)
+        raise ConfigError(f"{where}: refused: it is {kind}, and must be JSON of at most {LONGEST:,} letters")
     try:
-        found = json.loads(text, parse_constant=_refuse)
+        content = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: refused: it is not JSON ({shown(str(error))})") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{where}: refused: it is {shown(found)}, and must be a mapping")
-    check_plain(found, where)
-    _check_numbers(found, where)
-    return found
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where}: refused: it is {shown(content)}, and must be a mapping")
+    check_plain(content, where)
+    _check_numbers(content, where)
+    return content
 
 
 def read_yaml(text: str, where: str) -> Any:
-    """What a YAML text holds: plain values, its aliases written out no larger than a configuration may be.
+    """The plain values of a YAML text. With its aliases (``*name``) written out, it must not be too large.
+
+    >>> read_yaml("depth: [1, 2]", "here")
+    {'depth': [1, 2]}
 
     Raises:
         ConfigError: it is no YAML, or too large; the message names the place.
@@ -96,26 +102,26 @@ def read_yaml(text: str, where: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        if _written_out(node, {}) > MOST_VALUES:
+        if _count_nodes(node, {}) > MOST_VALUES:
             raise ConfigError(f"{where}: refused: its aliases (*name) stand for more than {MOST_VALUES:,} values")
         return loader.construct_document(node)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: is not YAML: {one_line(str(error))[:300]}") from None
 
 
-def _written_out(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """How many nodes there are if each alias is a copy; of one within itself, more than are allowed."""
+def _count_nodes(node: yaml.Node, sizes: dict[int, int]) -> int:
+    """How many nodes there are if each alias is a copy. An alias within itself counts as more than are allowed."""
     if id(node) not in sizes:
         sizes[id(node)] = MOST_VALUES + 1
         inner = node.value if isinstance(node, yaml.SequenceNode) else []
         if isinstance(node, yaml.MappingNode):
             inner = [part for pair in node.value for part in pair]
-        sizes[id(node)] = 1 + sum(_written_out(part, sizes) for part in inner)
+        sizes[id(node)] = 1 + sum(_count_nodes(part, sizes) for part in inner)
     return sizes[id(node)]
 
 
 def _encodable(text: str) -> bool:
-    """Whether it has no half of a surrogate pair, which could not be printed."""
+    """Whether the text can be printed: it has no half of a surrogate pair."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text) if not text.isascii() else True
 
 

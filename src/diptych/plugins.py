@@ -1,6 +1,6 @@
 """The catalogue: heads, datamodules and commands that installed packages register as entry points.
 
-Nothing is imported until it is chosen, so a broken plug-in breaks only the run that asks for it.
+Nothing is imported until it is chosen. So a broken plug-in breaks only the run that asks for it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Plugin:
 
     @property
     def summary(self) -> str:
-        """The first line of its module's docstring, read without importing anything; empty where there is none."""
+        """The first line of its module's docstring, read without importing anything. Empty if there is none."""
         module = self.path.rpartition(".")[0]
         package = find_spec(module.partition(".")[0])
         if package is None:
@@ -100,7 +100,7 @@ def plugins(group: str) -> tuple[Plugin, ...]:
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """All of ``known``, the most similar to ``name`` first; for messages.
+    """All of ``known``, for messages. Those most similar to ``name`` come first.
 
     >>> nearest("globl", ["pcma", "global"])
     ['global', 'pcma']
@@ -113,7 +113,7 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
 
 
 def known(group: str, name: str) -> str:
-    """The names in a catalogue, the most similar to ``name`` first; for messages."""
+    """The names in a catalogue, for messages. Those most similar to ``name`` come first."""
     return ", ".join(nearest(name, [plugin.name for plugin in plugins(group)]))
 
 
@@ -121,8 +121,7 @@ def find(group: str, name: str) -> Plugin:
     """The plug-in with this entry-point name or bare class name.
 
     Raises:
-        ConfigError: there is none, and the message lists the known ones, the nearest first; or several have that class
-            name.
+        ConfigError: no plug-in has the name, or several have it as their class name. The message lists the known names.
     """
     for plugin in plugins(group):
         if name == plugin.name:
@@ -140,9 +139,9 @@ def find(group: str, name: str) -> Plugin:
 
 
 def describe(group: str) -> list[dict[str, Any]]:
-    """What ``diptych heads`` and ``diptych datamodules`` print: one mapping a plug-in, ``name`` first.
+    """What ``diptych heads`` and ``diptych datamodules`` print: one mapping for each plug-in, ``name`` first.
 
-    A plug-in that cannot be imported is listed with the reason under ``error``.
+    The mapping of a plug-in that cannot be imported has the reason under ``error``.
     """
     rows = []
     for plugin in plugins(group):

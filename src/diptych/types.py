@@ -1,6 +1,6 @@
-"""The typed values that flow from files to metrics, and the one legend of shapes.
+"""The typed values that pass from files to metrics, and the legend of shapes.
 
-Legend, used in every docstring and comment of the project:
+Every docstring and comment of the project uses these letters:
 
 ======  =====================================================================
 ``B``   image-report pairs on this process
@@ -30,20 +30,20 @@ T = TypeVar("T")
 
 
 class Dims(NamedTuple):
-    """Widths that the towers give a head, so that no configuration repeats a number."""
+    """The widths of the towers' vectors. A head gets them from the towers, so no configuration repeats them."""
 
     image: int
     """Width of the pooled image vector."""
     text: int
     """Width of the pooled text vector."""
     image_tokens: int
-    """Width of the region vectors (differs from ``image`` where an inner ResNet stage is chosen)."""
+    """Width of the region vectors. It differs from ``image`` where an inner ResNet stage is chosen."""
     text_tokens: int
     """Width of the word vectors."""
 
 
 def map_leaves(function: Callable[..., Any], *values: T, path: str = "") -> T:
-    """A value built like the first, each of its leaves replaced by ``function(path, *leaves)``.
+    """A copy of the first value in which each leaf is replaced by ``function(path, *leaves)``.
 
     Dataclasses, mappings and tuples are entered, however deep they are nested. Everything else is a leaf.
 
@@ -53,9 +53,9 @@ def map_leaves(function: Callable[..., Any], *values: T, path: str = "") -> T:
     'text.tokens [1, 3, 2]'
 
     Args:
-        function: gets the leaf's path, as ``"text.members.global.pooled"``, and the leaf of each value at that path.
-        values: values of one structure.
-        path: what the paths begin with.
+        function: gets a path, as ``"text.members.global.pooled"``, and the leaf of each value at that path.
+        values: one or more values of the same structure.
+        path: the beginning of all paths.
     """
     first, others = cast(Any, values[0]), cast(Any, values)
     below = f"{path}." if path else ""
@@ -76,7 +76,7 @@ def map_leaves(function: Callable[..., Any], *values: T, path: str = "") -> T:
 
 
 class _Tensors:
-    """Dataclass mix-in: moves, pins and selects every tensor, nested ones too. A list holds one item for each row."""
+    """Dataclass mix-in that moves, pins and selects all tensors, nested ones too. A list holds one item for each row."""
 
     def _map(self, function: Callable[..., Tensor]) -> Self:
         def changed(_: str, leaf: Any) -> Any:
@@ -112,31 +112,31 @@ class _Tensors:
 
 @dataclass(frozen=True)
 class TextBatch(_Tensors):
-    """Reports as the text tower reads them; made by the collate, in the loader's workers."""
+    """Reports as the text tower reads them. The loader's workers make them."""
 
     input_ids: Tensor
     """``[B,P]`` int64 word pieces, special tokens included."""
     attention_mask: Tensor
     """``[B,P]`` bool, True at real pieces (special tokens included)."""
     word_of_piece: Tensor
-    """``[B,P]`` int64: which whole word a piece belongs to; -1 for special tokens, punctuation and padding."""
+    """``[B,P]`` int64: the index of the word that a piece belongs to; -1 for special tokens, punctuation and padding."""
     mask: Tensor
     """``[B,N]`` bool, True at real words."""
     sentences: Tensor
-    """``[B,N]`` int64: index of the sentence a word stands in; -1 at padding."""
+    """``[B,N]`` int64: the index of the sentence that a word is in; -1 at padding."""
     hash: Tensor
-    """``[B]`` int64: the same for equal reports (white space and case folded), whatever the process."""
+    """``[B]`` int64: the same for equal reports, on every process. White space and case make no difference."""
     cut: Tensor
-    """``[B]`` bool: the report was longer than the limit and lost its last sentences."""
+    """``[B]`` bool: True if the report was longer than the limit and lost its last sentences."""
     raw: list[str]
     """The reports as text."""
     sentence_hash: Tensor | None = None
-    """``[B,M]`` int64: the same for equal sentences (white space, case and closing full stop aside); -1 at padding."""
+    """``[B,M]`` int64: the same for equal sentences; -1 at padding. White space, case and a closing full stop do not count."""
 
 
 @dataclass(frozen=True)
 class Batch(_Tensors):
-    """A batch of a datamodule. Fields that the data set lacks are None; they limit what can be trained and evaluated."""
+    """A batch of a datamodule. Fields that the data set lacks are None. They limit what can be trained and evaluated."""
 
     image: Tensor
     """``[B,1,H,V]`` uint8."""
@@ -144,20 +144,20 @@ class Batch(_Tensors):
     index: Tensor
     """``[B]`` int64: position in the data set."""
     valid: Tensor
-    """``[B]`` bool: False for rows that only fill up an evaluation batch; they are never counted."""
+    """``[B]`` bool: False for rows that only fill up an evaluation batch. Such rows are never counted."""
     labels: Tensor | None
     """``[B,L]`` float32: 1 present, 0 absent, -1 uncertain, NaN not mentioned."""
     group: Tensor
-    """``[B]`` int64: the same for images of one patient; the unit of the bootstrap."""
+    """``[B]`` int64: the same for all images of a patient. The bootstrap draws patients."""
     boxes: list[Tensor] | None
-    """One ``[K,5]`` float32 an image: x0, y0, x1, y1 in pixels of the network's input, and the index of the finding."""
+    """For each image ``[K,5]`` float32: x0, y0, x1, y1 in pixels of the network's input, and the index of the finding."""
     ids: list[str]
     """A name for each image, for error messages and tables."""
     masks: Tensor | None = None
-    """``[B,H,V]`` bool: the finding's pixels in the network's input, without those in the padding."""
+    """``[B,H,V]`` bool: True at the finding's pixels in the network's input. Padding is False."""
     notes: list[tuple[str, ...]] | None = None
-    """Remarks on images that are odd but usable, a tuple for each image. None where there is no remark in the batch. The
-    datamodule counts them."""
+    """Remarks on images that are odd but usable, a tuple for each image; None if the batch has no remarks. The datamodule
+    counts them."""
 
     def __len__(self) -> int:
         return self.image.shape[0]
@@ -165,28 +165,28 @@ class Batch(_Tensors):
 
 @dataclass(frozen=True)
 class Features(_Tensors):
-    """The output of a tower, which a head embeds."""
+    """The output of a tower. A head embeds it."""
 
     pooled: Tensor
     """``[B,D]``"""
     tokens: Tensor
     """``[B,N,D]`` regions in row-major order, or whole words."""
     mask: Tensor
-    """``[B,N]`` bool, True at real tokens (always, for regions)."""
+    """``[B,N]`` bool, True at real tokens. All regions are real."""
     grid: tuple[int, int] | None = None
     """Rows and columns of the region grid, ``rows * columns == N``; None for text."""
     sentences: Tensor | None = None
-    """``[B,N]`` int64, text only: sentence of each word, -1 at padding."""
+    """``[B,N]`` int64, text only: the index of each word's sentence; -1 at padding."""
     pixels: Tensor | None = None
     """``[B,1,H,V]`` float, image only: the normalised input, for heads that need it."""
     attention: Tensor | None = None
     """``[B,N]`` float, no gradient: attention of the class token in the last layer, before dropout.
 
-    It is the mean over the attention heads. A word has the sum of its pieces. None where no head asks for it, or where
+    It is the mean over the attention heads. A word has the sum of its pieces. None if the head does not ask for it, or if
     the tower has no class token.
     """
     sentence_hash: Tensor | None = None
-    """``[B,M]`` int64, text only: equal for equal sentences, whatever the process; -1 at padding."""
+    """``[B,M]`` int64, text only: the same for equal sentences, on every process; -1 at padding."""
 
 
 @dataclass(frozen=True)
@@ -213,13 +213,13 @@ E = TypeVar("E", bound=Embedding)
 
 @dataclass(frozen=True)
 class Pairs(Generic[E]):
-    """Embedded pairs: of this process (``here``) or of the whole job (``world``)."""
+    """Embedded pairs, either of this process (``here``) or of the whole job (``world``)."""
 
     image: E
     text: E
     targets: Tensor
-    """``[B]`` int64: the row of each of *these* pairs in the whole job's batch."""
+    """``[B]`` int64: the row of each of these pairs in the batch of the whole job."""
     hash: Tensor
-    """``[B]`` int64: equal for pairs with the same report, which are not negatives of each other."""
+    """``[B]`` int64: the same for pairs with the same report. Such pairs are not negatives of each other."""
     labels: Tensor | None = None
     """``[B,L]``, where the data have them."""
