@@ -300,11 +300,11 @@ def refused(action, kind=(ConfigError, DataError)):
         action()
     assert not seen
     assert "evilmod" not in sys.modules
-    told = str(caught.value)
-    assert told
-    assert "\n" not in told
-    assert len(told) < 1500
-    return told
+    message = str(caught.value)
+    assert message
+    assert "\n" not in message
+    assert len(message) < 1500
+    return message
 
 
 def test_the_recorder_sees(evil):
@@ -333,8 +333,8 @@ def test_the_good_one_loads(good, evil, tmp_path):
 def test_a_hostile_checkpoint_runs_nothing(good, evil, tmp_path, name):
     path = tmp_path / "hostile.ckpt"
     torch.save(CHECKPOINTS[name](copy.deepcopy(good)), path)
-    told = refused(lambda: diptych.load(path), ConfigError)
-    assert str(path) in told
+    message = refused(lambda: diptych.load(path), ConfigError)
+    assert str(path) in message
 
 
 def test_an_archive_that_grows_is_refused(good, tmp_path):
@@ -564,9 +564,9 @@ STORES = {
 @pytest.mark.parametrize("name", STORES)
 def test_a_hostile_store_is_refused_in_one_line(tmp_path, name):
     root = write_store(tmp_path, **STORES[name])
-    told = refused(lambda: open_images(root, 16))
-    assert str(root) in told
-    assert "diptych prepare" in told or name.startswith("intensity")
+    message = refused(lambda: open_images(root, 16))
+    assert str(root) in message
+    assert "diptych prepare" in message or name.startswith("intensity")
 
 
 def test_the_good_store_is_read(tmp_path):

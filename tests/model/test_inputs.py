@@ -46,7 +46,7 @@ COLOUR = pictures(5, 24, 30, 3)
 
 
 @pytest.mark.parametrize(
-    "given",
+    "images",
     [
         GREY,
         GREY[:, None],
@@ -63,14 +63,14 @@ COLOUR = pictures(5, 24, 30, 3)
     ],
     ids=range(12),
 )
-def test_pictures_of_any_kind_are_the_same_pictures(model, given):
-    assert same(model.encode_image(given), model.encode_image(list(GREY)))
+def test_pictures_of_any_kind_are_the_same_pictures(model, images):
+    assert same(model.encode_image(images), model.encode_image(list(GREY)))
 
 
 def test_colours_are_weighed_alike_whatever_their_type(model):
     wanted = [grey_picture(Image.fromarray(colour), "x") for colour in COLOUR]
-    for given in (COLOUR, np.moveaxis(COLOUR, 3, 1), torch.from_numpy(COLOUR)):
-        np.testing.assert_array_equal([grey_picture(p, "x") for p in each_picture(given)], wanted)
+    for batch in (COLOUR, np.moveaxis(COLOUR, 3, 1), torch.from_numpy(COLOUR)):
+        np.testing.assert_array_equal([grey_picture(p, "x") for p in each_picture(batch)], wanted)
     real = grey_picture(each_picture(COLOUR / 255.0)[0], "x").astype(int)
     stretched = np.rint((wanted[0] - wanted[0].min()) / np.ptp(wanted[0].astype(int)) * 255)
     assert np.abs(real - stretched).max() <= 2
@@ -82,21 +82,21 @@ def test_lists_go_through_the_tower_in_batches(model, monkeypatch):
     sizes = []
     embed = type(model.module).embed_image
 
-    def seen(self, images):
+    def count(self, images):
         sizes.append(len(images))
         return embed(self, images)
 
-    monkeypatch.setattr(type(model.module), "embed_image", seen)
+    monkeypatch.setattr(type(model.module), "embed_image", count)
     many = [*GREY] * 7
-    found = model.encode_image(many)
+    embedding = model.encode_image(many)
     assert sizes == [32, 3]
     sizes.clear()
-    assert same(model.encode_image(many, batch_size=4), found)
+    assert same(model.encode_image(many, batch_size=4), embedding)
     assert max(sizes) == 4
     texts = [f"a small effusion {i}" for i in range(3)]
     scores = model.similarity(many, texts)
     assert scores.shape == (35, 3)
-    whole = model.module.head.similarity(found, model.encode_text(texts))
+    whole = model.module.head.similarity(embedding, model.encode_text(texts))
     torch.testing.assert_close(scores, whole, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(model.similarity(many, texts, batch_size=7), whole, atol=1e-5, rtol=1e-4)
     for call in (model.encode_image, lambda p, **o: model.encode_text("a", **o)):
@@ -114,7 +114,7 @@ def test_nothing_gives_nothing(model):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("value", "message"),
     [
         (None, "a NoneType is none"),
         (3, "a int is none"),
@@ -134,16 +134,16 @@ def test_nothing_gives_nothing(model):
     ],
     ids=range(15),
 )
-def test_what_is_no_picture_is_refused_in_one_line(model, given, message):
+def test_what_is_no_picture_is_refused_in_one_line(model, value, message):
     with pytest.raises(DiptychError, match=message) as caught:
-        model.encode_image(given)
+        model.encode_image(value)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("given", [None, 3, b"text", {"a": 1}, ["a", None], ["a", ["b"]]])
-def test_what_is_no_text_is_refused(model, given):
+@pytest.mark.parametrize("value", [None, 3, b"text", {"a": 1}, ["a", None], ["a", ["b"]]])
+def test_what_is_no_text_is_refused(model, value):
     with pytest.raises(ConfigError, match="text"):
-        model.similarity(GREY, given)
+        model.similarity(GREY, value)
 
 
 @pytest.mark.parametrize(

@@ -211,8 +211,8 @@ def test_pictures_are_drawn_at_the_native_size(run, table):
     folder, _ = run
     pictures = sorted(p.name for p in (folder / "figures").iterdir())
     assert {"epoch001-attention-0.png", "epoch001-similarity.png", "test-similarity.png"} <= set(pictures)
-    drawn = Image.open(folder / "figures" / "test-attention-0.png")
-    assert drawn.width == 3 * 256  # 32 pixels eight times enlarged: the radiograph and two named words
+    picture = Image.open(folder / "figures" / "test-attention-0.png")
+    assert picture.width == 3 * 256  # 32 pixels eight times enlarged: the radiograph and two named words
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = [EventAccumulator(str(path)).Reload() for path in folder.glob("events*")]

@@ -105,11 +105,11 @@ def test_killed_while_a_checkpoint_is_written(folder, whole, tmp_path, monkeypat
     save = torch.save
 
     def broken(checkpoint, file, *options, **named):
-        kept = file if hasattr(file, "write") else Path(file).open("wb")  # noqa: SIM115  # it is killed
+        output = file if hasattr(file, "write") else Path(file).open("wb")  # noqa: SIM115  # it is killed
         if checkpoint["global_step"] >= broken.step:
-            kept.write(b"PK\x03\x04")
+            output.write(b"PK\x03\x04")
             raise ArithmeticError("in the midst of writing")
-        save(checkpoint, kept, *options, **named)
+        save(checkpoint, output, *options, **named)
 
     monkeypatch.setattr(torch, "save", broken)
     for broken.step in (6, 9, 24):

@@ -148,15 +148,15 @@ def test_a_loss_that_is_no_number_on_one_process_stops_both(recipe):
 
 
 def test_a_signal_to_one_process_saves_and_ends_both(recipe, two):
-    run = command(recipe, "told")
-    told = launch(*run, *at("SignalAt", step=3, number=15, rank=1))
-    assert told.returncode == 128 + signal.SIGTERM, told.stderr
-    assert "Traceback" not in told.stderr
-    assert "diptych: error" not in told.stderr
-    assert read_checkpoint(recipe / "told" / "checkpoints" / "last.ckpt")["global_step"] == 4
+    run = command(recipe, "signal")
+    done = launch(*run, *at("SignalAt", step=3, number=15, rank=1))
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "diptych: error" not in done.stderr
+    assert read_checkpoint(recipe / "signal" / "checkpoints" / "last.ckpt")["global_step"] == 4
     resumed = launch(*run, "--ckpt_path", "last")
     assert resumed.returncode == 0, resumed.stderr
-    assert apart(trained(two), trained(recipe / "told"))[0] == 0
+    assert apart(trained(two), trained(recipe / "signal"))[0] == 0
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -173,9 +173,9 @@ def test_a_process_that_dies_is_named_by_the_other(recipe, rank):
     done = launch(*run)
     assert done.returncode == (-9 if rank == 0 else 2), done.stderr
     assert "Traceback" not in done.stderr
-    told = [line for line in done.stderr.splitlines() if line.startswith(f"diptych: error: rank {rank} (host ")]
-    assert len(told) == 1
-    assert (" was ended by SIGKILL; " if rank else " has ended; ") in told[0]
+    messages = [line for line in done.stderr.splitlines() if line.startswith(f"diptych: error: rank {rank} (host ")]
+    assert len(messages) == 1
+    assert (" was ended by SIGKILL; " if rank else " has ended; ") in messages[0]
 
 
 def test_an_image_that_only_the_second_process_cannot_read(recipe, tmp_path):
@@ -187,6 +187,6 @@ def test_an_image_that_only_the_second_process_cannot_read(recipe, tmp_path):
     done = launch(*command(recipe, "unreadable"), *options)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
-    told = [line for line in done.stderr.splitlines() if line.startswith("diptych: error: ")]
-    assert f"/{name}: the PNG data are truncated" in told[0]
-    assert told[1:] == [] or told[1].startswith("diptych: error: rank 1 (host ")
+    messages = [line for line in done.stderr.splitlines() if line.startswith("diptych: error: ")]
+    assert f"/{name}: the PNG data are truncated" in messages[0]
+    assert messages[1:] == [] or messages[1].startswith("diptych: error: rank 1 (host ")

@@ -32,10 +32,10 @@ def fit(folder: Path, run: Path, *options: str, where: str = "", step: int = 5):
 def test_a_step_that_is_not_finite_stops_the_run(folder, tmp_path, where):
     done = fit(folder, tmp_path, where=where)
     assert done.returncode == 2
-    (told,) = [line for line in done.stderr.splitlines() if line.startswith("diptych: error: ")]
+    (message,) = [line for line in done.stderr.splitlines() if line.startswith("diptych: error: ")]
     what = "gradient" if where == "gradient" else "loss"
-    assert f"the {what} is not finite after step 5 of epoch 1" in told
-    assert "train/loss/global" in told
+    assert f"the {what} is not finite after step 5 of epoch 1" in message
+    assert "train/loss/global" in message
     wrong = json.loads((tmp_path / "diverged.json").read_text())
     assert (wrong["step"], wrong["what"]) == (5, what)
     assert len(wrong["ids"]) == 4
@@ -83,10 +83,10 @@ def test_steps_skipped_in_a_row_stop_the_run(folder, tmp_path):
 
 def test_other_steps_are_refused_on_going_on(folder, tmp_path):
     assert fit(folder, tmp_path, "--trainer.max_epochs", "1").returncode == 0
-    for option, told in (
+    for option, words in (
         (("--data.loading.batch_size", "8"), "4 samples a step"),
         (("--data.loading.seed", "3"), "data.loading.seed"),
     ):
         done = fit(folder, tmp_path, "--ckpt_path", "last", *option)
         assert done.returncode == 2
-        assert told in done.stderr.splitlines()[-1]
+        assert words in done.stderr.splitlines()[-1]

@@ -111,8 +111,8 @@ def test_heads_that_follow_training_resume_exactly(followed, step):
 
 @pytest.mark.slow
 def test_a_composite_is_drawn_and_loaded_as_any_head(followed):
-    drawn = {path.name.split("-")[-2] for path in (followed / "whole" / "figures").glob("*.png") if "-" in path.stem}
-    assert {"attention", "queries"} <= drawn
+    kinds = {path.name.split("-")[-2] for path in (followed / "whole" / "figures").glob("*.png") if "-" in path.stem}
+    assert {"attention", "queries"} <= kinds
     model = load(followed / "whole" / "checkpoints" / "last.ckpt")
     picture = followed / "data" / "000.png"
     assert model.similarity([picture], ["There is no effusion.", "There is a nodule."]).shape == (1, 2)

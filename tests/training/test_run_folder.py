@@ -51,9 +51,9 @@ def step(run):
 
 def refused(done, *parts):
     assert done.returncode == 2, done.stderr
-    told = done.stderr.splitlines()[-1]
-    assert told.startswith("diptych: error: ")
-    assert not [part for part in parts if part not in told], told
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("diptych: error: ")
+    assert not [part for part in parts if part not in message], message
 
 
 def test_a_folder_that_holds_a_run_is_left_as_it_is(recipe, run):
@@ -151,8 +151,8 @@ def test_a_lock_outlives_no_error_and_is_not_inherited(tmp_path):
     probe = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'a+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
     tried = [sys.executable, "-c", probe, str(tmp_path / "run.lock")]
     assert subprocess.run(tried, capture_output=True, check=False).returncode == 1
-    told = json.loads((tmp_path / "run.lock").read_text())  # which unlocks it, as locks of POSIX are
-    assert told["process"] == os.getpid()
+    holder = json.loads((tmp_path / "run.lock").read_text())  # which unlocks it, as locks of POSIX are
+    assert holder["process"] == os.getpid()
     lock.release()
     assert not list(tmp_path.iterdir())
 
@@ -212,9 +212,10 @@ def test_goes_on_from_the_newest_whole_checkpoint(recipe, run, damage):
 
 
 def test_torchrun_hands_the_folder_on():
-    given = ["fit", "-c", "x.yaml", "--run_folder", "r"]
+    arguments = ["fit", "-c", "x.yaml", "--run_folder", "r"]
     assert (
-        get_args_parser().parse_args(["--nproc_per_node", "2", "-m", "diptych", *given]).training_script_args == given
+        get_args_parser().parse_args(["--nproc_per_node", "2", "-m", "diptych", *arguments]).training_script_args
+        == arguments
     )
     assert "--run_folder" in (ROOT / "experiments" / "machine" / "ddp.yaml").read_text()
     assert "--run_folder" in (ROOT / "docs/machines.md").read_text()
@@ -236,6 +237,6 @@ def test_the_table_says_whose_results_they_are(recipe, run, trained):
     (run / "results.json").write_text(json.dumps(content))
     assert f"**run:** the checkpoint {run}/checkpoints/best.ckpt is not the one that was tested" in table(run, trained)
     (run / "checkpoints" / "best.ckpt").unlink()
-    told = table(run, trained)
-    assert f"**run:** the checkpoint that was tested, {run}/checkpoints/best.ckpt, is gone" in told
-    assert "**trained:**" not in told
+    text = table(run, trained)
+    assert f"**run:** the checkpoint that was tested, {run}/checkpoints/best.ckpt, is gone" in text
+    assert "**trained:**" not in text

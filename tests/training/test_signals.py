@@ -140,13 +140,13 @@ def test_a_signal_to_all_processes_leaves_the_loaders_workers_at_work(recipe, wh
             time.sleep(0.05)
         for number in (signal.SIGHUP, signal.SIGHUP):  # twice within a moment is one order
             os.killpg(process.pid, number)
-        _, told = process.communicate(timeout=60)
+        _, output = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 129, told
-    assert told.count("saves at the next step") == 1
-    assert "Traceback" not in told
-    assert f"saved: step {last(recipe / 'group')['global_step']}, in {recipe}/group/checkpoints/last.ckpt" in told
+    assert process.returncode == 129, output
+    assert output.count("saves at the next step") == 1
+    assert "Traceback" not in output
+    assert f"saved: step {last(recipe / 'group')['global_step']}, in {recipe}/group/checkpoints/last.ckpt" in output
 
 
 @pytest.mark.slow
@@ -154,9 +154,9 @@ def test_a_second_signal_ends_it_at_once(recipe):
     """While the main thread is in a step that does not end."""
     process = start(recipe, "twice", *at(2, signal.SIGTERM, times=2, apart=1.5))
     try:
-        _, told = process.communicate(timeout=120)
+        _, output = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == 143, told
-    assert "SIGTERM: ends at once" in told
+    assert process.returncode == 143, output
+    assert "SIGTERM: ends at once" in output
     assert not list((recipe / "twice").rglob("*.ckpt"))
