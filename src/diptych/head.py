@@ -183,13 +183,13 @@ def gather_pairs(head: AlignmentHead[E], here: Pairs[E]) -> Pairs[E]:
     """
     known: set[str] = set()
 
-    def gathered(path: str, leaf: Any) -> Any:
+    def gather_leaf(path: str, leaf: Any) -> Any:
         known.add(path)
         if not isinstance(leaf, Tensor):
             return leaf
         return distributed.gather(leaf) if path in head.gathers else leaf.new_empty(0)
 
-    world = map_leaves(gathered, {"image": here.image, "text": here.text})
+    world = map_leaves(gather_leaf, {"image": here.image, "text": here.text})
     if unknown := head.gathers - known:
         raise ConfigError(
             f"head {type(head).__name__}: gathers names {', '.join(sorted(unknown))}, which its embeddings lack; "

@@ -79,12 +79,12 @@ class _Tensors:
     """Dataclass mix-in that moves, pins and selects all tensors, nested ones too. A list holds one item for each row."""
 
     def _map(self, function: Callable[..., Tensor]) -> Self:
-        def changed(_: str, leaf: Any) -> Any:
+        def map_leaf(_: str, leaf: Any) -> Any:
             if isinstance(leaf, list):
-                return [changed("", item) for item in leaf]
+                return [map_leaf("", item) for item in leaf]
             return function(leaf) if isinstance(leaf, Tensor) else leaf
 
-        return map_leaves(changed, self)
+        return map_leaves(map_leaf, self)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same value with its tensors on ``device``."""
@@ -102,12 +102,12 @@ class _Tensors:
         """
         chosen = rows.nonzero().squeeze(1) if rows.dtype == torch.bool else rows
 
-        def of_leaf(_: str, leaf: Any) -> Any:
+        def select_rows(_: str, leaf: Any) -> Any:
             if isinstance(leaf, list):
                 return [leaf[i] for i in chosen.tolist()]
             return leaf[chosen.to(leaf.device)] if isinstance(leaf, Tensor) else leaf
 
-        return map_leaves(of_leaf, self)
+        return map_leaves(select_rows, self)
 
 
 @dataclass(frozen=True)

@@ -129,13 +129,14 @@ class TrainedModel:
         self.module = module.eval().to(self.device)
         self.image_size, self.intensity = image_size, intensity
 
-    def _boxed(self, pictures: Sequence[Any], start: int = 0) -> tuple[Tensor, list[Letterbox], list[tuple[int, int]]]:
+    def _square(self, pictures: Sequence[Any], start: int = 0) -> tuple[Tensor, list[Letterbox], list[tuple[int, int]]]:
+        """Pictures as the tower's input ``[B,1,H,V]``, the place of each in it, and the shape of each before."""
         greys = [
             grey_picture(picture, f"pictures[{index}]", self.intensity) for index, picture in enumerate(pictures, start)
         ]
-        boxed = [letterbox(grey, self.image_size) for grey in greys]
-        images = torch.from_numpy(np.stack([image for image, _ in boxed]))[:, None].to(self.device)
-        return images, [place for _, place in boxed], [cast("tuple[int, int]", grey.shape) for grey in greys]
+        squares = [letterbox(grey, self.image_size) for grey in greys]
+        images = torch.from_numpy(np.stack([image for image, _ in squares]))[:, None].to(self.device)
+        return images, [place for _, place in squares], [cast("tuple[int, int]", grey.shape) for grey in greys]
 
     @torch.inference_mode()
     def embed_image(self, pictures: Any, *, batch_size: int = 32) -> Embedding:
@@ -151,7 +152,7 @@ class TrainedModel:
             black = torch.zeros(1, 1, self.image_size, self.image_size, dtype=torch.uint8, device=self.device)
             return self.module.embed_image(black).select(torch.arange(0, device=self.device))
         starts = range(0, len(many), batch_size)
-        return stack([self.module.embed_image(self._boxed(many[i : i + batch_size], i)[0]) for i in starts])
+        return stack([self.module.embed_image(self._square(many[i : i + batch_size], i)[0]) for i in starts])
 
     @torch.inference_mode()
     def embed_text(self, texts: str | Sequence[str], *, batch_size: int = 64) -> Embedding:
@@ -232,7 +233,7 @@ class TrainedModel:
 
     def _maps(self, picture: Any, what: str, heat_of: Callable[[Embedding], Tensor]) -> NDArray[np.float32]:
         """Maps at the picture's own size; ``heat_of`` computes them over the regions, ``[maps,N]``, from the embedding."""
-        images, places, shapes = self._boxed([_single(each_picture(picture), what, "picture")])
+        images, places, shapes = self._square([_single(each_picture(picture), what, "picture")])
         features = self.module.encoder.encode_image(images)
         if features.grid is None:
             raise ConfigError("the image tower gives no region grid, so there is nothing to draw")

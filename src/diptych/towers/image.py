@@ -309,7 +309,8 @@ class TimmImage(ImageTower):
 def _level(name: str, levels: float | Sequence[float]) -> Tensor:
     """The mean or the deviation of grey: one number, from one number or from one for each colour."""
     values = list(levels) if isinstance(levels, Sequence) else [levels]
-    for value in values or [levels]:  # an empty list is no number
+    numbers: Sequence[object] = values or [levels]  # an empty list is refused as a whole
+    for value in numbers:
         remedy = "a number from 0 to 1 where black is 0 and white is 1 (divide by 255)"
         check_number(name, value, least=0 if name == "mean" else 1e-6, most=1, remedy=remedy)
     return torch.tensor(values, dtype=torch.float32).mean()

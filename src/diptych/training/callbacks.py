@@ -160,7 +160,7 @@ class Results(pl.Callback):
     @rank_zero_only
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the rows that the datamodule left out to ``dropped.csv``."""
-        self._dropped(trainer)
+        self._write_dropped(trainer)
 
     @rank_zero_only
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -189,8 +189,8 @@ class Results(pl.Callback):
             try:
                 self._print(pl_module)
             finally:  # if printing fails, as into a closed pipe, the figures are still written
-                self._write(trainer, pl_module, name)
-        self._dropped(trainer)
+                self._write_results(trainer, pl_module, name)
+        self._write_dropped(trainer)
 
     def _print(self, pl_module: AlignmentModule | Task) -> None:
         if pl_module.results and not self._printed:
@@ -198,13 +198,13 @@ class Results(pl.Callback):
             print_table(pl_module.results)
 
     @staticmethod
-    def _dropped(trainer: pl.Trainer) -> None:
+    def _write_dropped(trainer: pl.Trainer) -> None:
         datamodule = getattr(trainer, "datamodule", None)
         if isinstance(datamodule, RadiographDataModule) and datamodule.dropped.rows:
             datamodule.dropped.write(Path(trainer.default_root_dir) / "dropped.csv", datamodule.loading.private)
 
     @staticmethod
-    def _write(trainer: pl.Trainer, pl_module: AlignmentModule | Task, name: str) -> None:
+    def _write_results(trainer: pl.Trainer, pl_module: AlignmentModule | Task, name: str) -> None:
         datamodule = getattr(trainer, "datamodule", None)
         if not isinstance(datamodule, RadiographDataModule):
             return

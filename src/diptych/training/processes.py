@@ -45,17 +45,17 @@ class Peer:
             table = os.readlink("/proc/self/ns/pid")
         except OSError:  # not Linux
             table = ""
-        return Peer(distributed.rank(), host, f"{host} {table}", os.getpid(), _started(os.getpid()) or "")
+        return Peer(distributed.rank(), host, f"{host} {table}", os.getpid(), _start_time(os.getpid()) or "")
 
     def alive(self) -> bool:
         """Whether it still runs. Only a process of the same ``place`` can ask."""
-        return _started(self.process) == self.started
+        return _start_time(self.process) == self.started
 
     def __str__(self) -> str:
         return f"rank {self.rank} (host {self.host}, process {self.process})"
 
 
-def _started(process: int) -> str | None:
+def _start_time(process: int) -> str | None:
     """When a process has started, or None if it has ended."""
     if Path("/proc/self/stat").exists():
         try:
@@ -116,12 +116,12 @@ class Peers(pl.Callback):
                 break
             time.sleep(0.05)
         if dead:
-            return "; ".join(self._ended(peer) for peer in dead)
+            return "; ".join(self._describe_end(peer) for peer in dead)
         if seconds and (far := [peer for peer in self._others if peer.place != self._here.place]):
             return f"one of these has ended or cannot be reached: {', '.join(map(str, far))}"
         return None
 
-    def _ended(self, peer: Peer) -> str:
+    def _describe_end(self, peer: Peer) -> str:
         code = next((child.poll() for child in self._children if child.pid == peer.process), None)
         if code is None:
             return f"{peer} has ended"
