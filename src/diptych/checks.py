@@ -35,7 +35,7 @@ def check_number(
         most: the largest value allowed.
         below: values must be smaller than this.
         whole: whether it must be a whole number.
-        remedy: what to do instead; the range in words, if not given.
+        remedy: what to give instead. If it is empty, the message names the range.
 
     Raises:
         ConfigError: it is no number, or out of range.

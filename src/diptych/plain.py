@@ -70,7 +70,7 @@ def read_json(text: object, where: str) -> dict[str, Any]:
     {'depth': 2}
 
     Raises:
-        ConfigError: it is no JSON, no mapping, or too large; the message names the place.
+        ConfigError: it is no JSON, no mapping, or too large. The message names the place.
     """
     if not isinstance(text, str) or len(text) > LONGEST:
         kind = f"a text of {len(text):,} letters" if isinstance(text, str) else shown(text)
@@ -93,7 +93,7 @@ def read_yaml(text: str, where: str) -> Any:
     {'depth': [1, 2]}
 
     Raises:
-        ConfigError: it is no YAML, or too large; the message names the place.
+        ConfigError: it is no YAML, or too large. The message names the place.
     """
     if len(text) > 10 * LONGEST:
         raise ConfigError(f"{where}: refused: {len(text):,} letters; the most is {10 * LONGEST:,}")

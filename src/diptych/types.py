@@ -156,7 +156,7 @@ class Batch(_Tensors):
     masks: Tensor | None = None
     """``[B,H,V]`` bool: True at the finding's pixels in the network's input. Padding is False."""
     notes: list[tuple[str, ...]] | None = None
-    """Remarks on images that are odd but usable, a tuple for each image; None if the batch has no remarks. The datamodule
+    """Remarks on images that are odd but usable, a tuple for each image. None if the batch has no remarks. The datamodule
     counts them."""
 
     def __len__(self) -> int:

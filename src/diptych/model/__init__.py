@@ -4,7 +4,7 @@
 - ``checkpoint``: reads and writes the file.
 - ``stored``: builds the module of a checkpoint, which may come from anybody. ``arguments``: what it calls constructors with.
   ``budget``: what it may allocate.
-- ``building``: classes that a recipe names; a recipe is trusted.
+- ``building``: classes that a recipe names. A recipe is trusted.
 - ``inference``: ``load`` and the trained model. ``inputs``: the pictures and texts that people hand to it.
 """
 

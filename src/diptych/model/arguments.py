@@ -29,13 +29,13 @@ __all__ = ["build", "known_class", "read_arguments", "read_value"]
 
 
 def known_class(name: object, base: type, where: str, trust: Collection[str] = ()) -> type:
-    """The class of this name, if it is known and is of this base; only then is its module imported.
+    """The class of this name, if it is known and of this base. The module of any other name is not imported.
 
     Args:
-        name: of a head, as in the catalogue (entry point, class name or import path); else a public name of diptych.
-        base: what its place asks for.
+        name: a head as the catalogue names it (entry point, class name or import path), or a public name of diptych.
+        base: the class that its place asks for.
         where: the place, for messages.
-        trust: import paths that are known besides.
+        trust: import paths of other classes that are known.
 
     Raises:
         ConfigError: it is not known, cannot be imported, or is something else.
@@ -123,7 +123,7 @@ def read_arguments(
         kind: the class.
         stored: the arguments as a checkpoint holds them.
         where: their place in the configuration, for messages.
-        trust: see :func:`known_class`.
+        trust: as for :func:`known_class`.
         positional: how many arguments the constructor gets otherwise, before these.
 
     Raises:

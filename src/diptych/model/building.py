@@ -65,7 +65,7 @@ def refuse_functions(config: Any, where: str) -> None:
     """Refuse functions among parsed values. Every place of ours asks for a class.
 
     Raises:
-        ConfigError: there is one; the message names its place.
+        ConfigError: there is one. The message names its place.
     """
     if callable(config) and not isinstance(config, type):
         name = f"{getattr(config, '__module__', '')}.{getattr(config, '__qualname__', shown(config))}"

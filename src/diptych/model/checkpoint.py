@@ -84,7 +84,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
 
 
 def _refuse_compressed(path: Path) -> None:
-    """Refuse an archive that would grow in memory; torch writes none."""
+    """Refuse an archive that would grow in memory. torch does not write such archives."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
@@ -119,7 +119,7 @@ def check_fit(checkpoint: dict[str, Any], module: nn.Module, *, source: str) -> 
 
 
 def checkpoint_in(path: Path | str) -> Path:
-    """The checkpoint file of a path. Of a run's folder it is the best checkpoint, else the last; a message says which.
+    """The checkpoint file of a path. Of a run's folder it is the best checkpoint, else the last. A message says which.
 
     Raises:
         ConfigError: the folder holds neither.

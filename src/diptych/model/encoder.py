@@ -19,7 +19,7 @@ __all__ = ["DualEncoder"]
 
 
 class DualEncoder(nn.Module):
-    """An image panel and a text panel. It does not align them; the head does.
+    """An image panel and a text panel. The head aligns them.
 
     Args:
         image: any image tower, as :class:`diptych.towers.image.TimmImage`.

@@ -104,7 +104,7 @@ class TrainedModel:
     """A trained dual encoder with its head, for pictures and strings.
 
     Pictures are paths (of any file that training reads), PIL images, arrays or tensors. A method takes one, a list, or an
-    array of many; :func:`diptych.model.inputs.each_picture` lists the shapes. uint8 arrays are taken as they are. Other
+    array of many (:func:`diptych.model.inputs.each_picture`). uint8 arrays are taken as they are. Other
     types are stretched to their own range. All are read with the intensity of training. Nothing is trained, and nothing is
     random.
 
@@ -140,7 +140,7 @@ class TrainedModel:
 
     @torch.inference_mode()
     def embed_image(self, pictures: Any, *, batch_size: int = 32) -> Embedding:
-        """Embedding of ``I`` pictures; ``.pooled`` is ``[I,E]``, L2-normalised.
+        """The embedding of ``I`` pictures. Its ``pooled`` is ``[I,E]``, L2-normalised.
 
         Args:
             pictures: one or many, or none.
@@ -156,7 +156,7 @@ class TrainedModel:
 
     @torch.inference_mode()
     def embed_text(self, texts: str | Sequence[str], *, batch_size: int = 64) -> Embedding:
-        """Embedding of ``T`` texts; ``.pooled`` is ``[T,E]``, L2-normalised.
+        """The embedding of ``T`` texts. Its ``pooled`` is ``[T,E]``, L2-normalised.
 
         Args:
             texts: one or many, or none.
@@ -232,7 +232,7 @@ class TrainedModel:
         return self._maps(picture, "observations", lambda image: head.observations(image)[0])
 
     def _maps(self, picture: Any, what: str, heat_of: Callable[[Embedding], Tensor]) -> NDArray[np.float32]:
-        """Maps at the picture's own size; ``heat_of`` computes them over the regions, ``[maps,N]``, from the embedding."""
+        """Maps at the picture's own size. ``heat_of`` computes maps over the regions, ``[maps,N]``, from the embedding."""
         images, places, shapes = self._square([_single(each_picture(picture), what, "picture")])
         features = self.module.encoder.encode_image(images)
         if features.grid is None:

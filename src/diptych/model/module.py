@@ -42,11 +42,11 @@ class AlignmentModule(pl.LightningModule):
         image: the image tower.
         text: the text tower.
         head: the alignment head, by entry-point name, class name or import path. The towers give it their widths.
-        evaluators: what validation and test compute; retrieval if not given.
+        evaluators: what validation and test compute. The default is retrieval.
         lr: peak learning rate of AdamW.
         weight_decay: of AdamW. It applies to weight matrices, not to biases, norms, temperatures and position codes.
         betas: of AdamW.
-        warmup: how long the learning rate rises. From 1 on it is a number of steps; below 1 it is a share of all steps.
+        warmup: how long the learning rate rises. It is a number of steps, or below 1 a share of all steps.
         lr_floor: the learning rate at the end of the cosine, as a share of ``lr``.
         mask_duplicates: whether two pairs with the same report are spared as negatives of each other, over all processes.
     """
@@ -199,7 +199,7 @@ class AlignmentModule(pl.LightningModule):
         return datamodule if isinstance(datamodule, RadiographDataModule) else None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One step's loss; its terms are logged as ``train/loss/<term>``."""
+        """The loss of one step. Its terms are logged as ``train/loss/<term>``."""
         total, terms = self._loss(self._pairs(batch))
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch))
         for name, term in terms.items():

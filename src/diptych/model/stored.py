@@ -54,7 +54,7 @@ def build_stored(config: object, state: dict[str, Any], path: str, trust: Collec
         trust: as for :func:`build_module`.
 
     Raises:
-        ConfigError: the configuration is refused; the message names the file.
+        ConfigError: the configuration is refused. The message names the file.
     """
     from diptych.evaluation.base import Evaluator
 

@@ -69,7 +69,7 @@ def check_model_args(name: str, args: dict[str, Any]) -> None:
     """Refuse arguments of a timm model that a checkpoint may not hold.
 
     Raises:
-        ConfigError: one is not known to be harmless, or is not plain and small; the message names it.
+        ConfigError: one is not known to be harmless, or is not plain and small. The message names it.
     """
     for key, value in args.items():
         if key not in _MODEL_ARGS:
@@ -112,7 +112,7 @@ _INERT = frozenset({
     "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "pooler_type",
     "position_embedding_type", "problem_type", "return_dict", "torch_dtype", "transformers_version",
 })  # fmt: skip
-"""Keys of configurations that say nothing of an encoder's shape. Older checkpoints hold them; they are ignored."""
+"""Keys of configurations that say nothing of an encoder's shape. Older checkpoints hold them. They are ignored."""
 
 
 def shape_fields(kind: type) -> frozenset[str]:

@@ -26,9 +26,9 @@ def make_backbone(
 
     Args:
         name: a timm model, or ``hf-hub:owner/name``, or ``local-dir:/a/folder``.
-        pretrained: whether the hub's or the folder's weights are loaded; a file of weights comes before them.
+        pretrained: whether the hub's or the folder's weights are loaded, unless a file of weights is given.
         weights: the file.
-        prefix: what stands before the names of the weights in the file; None searches for it.
+        prefix: what stands before the names of the weights in the file. None searches for it.
         args: arguments of timm's constructor.
 
     Raises:

@@ -45,7 +45,7 @@ def origin_of(extra_state: dict[str, Any], name: str) -> dict[str, Any]:
     {'name': 'resnet50', 'weights': 'random'}
 
     Args:
-        extra_state: what the tower's ``get_extra_state`` had put in the checkpoint; ``origin`` is JSON.
+        extra_state: what the tower's ``get_extra_state`` had put in the checkpoint, with ``origin`` as JSON.
         name: of the tower, for a checkpoint without ``origin``.
 
     Raises:
@@ -69,7 +69,7 @@ def class_attention(query: Tensor, key: Tensor, scale: float, mask: Tensor | Non
     Fused attention never computes these probabilities. One row of them costs ``1/P`` of a layer's attention.
 
     Args:
-        query: ``[B,heads,P,d]``; its first token is the class token.
+        query: ``[B,heads,P,d]``. Its first token is the class token.
         key: ``[B,heads,P,d]``
         scale: of the products, as ``d ** -0.5``.
         mask: ``[B,1,Q,P]`` as the layer has it: bool, True at what may be attended to, or numbers to add. Its first row is

@@ -33,7 +33,7 @@ class ImageTower(Tower):
     """Base of every image tower: a radiograph becomes a pooled vector, and one vector for each region of a grid."""
 
     pyramid_widths: tuple[int, ...] = ()
-    """Widths of the feature pyramid's levels; empty where the tower has none."""
+    """Widths of the feature pyramid's levels. Empty where the tower has none."""
 
     query_width: int = 0
     """Width of the vectors of :meth:`queries`; 0 where the tower has no queries."""
@@ -115,7 +115,7 @@ class TimmImage(ImageTower):
         freeze_layers: how many of the lowest layers are not trained. Each block is one, and the stem is one.
         layer_decay: factor of the learning rate from each layer to the one below, above 0 to 1.
         gradient_checkpointing: recompute the blocks in backward, to save memory.
-        architecture: JSON from a checkpoint, instead of ``name`` and ``model_args``; needs ``pretrained=False``.
+        architecture: JSON from a checkpoint, instead of ``name`` and ``model_args``. Needs ``pretrained=False``.
 
     Raises:
         ConfigError: no such model, weights out of reach, a backbone without feature maps, or an argument that does not

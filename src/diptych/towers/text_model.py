@@ -56,9 +56,9 @@ def load_text_model(
     Args:
         name: of the model, on the hub or as a folder.
         config: of transformers.
-        pretrained: whether the hub's or the folder's weights are loaded; a file of weights comes before them.
+        pretrained: whether the hub's or the folder's weights are loaded, unless a file of weights is given.
         weights: the file.
-        prefix: what stands before the names of the weights in the file; None searches for it.
+        prefix: what stands before the names of the weights in the file. None searches for it.
 
     Raises:
         ConfigError: the model is no encoder, or its weights cannot be had whole.
@@ -151,7 +151,7 @@ def load_tokenizer(name: str, max_tokens: int, lower_case: bool | None) -> Token
     Args:
         name: of the model, on the hub or as a folder.
         max_tokens: most word pieces of a report.
-        lower_case: whether it folds case; None decides by its own setting and its vocabulary.
+        lower_case: whether it folds case. None decides by its own setting and its vocabulary.
 
     Raises:
         ConfigError: it cannot be loaded, is of a kind that does not give words, or its case cannot be set.

@@ -25,7 +25,7 @@ State = dict[str, Tensor]
 Convert = Callable[[State], State]
 
 _FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth", "*.safetensors", "*.pth", "*.bin")
-"""Where a folder has its weights, the likeliest first; timm and transformers write the first two."""
+"""Names of files of weights, the most common first. timm and transformers write the first two."""
 _DEEPEST = 8
 """How deep mappings may lie within each other where weights are searched for."""
 
@@ -192,7 +192,7 @@ def load_whole(
         state: all tensors of the file, from :func:`read_weights`.
         of: what the module is, for messages.
         file: the file's name, for messages.
-        prefix: what stands before the names; None searches for it.
+        prefix: what stands before the names. None searches for it.
         convert: turns known foreign formats into the module's names and shapes, and leaves others as they are.
 
     Returns:

@@ -32,9 +32,9 @@ class Figures(pl.Callback):
     With ``data.loading.private``, no report and no word of one is written into a picture.
 
     Args:
-        pairs: how many pairs to draw; 0 draws nothing at all.
+        pairs: how many pairs to draw. With 0 nothing at all is drawn.
         indices: which pairs of the split, by position. If not given, they are spread evenly over the split.
-        words: which words to draw, where a report has them; case does not matter. If not given, the words with the most
+        words: which words to draw, where a report has them. Case does not matter. If not given, the words with the most
             concentrated attention are drawn.
         words_per_pair: the most words of a pair. Twice as many queries are drawn.
         matrix: how many pairs the similarity matrix has.

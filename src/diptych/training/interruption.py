@@ -39,7 +39,7 @@ _current: Signals | None = None
 
 
 class Interrupted(SystemExit):
-    """The end of the command by a signal; ``code`` is 128 + its number."""
+    """The end of the command by a signal. ``code`` is 128 + its number."""
 
 
 class Signals:

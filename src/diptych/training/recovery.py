@@ -60,7 +60,7 @@ class Recovery(Checkpoint):
     run is written after its last validation.
 
     Args:
-        dirpath: the folder of ``last.ckpt``; the run's ``checkpoints`` if not given.
+        dirpath: the folder of ``last.ckpt``. The default is the run's ``checkpoints``.
         every_n_train_steps: optimiser steps between two saves. A killed run repeats at most so many.
     """
 
