@@ -123,7 +123,7 @@ class Parser(LightningArgumentParser):
 
     command = "fit"
 
-    def parse_args(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]  # all other options are passed on as they are
+    def parse_args(self, args: Sequence[str] | None = None, **options: Any) -> Any:  # type: ignore[override]  # options: all others
         """Parse arguments. jsonargparse gives the parser of an inner class Python's ``None``, which becomes YAML's null."""
         if args is not None and not self.exit_on_error:
             args = [_as_yaml(word) for word in args]
