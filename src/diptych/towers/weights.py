@@ -149,23 +149,20 @@ class _Fit:
         return not self.missing and not self.misshapen
 
 
+def _cuts(name: str) -> list[tuple[str, str]]:
+    """The name as prefix and rest, in every way: ``a.b`` is (``""``, ``a.b``) and (``a.``, ``b``)."""
+    parts = name.split(".")
+    return [("".join(f"{part}." for part in parts[:cut]), ".".join(parts[cut:])) for cut in range(len(parts))]
+
+
 def _prefixes(needed: State, state: State) -> Counter[str]:
     """How many of the needed names the state has behind each prefix."""
-    numbers: Counter[str] = Counter()
-    for name in state:
-        parts = name.split(".")
-        for cut in range(len(parts)):
-            if ".".join(parts[cut:]) in needed:
-                numbers["".join(f"{part}." for part in parts[:cut])] += 1
-    return numbers
+    return Counter(prefix for name in state for prefix, rest in _cuts(name) if rest in needed)
 
 
 def _groups(state: State, least: int) -> list[str]:
     """Every prefix with at least so many tensors below it."""
-    numbers: Counter[str] = Counter()
-    for name in state:
-        parts = name.split(".")
-        numbers.update("".join(f"{part}." for part in parts[:cut]) for cut in range(len(parts)))
+    numbers = Counter(prefix for name in state for prefix, _ in _cuts(name))
     return [prefix for prefix, number in numbers.items() if number >= least]
 
 
