@@ -19,8 +19,10 @@ sys.path.insert(
 import pytest  # noqa: E402  # after the environment is set
 import torch  # noqa: E402  # as above
 from gloo import gloo2, gloo4, processes  # noqa: E402  # after its folder can be found
+from refusing import evil  # noqa: E402  # as above
+from texts import minilm, minilm_folder  # noqa: E402  # as above
 
-__all__ = ["gloo2", "gloo4", "one_thread", "processes", "shared_data"]
+__all__ = ["evil", "gloo2", "gloo4", "minilm", "minilm_folder", "one_thread", "processes", "shared_data"]
 
 torch.set_num_threads(_THREADS)
 
