@@ -35,11 +35,11 @@ from diptych.tasks.base import Task
 from diptych.training.callbacks import Bar, Results, Summary, Throughput
 from diptych.training.divergence import Divergence
 from diptych.training.figures import Figures
-from diptych.training.interruption import Interrupted, Interruption, Signals
-from diptych.training.loggers import Events, SavedConfig
+from diptych.training.interruption import Interruption, SignalExit, Signals
+from diptych.training.loggers import ConfigWriter, Events
 from diptych.training.processes import Peers
 from diptych.training.recovery import Best, Recovery
-from diptych.training.run_folder import Anew, RunLock, earlier, first_process, lies_in, newest, written
+from diptych.training.run_folder import RemoveFiles, RunLock, earlier, first_process, lies_in, newest, run_files
 
 __all__ = ["DiptychCLI", "TaskCLI", "run"]
 
@@ -76,7 +76,7 @@ class DiptychCLI(LightningCLI):
     ) -> None:  # Lightning's
         self._signals, self._lock, self._peers = signals, lock, peers
         self._resume_path: str | None = None
-        self._anew = Anew([])
+        self._remove_files = RemoveFiles([])
         super().__init__(*args, **options)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -176,7 +176,7 @@ class DiptychCLI(LightningCLI):
                 "or give another --run"
             )
         if config.overwrite:
-            self._anew = Anew(written(run, checkpoints, config.checkpoint.filename or "best"))
+            self._remove_files = RemoveFiles(run_files(run, checkpoints, config.checkpoint.filename or "best"))
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         arguments = super()._prepare_subcommand_kwargs(subcommand)
@@ -215,7 +215,7 @@ class DiptychCLI(LightningCLI):
         plugins = _as_list(config.get("plugins"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             config["plugins"] = [*plugins, AtomicCheckpointIO()]
-        callbacks = [self._anew, Results(), _Monitors(), self._peers, *callbacks, Throughput()]
+        callbacks = [self._remove_files, Results(), _Monitors(), self._peers, *callbacks, Throughput()]
         own = _as_list(config.get("callbacks"))
         if config.get("logger"):
             callbacks.append(LearningRateMonitor("step"))
@@ -339,7 +339,7 @@ def run(command: str) -> None:
                 seed_everything_default=0,
                 trainer_class=Trainer,
                 trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
-                save_config_callback=SavedConfig,
+                save_config_callback=ConfigWriter,
                 # A test must not replace the recipe that the run was trained with.
                 save_config_kwargs={
                     "save_to_log_dir": False,
@@ -353,7 +353,7 @@ def run(command: str) -> None:
                 peers=peers,
             )
             if signals.received:  # the run was at its end
-                raise Interrupted(128 + signals.received)
+                raise SignalExit(128 + signals.received)
     except DiptychError:
         raise
     except Exception as error:  # jsonargparse and Lightning wrap errors in many types; unknown ones are raised again

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from diptych import distributed
 from diptych.training.recovery import Recovery
 
-__all__ = ["ENDING", "Interrupted", "Interruption", "Signals"]
+__all__ = ["ENDING", "Interruption", "SignalExit", "Signals"]
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """Signals that ask for an end."""
@@ -38,7 +38,7 @@ _LEAVE = b"\0"
 _current: Signals | None = None
 
 
-class Interrupted(SystemExit):
+class SignalExit(SystemExit):
     """The end of the command by a signal. ``code`` is 128 + its number."""
 
 
@@ -97,7 +97,7 @@ class Signals:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         elif not self.training:
-            raise Interrupted(128 + number)
+            raise SignalExit(128 + number)
 
     def _watch(self) -> None:
         while True:
@@ -211,7 +211,7 @@ class Interruption(Checkpoint):
         environment = getattr(trainer.strategy, "cluster_environment", None)
         started_here = environment is not None and not environment.creates_processes_externally
         # The process that has started this one returns the code. It would report another code here as a failure.
-        raise Interrupted(0 if started_here and trainer.local_rank else 128 + number)
+        raise SignalExit(0 if started_here and trainer.local_rank else 128 + number)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let a signal wait while the last checkpoint is written."""

@@ -19,7 +19,7 @@ from PIL import Image
 
 from diptych.files import replace_text
 
-__all__ = ["Events", "SavedConfig", "log_picture"]
+__all__ = ["ConfigWriter", "Events", "log_picture"]
 
 
 class Events(TensorBoardLogger):
@@ -38,7 +38,7 @@ class Events(TensorBoardLogger):
         FabricTensorBoardLogger.save(self)
 
 
-class SavedConfig(SaveConfigCallback):
+class ConfigWriter(SaveConfigCallback):
     """Writes the configuration into the run's folder before training, whatever the logger, and gives it to loggers."""
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from diptych.errors import ConfigError
 from diptych.model.checkpoint import read_checkpoint
 
-__all__ = ["Anew", "RunLock", "earlier", "first_process", "lies_in", "newest", "written"]
+__all__ = ["RemoveFiles", "RunLock", "earlier", "first_process", "lies_in", "newest", "run_files"]
 
 _RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
 """The variables in which launchers give a process its place. A launcher sets some of them."""
@@ -48,7 +48,7 @@ def earlier(run: Path, checkpoints: Path) -> list[Path]:
     return sorted(files)
 
 
-def written(run: Path, checkpoints: Path, best: str) -> list[Path]:
+def run_files(run: Path, checkpoints: Path, best: str) -> list[Path]:
     """The files that an earlier run wrote: checkpoints, results, figures and logs. The new run replaces the recipe anyway.
 
     Args:
@@ -65,7 +65,7 @@ def written(run: Path, checkpoints: Path, best: str) -> list[Path]:
     return files
 
 
-class Anew(Callback):
+class RemoveFiles(Callback):
     """Removes files when a run has read all its data and is about to begin. A run that cannot begin removes nothing.
 
     Args:
