@@ -29,7 +29,7 @@ $(VENV)/installed: pyproject.toml setup.cfg
 	touch $@
 
 test: install  ## the whole suite, real-data tests where the data are
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: lint types wheel  ## what CI asks before the tests
 

@@ -27,6 +27,12 @@ __all__ = ["evil", "gloo2", "gloo4", "minilm", "minilm_folder", "one_thread", "p
 torch.set_num_threads(_THREADS)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: started last, one of them would keep a single worker busy at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """For loops over small values, where threads wait for each other longer than they compute."""
