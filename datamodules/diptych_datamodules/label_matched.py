@@ -1,7 +1,7 @@
 """Unpaired collections: labelled images and labelled reports, paired by their labels (MedCLIP, arXiv 2210.10163).
 
-Each time an image is read in training it draws a random report among those whose set of findings is nearest to its own
-by Jaccard overlap. Reports are split like patients, so that no test image draws a report seen in training.
+Each time an image is read in training, it gets a random report. The report is one of those whose set of findings is nearest
+to the image's by Jaccard overlap. Reports are split like patients, so no test image gets a report of training.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ def nearest_by_jaccard(image: NDArray[np.bool_], reports: NDArray[np.bool_]) -> 
         reports: ``[T,L]`` findings present.
 
     Returns:
-        Indices of all reports at the largest ``|a and b| / |a or b|``; two empty sets overlap by 1.
+        Indices of all reports at the largest ``|a and b| / |a or b|``. Two empty sets overlap by 1.
+
+    >>> reports = np.array([[1, 0, 0], [1, 1, 0], [1, 1, 0]], dtype=bool)
+    >>> nearest_by_jaccard(np.array([1, 1, 1], dtype=bool), reports)
+    array([1, 2])
     """
     both = (reports & image).sum(axis=1)
     either = (reports | image).sum(axis=1)
@@ -42,7 +46,7 @@ def nearest_by_jaccard(image: NDArray[np.bool_], reports: NDArray[np.bool_]) -> 
     return np.flatnonzero(overlap == overlap.max())
 
 
-class _Matched(RadiographDataset):
+class _LabelMatchedDataset(RadiographDataset):
     def __init__(self, rows: list[ImageRow], reports: Sequence[str], candidates: list[NDArray[np.int64]]) -> None:
         self.rows, self.reports, self.candidates = rows, reports, candidates
         self.ids = [row.id for row in rows]
@@ -65,15 +69,15 @@ class LabelMatched(RadiographDataModule):
         images: path of the image table.
         reports: path of the report table.
         tokenizer: linked from the text tower by the command line.
-        findings: findings both tables label, by the same names; pairs are matched on them.
-        root: folder that image paths start from; the image table's own, if not given.
-        image_columns: which column of the image table holds what (``text`` is not read).
-        report_columns: which column of the report table holds what (``image`` is not read; ``id`` names a report; reports of
-            one ``patient`` stay in one split).
-        pairing: ``jaccard``, or ``shuffled``: any report of the split, the control that shows what labels bring.
-        fractions: shares, where a table names no split.
+        findings: findings that pairs are matched on. Both tables label them, by the same names.
+        root: folder that image paths start from. The image table's own, if not given.
+        image_columns: the names of the image table's columns, by what they hold. ``text`` is not read.
+        report_columns: the same of the report table. ``image`` is not read. ``id`` names a report. Reports of one ``patient``
+            are in one split.
+        pairing: ``jaccard``. Or ``shuffled``, which takes any report of the split. This control shows the use of labels.
+        fractions: shares of the splits, if a table names no split.
         split_seed: another seed assigns patients and reports otherwise.
-        strict: refuse tables with missing images or empty reports instead of leaving those rows out, counted.
+        strict: refuse tables with missing images or empty reports. Otherwise such rows are left out, and counted.
         loading: how samples are loaded.
     """
 
@@ -113,11 +117,11 @@ class LabelMatched(RadiographDataModule):
         return f"label_matched {Path(self.images).name} + {Path(self.reports).name}, {self.pairing}"
 
     def _report_rows(self) -> dict[str, list[tuple[str, NDArray[np.bool_]]]]:
-        """Split to (report, findings present)."""
+        """Reports of each split, with their findings ``[L]``."""
         columns = self.report_columns
         table = self._table(self.reports, columns, images=False)
         patients = Patients(table, columns.patient)
-        found: dict[str, list[tuple[str, NDArray[np.bool_]]]] = {}
+        reports: dict[str, list[tuple[str, NDArray[np.bool_]]]] = {}
         for row in table.rows():
             key = (row.get(columns.id) if columns.id else "") or str(row.line)
             text, labels = row.text(columns.text_columns), label_vector(row, columns, self.findings)
@@ -131,9 +135,9 @@ class LabelMatched(RadiographDataModule):
                 self.dropped.add("missing patient", key, f"{table.unit} {row.line}")
                 continue
             split = row.split(columns.split) if columns.split else self.fractions.split(patient, self.split_seed)
-            found.setdefault(split, []).append((text, labels == 1))
-        patients.told()
-        return found
+            reports.setdefault(split, []).append((text, labels == 1))
+        patients.tell()
+        return reports
 
     def _table(self, path: str, columns: Columns, *, images: bool) -> Table:
         needed = columns.needed(images=images, text=not images)
@@ -142,7 +146,7 @@ class LabelMatched(RadiographDataModule):
         return read_table(path, needed)
 
     def build(self) -> dict[Split, RadiographDataset]:
-        """Read both tables and find every image's candidates, once for each set of findings."""
+        """Read both tables, and find the nearest reports of every image, once for each set of findings."""
         reports = self._report_rows()
         rows = image_rows(
             self._table(self.images, self.image_columns, images=True),
@@ -178,5 +182,5 @@ class LabelMatched(RadiographDataModule):
                 else:
                     near = known.setdefault(present.tobytes(), nearest_by_jaccard(present, sets))
                     candidates.append(near)
-            splits[name] = _Matched(members, texts, candidates)
+            splits[name] = _LabelMatchedDataset(members, texts, candidates)
         return splits

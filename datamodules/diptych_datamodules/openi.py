@@ -1,4 +1,4 @@
-"""Open-i, the chest radiographs of Indiana University with reports: the original XML and PNG, or the Kaggle copy."""
+"""Open-i, chest radiographs of Indiana University with reports: the original XML and PNG files, or the Kaggle copy."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from diptych_datamodules.nih import FINDINGS
 from diptych_datamodules.releases.base import Record, Release, index_images
 from diptych_datamodules.releases.facts import OBTAIN
 
-__all__ = ["Openi", "Report", "nih_names", "read_reports"]
+__all__ = ["Openi", "OpeniReport", "Report", "nih_names", "read_reports"]
 
 Section = Literal["both", "findings", "impression"]
 Views = Literal["all", "frontal", "lateral"]
 
 _OBTAIN = OBTAIN["openi"]
 _LARGEST = 2**20  # bytes of one report; the largest has 20 thousand
-# The first part of a term; "Opacity/lung/base/left" is an opacity.
+# By the first part of a term. "Opacity/lung/base/left" is an opacity.
 _NIH_NAMES = {
     "Pulmonary Atelectasis": ("Atelectasis",),
     "Cardiomegaly": ("Cardiomegaly",),
@@ -56,7 +56,11 @@ _NIH_NAMES = {
 
 
 def nih_names(term: str) -> tuple[str, ...]:
-    """The findings that a MeSH term of the indexers names; none for what ChestX-ray14 does not label."""
+    """The findings of ChestX-ray14 that a MeSH term of the indexers names.
+
+    >>> nih_names("Opacity/lung/base/left"), nih_names("Hydropneumothorax"), nih_names("Scoliosis")
+    (('Infiltration',), ('Effusion', 'Pneumothorax'), ())
+    """
     head, *rest = (part.strip() for part in term.split("/"))
     if head == "Thickening" and "pleura" in rest:
         return ("Pleural_Thickening",)
@@ -68,47 +72,50 @@ def nih_names(term: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class OpeniReport:
     """One report."""
 
     id: str
-    """As ``CXR1``; all that is known of the patient."""
+    """As ``CXR1``. It stands for the patient, who is not known."""
     findings: str
-    """As written, white space folded; ``XXXX`` is a word that was removed to protect the patient."""
+    """The section's text, on one line. ``XXXX`` is a word that was removed to protect the patient."""
     impression: str
     terms: tuple[str, ...]
-    """The indexers' MeSH terms; ``normal`` alone where they found nothing, empty where nobody indexed it."""
+    """The indexers' MeSH terms. ``normal`` alone, if they found nothing. Empty, if nobody indexed the report."""
     images: tuple[str, ...]
     """Stems of its images, as ``CXR1_1_IM-0001-3001``."""
 
     def text(self, section: Section) -> str:
-        """The sections that are the text, those that are empty left out."""
+        """The text: the chosen sections without the empty ones."""
         parts = {"both": [self.findings, self.impression], "findings": [self.findings], "impression": [self.impression]}
         return "\n\n".join(part for part in parts[section] if part)
 
     def labels(self) -> NDArray[np.float32]:
-        """``[14]`` in ChestX-ray14's order: 1 where a term names it, else 0; all NaN where nobody indexed the report."""
+        """``[14]`` in ChestX-ray14's order: 1 if a term names the finding, else 0. All NaN, if nobody indexed the report."""
         named = {name for term in self.terms for name in nih_names(term)}
         if not self.terms:
             return np.full(len(FINDINGS), np.nan, np.float32)
         return np.array([float(name in named) for name in FINDINGS], np.float32)
 
 
-def read_reports(source: Path, packed: Path | None = None) -> list[Report]:
-    """Every report of ``NLMCXR_reports.tgz``, or of a folder of XML files, by its number.
+Report = OpeniReport  # its former name
+
+
+def read_reports(source: Path, packed: Path | None = None) -> list[OpeniReport]:
+    """Every report of ``NLMCXR_reports.tgz``, or of a folder of XML files, in the order of their numbers.
 
     Args:
         source: the archive, or the folder.
         packed: the zip that `diptych prepare` made of the folder.
 
     Raises:
-        DataError: it cannot be read, or holds what is no report.
+        DataError: it cannot be read, or a file in it is no report.
     """
     members = _members(source) if packed is None else _packed(packed)
-    found = [_report(raw, name) for raw, name in members]
-    if not found:
+    reports = [_report(raw, name) for raw, name in members]
+    if not reports:
         raise DataError(f"{source}: no report (.xml) in it; {_OBTAIN}")
-    return sorted(found, key=lambda report: int(report.id.removeprefix("CXR")))
+    return sorted(reports, key=lambda report: int(report.id.removeprefix("CXR")))
 
 
 def _members(source: Path) -> Iterator[tuple[bytes, str]]:
@@ -140,8 +147,8 @@ def _packed(archive: Path) -> Iterator[tuple[bytes, str]]:
         raise DataError(f"{archive}: cannot be read ({error}); run `diptych prepare` again") from error
 
 
-def _report(raw: bytes, source: str) -> Report:
-    if b"<!ENTITY" in raw:  # no report declares any, and a few lines of them can fill a memory
+def _report(raw: bytes, source: str) -> OpeniReport:
+    if b"<!ENTITY" in raw:  # no report has any, and a few lines of them can fill the memory
         raise DataError(f"{source}: declares entities; it is no Open-i report")
     try:
         root = ET.fromstring(raw)
@@ -152,7 +159,7 @@ def _report(raw: bytes, source: str) -> Report:
     if not name.removeprefix("CXR").isdigit():
         raise DataError(f"{source}: no uId as CXR1 but '{name}'; it is no Open-i report")
     sections = {e.get("Label", ""): " ".join("".join(e.itertext()).split()) for e in root.iter("AbstractText")}
-    return Report(
+    return OpeniReport(
         name,
         sections.get("FINDINGS", ""),
         sections.get("IMPRESSION", ""),
@@ -165,34 +172,34 @@ def _indexed(terms: Iterator[str]) -> tuple[str, ...]:
     return tuple(term for term in terms if term and term != "No Indexing")
 
 
-def _kaggle(reports: Path, projections: Path) -> list[Report]:
+def _kaggle(reports: Path, projections: Path) -> list[OpeniReport]:
     """The Kaggle copy: one csv of reports, one of images."""
     images: dict[str, list[str]] = {}
     for uid, name in scan_table(projections, ["uid", "filename"]):
         images.setdefault(uid, []).append(f"CXR{uid}_{name.removesuffix('.png').removesuffix('.dcm')}")
-    found = []
+    result = []
     for uid, terms, findings, impression in scan_table(reports, ["uid", "MeSH", "findings", "impression"]):
         sections = (" ".join(findings.split()), " ".join(impression.split()))
         split_terms = _indexed(term.strip() for term in terms.split(";"))
-        found.append(Report(f"CXR{uid}", *sections, split_terms, tuple(images.get(uid, ()))))
-    return found
+        result.append(OpeniReport(f"CXR{uid}", *sections, split_terms, tuple(images.get(uid, ()))))
+    return result
 
 
 class Openi(Release):
-    """Reports with their one or several images; each image is a sample with its whole report.
+    """Reports with their images. Each image is a sample with its whole report.
 
-    Reads ``ecgen-radiology/*.xml`` (or ``NLMCXR_reports.tgz``) with PNG files of the images' names, or the Kaggle copy:
-    ``indiana_reports.csv``, ``indiana_projections.csv`` and ``images/images_normalized``. Labels are the indexers' terms
-    under ChestX-ray14's names, not mentioned (NaN) where nobody indexed the report.
+    The original is ``ecgen-radiology/*.xml`` (or ``NLMCXR_reports.tgz``) with PNG files of the images' names. The Kaggle copy
+    is ``indiana_reports.csv``, ``indiana_projections.csv`` and ``images/images_normalized``. Labels are the indexers' terms
+    under ChestX-ray14's names. They are NaN, if nobody indexed the report.
 
     Args:
         root: the folder that holds all this.
         tokenizer: linked from the text tower by the command line.
-        section: what of a report is the text.
-        views: ``frontal`` or ``lateral`` images alone; needs ``indiana_projections.csv``, which the original lacks.
+        section: the sections that are the text.
+        views: ``frontal`` or ``lateral`` images alone. They need ``indiana_projections.csv``, which is not in the original.
         split: ``openi/hash``.
-        percent: share of the training images, 1 % within 10 % within 100 %.
-        strict: refuse a release with missing images or empty reports instead of leaving them out, counted.
+        percent: share of the training images. Those of 1 % are among those of 10 %.
+        strict: refuse a release with missing images or empty reports. Otherwise they are left out, and counted.
         loading: how samples are loaded.
     """
 
@@ -220,13 +227,13 @@ class Openi(Release):
 
     @property
     def protocol(self) -> str:
-        """The split, and what is the text."""
+        """The split, the section of the text, and the views."""
         return f"{super().protocol}, section {self.section}, views {self.views}"
 
     def records(self) -> list[Record]:
         """Every image of every report."""
         images = {_stem(stem): path for stem, path in index_images([self.root], self.files).items()}
-        shown = self._projections()
+        views = self._views()
         records = []
         reports = self.reports()
         self.counted = len(reports)
@@ -236,15 +243,15 @@ class Openi(Release):
             text, labels = report.text(self.section), report.labels()
             for key in report.images:
                 short = key.removeprefix(f"{report.id}_")
-                if self.views != "all" and shown.get(short) != self.views:
-                    self.dropped.add("another view", key, shown.get(short, "unknown"))
+                if self.views != "all" and views.get(short) != self.views:
+                    self.dropped.add("another view", key, views.get(short, "unknown"))
                     continue
                 path = images.get(key) or images.get(short)
                 records.append(Record(key, path, report.id, text=text, labels=labels))
         return records
 
-    def reports(self) -> Sequence[Report]:
-        """From whichever copy there is."""
+    def reports(self) -> Sequence[OpeniReport]:
+        """The reports of the original or of the Kaggle copy."""
         if self.files.texts is not None:
             return read_reports(self.root, self.files.texts)
         for source in (self.root / "ecgen-radiology", self.root / "NLMCXR_reports.tgz"):
@@ -253,8 +260,8 @@ class Openi(Release):
         names = ("indiana_reports.csv", "indiana_projections.csv")
         return _kaggle(*(find_file(self.root, [name], _OBTAIN) for name in names))
 
-    def _projections(self) -> dict[str, str]:
-        """Image to ``frontal`` or ``lateral``; needed only where views are chosen."""
+    def _views(self) -> dict[str, str]:
+        """``frontal`` or ``lateral`` for each image. Empty, if all views are read."""
         if self.views == "all":
             return {}
         try:

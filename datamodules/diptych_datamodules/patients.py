@@ -1,4 +1,4 @@
-"""Patients of a table: one way of writing each, so that none is in two splits, and what is told of them."""
+"""Patients of a table: one spelling of each, so that none is in two splits, and a warning of those that are nearly alike."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _ZEROS = re.compile(r"(?<![0-9])0+(?=[0-9])")
 class Patients:
     """The patients of a column.
 
-    ``101`` and ``101.0`` are one patient. ``00101`` is another, since leading zeros may be part of an id; where both are
-    there, that is told.
+    ``101`` and ``101.0`` are one patient. ``00101`` is another, since leading zeros may be part of an id. If a table has both,
+    the user is warned.
 
     Args:
         table: the table.
-        column: that of the patients; None where there is none.
+        column: that of the patients. None, if the table has none.
     """
 
     def __init__(self, table: Table, column: str | None) -> None:
@@ -33,7 +33,7 @@ class Patients:
         self._rows = 0
 
     def of(self, row: Row) -> str:
-        """The patient of a row; empty where none is known."""
+        """The patient of a row. Empty, if none is known."""
         assert self.column is not None
         self._rows += 1
         patient = row.patient(self.column)
@@ -42,8 +42,8 @@ class Patients:
             self._ways.setdefault(patient, {})[value.strip() if isinstance(value, str) else str(value)] = None
         return patient
 
-    def told(self) -> None:
-        """Say which are written in several ways, and which are nearly alike.
+    def tell(self) -> None:
+        """Say which patients are written in several ways, and warn of those that are nearly alike.
 
         Raises:
             DataError: no row has a patient.

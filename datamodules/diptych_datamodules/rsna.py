@@ -24,14 +24,18 @@ _OBTAIN = OBTAIN["rsna"]
 
 
 def box_mask(boxes: NDArray[np.float32], side: int) -> NDArray[np.bool_]:
-    """The union ``[side,side]`` of filled boxes ``[K,5]``, as this literature makes masks of them."""
+    """The union ``[side,side]`` of filled boxes ``[K,5]``, which the literature uses as a mask.
+
+    >>> box_mask(np.array([[0, 0, 2, 1, 0]], np.float32), side=3).astype(int).tolist()
+    [[1, 1, 0], [0, 0, 0], [0, 0, 0]]
+    """
     mask = np.zeros((side, side), dtype=bool)
     for x0, y0, x1, y1 in np.rint(boxes[:, :4]).astype(int).tolist():
         mask[max(y0, 0) : y1, max(x0, 0) : x1] = True
     return mask
 
 
-class _Boxed(ReleaseDataset):
+class _RsnaDataset(ReleaseDataset):
     def mask(self, record: Record) -> NDArray[np.bool_] | None:
         return None if record.boxes is None else box_mask(record.boxes, self.side)
 
@@ -39,17 +43,17 @@ class _Boxed(ReleaseDataset):
 class Rsna(Release):
     """``stage_2_train_labels.csv``, ``stage_2_detailed_class_info.csv`` and ``stage_2_train_images/ID.dcm``.
 
-    An image's id is all that is known of its patient. Boxes are in native pixels; an image without any has none.
+    Patients are not known, so each image counts as one. Boxes are in native pixels.
 
     Args:
-        root: the folder that holds both tables and ``stage_2_train_images``; PNG or JPEG copies of any size will do.
-        tokenizer: linked from the text tower by the command line; there are no reports.
+        root: the folder that holds both tables and ``stage_2_train_images``. PNG or JPEG copies of any size will do.
+        tokenizer: linked from the text tower by the command line. There are no reports.
         split: ``rsna/gloria-cls``, ``rsna/mgca-det`` or ``rsna/mrm``.
         labels: ``pneumonia`` (the target alone) or ``classes`` (one of three).
-        masks: give the union of the boxes as a mask.
+        masks: whether the union of the boxes is read as a mask.
         test_list: for ``rsna/mrm``: its ``test_list.txt``, lines of ``stage_2_test_images/ID.dcm 0|1``.
-        percent: share of the training images, 1 % within 10 % within 100 %.
-        strict: refuse a release with missing images instead of leaving them out, counted.
+        percent: share of the training images. Those of 1 % are among those of 10 %.
+        strict: refuse a release with missing images. Otherwise they are left out, and counted.
         loading: how samples are loaded.
     """
 
@@ -85,16 +89,16 @@ class Rsna(Release):
         self.masks = masks
 
     def data(self, records: Sequence[Record]) -> RadiographDataset:
-        """With masks, if they are asked for."""
-        return _Boxed(records) if self.masks else ReleaseDataset(records)
+        """A data set with masks, if they are asked for."""
+        return _RsnaDataset(records) if self.masks else ReleaseDataset(records)
 
     def records(self) -> list[Record]:
-        """Both tables, joined by image."""
+        """The images of both tables, and the test images of ``rsna/mrm``."""
         table = find_file(self.root, ["stage_2_train_labels.csv"], _OBTAIN)
         boxes: dict[str, list[list[float]]] = {}
         of_finding = float(len(self.findings) - 1)
         for key, *corner, target in scan_table(table, ["patientId", "x", "y", "width", "height", "Target"]):
-            found = boxes.setdefault(key, [])
+            boxes_of_image = boxes.setdefault(key, [])
             if target not in {"0", "1"} or (target == "1") != all(corner):
                 raise DataError(
                     f"{table}: '{key}' has Target '{target}' and the box '{','.join(corner)}'; 1 has one, 0 none"
@@ -104,7 +108,7 @@ class Rsna(Release):
                     x, y, width, height = map(float, corner)
                 except ValueError:
                     raise DataError(f"{table}: the box of '{key}' is '{','.join(corner)}'; give four numbers") from None
-                found.append([x, y, x + width, y + height, of_finding])
+                boxes_of_image.append([x, y, x + width, y + height, of_finding])
         classes = self._classes() if self.labels == "classes" else {}
         images = index_images([self.root / "stage_2_train_images"], self.files)
         records = []
@@ -117,19 +121,19 @@ class Rsna(Release):
             corners = np.array(boxes[key], np.float32).reshape(-1, 5)
             records.append(Record(key, images.get(key), key, labels=np.array(present, np.float32), boxes=corners))
         self.counted = len(records)
-        return records + self._tested()
+        return records + self._test_records()
 
     def _classes(self) -> dict[str, str]:
         table = find_file(self.root, ["stage_2_detailed_class_info.csv"], _OBTAIN)
-        found: dict[str, str] = {}
+        classes: dict[str, str] = {}
         for key, name in scan_table(table, ["patientId", "class"]):  # a row for each box
-            if name not in CLASSES or found.setdefault(key, name) != name:
+            if name not in CLASSES or classes.setdefault(key, name) != name:
                 raise DataError(
                     f"{table}: the class of '{key}' is '{name}'; give one of {', '.join(CLASSES)}, always the same"
                 )
-        return found
+        return classes
 
-    def _tested(self) -> list[Record]:
+    def _test_records(self) -> list[Record]:
         """The test images of ``rsna/mrm``."""
         if self.test_list is None:
             return []

@@ -26,8 +26,11 @@ _FOLDERS = ("dicom-images-train", "stage_2_images")
 def rle_decode(codes: Sequence[str], side: int = 1024, *, source: str = "the mask") -> NDArray[np.bool_]:
     """The union ``[side,side]`` of run-length codes as this challenge writes them: relative, column by column.
 
-    Each run is two numbers: the pixels between the end of the run before and its start, and its length. ``-1`` is an
-    empty mask. Decoders for absolute starts, which most challenges use, give garbage here.
+    Each run is two numbers. The first counts the pixels between the end of the run before and its start. The second is its
+    length. ``-1`` is an empty mask. Most challenges have absolute starts, and decoders for these give garbage here.
+
+    >>> rle_decode(["2 3"], side=3).astype(int).tolist()
+    [[0, 1, 0], [0, 1, 0], [1, 0, 0]]
 
     Raises:
         DataError: a code that is no pairs of numbers, or runs beyond the picture.
@@ -50,7 +53,7 @@ def rle_decode(codes: Sequence[str], side: int = 1024, *, source: str = "the mas
     return flat.reshape(side, side).T
 
 
-class _Masked(ReleaseDataset):
+class _SiimDataset(ReleaseDataset):
     def mask(self, record: Record) -> NDArray[np.bool_]:
         return rle_decode(record.runs, self.side, source=record.id)
 
@@ -59,11 +62,11 @@ class Siim(Release):
     """``train-rle.csv`` (or ``stage_2_train.csv``) and a tree of DICOM files named by image.
 
     Args:
-        root: the folder that holds the table and ``dicom-images-train`` (or ``stage_2_images``); PNG or JPEG copies will do.
-        tokenizer: linked from the text tower by the command line; there are no reports.
+        root: the folder that holds the table and ``dicom-images-train`` (or ``stage_2_images``). PNG or JPEG copies will do.
+        tokenizer: linked from the text tower by the command line. There are no reports.
         split: ``siim/image-level``, or ``siim/gloria-rows-leaky`` to compare with figures published on it.
-        percent: share of the training images, 1 % within 10 % within 100 %.
-        strict: refuse a release in which a row lacks its file or a file its row, instead of leaving them out, counted.
+        percent: share of the training images. Those of 1 % are among those of 10 %.
+        strict: refuse a release in which a row lacks its file or a file its row. Otherwise they are left out, and counted.
         loading: how samples are loaded.
     """
 
@@ -88,7 +91,7 @@ class Siim(Release):
         self._rows: list[str] = []
 
     def records(self) -> list[Record]:
-        """The table's rows, united by image."""
+        """The images of the table. The rows of an image are united."""
         table = find_file(self.root, ["train-rle.csv", "stage_2_train.csv"], _OBTAIN)
         codes: dict[str, list[str]] = {}
         self._rows = []
@@ -108,7 +111,7 @@ class Siim(Release):
         return records
 
     def assign(self, records: Sequence[Record]) -> tuple[str, list[tuple[Record, str]]]:
-        """By image; the leaky protocol by row, so that an image stands in every split that one of its rows is in."""
+        """Splits by image. The leaky protocol splits rows, and an image is in the split of each of its rows."""
         if not PROTOCOLS[self.split].rows:
             return super().assign(records)
         assigned = split(self.split, self._rows, self._rows)
@@ -117,5 +120,5 @@ class Siim(Release):
         return assigned.name, [(of_id[key], name) for key, name in places]
 
     def data(self, records: Sequence[Record]) -> RadiographDataset:
-        """With masks."""
-        return _Masked(records)
+        """A data set with masks."""
+        return _SiimDataset(records)

@@ -1,4 +1,4 @@
-"""Any collection that a table describes: csv, json, jsonl or parquet with a column map."""
+"""Any collection that a table describes: csv, json, jsonl or parquet, with the names of its columns."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ class ImageRow:
 
 
 class _Finder:
-    """Finds files below a folder, and counts those that a table does not quite call by their names."""
+    """Finds files below a folder. It notes those whose name in the table differs a little."""
 
     def __init__(self, files: Files, folder: Path) -> None:
         self.files, self.folder = files, folder
         self.spelled: list[tuple[str, str]] = []
-        """Paths as the table has them, and the files."""
+        """Path in the table, and path of the file."""
 
     def find(self, name: str) -> tuple[Path | PackedImage | None, str]:
-        """The file, and its path below the folder; or None, and where it was looked for."""
+        """The file, and its path below the folder. Or None, and where it was looked for."""
         image = self.files.find(self.folder / name)
         if image is not None:
             return image, os.path.normpath(name)
@@ -63,8 +63,8 @@ class _Finder:
         self.spelled.append((name, place))
         return near[0], place
 
-    def told(self, source: Path, what: str) -> None:
-        """Say how many there were."""
+    def tell(self, source: Path, what: str) -> None:
+        """Say how many names differ."""
         if self.spelled:
             name, place = self.spelled[0]
             rank_zero_info(
@@ -86,11 +86,13 @@ def image_rows(
     image_size: int,
     intensity: Intensity,
 ) -> list[ImageRow]:
-    """The usable images of a table; others go to ``dropped`` as *empty report*, *missing image*, *patient* or *mask*.
+    """The usable images of a table.
+
+    Others go to ``dropped``, as *empty report*, *missing image*, *missing patient* or *missing mask*.
 
     Raises:
         ConfigError: masks are asked for, and the folder is packed.
-        DataError: a label, split, list or object cannot be used, an id stands twice, no row has a report, or none a patient.
+        DataError: a label, split, list or object cannot be used. Or two rows have one id, or no row has a report or a patient.
     """
     folder = table.path.parent if root is None else Path(root)
     files = open_images(folder, image_size, intensity)
@@ -102,12 +104,12 @@ def image_rows(
     patients = Patients(table, columns.patient)
     rows: list[ImageRow] = []
     seen: dict[str, int] = {}
-    called: dict[str, str] = {}
+    names_of_files: dict[str, str] = {}
     reports = 0
     for row in table.rows():
         text = row.text(columns.text_columns) if with_text else None
         reports += bool(text)
-        for key, name, mask in _views(row, columns):
+        for key, name, mask in _images_of_row(row, columns):
             if key in seen:
                 raise DataError(
                     f"{table.path}, {table.unit}s {seen[key]} and {row.line}: both are '{key}'; give each row its own "
@@ -115,10 +117,12 @@ def image_rows(
                 )
             seen[key] = row.line
             image, place = images.find(name) if name else (None, f"{table.unit} {row.line}")
-            if image is not None and columns.id is None and called.setdefault(place, name) != name:
-                raise DataError(f"{table.path}: '{called[place]}' and '{name}' are one image, {place}; keep one row")
+            if image is not None and columns.id is None and names_of_files.setdefault(place, name) != name:
+                raise DataError(
+                    f"{table.path}: '{names_of_files[place]}' and '{name}' are one image, {place}; keep one row"
+                )
             patient = patients.of(row) if columns.patient else place
-            masked, where = masks.find(mask) if mask else (None, f"{table.unit} {row.line}")
+            mask_file, where = masks.find(mask) if mask else (None, f"{table.unit} {row.line}")
             if text == "":
                 dropped.add("empty report", key, f"{table.unit} {row.line}")
             elif image is None:
@@ -127,25 +131,25 @@ def image_rows(
                 dropped.add(image.unusable[0], key, image.unusable[1])
             elif not patient:
                 dropped.add("missing patient", key, f"{table.unit} {row.line}")
-            elif mask is not None and masked is None:
+            elif mask is not None and mask_file is None:
                 dropped.add("missing mask", key, where)
             else:
                 split = row.split(columns.split) if columns.split else fractions.split(patient, seed)
                 labels = label_vector(row, columns, findings)
-                rows.append(ImageRow(key, image, patient, split, text, labels, str(masked) if masked else None))
+                rows.append(ImageRow(key, image, patient, split, text, labels, str(mask_file) if mask_file else None))
     if with_text and table.records and not reports:
         raise DataError(
             f"{table.path}: column(s) {', '.join(columns.text_columns)}: all {len(table.records)} reports are empty or NaN"
         )
-    patients.told()
-    images.told(table.path, "image")
-    masks.told(table.path, "mask")
-    _tell_torn(table.path, rows)
+    patients.tell()
+    images.tell(table.path, "image")
+    masks.tell(table.path, "mask")
+    _warn_of_images_in_two_splits(table.path, rows)
     return rows
 
 
-def _views(row: Row, columns: Columns) -> list[tuple[str, str, str | None]]:
-    """Id, image and mask of each image of a row, of which a list holds several. Without an image there is one, empty."""
+def _images_of_row(row: Row, columns: Columns) -> list[tuple[str, str, str | None]]:
+    """Id, path and mask of each image of a row. A row with a list has several. A row without an image has one, empty."""
     names = row.several(columns.image) or [""]
     masks: list[str | None] = [None] * len(names)
     if columns.mask:
@@ -155,27 +159,27 @@ def _views(row: Row, columns: Columns) -> list[tuple[str, str, str | None]]:
                 f"{row.where(columns.mask)}: {len(masks)} masks, and {len(names)} images; give a mask for each image"
             )
     key = (row.get(columns.id) if columns.id else "") or names[0] or f"{row.table.unit} {row.line}"
-    found = dict(zip(names, masks, strict=True))
-    return [(f"{key}:{name}" if at else key, name, mask) for at, (name, mask) in enumerate(found.items())]
+    masks_by_name = dict(zip(names, masks, strict=True))
+    return [(f"{key}:{name}" if at else key, name, mask) for at, (name, mask) in enumerate(masks_by_name.items())]
 
 
-def _tell_torn(source: Path, rows: Sequence[ImageRow]) -> None:
-    """Say how many images are in two splits, since the table gives them several patients."""
+def _warn_of_images_in_two_splits(source: Path, rows: Sequence[ImageRow]) -> None:
+    """Warn of images that are in two splits, since the table gives them several patients."""
     first: dict[Path | tuple[str, int], ImageRow] = {}
-    torn = {}
+    messages = {}
     for row in rows:
         key = row.path if isinstance(row.path, Path) else (str(row.path.store.root), row.path.at)
         other = first.setdefault(key, row)
         if other.split != row.split:
-            torn[key] = f"{row.path} in '{other.split}' and '{row.split}'"
-    if torn:
+            messages[key] = f"{row.path} in '{other.split}' and '{row.split}'"
+    if messages:
         rank_zero_warn(
-            f"{source}: {len(torn)} images are in two splits under other patients, as {next(iter(torn.values()))}; "
+            f"{source}: {len(messages)} images are in two splits under other patients, as {next(iter(messages.values()))}; "
             "give every image one patient"
         )
 
 
-class _Rows(RadiographDataset):
+class _TabularDataset(RadiographDataset):
     def __init__(self, rows: list[ImageRow]) -> None:
         self.rows = Records(rows)
         self.ids, self.patients = self.rows.column("id"), self.rows.column("patient")
@@ -201,22 +205,22 @@ class _Rows(RadiographDataset):
 
     def texts_by_patient(self) -> Iterable[tuple[str | None, str]]:
         rows = zip(self.ids, self.patients, self.rows.column("text"), strict=True)
-        # Without a column of patients, an image stands for its patient. Two images of one report are no two patients.
+        # Without a column of patients, each image counts as one. Two images of one report do not make two patients.
         return [(None if patient == key else patient, text) for key, patient, text in rows if text is not None]
 
 
 class Tabular(RadiographDataModule):
-    """Images with reports, and labels and masks where there are some, from one table.
+    """Images from one table, with their reports, labels and masks.
 
     Args:
         table: path of the table: ``.csv``, ``.tsv`` (also ``.gz``), ``.jsonl``, ``.json`` or ``.parquet``.
         tokenizer: linked from the text tower by the command line.
-        root: folder that image paths start from; the table's own folder, if not given.
-        columns: which column holds what.
-        findings: findings to read, in this order; all the table labels, if not given.
-        fractions: shares of the patients where no column names the split.
+        root: folder that image paths start from. The table's own folder, if not given.
+        columns: the names of the columns, by what they hold.
+        findings: findings to read, in this order. All of the table, if not given.
+        fractions: shares of the patients in each split, if no column names the split.
         split_seed: another seed assigns patients otherwise.
-        strict: refuse a table with missing images or masks, or empty reports, instead of leaving those rows out, counted.
+        strict: refuse a table with missing images or masks, or empty reports. Otherwise such rows are left out, and counted.
         loading: how samples are loaded.
     """
 
@@ -246,7 +250,7 @@ class Tabular(RadiographDataModule):
 
     @property
     def protocol(self) -> str:
-        """The table's name and how it was split."""
+        """The table's name, and how it was split."""
         how = f"column {self.columns.split}" if self.columns.split else f"by patient hash, seed {self.split_seed}"
         return f"tabular {Path(self.table).name} ({how})"
 
@@ -276,6 +280,8 @@ class Tabular(RadiographDataModule):
         splits: dict[Split, RadiographDataset] = {}
         for name in ("train", "val", "test"):
             members = [row for row in rows if row.split == name]
-            if members or (name == "train" and not rows):  # a table may hold a test set alone; never nothing at all
-                splits[name] = _Rows(members)
+            if members or (
+                name == "train" and not rows
+            ):  # a table may hold a test set alone, but there must be one split
+                splits[name] = _TabularDataset(members)
         return splits

@@ -137,7 +137,7 @@ def test_siim_leaky_split_leaks_what_is_said_and_warns(stub, recwarn):
 def test_nih_real_tables(stub, tmp_path, monkeypatch):
     root = stub("Data_Entry_2017_v2020.csv.gz", "Data_Entry_2017_v2020.csv.gz")
     stub("BBox_List_2017.csv.gz", "BBox_List_2017.csv.gz")
-    monkeypatch.setattr(nih.Nih, "_given", lambda self, patients: dict.fromkeys(patients, "test"))
+    monkeypatch.setattr(nih.Nih, "_splits", lambda self, patients: dict.fromkeys(patients, "test"))
     module = Nih(root, boxes=True, loading=LOADING)
     records = module.records()
     assert len(records) == 112_120

@@ -53,7 +53,7 @@ def everything(module):
 def test_the_real_table_its_pools_and_its_subsets(tmp_path):
     (tmp_path / "train.csv.gz").symlink_to(installed("torchxrayvision", "data/chexpert_train.csv.gz"))
     module = Chexpert(str(tmp_path), split="chexpert/5x200", loading=LOADING)
-    module._settle = lambda images: None  # neither files nor folders are there
+    module._complete = lambda images: None  # neither files nor folders are there
     records = module.records()
     frontal = [record for record in records if record.frontal]
     assert (len(records), len({record.patient for record in records}), len(frontal)) == (223_414, 64_540, 191_027)

@@ -1,4 +1,4 @@
-"""What the readers of original releases share: records, protocols, fractions, and the rules by which rows are left out."""
+"""What the readers of original releases share: records, splits, shares of training, and rules by which rows are left out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from diptych.radiographs.packed import Files, PackedImage, open_images, read_ima
 from diptych.reports.tokenizer import Tokenizer
 from diptych_datamodules.releases.protocols import PROTOCOLS, choose, split
 
-__all__ = ["Record", "Release", "ReleaseDataset", "image_file", "index_images", "label_vector"]
+__all__ = ["LabelVectors", "Record", "Release", "ReleaseDataset", "image_file", "index_images"]
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 _VALUES = {"": float("nan"), "1.0": 1.0, "0.0": 0.0, "-1.0": -1.0, "1": 1.0, "0": 0.0, "-1": -1.0}
@@ -37,24 +37,24 @@ class Record:
 
     id: str
     path: Path | PackedImage | None
-    """None where the release's folder lacks it."""
+    """None, if the release's folder lacks it."""
     patient: str
-    """The image's own id, where no patient is known."""
+    """The image's own id, if no patient is known."""
     text: str | None = None
     labels: NDArray[np.float32] | None = None
     boxes: NDArray[np.float32] | None = None
-    """``[K,5]``, in pixels of a picture :attr:`ReleaseDataset.side` wide."""
+    """``[K,5]``, in pixels of a picture that is :attr:`ReleaseDataset.side` wide."""
     runs: tuple[str, ...] = ()
     """Run-length codes of its mask."""
     given: str = ""
-    """The split that the release names; empty where a protocol decides."""
+    """The split that the release names. Empty, if a protocol decides."""
 
 
 class ReleaseDataset(RadiographDataset):
     """One split of a release."""
 
     side: ClassVar[int] = 1024
-    """Width of the released pictures; boxes and masks are scaled where the user's copies are smaller."""
+    """Width of the released pictures. If the user's copies are smaller, boxes and masks are scaled."""
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = records if isinstance(records, Records) else Records(records)
@@ -62,11 +62,11 @@ class ReleaseDataset(RadiographDataset):
         self.patients: Sequence[str] = self.records.column("patient")
 
     def mask(self, record: Record) -> NDArray[np.bool_] | None:
-        """The mask ``[side,side]``; None where the set has none."""
+        """The mask ``[side,side]``. None, if the set has no masks."""
         return None
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
-        """See :meth:`RadiographDataset.read`; nothing about it is random."""
+        """The image with its boxes and mask, in pixels of the user's file. Nothing is random."""
         record = self.records[index]
         assert record.path is not None  # those without were left out
         image, native, notes, _ = read_image(record.path, self.intensity)
@@ -79,7 +79,7 @@ class ReleaseDataset(RadiographDataset):
 
             size = (native[1], native[0])
             mask = np.asarray(cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_AREA)) > 127
-        if native != image.shape:  # packed: what is drawn on the picture shrinks as the picture did
+        if native != image.shape:  # packed: boxes and masks shrink as the picture did
             longer = max(image.shape)
             if boxes is not None:
                 boxes = boxes.copy()
@@ -89,66 +89,77 @@ class ReleaseDataset(RadiographDataset):
         return Sample(image, text=record.text, labels=record.labels, boxes=boxes, mask=mask, notes=notes)
 
     def texts(self) -> Iterable[str]:
-        """See :meth:`RadiographDataset.texts`."""
+        """Every report."""
         return [text for _, text in self.texts_by_patient()]
 
     def texts_by_patient(self) -> Iterable[tuple[str | None, str]]:
-        """See :meth:`RadiographDataset.texts_by_patient`."""
+        """Every report with its patient, or None if no patient is known."""
         rows = zip(self.ids, self.patients, self.records.column("text"), strict=True)
         return [(None if patient == key else patient, text) for key, patient, text in rows if text is not None]
 
 
-def label_vector(
-    values: Sequence[str], known: dict[tuple[str, ...], NDArray[np.float32]], where: str
-) -> NDArray[np.float32]:
-    """Labels ``[L]`` as tables write them; equal rows share one vector, kept in ``known``.
+class LabelVectors:
+    """The labels of a release's table. Equal rows share one vector.
 
-    Raises:
-        DataError: a value that is none of 1.0, 0.0, -1.0 and nothing.
+    A release writes labels in one way, unlike a user's table (:func:`diptych.data.tables.label_vector`). Any other value
+    means that the table is damaged.
     """
-    key = tuple(values)
-    if key not in known:
-        try:
-            known[key] = np.array([_VALUES[value] for value in key], np.float32)
-        except KeyError as error:
-            raise DataError(f"{where} has the label {error}; a label is 1.0, 0.0, -1.0 or empty") from None
-    return known[key]
+
+    def __init__(self, table: Path) -> None:
+        self.table = table
+        self._vectors: dict[tuple[str, ...], NDArray[np.float32]] = {}
+
+    def of(self, values: Sequence[str], where: str) -> NDArray[np.float32]:
+        """Labels ``[L]`` of the row ``where``.
+
+        Raises:
+            DataError: a value that is none of 1.0, 0.0, -1.0 and nothing.
+        """
+        key = tuple(values)
+        if key not in self._vectors:
+            try:
+                self._vectors[key] = np.array([_VALUES[value] for value in key], np.float32)
+            except KeyError as error:
+                raise DataError(
+                    f"{self.table}: {where} has the label {error}; a label is 1.0, 0.0, -1.0 or empty"
+                ) from None
+        return self._vectors[key]
 
 
 def image_file(path: str, files: Files) -> Path | PackedImage | None:
-    """The image of this path without suffix, as released (``.jpg``) or as a PNG or DICOM copy; None if there is none."""
+    """The image of this path without suffix, as released (``.jpg``) or as a PNG or DICOM copy. None, if there is none."""
     for suffix in (".jpg", ".png", ".dcm"):
-        if found := files.find(path + suffix):
-            return found
+        if image := files.find(path + suffix):
+            return image
     return None
 
 
 def index_images(folders: Iterable[Path], files: Files) -> dict[str, Path | PackedImage]:
-    """File stem to image of all below folders, walked once.
+    """All images below folders, by their file stems.
 
     Raises:
         DataError: no folder exists, none holds an image, or one stem stands for two files.
     """
-    found: dict[str, Path | PackedImage] = {}
-    looked = list(folders)
-    for folder in looked:
+    images: dict[str, Path | PackedImage] = {}
+    places = list(folders)
+    for folder in places:
         for name, image in files.below(folder):
-            other = found.setdefault(stem(name), image)
+            other = images.setdefault(stem(name), image)
             if other != image:
                 raise DataError(f"{image} and {other}: two files for one image; keep one of them")
-    if not found:
-        raise DataError(f"{' or '.join(map(str, looked))}: no image in it; unpack the release's images there")
-    return found
+    if not images:
+        raise DataError(f"{' or '.join(map(str, places))}: no image in it; unpack the release's images there")
+    return images
 
 
 class Release(RadiographDataModule):
-    """Base of the readers of original releases; a subclass gives :meth:`records` and :attr:`findings`.
+    """Base of the readers of original releases. A subclass has :meth:`records` and :attr:`findings`.
 
     Args:
         root: the release's folder.
         tokenizer: linked from the text tower by the command line.
         split: a named protocol of the set, in :data:`~diptych_datamodules.releases.protocols.PROTOCOLS`.
-        percent: share of the training images, 1 % within 10 % within 100 %, by whole patients.
+        percent: share of the training images, by whole patients. Those of 1 % are among those of 10 %.
         strict: refuse a release of which something must be left out.
         loading: how samples are loaded.
     """
@@ -172,32 +183,32 @@ class Release(RadiographDataModule):
         self.leaky = choose(split, self.data_set).leaky
         self._name = split
         self.counted = 0
-        """What the release is counted by (images, reports), as :meth:`records` found it in the tables."""
+        """How many images (or reports) the tables hold. :meth:`records` counts them."""
 
     @cached_property
     def files(self) -> Files:
-        """Where its images are: below the root, or packed there."""
+        """The images below the root, or packed there."""
         return open_images(self.root, self.loading.image_size, self.loading.intensity)
 
     @classmethod
     def read_tables(cls, root: Path) -> None:
-        """As the reader does in training."""
+        """Read all tables with the default arguments."""
         reader: Any = cls  # every reader's other arguments have defaults
         reader(str(root)).records()
 
     @abstractmethod
     def records(self) -> list[Record]:
-        """Every image of the release's tables, whether its file is there or not."""
+        """Every image of the release's tables, whether its file exists or not."""
 
     def assign(self, records: Sequence[Record]) -> tuple[str, list[tuple[Record, str]]]:
-        """The protocol's full name and the split of each record; those whose split is given keep it."""
+        """The protocol's full name, and the split of each record. A split that the release names stays."""
         if PROTOCOLS[self.split].rule == "given":
             assigned = split(self.split, [], [], [record.given for record in records])
             return assigned.name, [(record, record.given) for record in records]
-        drawn = [record for record in records if not record.given]
-        assigned = split(self.split, [record.id for record in drawn], [record.patient for record in drawn])
-        given = [(record, record.given) for record in records if record.given]
-        return assigned.name, given + list(zip(drawn, assigned.splits, strict=True))
+        unassigned = [record for record in records if not record.given]
+        assigned = split(self.split, [record.id for record in unassigned], [record.patient for record in unassigned])
+        named = [(record, record.given) for record in records if record.given]
+        return assigned.name, named + list(zip(unassigned, assigned.splits, strict=True))
 
     def data(self, records: Sequence[Record]) -> RadiographDataset:
         """The data set of one split."""
@@ -210,9 +221,9 @@ class Release(RadiographDataModule):
         return f"{self._name}{share}"
 
     def build(self) -> dict[Split, RadiographDataset]:
-        """Split the tables, take the share, then leave out what has no file."""
+        """Split the tables, take the share of training, then leave out what has no file."""
         collects = gc.isenabled()
-        gc.disable()  # the collector would look at millions of new objects again and again
+        gc.disable()  # the collector would visit millions of new objects many times
         try:
             return self._build_splits()
         finally:
@@ -236,7 +247,7 @@ class Release(RadiographDataModule):
         return splits
 
     def place(self, record: Record) -> str:
-        """Where the image of a record was looked for; empty where it is found by its name alone."""
+        """Where the image of a record was looked for. Empty, if it is looked for by its name in all folders."""
         return ""
 
     def _usable(self, record: Record) -> bool:

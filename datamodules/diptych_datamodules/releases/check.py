@@ -1,8 +1,10 @@
 """``diptych check-data``: is a release complete and readable, before days are spent on it.
 
-What is missing is looked for first, without torch; then the tables are read as ``fit`` would, and images through the
-reader. Exit code 0: complete and readable; 1: something is missing or unreadable, all of which the report names; 2: the
-release cannot be read at all.
+It first looks for missing files, without torch. Then it reads the tables as ``fit`` does, and images through the reader.
+
+- Exit code 0: the release is complete and readable.
+- Exit code 1: something is missing or unreadable. The report names all of it.
+- Exit code 2: the release cannot be read at all.
 """
 
 from __future__ import annotations
@@ -35,64 +37,68 @@ __all__ = ["main", "spread"]
 
 TILES = 24
 _LABELS = (("present", 1), ("absent", 0), ("uncertain", -1))
-_NAMED = 5  # examples printed of what is missing or unreadable; the files that are written have all
+_EXAMPLES = 5  # printed of what is missing or unreadable. The files that are written have all
 _LISTED, _SHEET = "dropped.csv", "sheet.png"
 
-Report = dict[str, Any]
+Json = dict[str, Any]
 
 
 def spread(sizes: Mapping[Split, int], number: int, seed: int) -> dict[Split, list[int]]:
-    """Which images to sample: one drawn from each of ``number`` equal stretches of all splits in their order."""
+    """Indices of ``number`` random images, evenly over all splits.
+
+    >>> spread({"train": 6, "test": 2}, 8, seed=0)
+    {'train': [0, 1, 2, 3, 4, 5], 'test': [0, 1]}
+    """
     total = sum(sizes.values())
     edges = np.linspace(0, total, min(number, total) + 1).astype(int)
     rng = np.random.default_rng(seed)
-    drawn = [int(rng.integers(low, high)) for low, high in pairwise(edges)]
+    places = [int(rng.integers(low, high)) for low, high in pairwise(edges)]
     chosen: dict[Split, list[int]] = {}
     start = 0
     for split, size in sizes.items():
-        chosen[split] = [index - start for index in drawn if start <= index < start + size]
+        chosen[split] = [index - start for index in places if start <= index < start + size]
         start += size
     return chosen
 
 
-def _files(facts: Facts, root: Path, options: Mapping[str, str]) -> list[Report]:
-    """Every part of a release: where it is, and whether these options need it."""
+def _parts(facts: Facts, root: Path, options: Mapping[str, str]) -> list[Json]:
+    """Every part of a release: its paths, and whether these options need it."""
     rows = []
     for part in facts.parts:
-        found = [str(path.relative_to(root)) for path in part.found(root)]
+        paths = [str(path.relative_to(root)) for path in part.paths(root)]
         needed = part.needed(options, options.get("split", facts.split))
         only = part.option.replace("=", ": ") or " or ".join(part.splits)
         rows.append(
-            {"name": part.shown, "holds": part.holds, "found": found, "needed": needed, "only": only}
+            {"name": part.shown, "holds": part.holds, "found": paths, "needed": needed, "only": only}
             | {"obtain": OBTAIN[part.obtain]}
         )
     return rows
 
 
-def _asked(facts: Facts | None, root: Path | None, rest: Sequence[str]) -> list[str]:
-    """The options of the reader: with the user's own before them, those that read the whole release."""
+def _all_options(facts: Facts | None, root: Path | None, rest: Sequence[str]) -> list[str]:
+    """The reader's options: those that read the whole release, then the user's own."""
     if facts is None or root is None:
         return list(rest)
-    given = _pairs(rest)
+    options = _pairs(rest)
     whole: list[str] = []
-    if given.get("split", facts.split) == facts.split:
+    if options.get("split", facts.split) == facts.split:
         whole = ["--split", facts.split]
         for key, value in facts.whole.items():
             parts = [part for part in facts.parts if part.option == f"{key}={value}"]
-            if all(part.found(root) for part in parts):
+            if all(part.paths(root) for part in parts):
                 whole += [f"--{key}", value]
     return [*whole, *rest]
 
 
 def _pairs(options: Sequence[str]) -> dict[str, str]:
-    """Options by name, without ``--`` and ``data.``; the last of a name counts."""
-    found = {}
+    """Options by name, without ``--`` and ``data.``. The last of a name counts."""
+    values = {}
     for i, word in enumerate(options):
         if word.startswith("--"):
             name, equals, value = word.removeprefix("--").removeprefix("data.").partition("=")
             after = options[i + 1] if i + 1 < len(options) else ""
-            found[name] = value if equals else after
-    return found
+            values[name] = value if equals else after
+    return values
 
 
 def _parser(target: Any, name: str) -> Any:
@@ -118,16 +124,18 @@ def _reader(name: str, options: Sequence[str]) -> RadiographDataModule:
         parsed = parser.parse_args(words)
         module: RadiographDataModule = parser.instantiate_classes(parsed).data
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        said = " ".join(str(error).split())
-        raise ConfigError(f"check-data {name}: {said}; `diptych check-data {name} --help` lists the options") from error
+        message = " ".join(str(error).split())
+        raise ConfigError(
+            f"check-data {name}: {message}; `diptych check-data {name} --help` lists the options"
+        ) from error
     return module
 
 
 def _target(name: str) -> Any:
-    """The class of a data set that can be checked.
+    """The class of a data set.
 
     Raises:
-        ConfigError: it is none that reads files by a table.
+        ConfigError: it does not read files by a table.
     """
     from diptych_datamodules.releases.base import Release
 
@@ -141,8 +149,8 @@ def _names() -> list[str]:
     return [*sorted(RELEASES), "tabular"]
 
 
-def _build(module: RadiographDataModule) -> dict[Split, RadiographDataset]:
-    """The splits, as the reader makes them; empty ones stay in."""
+def _splits(module: RadiographDataModule) -> dict[Split, RadiographDataset]:
+    """The splits of the reader, and empty ones too."""
     datasets = module.build()
     if not module.leaky:
         patients = {str(split): dataset.patients for split, dataset in datasets.items()}
@@ -150,20 +158,20 @@ def _build(module: RadiographDataModule) -> dict[Split, RadiographDataset]:
     return datasets
 
 
-def _vectors(dataset: RadiographDataset) -> list[NDArray[np.float32]]:
+def _label_vectors(dataset: RadiographDataset) -> list[NDArray[np.float32]]:
     """The labels of all images, from the tables."""
     rows = getattr(dataset, "records", None) or getattr(dataset, "rows", [])
     return [row.labels for row in rows if row.labels is not None]
 
 
-def _split_report(dataset: RadiographDataset, findings: Sequence[str]) -> Report:
+def _split_report(dataset: RadiographDataset, findings: Sequence[str]) -> Json:
     """Images, patients, reports and labels of one split."""
-    rows: Report = {
+    rows: Json = {
         "images": len(dataset),
         "patients": len(set(dataset.patients)),
         "reports": len(list(dataset.texts())),
     }
-    vectors = _vectors(dataset)
+    vectors = _label_vectors(dataset)
     if vectors:
         table = np.stack(vectors)
         counts = {}
@@ -176,33 +184,39 @@ def _split_report(dataset: RadiographDataset, findings: Sequence[str]) -> Report
 
 def _read(
     datasets: Mapping[Split, RadiographDataset], sample: int | None, seed: int, workers: int
-) -> tuple[Report, list[tuple[Split, int, str]]]:
-    """Read images, all or a sample; what came of it, and each that was read with its rule (empty: usable)."""
+) -> tuple[Json, list[tuple[Split, int, str]]]:
+    """Read all images, or a sample.
+
+    Returns:
+        The section ``read`` of the report. And split, index and rule of each image: the rule is empty, if it is usable.
+    """
     from diptych.data.dataset import Kept
     from diptych.data.unusable import unusable_images
 
     sizes = {split: len(dataset) for split, dataset in datasets.items()}
     chosen = spread(sizes, sum(sizes.values()) if sample is None else sample, seed)
     parts = {split: Kept(datasets[split], set(range(sizes[split])) - set(chosen[split])) for split in sizes}
-    bad, noted = unusable_images({k: part for k, part in parts.items() if len(part)}, workers, "fork", None)  # as fit
+    bad, noted = unusable_images(
+        {k: part for k, part in parts.items() if len(part)}, workers, "fork", None
+    )  # as fit does
     rules = {(split, parts[split].kept[index]): rule for split, index, rule, _ in bad}
-    by_rule: dict[str, list[Report]] = {}
+    by_rule: dict[str, list[Json]] = {}
     for split, index, rule, message in bad:
         by_rule.setdefault(rule, []).append({"id": parts[split].ids[index], "split": split, "message": message})
     notes: dict[str, list[str]] = {}
-    for split, index, told in noted:
-        for note in told:
+    for split, index, texts in noted:
+        for note in texts:
             notes.setdefault(note, []).append(parts[split].ids[index])
     read = [(split, index, rules.get((split, index), "")) for split, picked in chosen.items() for index in picked]
     return {"images": len(read), "of": sum(sizes.values()), "unusable": by_rule, "notes": notes}, read
 
 
-def _check(name: str, args: argparse.Namespace, report: Report) -> None:
-    """Read tables and images, and add what they hold to the report."""
+def _check(name: str, args: argparse.Namespace, report: Json) -> None:
+    """Read tables and images, and add their content to the report."""
     from diptych_datamodules.releases.base import Release
 
     module = _reader(name, args.options)
-    datasets = _build(module)
+    datasets = _splits(module)
     counts = module.dropped.counts()
     missing = [key for rule, key, _ in module.dropped.rows if rule == "missing image"]
     there = sum(map(len, datasets.values())) + sum(
@@ -214,7 +228,7 @@ def _check(name: str, args: argparse.Namespace, report: Report) -> None:
     if facts is not None and isinstance(module, Release):
         report["table"] = {"unit": facts.unit, "counted": module.counted, "total": facts.total}
     report["images"] = {"listed": there + len(missing), "there": there, "missing": len(missing)}
-    report["images"]["first"] = missing[:_NAMED]
+    report["images"]["first"] = missing[:_EXAMPLES]
     report["left_out"] = counts
     report["splits"] = {split: _split_report(dataset, module.findings) for split, dataset in datasets.items()}
     report["read"], read = _read(datasets, None if args.all_images else args.sample, args.seed, args.workers)
@@ -226,32 +240,32 @@ def _check(name: str, args: argparse.Namespace, report: Report) -> None:
         replace_picture(args.out / _SHEET, contact_sheet(datasets, [read[i] for i in at], module.findings))
 
 
-def _faults(report: Report, part: bool) -> list[str]:
-    """All that is missing or unreadable, a line each."""
-    found = [f"{row['name']} is missing" for row in report["files"] if row["needed"] and not row["found"]]
+def _faults(report: Json, part: bool) -> list[str]:
+    """A line for each thing that is missing or unreadable."""
+    faults = [f"{row['name']} is missing" for row in report["files"] if row["needed"] and not row["found"]]
     if "images" not in report:
-        return found
+        return faults
     table = report.get("table")
     if table is not None and table["counted"] != table["total"] and not part:
-        found.append(
+        faults.append(
             f"the tables hold {table['counted']:,} {table['unit']}, the release {table['total']:,}"
             " (--part where that is meant)"
         )
     elif "(a part" in report["protocol"] and not part:
-        found.append(f"another table is not the release's: {report['protocol']} (--part where that is meant)")
+        faults.append(f"another table is not the release's: {report['protocol']} (--part where that is meant)")
     if not report["images"]["there"]:
-        found.append("no image is there")
+        faults.append("no image is there")
     if report["images"]["missing"]:
-        found.append(f"{report['images']['missing']:,} image(s) have no file")
+        faults.append(f"{report['images']['missing']:,} image(s) have no file")
     if report["left_out"].get("no report"):
-        found.append(f"{report['left_out']['no report']:,} image(s) have no report")
-    found += [f"{len(rows):,} of {report['read']['images']:,} images read: {rule}"
+        faults.append(f"{report['left_out']['no report']:,} image(s) have no report")
+    faults += [f"{len(rows):,} of {report['read']['images']:,} images read: {rule}"
               for rule, rows in report["read"]["unusable"].items()]  # fmt: skip
-    return found
+    return faults
 
 
-def _text(report: Report, out: Path) -> Iterator[str]:
-    """The report for people."""
+def _text(report: Json, out: Path) -> Iterator[str]:
+    """The report as lines to be printed."""
     yield f"{report['name']}: {report.get('protocol', report['root'])}"
     for row in report["files"]:
         only = f", only for {row['only']}" if row["only"] else ""
@@ -272,12 +286,14 @@ def _text(report: Report, out: Path) -> Iterator[str]:
         yield f"complete{', and every image can be read' if every else '; the images read can be used'}"
 
 
-def _counts(report: Report, out: Path) -> Iterator[str]:
+def _counts(report: Json, out: Path) -> Iterator[str]:
     images, read = report["images"], report["read"]
     if total := report.get("table"):
         share = "the whole release" if total["counted"] == total["total"] else "not the whole release"
         yield f"tables: {total['counted']:,} of {total['total']:,} {total['unit']}, {share}"
-    first = f": {', '.join(images['first'])}{', ...' if images['missing'] > _NAMED else ''}" if images["first"] else ""
+    first = (
+        f": {', '.join(images['first'])}{', ...' if images['missing'] > _EXAMPLES else ''}" if images["first"] else ""
+    )
     yield f"images: {images['there']:,} of {images['listed']:,} are there, {images['missing']:,} missing{first}"
     if report["left_out"]:
         counted = ", ".join(f"{number:,} {rule}" for rule, number in report["left_out"].items())
@@ -286,9 +302,9 @@ def _counts(report: Report, out: Path) -> Iterator[str]:
     yield f"read: {read['images']:,} of {read['of']:,} images, {unusable:,} unusable"
     for rule, rows in read["unusable"].items():
         yield f"  {len(rows):,} {rule}"
-        yield from (f"    {row['split']}: {row['message']}" for row in rows[:_NAMED])
+        yield from (f"    {row['split']}: {row['message']}" for row in rows[:_EXAMPLES])
     for note, keys in read["notes"].items():
-        yield f"  noted {len(keys):,}: {note}: {', '.join(keys[:_NAMED])}{', ...' if len(keys) > _NAMED else ''}"
+        yield f"  noted {len(keys):,}: {note}: {', '.join(keys[:_EXAMPLES])}{', ...' if len(keys) > _EXAMPLES else ''}"
     splits = report["splits"]
     for split, rows in splits.items():
         reports = f", {rows['reports']:,} with a report" if rows["reports"] else ""
@@ -306,7 +322,7 @@ def _counts(report: Report, out: Path) -> Iterator[str]:
         yield f"contact sheet: {out / _SHEET}"
 
 
-def _own() -> argparse.ArgumentParser:
+def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="diptych check-data NAME",
         description="Say whether a data set is complete and readable. Exit code 0: it is; 1: something is missing or "
@@ -330,22 +346,22 @@ def _own() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run ``diptych check-data``; ``argv`` is what follows that word on the command line.
+    """Run ``diptych check-data``. ``argv`` is what follows that word on the command line.
 
     Raises:
         ConfigError: an unknown set or option.
         DataError: the set cannot be read at all, or the report cannot be written.
-        SystemExit: with code 1, where something is missing or unreadable.
+        SystemExit: with code 1, if something is missing or unreadable. Else with code 0.
     """
-    given = list(sys.argv[2:] if argv is None else argv)
-    name = given.pop(0) if given and not given[0].startswith("-") else ""
-    args, rest = _own().parse_known_args(given)
+    words = list(sys.argv[2:] if argv is None else argv)
+    name = words.pop(0) if words and not words[0].startswith("-") else ""
+    args, rest = _arguments().parse_known_args(words)
     if args.help:
-        print(_own().format_help() + (f"\n{_parser(_target(name), name).format_help()}" if name else ""))
+        print(_arguments().format_help() + (f"\n{_parser(_target(name), name).format_help()}" if name else ""))
         return
     if not name:
-        if given:
-            raise ConfigError(f"check-data: '{given[0]}' stands where the data set's name belongs; write it first")
+        if words:
+            raise ConfigError(f"check-data: '{words[0]}' stands where the data set's name belongs; write it first")
         print("diptych check-data NAME --root DIR\n")
         print("\n".join(f"  {known:12} {facts.total:,} {facts.unit}" for known, facts in sorted(RELEASES.items())))
         print(f"  {'tabular':12} your own table: --table FILE\n\n`diptych check-data --help` explains the options.")
@@ -365,10 +381,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{root}: packed; check what it was made of, or run `diptych prepare {name} --out {root} --verify`"
         )
     args.out = args.out or Path("runs") / f"check-{name}"
-    args.options = [*_asked(facts, root, rest), *([] if root is None else ["--root", str(root)])]
+    args.options = [*_all_options(facts, root, rest), *([] if root is None else ["--root", str(root)])]
     options = _pairs(args.options)
-    report: Report = {"name": name, "root": str(root or ""), "options": options, "diptych": __version__}
-    report["files"] = [] if facts is None or root is None else _files(facts, root, options)
+    report: Json = {"name": name, "root": str(root or ""), "options": options, "diptych": __version__}
+    report["files"] = [] if facts is None or root is None else _parts(facts, root, options)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         for old in (_LISTED, _SHEET):

@@ -1,4 +1,4 @@
-"""The contact sheet of ``diptych check-data``: what the reader makes of some files, with boxes and masks."""
+"""The contact sheet of ``diptych check-data``: some images as the reader gives them, with boxes and masks."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ _INK, _PAPER, _BOX, _MASK = (32, 32, 32), (255, 255, 255), (64, 200, 255), (255,
 def contact_sheet(
     datasets: Mapping[Split, RadiographDataset], read: Sequence[tuple[Split, int, str]], findings: Sequence[str]
 ) -> Image.Image:
-    """A tile for each image: its split, the findings present (``?``: uncertain) and its name; what cannot be used says why.
+    """A tile for each image, with its split, its name and the findings present (``?``: uncertain).
+
+    The tile of an image that cannot be used has the reason.
 
     Args:
         datasets: the splits.
-        read: split, index, and the rule by which an image cannot be used; empty if it can.
+        read: split, index, and the rule by which the image cannot be used. The rule is empty, if it can.
         findings: names of the labels.
     """
     rows = -(-len(read) // _COLUMNS)
@@ -35,14 +37,14 @@ def contact_sheet(
     font = ImageFont.load_default(_TYPE)
     for place, (split, index, rule) in enumerate(read):
         x, y = 8 + place % _COLUMNS * (TILE + 8), 8 + place // _COLUMNS * (TILE + _BAR + 8)
-        said = rule
+        caption = rule
         if not rule:
             sample = datasets[split].read(index, np.random.default_rng(0))
             picture = _tile(sample)
             sheet.paste(picture, (x + (TILE - picture.width) // 2, y + _BAR + (TILE - picture.height) // 2))
-            said = _present(sample, findings)
+            caption = _present(sample, findings)
         pen.rectangle((x, y + _BAR, x + TILE - 1, y + _BAR + TILE - 1), outline=_MASK if rule else _INK)
-        pen.text((x, y + 4), _fitted(f"{split}: {said}", font, keep_end=False), fill=_INK, font=font)
+        pen.text((x, y + 4), _fitted(f"{split}: {caption}", font, keep_end=False), fill=_INK, font=font)
         pen.text((x, y + 24), _fitted(datasets[split].ids[index], font, keep_end=True), fill=_INK, font=font)
         if rule:
             pen.text((x + 8, y + _BAR + TILE // 2), f"cannot be used: {rule}", fill=_MASK, font=font)
@@ -74,7 +76,7 @@ def _present(sample: Sample, findings: Sequence[str]) -> str:
 
 
 def _fitted(text: str, font: Any, keep_end: bool) -> str:
-    """The text cut to the width of a tile; of names the end is kept, which tells them apart."""
+    """The text cut to the width of a tile. Names keep their end, in which they differ."""
     if font.getlength(text) <= TILE:
         return text
     while text and font.getlength(f"...{text}") > TILE:

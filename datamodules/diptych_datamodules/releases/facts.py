@@ -1,6 +1,6 @@
-"""What each public release is made of and where it is obtained, as data; importing it costs nothing.
+"""What each public release is made of, and where it is obtained, as data. Importing it costs nothing.
 
-Readers name what they miss with these words, and ``diptych check-data`` looks for all of it at once.
+Readers use these words in their messages about missing files. ``diptych check-data`` looks for all files at once.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ class Part:
     """One file or folder of a release."""
 
     names: tuple[str, ...]
-    """Patterns below the root, any of which will do; ``a + b`` needs both, and a folder is ``folder/*``."""
+    """Patterns below the root. One of them is enough. ``a + b`` needs both, and a folder is ``folder/*``."""
     holds: str
     obtain: str
     """A key of :data:`OBTAIN`."""
     option: str = ""
-    """``name=value`` of the only option that needs it; empty where all do."""
+    """``name=value`` of the only option that needs it. Empty, if it is always needed."""
     instead: tuple[str, ...] = ()
-    """Options, or ``name=value`` of them, that bring it from elsewhere or do without."""
+    """Options, or ``name=value`` of them, with which it is not needed."""
     splits: tuple[str, ...] = ()
-    """The protocols that need it; empty where all do."""
+    """The protocols that need it. Empty, if all do."""
 
     @property
     def shown(self) -> str:
         """Its names, for people."""
         return " or ".join(name.replace("/*", "/") for name in self.names)
 
-    def found(self, root: Path) -> list[Path]:
-        """The files or folders of the first name that is there; a table also as ``.gz`` or ``.zip``."""
+    def paths(self, root: Path) -> list[Path]:
+        """The files or folders of the first pattern that exists. A table may be ``.gz`` or ``.zip`` too."""
         for name in self.names:
             places = [next(_glob(root, pattern), None) for pattern in name.split(" + ")]
             if all(places):
@@ -63,8 +63,8 @@ class Part:
         if self.splits and split not in self.splits:
             return False
         name, _, value = self.option.partition("=")
-        given = options.keys() | {f"{key}={said}" for key, said in options.items()}
-        return not given & set(self.instead) and (not name or options.get(name) == value)
+        choices = options.keys() | {f"{key}={choice}" for key, choice in options.items()}
+        return not choices & set(self.instead) and (not name or options.get(name) == value)
 
 
 def _glob(root: Path, pattern: str) -> Iterator[Path]:
@@ -85,7 +85,7 @@ class Facts:
     """The protocol that reads most of it."""
     parts: tuple[Part, ...]
     whole: Mapping[str, str] = field(default_factory=dict)
-    """Options with which that protocol reads all of it; one whose part is not there is left at its default."""
+    """Options with which that protocol reads all of it. An option whose part is missing is left at its default."""
 
 
 _CHEXPERT_ALL = ("chexpert/linear", "chexpert/official", "chexpert/test500")

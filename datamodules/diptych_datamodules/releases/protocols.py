@@ -1,7 +1,7 @@
-"""The named splits of the public data sets, as data: which recipe, which sizes, and the hash of what comes out.
+"""The named splits of the public data sets, as data: rule, sizes, and the hash of the result.
 
-A protocol is computed from the release's own table, before any file is looked for, so it does not depend on which images
-are there. On a whole release the hash must be the one below; on a part of one the shares are kept, and the name says so.
+A protocol is computed from the release's table, before any file is looked for. So it does not depend on which images are
+there. On a whole release the hash must be the one below. On a part of a release the shares stay, and the name says so.
 """
 
 from __future__ import annotations
@@ -16,30 +16,36 @@ from diptych.data.splits import assign, filled, shuffled, split_hash
 from diptych.errors import DataError
 from diptych.plugins import nearest
 
-__all__ = ["PROTOCOLS", "Assigned", "Protocol", "choose", "split"]
+__all__ = ["PROTOCOLS", "Assignment", "Protocol", "choose", "split"]
 
 Rule = Literal["shuffled", "filled", "last", "shares", "given"]
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A recipe.
+    """How a data set is split.
 
-    ``shuffled``: scikit-learn's ``train_test_split`` twice with seed 0, over the ids in alphabetical order (``rows``: over
-    the table's rows as they stand). ``filled``: whole patients by hash into splits of exact size. ``last``: the last ids in
-    alphabetical order validate. ``shares``: each patient by hash. ``given``: the release, or the user, lists the splits.
+    The rules:
+
+    - ``shuffled``: scikit-learn's ``train_test_split`` twice with seed 0, over the ids in alphabetical order. Where ``rows``
+      is set, over the table's rows in their order.
+    - ``filled``: whole patients, by hash, into splits of exact size.
+    - ``last``: the last ids in alphabetical order validate.
+    - ``shares``: each patient by hash.
+    - ``given``: the release, or the user, lists the splits.
     """
 
     rule: Rule
     sizes: Mapping[Split, int]
-    """Images (``rows``: rows; ``shares``: parts of the sum) of each split."""
+    """Images of each split. Where ``rows`` is set, its rows. For ``shares``, parts of their sum."""
     about: str
     hash: str = ""
     """:func:`diptych.data.splits.split_hash` on the whole release. Of a subset it is the test's alone. It is
     empty where no public copy of the table is at hand."""
     rows: bool = False
-    """The units are rows of the table, of which an image may have several."""
+    """Whether rows of the table are split, of which an image may have several."""
     leaky: bool = False
+    """Whether an image can be in several splits."""
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -116,7 +122,7 @@ def choose(name: str, data_set: str) -> Protocol:
     """The protocol of a data set.
 
     Raises:
-        ConfigError: it has none of that name; the message lists them.
+        ConfigError: it has none of that name. The message lists them, the most similar first.
     """
     own = [known for known in PROTOCOLS if known.startswith(f"{data_set}/")]
     check_choice("data.split", name, nearest(name, own))
@@ -124,26 +130,26 @@ def choose(name: str, data_set: str) -> Protocol:
 
 
 @dataclass(frozen=True)
-class Assigned:
-    """A protocol on a table."""
+class Assignment:
+    """The splits that a protocol gives to a table."""
 
     splits: list[str]
-    """The split of each unit, in the order they were given."""
+    """The split of each image (or row), in the table's order."""
     name: str
-    """The protocol's name, and how much of the release there was if it was not all."""
+    """The protocol's name, and the size of the table if it is a part of the release."""
 
 
-def split(name: str, ids: Sequence[str], patients: Sequence[str], given: Sequence[str] = ()) -> Assigned:
+def split(name: str, ids: Sequence[str], patients: Sequence[str], given: Sequence[str] = ()) -> Assignment:
     """Assign every image (or row) of a table to a split.
 
     Args:
         name: of the protocol, in :data:`PROTOCOLS`.
-        ids: of each image; equal ids are rows of one image, where the protocol works on rows.
-        patients: of each image; the id where no patient is known.
-        given: the split of each image, for a protocol whose lists are given.
+        ids: of each image. For a protocol on rows, of each row.
+        patients: of each image. The id, if no patient is known.
+        given: the split of each image, for a protocol of the rule ``given``.
 
     Raises:
-        DataError: the table is as large as the release but not the release, or a given list has another size.
+        DataError: the table has the release's size, and another content. Or a list of the user has another size.
     """
     protocol = PROTOCOLS[name]
     number, total = len(ids), sum(protocol.sizes.values())
@@ -154,10 +160,10 @@ def split(name: str, ids: Sequence[str], patients: Sequence[str], given: Sequenc
                     f"{name}: {given.count(which)} images in '{which}', not {size}; use the lists of that name"
                 )
         whole = all(given.count(which) == size for which, size in protocol.sizes.items())
-        return Assigned(list(given), name if whole else f"{name} (a part: {len(given):,} images)")
+        return Assignment(list(given), name if whole else f"{name} (a part: {len(given):,} images)")
     if protocol.rule == "shares":
         shares = {str(which): size / total for which, size in protocol.sizes.items()}
-        return Assigned([assign(patient, shares, 0) for patient in patients], name)
+        return Assignment([assign(patient, shares, 0) for patient in patients], name)
     sizes = {which: size if number == total else round(size * number / total) for which, size in protocol.sizes.items()}
     val, test = sizes.get("val", 0), sizes.get("test", 0)
     if protocol.rule == "filled":
@@ -169,10 +175,10 @@ def split(name: str, ids: Sequence[str], patients: Sequence[str], given: Sequenc
         for place, index in enumerate(order):
             splits[index] = ranked[place]
     if number != total:
-        return Assigned(splits, f"{name} (a part: {number:,} of {total:,})")
-    found = split_hash({w: [key for key, s in zip(ids, splits, strict=True) if s == w] for w in sizes})
-    if protocol.hash and found != protocol.hash:
+        return Assignment(splits, f"{name} (a part: {number:,} of {total:,})")
+    computed = split_hash({w: [key for key, s in zip(ids, splits, strict=True) if s == w] for w in sizes})
+    if protocol.hash and computed != protocol.hash:
         raise DataError(
-            f"{name}: the table has the release's {total:,} entries, but others (split {found}, not {protocol.hash})"
+            f"{name}: the table has the release's {total:,} entries, but others (split {computed}, not {protocol.hash})"
         )
-    return Assigned(splits, name)
+    return Assignment(splits, name)

@@ -1,14 +1,15 @@
-"""Subsets of images that show one finding alone, as 5x200: drawn by hash, or as a user's table lists them."""
+"""Subsets of images that show one finding alone, as 5x200. They are drawn by hash, or listed by a user's table."""
 
 from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from lightning.pytorch import Trainer
 from numpy.typing import NDArray
 
 from diptych.data.splits import split_hash, uniform
@@ -31,14 +32,17 @@ PER_CLASS = 200
 
 
 def exclusive(labels: NDArray[np.float32], findings: Sequence[str], classes: Sequence[str]) -> str:
-    """The one class that is present while every other finding is absent or not mentioned; empty where there is none.
+    """The one class that is present while every other finding is absent or not mentioned. Empty, if there is none.
 
-    ``No Finding`` says nothing against another class, so it is not looked at unless it is the class.
+    ``No Finding`` counts only where no finding is present.
+
+    >>> exclusive(np.array([1, 0, np.nan], np.float32), ("Edema", "Fracture", "Atelectasis"), COMPETITION)
+    'Edema'
 
     Args:
-        labels: ``[L]``; an uncertain finding counts as present.
+        labels: ``[L]``. An uncertain finding counts as present.
         findings: their names.
-        classes: those that may be the one.
+        classes: the classes in question.
     """
     present = [name for name, value in zip(findings, labels.tolist(), strict=True) if value in (1.0, -1.0)]
     named = [name for name in present if name != "No Finding"]
@@ -59,8 +63,8 @@ class Subset:
         protocol: its name.
         findings: names of the labels it is chosen by.
         source: where these are from, for messages.
-        table: a csv that lists the images instead of drawing them.
-        seed: another one draws other images.
+        table: a csv that lists the images. They are drawn by hash, if it is not given.
+        seed: of the hash.
     """
 
     protocol: str
@@ -95,10 +99,10 @@ class Subset:
         Raises:
             DataError: too few images show one class alone, or the user's table has others.
         """
-        return self._drawn(labels) if self.table is None else self._listed(self.table, labels, columns, key)
+        return self._draw(labels) if self.table is None else self._read(self.table, labels, columns, key)
 
-    def _drawn(self, labels: Mapping[str, NDArray[np.float32]]) -> dict[str, str]:
-        """200 images of each class that show nothing else, drawn by hash; all there are, on a part of the release."""
+    def _draw(self, labels: Mapping[str, NDArray[np.float32]]) -> dict[str, str]:
+        """200 images of each class that show nothing else, drawn by hash. Fewer, if a part of the release has fewer."""
         pools: dict[str, list[str]] = {name: [] for name in SUBSETS[self.protocol]}
         for image, vector in labels.items():
             if name := exclusive(vector, self.findings, SUBSETS[self.protocol]):
@@ -111,7 +115,7 @@ class Subset:
             pool.sort(key=lambda image: (uniform(image, self.seed), image))
         return {image: name for name, pool in pools.items() for image in pool[:PER_CLASS]}
 
-    def _listed(
+    def _read(
         self,
         table: Path,
         labels: Mapping[str, NDArray[np.float32]],
@@ -119,34 +123,34 @@ class Subset:
         key: Callable[[str, Path], str],
     ) -> dict[str, str]:
         """The images of the user's table."""
-        classes, found = SUBSETS[self.protocol], {}
+        classes, chosen = SUBSETS[self.protocol], {}
         for row in scan_table(table, [], columns):
             if not any(row):
                 raise DataError(f"{table}: no column {columns[0]} with an image; give one")
             image = key(next(filter(None, row)), table)
             if image not in labels:
                 raise DataError(f"{table}: '{image}' is no frontal image of {self.source}; list such images alone")
-            found[image] = exclusive(labels[image], self.findings, classes)
-            if not found[image]:
+            chosen[image] = exclusive(labels[image], self.findings, classes)
+            if not chosen[image]:
                 message = f"not one of {', '.join(classes)} alone, as {self.protocol} needs; remove it"
                 raise DataError(f"{table}: '{image}' shows {message}")
-        return found
+        return chosen
 
     def name(self, assigned: str, chosen: Mapping[str, str], whole: bool) -> str:
-        """The protocol's name, with all that makes these images others than those that anybody else draws.
+        """The protocol's name, and whatever makes these images others than those of the published subset.
 
         Args:
             assigned: what :func:`~diptych_datamodules.releases.protocols.split` calls it.
             chosen: as :meth:`choose` gives it.
-            whole: the images are drawn from the release's whole table.
+            whole: whether the images are drawn from the release's whole table.
 
         Raises:
             DataError: the whole table has other labels.
         """
-        counted, name = Counter(chosen.values()), assigned
+        counts, name = Counter(chosen.values()), assigned
         classes, expected = SUBSETS[self.protocol], PROTOCOLS[self.protocol].hash
-        if self.table is not None or min(counted[c] for c in classes) < PER_CLASS:
-            name = f"{self.protocol} ({', '.join(f'{counted[c]} {c}' for c in classes)})"
+        if self.table is not None or min(counts[c] for c in classes) < PER_CLASS:
+            name = f"{self.protocol} ({', '.join(f'{counts[c]} {c}' for c in classes)})"
         if self.table is not None:
             name += f", listed by {self.table.name}"
         elif self.seed:
@@ -155,8 +159,11 @@ class Subset:
             raise DataError(f"{self.source}: it has the release's size, but other labels; get it anew")
         return name
 
-    def write(self, folder: Path, column: str, rows: Iterable[tuple[str, str]]) -> None:
-        """List images and their classes as csv, which ``table`` can be."""
+    def write(self, trainer: Trainer | None, column: str, rows: Collection[tuple[str, str]]) -> None:
+        """List images and their classes in the run's folder, as a csv that ``table`` can be. Nothing, if there are none."""
+        if not rows or trainer is None or not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{self.protocol.replace('/', '_')}.csv").open("w", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
