@@ -1,4 +1,4 @@
-"""Readers of releases on real tables, on hostile ones, and their protocols against the libraries that published them."""
+"""Readers of releases on miniatures, and on hostile tables and files."""
 
 import csv
 import gzip
@@ -6,7 +6,6 @@ import shutil
 import tarfile
 import xml.etree.ElementTree as ET
 from collections import Counter
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,17 +13,14 @@ from mini import installed
 from PIL import Image
 
 from diptych.data.loading import Loading
-from diptych.data.splits import filled, nested, shared, shuffled, split_hash
-from diptych.data.tables import find_file, scan_table
+from diptych.data.splits import split_hash
 from diptych.errors import ConfigError, DataError
 from diptych.plugins import DATAMODULES, find
-from diptych_datamodules import nih
-from diptych_datamodules.nih import FINDINGS, Nih
-from diptych_datamodules.openi import Openi, read_reports
+from diptych_datamodules.nih import Nih
+from diptych_datamodules.openi import Openi
 from diptych_datamodules.phantoms.layouts.dicom import rle_encode
 from diptych_datamodules.phantoms.layouts.write import write_layout
-from diptych_datamodules.releases import protocols
-from diptych_datamodules.rsna import CLASSES, Rsna, box_mask
+from diptych_datamodules.rsna import Rsna, box_mask
 from diptych_datamodules.siim import Siim, rle_decode
 
 LOADING = Loading(image_size=32, batch_size=4, eval_batch_size=4, workers=0)
@@ -42,214 +38,8 @@ def roots(tmp_path_factory):
     return get
 
 
-@pytest.fixture
-def stub(tmp_path, monkeypatch):
-    """A folder into which a real table is put; every image is taken to be there."""
-    for module in ("rsna", "siim", "nih"):
-        monkeypatch.setattr(f"diptych_datamodules.{module}.index_images", lambda folders, files: _All())
-
-    def put(package_file, name):
-        (tmp_path / name).symlink_to(installed("torchxrayvision", f"data/{package_file}"))
-        return str(tmp_path)
-
-    return put
-
-
-class _All(dict):
-    def get(self, key, default=None):
-        return f"{key}.dcm"
-
-
 def labels_of(module, split):
     return np.stack([record.labels for record in module.datasets[split].records])
-
-
-# -- real tables ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.real
-def test_rsna_real_table(stub):
-    root = stub("kaggle_stage_2_train_labels.csv.zip", "stage_2_train_labels.csv.zip")
-    rows = list(scan_table(find_file(root, ["stage_2_train_labels.csv"], ""), ["patientId", "Target"]))
-    assert len(rows) == 30_227
-    sizes = {"rsna/gloria-cls": (18_678, 4_003, 4_003), "rsna/mgca-det": (16_010, 5_337, 5_337)}
-    for name, expected in sizes.items():
-        module = Rsna(root, split=name, loading=LOADING)
-        module.setup("test")
-        assert tuple(len(module.datasets[split]) for split in ("train", "val", "test")) == expected
-        assert module.split_hash == protocols.PROTOCOLS[name].hash
-        assert module.protocol == name
-        records = [record for dataset in module.datasets.values() for record in dataset.records]
-        assert len(records) == 26_684
-        assert sum(len(record.boxes) for record in records) == 9_555
-        assert (
-            sum(len(record.boxes) > 0 for record in records)
-            == sum(record.labels[0] == 1 for record in records)
-            == 6_012
-        )
-    share = [Rsna(root, percent=p, loading=LOADING) for p in (1, 10)]
-    for module in share:
-        module.setup("test")
-    one, ten = (set(module.datasets["train"].ids) for module in share)
-    assert (len(one), len(ten)) == (187, 1_868)
-    assert one < ten
-
-
-@pytest.mark.real
-def test_siim_real_table_and_every_mask(stub):
-    root = stub("siim-pneumothorax-train-rle.csv.gz", "train-rle.csv.gz")
-    rows = list(scan_table(find_file(root, ["train-rle.csv"], ""), ["ImageId", "EncodedPixels"]))
-    assert len(rows) == 12_954
-    codes = [code for _, code in rows if code != "-1"]
-    assert len(codes) == 3_576
-    for code in codes:
-        mask = rle_decode([code])
-        assert 0 < mask.sum() == sum(int(n) for n in code.split()[1::2])
-    module = Siim(root, loading=LOADING)
-    module.setup("test")
-    records = [record for dataset in module.datasets.values() for record in dataset.records]
-    assert (len(records), sum(int(record.labels[0]) for record in records)) == (12_047, 2_669)
-    assert sum(len(record.runs) > 1 for record in records) == 624
-    assert {split: len(dataset) for split, dataset in module.datasets.items()} == {
-        "train": 8_433,
-        "val": 1_807,
-        "test": 1_807,
-    }
-    assert module.split_hash == protocols.PROTOCOLS["siim/image-level"].hash
-    assert not shared({split: dataset.ids for split, dataset in module.datasets.items()})
-
-
-@pytest.mark.real
-def test_siim_leaky_split_leaks_what_is_said_and_warns(stub, recwarn):
-    module = Siim(
-        stub("siim-pneumothorax-train-rle.csv.gz", "train-rle.csv.gz"), split="siim/gloria-rows-leaky", loading=LOADING
-    )
-    module.setup("test")
-    train = set(module.datasets["train"].ids)
-    positive = [record.id for record in module.datasets["test"].records if record.labels[0]]
-    assert np.mean([key in train for key in positive]) == pytest.approx(0.32, abs=0.01)
-    warnings = " ".join(str(warning.message) for warning in recwarn)
-    assert "images are in both 'test' and 'train', as published" in warnings
-    assert "leaky" in module.protocol
-
-
-@pytest.mark.real
-def test_nih_real_tables(stub, tmp_path, monkeypatch):
-    root = stub("Data_Entry_2017_v2020.csv.gz", "Data_Entry_2017_v2020.csv.gz")
-    stub("BBox_List_2017.csv.gz", "BBox_List_2017.csv.gz")
-    monkeypatch.setattr(nih.Nih, "_splits", lambda self, patients: dict.fromkeys(patients, "test"))
-    module = Nih(root, boxes=True, loading=LOADING)
-    records = module.records()
-    assert len(records) == 112_120
-    assert len({record.patient for record in records}) == 30_805
-    assert sum(len(record.boxes) for record in records) == 984
-    assert sum(len(record.boxes) > 0 for record in records) == 880
-    labels = np.stack([record.labels for record in records])
-    assert int((labels.sum(axis=1) == 0).sum()) == 60_361
-    counts = dict(zip(FINDINGS, labels.sum(axis=0).astype(int).tolist(), strict=True))
-    assert counts["Infiltration"] == 19_894
-    assert counts["Hernia"] == 227
-    boxed = Counter(FINDINGS[int(box[4])] for record in records for box in record.boxes)
-    assert boxed["Infiltration"] == 123
-
-
-@pytest.mark.real
-def test_openi_real_reports():
-    reports = read_reports(installed("torchxrayvision", "data/NLMCXR_reports.tgz"))
-    assert len(reports) == 3_955
-    assert sum(bool(report.findings) for report in reports) == 3_425
-    assert sum(bool(report.impression) for report in reports) == 3_921
-    assert sum(len(report.images) for report in reports) == 7_470
-    assert sum(report.terms == ("normal",) for report in reports) == 1_391
-    assert (
-        sum(bool(np.isnan(report.labels()).all()) for report in reports)
-        == sum(not report.terms for report in reports)
-        > 50
-    )
-
-
-@pytest.mark.real
-def test_rsna_on_real_radiographs(shared_data):
-    module = Rsna(str(shared_data / "rsna_like"), labels="classes", masks=True, loading=LOADING)
-    module.setup("test")
-    assert sum(len(dataset) for dataset in module.datasets.values()) == 24
-    assert module.protocol == "rsna/gloria-cls (a part: 24 of 26,684)"
-    assert not module.dropped.rows
-    batch = next(iter(module.test_dataloader()))
-    assert (batch.labels.sum(dim=1) == 1).all()
-    for boxes, mask, label in zip(batch.boxes, batch.masks, batch.labels, strict=True):
-        assert bool(len(boxes)) == bool(mask.any()) == (CLASSES[int(label.argmax())] == "Lung Opacity")
-
-
-@pytest.mark.real
-def test_chexpert_linear_protocol_on_the_real_table():
-    table = installed("torchxrayvision", "data/chexpert_train.csv.gz")
-    paths = [
-        path.partition("train/")[2]
-        for path, view in scan_table(table, ["Path", "Frontal/Lateral"])
-        if view == "Frontal"
-    ]
-    patients = [path.split("/")[0] for path in paths]
-    assigned = protocols.split("chexpert/linear", paths, patients)
-    assert Counter(assigned.splits) == {"train": 186_027, "val": 5_000}
-    assert not shared(
-        {w: [p for p, s in zip(patients, assigned.splits, strict=True) if s == w] for w in ("train", "val")}
-    )
-
-
-# -- protocols --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("number", "val", "test"), [(26_684, 4_003, 4_003), (26_684, 5_337, 5_337), (12_954, 1_943, 1_944)]
-)
-def test_shuffled_is_what_scikit_learn_gives(number, val, test):
-    from sklearn.model_selection import train_test_split
-
-    rows = np.arange(number)
-    train, rest = train_test_split(rows, test_size=val + test, random_state=0)
-    first, second = train_test_split(rest, test_size=val, random_state=0)
-    got = np.array(shuffled(number, val, test))
-    for name, expected in (("train", train), ("test", first), ("val", second)):
-        assert np.array_equal(np.flatnonzero(got == name), np.sort(expected))
-
-
-def test_filled_keeps_patients_whole_and_sizes_exact():
-    rng = np.random.default_rng(0)
-    patients = [f"p{i}" for i in range(300) for _ in range(int(rng.integers(1, 6)))]
-    splits = filled(patients, {"val": 97, "test": 101}, "train", seed=0)
-    assert Counter(splits)["val"] == 97
-    assert Counter(splits)["test"] == 101
-    assert len(set(zip(patients, splits, strict=True))) == 300
-    assert filled(patients[::-1], {"val": 97, "test": 101}, "train", seed=0) == splits[::-1]
-    with pytest.raises(DataError, match="2 are missing"):
-        filled(["a", "a", "a"], {"val": 2}, "train", seed=0)
-
-
-def test_nested_by_patient():
-    patients = [f"p{i // 3}" for i in range(600)]
-    chosen = [set(nested(patients, percent)) for percent in (1, 10, 50, 100)]
-    assert [len(part) for part in chosen] == [6, 60, 300, 600]
-    assert all(small <= big for small, big in pairwise(chosen))
-    for percent in (0, 101):
-        with pytest.raises(DataError, match="percent"):
-            nested(patients, percent)
-
-
-def test_a_table_of_the_releases_size_must_be_the_release():
-    ids = [f"id{i:05d}" for i in range(26_684)]
-    with pytest.raises(DataError, match=r"rsna/gloria-cls: the table has the release's 26,684 entries, but others"):
-        protocols.split("rsna/gloria-cls", ids, ids)
-
-
-def test_protocols_add_up_and_leaks_are_in_the_name():
-    for name, protocol in protocols.PROTOCOLS.items():
-        assert protocol.leaky == name.endswith("-leaky")
-        assert protocol.about
-        if protocol.rule not in {"given", "shares"}:
-            assert len(protocol.hash) == 16
-    with pytest.raises(ConfigError, match=r"data.split is 'rsna/gloria'; choose among: rsna/gloria-cls"):
-        Rsna("x", split="rsna/gloria")
 
 
 def test_miniatures_have_the_releases_headers_and_quirks(roots):
@@ -273,9 +63,6 @@ def test_miniatures_have_the_releases_headers_and_quirks(roots):
         e.get("Label") for path in root.glob("ecgen-radiology/*.xml") for e in ET.parse(path).iter("AbstractText")
     }
     assert labels == {e.get("Label") for e in real.iter("AbstractText")}
-
-
-# -- miniatures -------------------------------------------------------------------------------------------------------
 
 
 def test_rsna_boxes_are_what_was_drawn_and_copies_are_scaled(roots, tmp_path):
