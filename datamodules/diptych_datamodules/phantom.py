@@ -121,13 +121,9 @@ def write_cache(
     part = folder.with_name(f"{folder.name}.part{os.getpid()}")
     try:
         part.mkdir(parents=True, exist_ok=True)
-        images = np.lib.format.open_memmap(
-            part / "images.npy", mode="w+", dtype=np.uint8, shape=(len(plans), size, size)
-        )
-        stored_masks = None
-        if masks:
-            shape = (len(plans), size, size)
-            stored_masks = np.lib.format.open_memmap(part / "masks.npy", mode="w+", dtype=np.bool_, shape=shape)
+        create = partial(np.lib.format.open_memmap, mode="w+", shape=(len(plans), size, size))
+        images = create(part / "images.npy", dtype=np.uint8)
+        stored_masks = create(part / "masks.npy", dtype=np.bool_) if masks else None
         boxes = []
         for i, (image, corners, mask) in enumerate(_draw_each(plans, partial(draw, size=size, masks=masks), workers)):
             images[i] = image
@@ -200,13 +196,8 @@ class Phantom(RadiographDataModule):
             check_number(f"data.{name}", number, least=1, whole=True)
         self.sizes: dict[Split, int] = {"train": train, "val": val, "test": test}
         self.size, self.section, self.masks = size, section, masks
-        self.options: dict[str, Any] = {
-            "seed": seed,
-            "mix": mix,
-            "normal": normal,
-            "max_findings": max_findings,
-            "filler": filler,
-        }
+        self.options: dict[str, Any] = {"seed": seed, "mix": mix, "normal": normal}
+        self.options |= {"max_findings": max_findings, "filler": filler}
         self.cache = None if cache is None else Path(cache)
 
     @property
@@ -242,14 +233,8 @@ class Phantom(RadiographDataModule):
 
     def build(self) -> dict[Split, RadiographDataset]:
         """Plans of all splits. Nothing is drawn."""
-        held_out: Section = "both" if self.section == "sampled" else self.section
-        return {
-            split: PhantomDataset(
-                self._plans(split),
-                self.size,
-                self.section if split == "train" else held_out,
-                self._folder(split),
-                self.masks,
-            )
-            for split in self.sizes
-        }
+        splits: dict[Split, RadiographDataset] = {}
+        for split in self.sizes:
+            section = "both" if self.section == "sampled" and split != "train" else self.section
+            splits[split] = PhantomDataset(self._plans(split), self.size, section, self._folder(split), self.masks)
+        return splits

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import re
 import uuid
@@ -22,8 +21,7 @@ N = 60
 
 def table(path: Path) -> tuple[str, list[dict[str, str]]]:
     """The header line as it stands in the file, and the rows."""
-    data = path.read_bytes()
-    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+    text = path.read_text()
     return text.split("\n", 1)[0], list(csv.DictReader(io.StringIO(text)))
 
 

@@ -39,9 +39,8 @@ def every_spec() -> list[FindingSpec]:
         if name == "Support Devices":
             continue
         for side in ("left", "right") if kind.sided else (None,):
-            specs += [
-                FindingSpec(name, side, zone, degree) for zone in kind.zones or (None,) for degree in kind.severities
-            ]
+            for zone in kind.zones or (None,):
+                specs += [FindingSpec(name, side, zone, degree) for degree in kind.severities]
     return specs
 
 
@@ -77,10 +76,8 @@ def test_another_seed_or_index_gives_another_phantom():
 
 def test_import_needs_no_torch():
     code = "import sys, diptych_datamodules.phantoms.layouts.write; print('torch' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-        == "False"
-    )
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert there.strip() == "False"
 
 
 # --- size
@@ -100,16 +97,11 @@ def test_content_does_not_depend_on_the_size():
 
 @pytest.mark.parametrize("size", [16, 50, 224])
 def test_any_size_has_complete_truth(size):
-    p = render(
-        plan_phantom(
-            3,
-            findings=[
-                FindingSpec("Nodule", "left", "upper", "small"),
-                FindingSpec("Support Devices", device="sternal wires"),
-            ],
-        ),
-        size,
+    nodule, wires = (
+        FindingSpec("Nodule", "left", "upper", "small"),
+        FindingSpec("Support Devices", device="sternal wires"),
     )
+    p = render(plan_phantom(3, findings=[nodule, wires]), size)
     assert p.image.shape == (size, size)
     assert p.image.dtype == np.uint8
     assert p.masks.shape == (2, size, size)
@@ -158,19 +150,8 @@ def test_severity_shows_in_size(name):
     area = []
     for degree in kind.severities:
         side = "left" if kind.sided else None
-        area.append(
-            np.mean(
-                [
-                    render(
-                        plan_phantom(
-                            i, findings=[FindingSpec(name, side, kind.zones[-1] if kind.zones else None, degree)]
-                        ),
-                        96,
-                    ).masks.sum()
-                    for i in range(5)
-                ]
-            )
-        )
+        spec = FindingSpec(name, side, kind.zones[-1] if kind.zones else None, degree)
+        area.append(np.mean([render(plan_phantom(i, findings=[spec]), 96).masks.sum() for i in range(5)]))
     assert area[0] < area[1] < area[2]
 
 

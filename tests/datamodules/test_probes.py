@@ -100,12 +100,9 @@ def test_a_pair_differs_in_places_alone(make):
 def test_mild_pairs_are_the_same_pairs_with_less_to_see(make):
     for pair, mild in zip(pairs := make(12, SEEN, 7), probes.mildest_pairs(pairs), strict=True):
         for plan, less in zip(pair, mild, strict=True):
-            assert (plan.index, plan.specs[0].side, plan.specs[0].zone) == (
-                less.index,
-                less.specs[0].side,
-                less.specs[0].zone,
-            )
-            assert less.specs[0].grade == 0 < plan.specs[0].grade
+            spec, mild_spec = plan.specs[0], less.specs[0]
+            assert (plan.index, spec.side, spec.zone) == (less.index, mild_spec.side, mild_spec.zone)
+            assert mild_spec.grade == 0 < spec.grade
         # The two of a pair differ by less.
         gap, mild_gap = (
             np.abs(np.subtract(*(render(p, 64).image.astype(float) for p in two))).sum() for two in (pair, mild)

@@ -84,9 +84,8 @@ TITLE = "                                 FINAL REPORT\n "
 )  # fmt: skip
 def test_sections(report, expected):
     sections = find_sections(report)
-    assert {
-        name: sections[name] for name in ("findings", "impression", "last_paragraph") if name in sections
-    } == expected
+    names = sections.keys() & {"findings", "impression", "last_paragraph"}
+    assert {name: sections[name] for name in names} == expected
 
 
 def test_which_section_is_the_text():

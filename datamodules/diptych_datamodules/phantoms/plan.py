@@ -138,17 +138,8 @@ def plan_phantom(
     comparison = bool(u[3] < 0.35)
     words = np.random.default_rng([seed, index, _WORDS])
     report = write_report(words, specs, comparison=comparison, filler=filler, uncertain=uncertain)
-    return PhantomPlan(
-        seed,
-        index,
-        body,
-        "F" if sex < 0.5 else "M",
-        20 + int(70 * age),
-        "AP" if u[2] < 0.35 else "PA",
-        comparison,
-        specs,
-        report,
-    )
+    letter, view = "F" if sex < 0.5 else "M", "AP" if u[2] < 0.35 else "PA"
+    return PhantomPlan(seed, index, body, letter, 20 + int(70 * age), view, comparison, specs, report)
 
 
 def check_size(size: int) -> None:

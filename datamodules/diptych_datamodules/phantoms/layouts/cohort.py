@@ -15,16 +15,8 @@ import numpy as np
 from diptych_datamodules.phantoms.plan import PhantomPlan, PhantomRadiograph, plan_phantom
 
 __all__ = [
-    "BOX_COLUMNS",
-    "Options",
-    "Study",
-    "box_rows",
-    "release_labels",
-    "sample_cohort",
-    "stream",
-    "truth_row",
-    "write_csv",
-]
+    "BOX_COLUMNS", "Options", "Study", "box_rows", "release_labels", "sample_cohort", "stream", "truth_row", "write_csv",
+]  # fmt: skip
 
 BOX_COLUMNS = ("image", "finding", "side", "zone", "severity", "x0", "y0", "x1", "y1")
 """Columns of the boxes table. The corners are pixels of the written image. x1 and y1 are outside the box."""

@@ -82,13 +82,8 @@ def write_dicom(
     ds.SeriesDescription, ds.ViewPosition = f"view: {plan.view}", plan.view
     ds.PatientName = ds.PatientID = patient
     ds.PatientBirthDate, ds.PatientSex, ds.PatientAge = "", plan.sex, str(plan.age)
-    ds.BodyPartExamined, ds.StudyID, ds.SeriesNumber, ds.InstanceNumber, ds.PatientOrientation = (
-        "CHEST",
-        "",
-        "1",
-        "1",
-        "",
-    )
+    ds.BodyPartExamined, ds.StudyID, ds.PatientOrientation = "CHEST", "", ""
+    ds.SeriesNumber = ds.InstanceNumber = "1"
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, f"MONOCHROME{1 if inverted else 2}"
     ds.Rows, ds.Columns = image.shape
     ds.PixelSpacing = [0.168, 0.168]
@@ -117,14 +112,8 @@ def write_rsna(n: int, out: Path, options: Options, progress: Callable[[int], No
         rng = stream(options, 4, i)
         radiograph = render(options.plan(i, mix=_RSNA_MIX), options.size)
         patient = str(uuid.UUID(bytes=rng.bytes(16), version=4))
-        write_dicom(
-            out / "stage_2_train_images" / f"{patient}.dcm",
-            _native(radiograph),
-            radiograph.plan,
-            patient,
-            _uids(rng),
-            inverted=i % _INVERTED == 4,
-        )
+        path = out / "stage_2_train_images" / f"{patient}.dcm"
+        write_dicom(path, _native(radiograph), radiograph.plan, patient, _uids(rng), inverted=i % _INVERTED == 4)
         scale = _SIDE / options.size
         opacities = [f.box for f in radiograph.findings if f.name in ("Lung Opacity", "Consolidation")]
         for x0, y0, x1, y1 in opacities:
@@ -152,15 +141,9 @@ def write_siim(n: int, out: Path, options: Options, progress: Callable[[int], No
         rng = stream(options, 5, i)
         radiograph = render(options.plan(i, mix=_SIIM_MIX), options.size)
         uids = _uids(rng)
-        folder = out / "dicom-images-train" / uids[0] / uids[1]
-        write_dicom(
-            folder / f"{uids[2]}.dcm",
-            _native(radiograph),
-            radiograph.plan,
-            str(uuid.UUID(bytes=rng.bytes(16), version=4)),
-            uids,
-            inverted=i % _INVERTED == 4,
-        )
+        path = out.joinpath("dicom-images-train", uids[0], uids[1], f"{uids[2]}.dcm")
+        patient = str(uuid.UUID(bytes=rng.bytes(16), version=4))
+        write_dicom(path, _native(radiograph), radiograph.plan, patient, uids, inverted=i % _INVERTED == 4)
         if i == n:
             break  # the file without a row
         air = [radiograph.masks[k] for k, f in enumerate(radiograph.findings) if f.name == "Pneumothorax"]

@@ -136,27 +136,12 @@ def write_mimic_cxr(n: int, out: Path, options: Options, progress: Callable[[int
                 if i != 6 or position != frontal:
                     _jpeg(out / folder / f"s{number}" / f"{dicom}.jpg", picture)
                 erect = "Recumbent" if plan.view == "AP" else "Erect"
-                metadata.append(
-                    [
-                        dicom,
-                        subject,
-                        number,
-                        title,
-                        position,
-                        *picture.shape,
-                        date,
-                        time,
-                        title,
-                        _VIEW_MEANING.get(position, position.lower()),
-                        erect,
-                    ]
-                )
+                meaning = _VIEW_MEANING.get(position, position.lower())
+                names = [dicom, subject, number, title, position]
+                metadata.append([*names, *picture.shape, date, time, title, meaning, erect])
                 splits += [[dicom, number, subject, study.split]] * (2 if i == 6 and position == frontal else 1)
-            sections = (
-                "none"
-                if i % 29 == 28
-                else ("both", "both", "both", "conclusion", "impression", "last_paragraph")[rng.integers(6)]
-            )
+            kinds = ("both", "both", "both", "conclusion", "impression", "last_paragraph")
+            sections = "none" if i % 29 == 28 else kinds[rng.integers(6)]
             entry = zipfile.ZipInfo(f"{folder}/s{number}.txt", (1980, 1, 1, 0, 0, 0))
             entry.compress_type = zipfile.ZIP_DEFLATED
             if i % 37 != 36:
