@@ -173,9 +173,8 @@ def test_a_damaged_table_ends_it_in_one_line(roots, tmp_path):
 
 
 def test_options_of_the_set_are_those_of_fit(roots, tmp_path):
-    done, report = check(
-        "chexpert", roots("chexpert"), tmp_path, "--part", "--split", "chexpert/linear", "--sample", "4"
-    )
+    options = ["--split", "chexpert/linear", "--sample", "4"]
+    done, report = check("chexpert", roots("chexpert"), tmp_path, "--part", *options)
     assert done.returncode == 0, done.stdout
     assert report["protocol"].startswith("chexpert/linear")
     assert "frontal" in report["protocol"]
@@ -184,9 +183,8 @@ def test_options_of_the_set_are_those_of_fit(roots, tmp_path):
     done, report = check("nih", roots("nih"), tmp_path, "--part", "--split", "nih/chexnet")
     assert done.returncode == 1
     assert sum("MISSING" in line and "arnoweng/CheXNet" in line for line in done.stdout.splitlines()) == 2
-    done, report = check(
-        "nih", roots("nih"), tmp_path, "--part", "--split", "nih/chexnet", f"--data.lists={roots('nih') / 'chexnet'}"
-    )
+    options = ["--split", "nih/chexnet", f"--data.lists={roots('nih') / 'chexnet'}"]
+    done, report = check("nih", roots("nih"), tmp_path, "--part", *options)
     assert done.returncode == 0, done.stdout
     done, report = check("mimic_cxr", roots("mimic_cxr"), tmp_path, "--part", "--section", "none", "--labels", "negbio")
     assert done.returncode == 0, done.stdout
@@ -309,7 +307,6 @@ def test_every_release_has_a_page_with_one_command_and_a_recipe(name):
 
 def test_a_packed_folder_is_sent_to_where_it_is_verified(tmp_path):
     (tmp_path / "packed.json").write_text("{}")
-    with pytest.raises(
-        ConfigError, match=r"packed; check what it was made of, or run `diptych prepare siim .*--verify`"
-    ):
+    remedy = r"packed; check what it was made of, or run `diptych prepare siim .*--verify`"
+    with pytest.raises(ConfigError, match=remedy):
         main(["siim", "--root", str(tmp_path)])

@@ -252,21 +252,8 @@ def test_the_same_arguments_write_the_same_bytes(tmp_path, layout):
 
 
 def test_the_command_writes_counts_and_names_the_folder(tmp_path, capsys):
-    main(
-        [
-            "--layout",
-            "png",
-            "--n",
-            "5",
-            "--out",
-            str(tmp_path / "x"),
-            "--size",
-            "32",
-            "--mix",
-            "Nodule=2",
-            "Cardiomegaly=1",
-        ]
-    )
+    options = "--layout png --n 5 --size 32 --mix Nodule=2 Cardiomegaly=1 --out".split()
+    main([*options, str(tmp_path / "x")])
     message = capsys.readouterr()
     assert message.out == f"png: 5 phantoms in {tmp_path / 'x'}\n"
     assert message.err.splitlines()[-1] == "5 of 5"

@@ -59,10 +59,8 @@ def test_miniatures_have_the_releases_headers_and_quirks(roots):
     for tag, attribute in (("uId", "id"), ("AbstractText", "Label"), ("parentImage", "id"), ("major", None)):
         ours = next(ET.parse(root / "ecgen-radiology" / "1.xml").iter(tag))
         assert set(ours.attrib) == set(next(real.iter(tag)).attrib) == ({attribute} if attribute else set())
-    labels = {
-        e.get("Label") for path in root.glob("ecgen-radiology/*.xml") for e in ET.parse(path).iter("AbstractText")
-    }
-    assert labels == {e.get("Label") for e in real.iter("AbstractText")}
+    texts = [e for path in root.glob("ecgen-radiology/*.xml") for e in ET.parse(path).iter("AbstractText")]
+    assert {e.get("Label") for e in texts} == {e.get("Label") for e in real.iter("AbstractText")}
 
 
 def test_rsna_boxes_are_what_was_drawn_and_copies_are_scaled(roots, tmp_path):
@@ -130,9 +128,8 @@ def test_siim_rows_are_united_and_strays_are_counted(roots):
     module = Siim(str(roots("siim")), loading=LOADING)
     module.setup("test")
     assert module.dropped.counts() == {"image without a row": 1, "missing image": 1}
-    several = [
-        (split, i, r) for split, d in module.datasets.items() for i, r in enumerate(d.records) if len(r.runs) > 1
-    ]
+    records = [(split, i, r) for split, dataset in module.datasets.items() for i, r in enumerate(dataset.records)]
+    several = [(split, i, record) for split, i, record in records if len(record.runs) > 1]
     assert several
     for split, index, record in several[:2]:
         mask = module.native(split, index).mask
