@@ -102,7 +102,7 @@ def read_reports(source: Path, wanted: Mapping[str, str], packed: Path | None = 
     if packed is None and not source.exists():
         return
     if packed is None and source.is_dir():
-        yield from _unpacked(source, wanted)
+        yield from _read_tree(source, wanted)
         return
     archive = packed or source
 
@@ -112,12 +112,12 @@ def read_reports(source: Path, wanted: Mapping[str, str], packed: Path | None = 
 
     try:
         for name, raw in scan_zip(archive, wanted_file, _LARGEST + 1):
-            yield _study(name), _decoded(raw, f"{archive}: {name}")
+            yield _study(name), _decode(raw, f"{archive}: {name}")
     except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{archive}: cannot be read ({error}); get it anew") from error
 
 
-def _unpacked(source: Path, wanted: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _read_tree(source: Path, wanted: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Reports from files. Each is opened without a look whether it exists, which is faster."""
     folders = [f"{source}/files/", f"{source}/"]
     for study, patient in wanted.items():
@@ -132,7 +132,7 @@ def _unpacked(source: Path, wanted: Mapping[str, str]) -> Iterator[tuple[str, st
                 raise DataError(f"{path}: cannot be read ({error.strerror}); make it readable") from error
             if folder != folders[0]:
                 folders.reverse()  # the others are most likely in this folder too
-            yield study, _decoded(raw, path)
+            yield study, _decode(raw, path)
             break
 
 
@@ -210,7 +210,7 @@ def _study(name: str) -> str:
     return name.rpartition("/s")[2].removesuffix(".txt")
 
 
-def _decoded(raw: bytes, source: str) -> str:
+def _decode(raw: bytes, source: str) -> str:
     if len(raw) > _LARGEST:
         raise DataError(f"{source}: more than {_LARGEST} bytes, which is no report; get it anew")
     try:

@@ -111,14 +111,14 @@ def read_reports(source: Path, packed: Path | None = None) -> list[OpeniReport]:
     Raises:
         DataError: it cannot be read, or a file in it is no report.
     """
-    members = _members(source) if packed is None else _packed(packed)
-    reports = [_report(raw, name) for raw, name in members]
+    members = _read_files(source) if packed is None else _read_zip(packed)
+    reports = [_parse_report(raw, name) for raw, name in members]
     if not reports:
         raise DataError(f"{source}: no report (.xml) in it; {_OBTAIN}")
     return sorted(reports, key=lambda report: int(report.id.removeprefix("CXR")))
 
 
-def _members(source: Path) -> Iterator[tuple[bytes, str]]:
+def _read_files(source: Path) -> Iterator[tuple[bytes, str]]:
     if source.is_dir():
         for path in sorted(source.glob("*.xml")):
             if path.stat().st_size > _LARGEST:
@@ -137,7 +137,7 @@ def _members(source: Path) -> Iterator[tuple[bytes, str]]:
         raise DataError(f"{source}: cannot be read ({error}); get it anew") from error
 
 
-def _packed(archive: Path) -> Iterator[tuple[bytes, str]]:
+def _read_zip(archive: Path) -> Iterator[tuple[bytes, str]]:
     try:
         for name, raw in scan_zip(archive, lambda name: name.endswith(".xml"), _LARGEST + 1):
             if len(raw) > _LARGEST:
@@ -147,7 +147,7 @@ def _packed(archive: Path) -> Iterator[tuple[bytes, str]]:
         raise DataError(f"{archive}: cannot be read ({error}); run `diptych prepare` again") from error
 
 
-def _report(raw: bytes, source: str) -> OpeniReport:
+def _parse_report(raw: bytes, source: str) -> OpeniReport:
     if b"<!ENTITY" in raw:  # no report has any, and a few lines of them can fill the memory
         raise DataError(f"{source}: declares entities; it is no Open-i report")
     try:
@@ -163,16 +163,16 @@ def _report(raw: bytes, source: str) -> OpeniReport:
         name,
         sections.get("FINDINGS", ""),
         sections.get("IMPRESSION", ""),
-        _indexed((term.text or "").strip() for term in root.iter("major")),
+        _index_terms((term.text or "").strip() for term in root.iter("major")),
         tuple(image.get("id", "") for image in root.iter("parentImage")),
     )
 
 
-def _indexed(terms: Iterator[str]) -> tuple[str, ...]:
+def _index_terms(terms: Iterator[str]) -> tuple[str, ...]:
     return tuple(term for term in terms if term and term != "No Indexing")
 
 
-def _kaggle(reports: Path, projections: Path) -> list[OpeniReport]:
+def _read_kaggle(reports: Path, projections: Path) -> list[OpeniReport]:
     """The Kaggle copy: one csv of reports, one of images."""
     images: dict[str, list[str]] = {}
     for uid, name in scan_table(projections, ["uid", "filename"]):
@@ -180,7 +180,7 @@ def _kaggle(reports: Path, projections: Path) -> list[OpeniReport]:
     result = []
     for uid, terms, findings, impression in scan_table(reports, ["uid", "MeSH", "findings", "impression"]):
         sections = (" ".join(findings.split()), " ".join(impression.split()))
-        split_terms = _indexed(term.strip() for term in terms.split(";"))
+        split_terms = _index_terms(term.strip() for term in terms.split(";"))
         result.append(OpeniReport(f"CXR{uid}", *sections, split_terms, tuple(images.get(uid, ()))))
     return result
 
@@ -258,7 +258,7 @@ class Openi(Release):
             if source.exists():
                 return read_reports(source)
         names = ("indiana_reports.csv", "indiana_projections.csv")
-        return _kaggle(*(find_file(self.root, [name], _OBTAIN) for name in names))
+        return _read_kaggle(*(find_file(self.root, [name], _OBTAIN) for name in names))
 
     def _views(self) -> dict[str, str]:
         """``frontal`` or ``lateral`` for each image. Empty, if all views are read."""

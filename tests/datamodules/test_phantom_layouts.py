@@ -252,7 +252,7 @@ def test_the_same_arguments_write_the_same_bytes(tmp_path, layout):
 
 
 def test_the_command_writes_counts_and_names_the_folder(tmp_path, capsys):
-    options = "--layout png --n 5 --size 32 --mix Nodule=2 Cardiomegaly=1 --out".split()
+    options = ["--layout", "png", "--n", "5", "--size", "32", "--mix", "Nodule=2", "Cardiomegaly=1", "--out"]
     main([*options, str(tmp_path / "x")])
     message = capsys.readouterr()
     assert message.out == f"png: 5 phantoms in {tmp_path / 'x'}\n"

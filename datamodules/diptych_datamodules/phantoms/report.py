@@ -136,7 +136,7 @@ def write_report(
     present = {spec.name for spec in specs}
     body = dice.shuffled(body) + dice.shuffled(_denials(dice, present, mentions))
     if not specs:
-        summary = [_filled_template(dice.pick(w.NORMAL_SUMMARIES), {}, None, None)]
+        summary = [_fill_template(dice.pick(w.NORMAL_SUMMARIES), {}, None, None)]
     elif dice() < 0.35:
         summary += _denials(dice, present, mentions, w.SUMMARY_DENIALS, most=1)
     extra = filler / (1 - filler) * (len(body) + len(summary))
@@ -157,10 +157,10 @@ def _statement(dice: _Dice, spec: FindingSpec, index: int, templates: Sequence[s
         "name": dice.pick(w.NAMES[spec.name]),
     }
     start = dice.pick(w.COMPARISONS) if comparison and dice() < 0.5 else ""
-    return _filled_template(dice.pick(templates), slots, index, spec.name, start)
+    return _fill_template(dice.pick(templates), slots, index, spec.name, start)
 
 
-def _filled_template(
+def _fill_template(
     template: str, slots: dict[str, str], index: int | None, name: str | None, start: str = ""
 ) -> _Sentence:
     """Fill a template and link its words."""

@@ -66,10 +66,10 @@ def _parts(facts: Facts, root: Path, options: Mapping[str, str]) -> list[Json]:
     rows = []
     for part in facts.parts:
         paths = [str(path.relative_to(root)) for path in part.paths(root)]
-        needed = part.needed(options, options.get("split", facts.split))
+        needed = part.is_needed(options, options.get("split", facts.split))
         only = part.option.replace("=", ": ") or " or ".join(part.splits)
         rows.append(
-            {"name": part.shown, "holds": part.holds, "found": paths, "needed": needed, "only": only}
+            {"name": part.title, "holds": part.holds, "found": paths, "needed": needed, "only": only}
             | {"obtain": OBTAIN[part.obtain]}
         )
     return rows

@@ -42,10 +42,10 @@ def contact_sheet(
             sample = datasets[split].read(index, np.random.default_rng(0))
             picture = _tile(sample)
             sheet.paste(picture, (x + (TILE - picture.width) // 2, y + _BAR + (TILE - picture.height) // 2))
-            caption = _present(sample, findings)
+            caption = _findings_present(sample, findings)
         pen.rectangle((x, y + _BAR, x + TILE - 1, y + _BAR + TILE - 1), outline=_MASK if rule else _INK)
-        pen.text((x, y + 4), _fitted(f"{split}: {caption}", font, keep_end=False), fill=_INK, font=font)
-        pen.text((x, y + 24), _fitted(datasets[split].ids[index], font, keep_end=True), fill=_INK, font=font)
+        pen.text((x, y + 4), _fit(f"{split}: {caption}", font, keep_end=False), fill=_INK, font=font)
+        pen.text((x, y + 24), _fit(datasets[split].ids[index], font, keep_end=True), fill=_INK, font=font)
         if rule:
             pen.text((x + 8, y + _BAR + TILE // 2), f"cannot be used: {rule}", fill=_MASK, font=font)
     return sheet
@@ -67,7 +67,7 @@ def _tile(sample: Sample) -> Image.Image:
     return tile
 
 
-def _present(sample: Sample, findings: Sequence[str]) -> str:
+def _findings_present(sample: Sample, findings: Sequence[str]) -> str:
     if sample.labels is None:
         return "no labels"
     signs = {1.0: "", -1.0: "?"}
@@ -75,7 +75,7 @@ def _present(sample: Sample, findings: Sequence[str]) -> str:
     return ", ".join(named) or "-"
 
 
-def _fitted(text: str, font: Any, keep_end: bool) -> str:
+def _fit(text: str, font: Any, keep_end: bool) -> str:
     """The text cut to the width of a tile. Names keep their end, in which they differ."""
     if font.getlength(text) <= TILE:
         return text

@@ -46,7 +46,7 @@ class Part:
     """The protocols that need it. Empty, if all do."""
 
     @property
-    def shown(self) -> str:
+    def title(self) -> str:
         """Its names, for people."""
         return " or ".join(name.replace("/*", "/") for name in self.names)
 
@@ -58,7 +58,7 @@ class Part:
                 return [place for place in places if place is not None]
         return []
 
-    def needed(self, options: Mapping[str, str], split: str) -> bool:
+    def is_needed(self, options: Mapping[str, str], split: str) -> bool:
         """Whether a reader with these options needs it."""
         if self.splits and split not in self.splits:
             return False
