@@ -31,7 +31,7 @@ Section = Literal["both", "findings", "impression", "sampled"]
 Masks = Literal["lungs", "heart", "findings"]
 Drawing = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.bool_] | None]
 """A picture ``[size,size]``, its boxes ``[K,5]`` (x0, y0, x1, y1, finding), and a mask ``[size,size]`` if it is asked for."""
-_ALONE = 64  # so many phantoms are drawn sooner than other processes start
+_ALONE = 64  # up to this number, phantoms are drawn sooner than other processes start
 
 
 def draw(plan: PhantomPlan, size: int, masks: Masks | None = None) -> Drawing:

@@ -280,8 +280,6 @@ class Tabular(RadiographDataModule):
         splits: dict[Split, RadiographDataset] = {}
         for name in ("train", "val", "test"):
             members = [row for row in rows if row.split == name]
-            if members or (
-                name == "train" and not rows
-            ):  # a table may hold a test set alone, but there must be one split
+            if members or (name == "train" and not rows):  # a table of a test set has no other split
                 splits[name] = _TabularDataset(members)
         return splits

@@ -37,7 +37,7 @@ __all__ = ["main", "spread"]
 
 TILES = 24
 _LABELS = (("present", 1), ("absent", 0), ("uncertain", -1))
-_EXAMPLES = 5  # printed of what is missing or unreadable. The files that are written have all
+_EXAMPLES = 5  # of missing or unreadable images that are printed. The written files have all
 _LISTED, _SHEET = "dropped.csv", "sheet.png"
 
 Json = dict[str, Any]
@@ -196,9 +196,8 @@ def _read(
     sizes = {split: len(dataset) for split, dataset in datasets.items()}
     chosen = spread(sizes, sum(sizes.values()) if sample is None else sample, seed)
     parts = {split: Kept(datasets[split], set(range(sizes[split])) - set(chosen[split])) for split in sizes}
-    bad, noted = unusable_images(
-        {k: part for k, part in parts.items() if len(part)}, workers, "fork", None
-    )  # as fit does
+    # As fit does.
+    bad, noted = unusable_images({k: part for k, part in parts.items() if len(part)}, workers, "fork", None)
     rules = {(split, parts[split].kept[index]): rule for split, index, rule, _ in bad}
     by_rule: dict[str, list[Json]] = {}
     for split, index, rule, message in bad:
@@ -368,7 +367,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     facts = RELEASES.get(name)
     if facts is None and name != "tabular":
-        _target(name)  # of another package, or refused by name
+        _target(name)  # it may be of another package
     for option, least in (("sample", 1), ("workers", 0)):
         check_number(f"check-data: --{option}", getattr(args, option), least=least, whole=True)
     root = None if args.root is None else Path(args.root)
