@@ -235,6 +235,6 @@ class Phantom(RadiographDataModule):
         """Plans of all splits. Nothing is drawn."""
         splits: dict[Split, RadiographDataset] = {}
         for split in self.sizes:
-            section = "both" if self.section == "sampled" and split != "train" else self.section
+            section: Section = "both" if self.section == "sampled" and split != "train" else self.section
             splits[split] = PhantomDataset(self._plans(split), self.size, section, self._folder(split), self.masks)
         return splits
