@@ -119,7 +119,7 @@ def test_a_wrong_type(write, changes, parts):
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
-        ({f"{LOADING}.batch_size": 0}, ["loading.batch_size is 0", "at least 1"]),
+        ({f"{LOADING}.batch_size": 0}, ["loading.batch_size is 0", "of 1 or more"]),
         ({"model.head": {"class_path": "local_pooling", "init_args": {"scale": -1}}}, ["scale is -1.0", "above 0"]),
         ({"model.image.init_args.name": "resnet999"}, ["'resnet999'", "nearest: resnet"]),
         ({"model.text.init_args.heads": 5}, ["width=32", "heads=5"]),

@@ -66,7 +66,7 @@ def test_epochs_augment_and_draw_anew_but_validation_never_does(table):
 
 
 class _Reads(pl.LightningModule):
-    """Writes down what it is given."""
+    """Records the ids and images of its batches."""
 
     def __init__(self):
         super().__init__()
@@ -127,9 +127,9 @@ def test_phantom_boxes_follow_the_picture_and_the_cache_equals_drawing(tmp_path)
     plain.setup("fit")
     cached.setup("fit")
     for index in (0, 31, 64):
-        drawn, kept = (module.datasets["train"].read(index, np.random.default_rng(0)) for module in (plain, cached))
-        assert np.array_equal(drawn.image, kept.image)
-        assert np.array_equal(drawn.boxes, kept.boxes)
+        fresh, stored = (module.datasets["train"].read(index, np.random.default_rng(0)) for module in (plain, cached))
+        assert np.array_equal(fresh.image, stored.image)
+        assert np.array_equal(fresh.boxes, stored.boxes)
     for a, b in zip(plain.test_dataloader(), cached.test_dataloader(), strict=True):
         assert torch.equal(a.image, b.image)
         assert all(torch.equal(x, y) for x, y in zip(a.boxes, b.boxes, strict=True))
@@ -248,11 +248,11 @@ def test_reports_are_split_and_pairs_agree_in_labels(table):
 
 def test_hashed_splits_are_stable_disjoint_and_in_proportion():
     fractions = {"train": 0.7, "val": 0.1, "test": 0.2}
-    drawn = {f"p{i}": assign(f"p{i}", fractions, 0) for i in range(4000)}
-    shares = [sum(split == name for split in drawn.values()) / 4000 for name in fractions]
+    assigned = {f"p{i}": assign(f"p{i}", fractions, 0) for i in range(4000)}
+    shares = [sum(split == name for split in assigned.values()) / 4000 for name in fractions]
     assert np.allclose(shares, [0.7, 0.1, 0.2], atol=0.03)
-    assert drawn != {key: assign(key, fractions, 1) for key in drawn}
-    assert Fractions().split("p1", 0) == drawn["p1"]
+    assert assigned != {key: assign(key, fractions, 1) for key in assigned}
+    assert Fractions().split("p1", 0) == assigned["p1"]
     assert split_hash({"a": ["1", "2"], "b": ["3"]}) == split_hash({"b": ["3"], "a": ["2", "1"]})
     assert split_hash({"a": ["1", "2"], "b": ["3"]}) != split_hash({"a": ["1"], "b": ["2", "3"]})
     with pytest.raises(DataError, match="1 patient"):

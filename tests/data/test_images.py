@@ -72,9 +72,9 @@ def test_a_run_lists_them_in_its_folder_and_goes_on_with_the_same_samples(damage
     run = tmp_path / "run"
     done = diptych("fit", "-c", str(recipe), "--run", str(run))
     assert done.returncode == 0, done.stderr
-    told = done.stdout + done.stderr
-    assert "checking 24 images" in told
-    assert f"left out: 1 truncated image, 1 no image; every one is in {run / 'dropped.csv'}" in told
+    printed = done.stdout + done.stderr
+    assert "checking 24 images" in printed
+    assert f"left out: 1 truncated image, 1 no image; every one is in {run / 'dropped.csv'}" in printed
     assert "truncated image,000.png," in (run / "dropped.csv").read_text()
     (damaged.parent / "001.png").write_bytes(b"broken later")
     done = diptych("test", "-c", str(recipe), "--run", str(run), "--ckpt_path", "best")

@@ -15,7 +15,7 @@ from mini import FINDINGS, config, write_pairs
 from PIL import Image, ImageDraw
 
 from diptych.data.loading import Loading
-from diptych.data.privacy import discreet, withheld
+from diptych.data.privacy import discreet, redact
 from diptych.errors import DataError
 from diptych.reports.tokenizer import Tokenizer
 from diptych_datamodules.tabular import Columns, Tabular
@@ -48,14 +48,14 @@ def table(tmp_path_factory):
 
 
 def of_run(table, folder, private):
-    """Fit and test; all that was drawn as text, all bytes of the run by file, and all that was said."""
+    """Fit and test. Returns all text in pictures, the files of the run by name, and all that was printed."""
     content = yaml.safe_load(config(table, head="local_pooling", check_images=True, private=private))
     content["figures"] = {"pairs": 4, "matrix": 4}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(content))
-    drawn, said, draw = [], [], ImageDraw.ImageDraw.text
+    in_pictures, printed, draw = [], [], ImageDraw.ImageDraw.text
 
     def listen(self, place, text, *rest, **options):
-        drawn.append(str(text))
+        in_pictures.append(str(text))
         return draw(self, place, text, *rest, **options)
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
@@ -64,25 +64,25 @@ def of_run(table, folder, private):
         for command, more in (("fit", ()), ("test", ("--ckpt_path", "best"))):
             done = inprocess.diptych(command, "-c", str(folder / "recipe.yaml"), "--run", str(folder / "run"), *more)
             assert done.returncode == 0, done.stderr
-            said += [done.stdout, done.stderr]
-    said += [str(warning.message) for warning in caught]
+            printed += [done.stdout, done.stderr]
+    printed += [str(warning.message) for warning in caught]
     files = {str(path.relative_to(folder / "run")): path for path in (folder / "run").rglob("*") if path.is_file()}
-    return "\n".join(drawn), files, "\n".join(said)
+    return "\n".join(in_pictures), files, "\n".join(printed)
 
 
-def found(blob):
+def planted_in(blob):
     text = blob if isinstance(blob, bytes) else blob.encode()
     return {word for word in PLANTED if word.lower().encode() in text.lower()}
 
 
 def test_a_private_run_holds_no_text_and_no_id_anywhere(table, tmp_path):
-    drawn, files, said = of_run(table, tmp_path, True)
-    assert {name: here for name, path in files.items() if (here := found(path.read_bytes()))} == {}
-    assert found(" ".join(files)) == set()
-    assert found(said) == set()
-    assert found(drawn) == set()
-    assert "word 1" in drawn
-    assert "effusion" not in drawn.lower()
+    in_pictures, files, printed = of_run(table, tmp_path, True)
+    assert {name: here for name, path in files.items() if (here := planted_in(path.read_bytes()))} == {}
+    assert planted_in(" ".join(files)) == set()
+    assert planted_in(printed) == set()
+    assert planted_in(in_pictures) == set()
+    assert "word 1" in in_pictures
+    assert "effusion" not in in_pictures.lower()
     pictures = [path for name, path in files.items() if name.endswith(".png")]
     assert len(pictures) >= 10
     assert not any(Image.open(path).info for path in pictures)  # no text chunk, no EXIF
@@ -94,35 +94,35 @@ def test_a_private_run_holds_no_text_and_no_id_anywhere(table, tmp_path):
 
 
 def test_a_run_that_is_not_holds_them_where_the_page_says(table, tmp_path):
-    drawn, files, said = of_run(table, tmp_path, False)
-    assert found(drawn) >= {"Zaphod", "7654321"}
-    assert found(files["dropped.csv"].read_bytes()) >= {"filemark"}
-    assert "dropped.csv" in said
+    in_pictures, files, printed = of_run(table, tmp_path, False)
+    assert planted_in(in_pictures) >= {"Zaphod", "7654321"}
+    assert planted_in(files["dropped.csv"].read_bytes()) >= {"filemark"}
+    assert "dropped.csv" in printed
     for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "results.json", "config.yaml"):
-        assert found(files[name].read_bytes()) == set(), name  # private or not
+        assert planted_in(files[name].read_bytes()) == set(), name  # private or not
 
 
-def test_what_fails_in_a_private_run_is_told_by_number(table, tmp_path):
-    def told(content):
+def test_what_fails_in_a_private_run_is_reported_by_number(table, tmp_path):
+    def message_of(content):
         (tmp_path / "recipe.yaml").write_text(content)
         done = inprocess.diptych("fit", "-c", str(tmp_path / "recipe.yaml"), "--run", str(tmp_path / "run"))
         assert done.returncode == 2
-        assert found(done.stdout + done.stderr) == set()
+        assert planted_in(done.stdout + done.stderr) == set()
         return done.stderr
 
-    assert re.search(r"image \d of its split: corrupt image; or set", told(config(table, private=True)))
+    assert re.search(r"image \d of its split: corrupt image; or set", message_of(config(table, private=True)))
     content = yaml.safe_load(config(table, private=True))
     content["data"]["init_args"]["root"] = str(tmp_path)
-    assert "missing image" in told(yaml.safe_dump(content))
-    assert found((tmp_path / "run" / "dropped.csv").read_bytes()) == set()
+    assert "missing image" in message_of(yaml.safe_dump(content))
+    assert planted_in((tmp_path / "run" / "dropped.csv").read_bytes()) == set()
     rows = list(csv.reader(table.open()))
     twice = table.with_name("twice.csv")
     with twice.open("w", newline="") as file:
         csv.writer(file).writerows([*rows, rows[1]])
-    assert "twice.csv, lines 2 and 26: both are '(withheld)'" in told(config(twice, private=True))
+    assert "twice.csv, lines 2 and 26: both are '(withheld)'" in message_of(config(twice, private=True))
     with twice.open("w", newline="") as file:
         csv.writer(file).writerows([*rows[:-1], [*rows[-1][:2], rows[1][2], *rows[-1][3:]]])
-    assert "1 patient(s) are in both 'test' and 'train', as '(withheld)'" in told(config(twice, private=True))
+    assert "1 patient(s) are in both 'test' and 'train', as '(withheld)'" in message_of(config(twice, private=True))
 
 
 def test_samples_of_a_private_run_are_called_by_their_number(table):
@@ -145,8 +145,8 @@ def test_samples_of_a_private_run_are_called_by_their_number(table):
         ("split 'test' is empty", "split '(withheld)' is empty"),
     ],
 )  # fmt: skip
-def test_values_paths_and_numbers_are_withheld(message, left):
-    assert withheld(message, {"text", "t.csv"}) == left
+def test_values_paths_and_numbers_are_redacted(message, left):
+    assert redact(message, {"text", "t.csv"}) == left
 
 
 def test_warnings_logs_and_errors_pass_through(caplog):
@@ -169,6 +169,6 @@ def test_the_page_names_every_file_of_a_run(table, tmp_path):
     _, files, _ = of_run(table, tmp_path, True)
     kinds = {"figures": "figures/*.png", "events": "TensorBoard", "checkpoints": "checkpoints/*.ckpt"}
     for name in files:
-        kind = next((said for start, said in kinds.items() if name.startswith(start)), Path(name).name)
+        kind = next((kind for start, kind in kinds.items() if name.startswith(start)), Path(name).name)
         assert kind in page, name
     assert np.all([word in page for word in ("private", "least_patients", "reports.csv")])

@@ -19,11 +19,11 @@ def loader(batch_size=2, rank=0, processes=1, workers=0):
     return ResumableLoader(Numbers(), batch_sampler=sampler, collate_fn=list, num_workers=workers)
 
 
-def epochs(given, numbers):
+def epochs(resumable, numbers):
     read = []
     for epoch in numbers:
-        given.batch_sampler.sampler.set_epoch(epoch)
-        read += [[(d.index, d.epoch) for d in batch] for batch in given]
+        resumable.batch_sampler.sampler.set_epoch(epoch)
+        read += [[(d.index, d.epoch) for d in batch] for batch in resumable]
     return read
 
 
@@ -39,11 +39,11 @@ def test_epochs_are_different_permutations_and_the_same_for_the_same_seed():
 @pytest.mark.parametrize("stop", [0, 1, 5, 10, 11])
 def test_restored_position_goes_on_as_the_uninterrupted_run(stop, workers):
     whole = epochs(loader(), [0, 1, 2])
-    given = loader(workers=workers)
-    given.batch_sampler.sampler.set_epoch(0)
-    iterator = iter(given)
+    resumable = loader(workers=workers)
+    resumable.batch_sampler.sampler.set_epoch(0)
+    iterator = iter(resumable)
     read = [[(d.index, d.epoch) for d in next(iterator)] for _ in range(stop)]
-    state = given.state_dict()  # workers have read ahead of this
+    state = resumable.state_dict()  # workers have read ahead of this
     del iterator
     again = loader(workers=workers)
     again.load_state_dict(state)
@@ -58,9 +58,9 @@ def test_processes_share_one_global_batch():
 
 
 def test_a_changed_global_batch_is_refused_in_mid_step():
-    given = loader(batch_size=4)
+    resumable = loader(batch_size=4)
     with pytest.raises(ConfigError, match=r"sample 2 .* 4 samples a step"):
-        given.load_state_dict({"epoch": 0, "samples": 2})
+        resumable.load_state_dict({"epoch": 0, "samples": 2})
 
 
 def test_too_few_samples_say_how_many_fit():
@@ -82,28 +82,28 @@ def test_seeds_depend_on_every_number_and_their_order():
     assert all(0 <= mix(n) < 2**63 for n in range(100))
 
 
-def passes(given, number):
-    return [[(d.index, d.epoch) for d in batch] for _ in range(number) for batch in given]
+def passes(resumable, number):
+    return [[(d.index, d.epoch) for d in batch] for _ in range(number) for batch in resumable]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loop_without_a_trainer_goes_on_to_the_next_epoch(workers):
-    given = loader(workers=workers)
-    given.advances = True
-    assert passes(given, 3) == epochs(loader(), [0, 1, 2])
-    state = given.state_dict()
-    next(iter(given))  # a pass that is broken off is begun again
+    resumable = loader(workers=workers)
+    resumable.advances = True
+    assert passes(resumable, 3) == epochs(loader(), [0, 1, 2])
+    state = resumable.state_dict()
+    next(iter(resumable))  # a pass that is broken off is begun again
     again = loader()
     again.load_state_dict(state)
     again.advances = True
-    assert passes(given, 1) == passes(again, 1) == epochs(loader(), [3])
+    assert passes(resumable, 1) == passes(again, 1) == epochs(loader(), [3])
 
 
 def test_set_epoch_is_found_on_the_loader():
-    given = loader()
-    given.advances = True
+    resumable = loader()
+    resumable.advances = True
     read = []
     for epoch in (0, 1, 1):
-        given.set_epoch(epoch)
-        read += passes(given, 1)
+        resumable.set_epoch(epoch)
+        read += passes(resumable, 1)
     assert read == epochs(loader(), [0, 1]) + epochs(loader(), [1])

@@ -65,8 +65,8 @@ def test_never_flips_by_itself_and_flips_the_report_along():
     assert np.array_equal(flipped, image[:, ::-1])
     assert mirrored == "Opacity in the right lung."
     assert moved[0, :4].tolist() == [16, 16, 32, 32]
-    kept, _, same, _ = flipping(image, None, "Opacity in the right middle lobe.", 0)  # has no left twin
-    assert np.array_equal(kept, image)
+    unchanged, _, same, _ = flipping(image, None, "Opacity in the right middle lobe.", 0)  # has no left twin
+    assert np.array_equal(unchanged, image)
     assert same == "Opacity in the right middle lobe."
 
 

@@ -1,7 +1,7 @@
-"""From a native radiograph to the network's square input, and the augmentation in training.
+"""Augmentation in training: small random changes of picture, boxes, report and mask together.
 
-Every random draw is a function of (seed, epoch, index), so that workers, restarts and process counts change nothing.
-Reports name sides: pictures are never flipped unless the report is flipped with them.
+Every random draw is a function of (seed, epoch, index). So workers, restarts and the number of processes change nothing.
+Reports name sides, so a picture is flipped only together with its report.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.errors import ConfigError
+from diptych.checks import check_number
+from diptych.errors import DataError
 from diptych.radiographs.letterbox import Boxes, Mask
 from diptych.reports.text import mirror
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a registry for a newer version at import otherwise
 
-__all__ = ["Augment", "Augmented", "Augmenter"]
+__all__ = ["Augment", "Augmented", "AugmentedSample", "Augmenter"]
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Augmentation in training; all off at 0.
+    """Augmentation in training. A change is off at 0.
 
     Args:
         rotate: largest turn either way, degrees.
@@ -32,9 +33,9 @@ class Augment:
         shift: largest displacement either way, as a share of the side.
         brightness: largest change of brightness, as a share of the full range.
         contrast: largest change of contrast, as a share.
-        flip: probability of a horizontal flip of picture *and* report: sides named in the report are swapped, and a
-            report whose sides cannot be swapped safely is left as it is, with its picture. The flipped heart lies on
-            the wrong side, which no report says: leave it at 0 unless you mean it.
+        flip: probability of a horizontal flip of picture *and* report, in which the sides named are swapped. Where they
+            cannot be swapped safely, report and picture stay as they are. The flipped heart lies on the wrong side, and no
+            report says so. Leave it at 0 unless you mean it.
     """
 
     rotate: float = 5.0
@@ -46,18 +47,19 @@ class Augment:
 
     def __post_init__(self) -> None:
         for name in ("rotate", "zoom", "shift", "brightness", "contrast", "flip"):
-            value, upper = getattr(self, name), 180.0 if name == "rotate" else 1.0
-            if not 0 <= value <= upper:
-                raise ConfigError(f"augment.{name} is {value}; give a number from 0 to {upper:g}")
+            check_number(f"augment.{name}", getattr(self, name), least=0, most=180 if name == "rotate" else 1)
 
 
-class Augmented(NamedTuple):
-    """What augmentation gives back."""
+class AugmentedSample(NamedTuple):
+    """A sample after augmentation."""
 
     image: NDArray[np.uint8]
     boxes: Boxes | None
     text: str | None
     mask: Mask | None = None
+
+
+Augmented = AugmentedSample  # its former name
 
 
 class Augmenter:
@@ -87,15 +89,13 @@ class Augmenter:
 
     def __call__(
         self, image: NDArray[np.uint8], boxes: Boxes | None, text: str | None, seed: int, mask: Mask | None = None
-    ) -> Augmented:
-        """The augmented ``[H,V]`` picture, boxes ``[K,5]``, report and mask ``[H,V]``; the same for the same seed."""
-        from diptych.errors import DataError
-
+    ) -> AugmentedSample:
+        """Augment a picture ``[H,V]``, boxes ``[K,5]``, report and mask ``[H,V]``. Equal seeds give equal results."""
         if self.flip and np.random.default_rng([seed, 1]).random() < self.flip:
             try:
                 text = None if text is None else mirror(text)
             except DataError:
-                pass  # the documented rule: neither the report nor its picture is flipped
+                pass  # the rule above: neither the report nor its picture is flipped
             else:
                 image = np.ascontiguousarray(image[:, ::-1])
                 if boxes is not None:
@@ -103,12 +103,12 @@ class Augmenter:
                     boxes[:, [0, 2]] = image.shape[1] - boxes[:, [2, 0]]
                 mask = None if mask is None else np.ascontiguousarray(mask[:, ::-1])
         self.steps.set_random_seed(seed % 2**32)
-        given = np.zeros((0, 5), np.float32) if boxes is None else boxes
+        rows = np.zeros((0, 5), np.float32) if boxes is None else boxes
         more = {} if mask is None else {"mask": mask.astype(np.uint8)}
-        out = self.steps(image=image, bboxes=given[:, :4], findings=given[:, 4], **more)
+        out = self.steps(image=image, bboxes=rows[:, :4], findings=rows[:, 4], **more)
         moved = None
         if boxes is not None:
             moved = np.zeros((len(out["bboxes"]), 5), np.float32)
             if len(moved):
                 moved[:, :4], moved[:, 4] = out["bboxes"], out["findings"]
-        return Augmented(out["image"], moved, text, None if mask is None else out["mask"] > 0)
+        return AugmentedSample(out["image"], moved, text, None if mask is None else out["mask"] > 0)

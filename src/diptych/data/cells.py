@@ -1,4 +1,4 @@
-"""What one cell of a table says: a text, several, or nothing, however csv, JSON or parquet hold it."""
+"""The content of one cell of a table: a text, several texts, or nothing. csv, JSON and parquet hold them in different ways."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import unicodedata
 from datetime import date, time
 from typing import Any
 
-__all__ = ["is_empty", "items", "name_of", "patient_id", "values", "written"]
+__all__ = ["cell_text", "is_empty", "items", "name_of", "patient_id", "values", "written"]
 
 _NOTHING = frozenset(
     {"", "na", "n/a", "n.a", "nan", "nat", "none", "null", "missing", "unknown", "notavailable", "notapplicable"}
 )
-"""Ways to write nothing, in small letters, without spaces and without punctuation around them."""
-_LONGEST = 24  # no way to write nothing is longer
+"""Words that mean nothing, in lower case, without spaces and without punctuation around them."""
+_LONGEST = 24  # no word that means nothing is longer
 _AROUND = re.compile(r"^[\W_]+|[\W_]+$|\s+")
 _WHOLE = re.compile(r"([0-9]+)(?:\.0*|,0{1,2})")  # 101.0, and 101,0 where the comma is the decimal sign
 _SHORTENED = re.compile(r"[0-9](?:[.,][0-9]+)?[eE]\+[0-9]+")
@@ -27,38 +27,52 @@ _EXACT = 2**53  # whole numbers beyond it are not all floats
 
 
 def is_empty(text: str) -> bool:
-    r"""Whether a text is a way of writing nothing: ``NA``, ``n/a``, ``None``, ``-``, ``.``, ``<NA>``, ``\\N``, white space."""
+    r"""Whether a text means nothing, as ``NA``, ``n/a``, ``None``, ``-``, ``.``, ``<NA>``, ``\\N`` and white space do.
+
+    >>> is_empty("n/a"), is_empty(" - "), is_empty("No effusion.")
+    (True, True, False)
+    """
     if len(text) <= _LONGEST and (_AROUND.sub("", text.casefold()) in _NOTHING or text == r"\N"):
         return True
     return not any(map(str.isalnum, text))
 
 
 def name_of(column: str) -> str:
-    """The name of a column in one form of Unicode, without white space or invisible signs around it."""
-    return _visible(column).strip()
+    r"""The name of a column in one form of Unicode, without invisible signs, and without white space around it.
+
+    >>> name_of("\ufeff Effusion ")
+    'Effusion'
+    """
+    return _without_invisible(column).strip()
 
 
-def _visible(text: str) -> str:
+def _without_invisible(text: str) -> str:
     if text.isascii():
         return text
     return "".join(c for c in unicodedata.normalize("NFC", text) if unicodedata.category(c) != "Cf")
 
 
 def patient_id(text: str) -> str:
-    """The one way of writing a patient's id: ``101.0`` is ``101``. Leading zeros and capitals stay, since they may matter.
+    """A patient's id in one form: ``101.0`` is ``101``. Leading zeros and capitals stay, since they may matter.
+
+    >>> patient_id("101.0"), patient_id("007"), patient_id("p10 ")
+    ('101', '007', 'p10')
 
     Raises:
         ValueError: a spreadsheet has shortened the number, so that its last digits are lost.
     """
-    text = _visible(text).strip()
+    text = _without_invisible(text).strip()
     if _SHORTENED.fullmatch(text):
         raise ValueError(f"'{text}', a number without its last digits; export the column as text")
     whole = _WHOLE.fullmatch(text)
     return whole.group(1) if whole else text
 
 
-def written(value: Any) -> str:
-    """One value as text, white space around it removed; empty for None and NaN.
+def cell_text(value: Any) -> str:
+    """One value as text, without white space around it. None and NaN give an empty text.
+
+    >>> cell_text(3.0), cell_text([" left "]), cell_text(None)
+    ('3', 'left', '')
 
     Raises:
         ValueError: it is several values, an object, or binary.
@@ -72,7 +86,7 @@ def written(value: Any) -> str:
     if isinstance(value, list | tuple):
         if len(value) > 1:
             raise ValueError(f"a list of {len(value)} values where one belongs; give one")
-        return written(value[0]) if value else ""
+        return cell_text(value[0]) if value else ""
     if isinstance(value, dict):
         fields = ", ".join(str(key) for key in list(value)[:6])
         raise ValueError(f"an object with {fields or 'no field'}; make each field a column of its own")
@@ -86,10 +100,16 @@ def written(value: Any) -> str:
     return str(value)
 
 
-def values(value: Any) -> list[Any] | None:
-    """The values of a list, typed or written as JSON or Python writes it (``['a.jpg', 'b.jpg']``); None for any other.
+written = cell_text  # its former name
 
-    Text is taken for a list where it is one of texts alone, and for an object where it is one. Nothing is evaluated.
+
+def values(value: Any) -> list[Any] | None:
+    """The values of a list, or None if the value is no list.
+
+    A text may spell a list as JSON or Python do (``['a.jpg', 'b.jpg']``), if all its items are texts. Nothing is evaluated.
+
+    >>> values("['a.jpg', 'b.jpg']"), values("a.jpg")
+    (['a.jpg', 'b.jpg'], None)
 
     Raises:
         ValueError: it is an object, or a list that cannot be read.
@@ -101,43 +121,46 @@ def values(value: Any) -> list[Any] | None:
     text = value.strip()
     if text[:1] + text[-1:] not in {"[]", "()", "{}"}:
         return None
-    found = _parsed(text)
-    if isinstance(found, dict):
-        written(found)
-    if isinstance(found, list | tuple) and all(isinstance(item, str | None) for item in found):
-        return list(found)
-    if found is None and _LIST_LIKE.match(text):
+    content = _parse(text)
+    if isinstance(content, dict):
+        cell_text(content)  # refuses it
+    if isinstance(content, list | tuple) and all(isinstance(item, str | None) for item in content):
+        return list(content)
+    if content is None and _LIST_LIKE.match(text):
         raise ValueError(f"'{text[:40]}', a list that cannot be read; write it as JSON")
     return None
 
 
-def _parsed(text: str) -> Any:
-    """What JSON or a Python literal says; None if it is neither."""
+def _parse(text: str) -> Any:
+    """The content of JSON or of a Python literal. None if the text is neither."""
     if _NUMPY.fullmatch(text):
         return [ast.literal_eval(quoted) for quoted in re.findall(_QUOTED, text, re.DOTALL)]
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         try:
-            found = ast.literal_eval(text)
+            content = ast.literal_eval(text)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # all that a hostile text raises
             return None
-    joined = isinstance(found, list | tuple) and not _COMMAS.fullmatch(text)  # Python joins 'a' 'b' without a comma
-    return None if joined and all(isinstance(item, str | None) for item in found) else found
+    joined = isinstance(content, list | tuple) and not _COMMAS.fullmatch(text)  # Python joins 'a' 'b' without a comma
+    return None if joined and all(isinstance(item, str | None) for item in content) else content
 
 
 def items(value: Any) -> list[str] | None:
-    """The texts of a list that are not empty; None where the value is no list.
+    """The texts of a list that are not empty, or None if the value is no list.
+
+    >>> items('["effusion", "NA", "left"]')
+    ['effusion', 'left']
 
     Raises:
-        ValueError: it is an object, or holds one, or a list.
+        ValueError: it is an object, or a list that holds objects or lists.
     """
-    found = values(value)
-    if found is None:
+    content = values(value)
+    if content is None:
         return None
     texts = []
-    for item in found:
+    for item in content:
         if isinstance(item, list | tuple):
             raise ValueError("a list within a list; give one list of texts")
-        texts.append(written(item))
+        texts.append(cell_text(item))
     return [text for text in texts if not is_empty(text)]

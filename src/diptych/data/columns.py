@@ -1,7 +1,7 @@
 """Records of one kind as columns, for data sets of hundreds of thousands of rows.
 
-As many Python objects are large, slow to send to a worker, and copied page by page in forked workers, since looking at an
-object writes to it. Columns are a few arrays; a record is made when it is asked for.
+So many Python objects take much memory, and are slow to send to a worker. A forked worker copies them page by page, since
+reading an object writes its count of references. Columns are a few arrays. A record is made when it is asked for.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ T = TypeVar("T")
 
 
 class _Sequence(Sequence[T]):
-    """What a list does, made of ``_at``."""
+    """The methods of a list, made of ``_at`` and ``__len__``."""
 
     @abstractmethod
     def _at(self, index: int) -> T:
-        """The value at a place from 0 on."""
+        """The value at a place, counted from 0."""
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -47,7 +47,12 @@ class _Sequence(Sequence[T]):
 
 
 class Strings(_Sequence[str]):
-    """Strings in one block of bytes."""
+    """Strings in one block of bytes.
+
+    >>> strings = Strings(["effusion", "", "nodule"])
+    >>> len(strings), strings[-1], strings[:2]
+    (3, 'nodule', ['effusion', ''])
+    """
 
     def __init__(self, strings: Iterable[str]) -> None:
         encoded = [text.encode(errors="surrogatepass") for text in strings]
@@ -67,7 +72,7 @@ class Strings(_Sequence[str]):
 
 
 class Column(_Sequence[T]):
-    """Values of one field, equal strings and identical objects kept once."""
+    """Values of one field. Equal strings and identical objects are stored once."""
 
     def __init__(self, values: Sequence[T]) -> None:
         some = next((value for value in values if value is not None), None)
@@ -84,7 +89,7 @@ class Column(_Sequence[T]):
         unique.pop(None if text else id(None), None)
         number = {None if text else id(None): -1} | {key: i for i, key in enumerate(unique)}
         self._codes = np.fromiter(map(number.__getitem__, keys), np.int32, len(keys))
-        self._kept: Sequence[Any] = Strings(unique.values()) if text else list(unique.values())
+        self._distinct: Sequence[Any] = Strings(unique.values()) if text else list(unique.values())
 
     def __len__(self) -> int:
         return len(self._codes)
@@ -92,22 +97,22 @@ class Column(_Sequence[T]):
     def __iter__(self) -> Iterator[T]:
         if self._store is not None:
             return super().__iter__()
-        kept = [self._made(value) for value in self._kept]  # each once, however often it stands there
-        kept.append(None)
-        return (kept[code] for code in self._codes.tolist())
+        distinct = [self._restore(value) for value in self._distinct]
+        distinct.append(None)  # the code -1
+        return (distinct[code] for code in self._codes.tolist())
 
-    def _made(self, value: Any) -> Any:
+    def _restore(self, value: Any) -> Any:
         return Path(value) if self._path else value
 
     def _at(self, index: int) -> T:
         code = int(self._codes[index])
         if code < 0:
             return cast("T", None)
-        return cast("T", self._made(self._kept[code]) if self._store is None else PackedImage(self._store, code))
+        return cast("T", self._restore(self._distinct[code]) if self._store is None else PackedImage(self._store, code))
 
 
 class Records(_Sequence[T]):
-    """Records, which are dataclasses of one class, by field."""
+    """Records by field. All are dataclasses of one class."""
 
     def __init__(self, records: Sequence[T]) -> None:
         kind: Any = type(records[0]) if records else None
@@ -124,5 +129,5 @@ class Records(_Sequence[T]):
         return self._len
 
     def _at(self, index: int) -> T:
-        made: T = self._kind(**{name: column._at(index) for name, column in self._columns.items()})
-        return made
+        record: T = self._kind(**{name: column._at(index) for name, column in self._columns.items()})
+        return record

@@ -1,8 +1,8 @@
 """From a data set to typed batches: the base of every datamodule.
 
-A data set (:class:`RadiographDataset`) says what a sample is; the datamodule (:class:`RadiographDataModule`) makes it a
-network's input, tokenises in the workers, and looks after splits, sampling and what was left out. Adding one is one
-file; see CONTRIBUTING.md, "A data set in one file".
+A data set (:class:`RadiographDataset`) reads samples. The datamodule (:class:`RadiographDataModule`) makes them a network's
+input, tokenises in the workers, and looks after splits, sampling and what is left out. CONTRIBUTING.md shows how to add a
+data set in one file.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from diptych import distributed
-from diptych.data.dataset import Kept, RadiographDataset, Sample, Split
-from diptych.data.loading import Loading, _Collate, _Loaded
+from diptych.data.dataset import RadiographDataset, Sample, Split, Subset
+from diptych.data.loading import Loading, _Collate, _NetworkInputs
 from diptych.data.privacy import discreet, strings
 from diptych.data.sampling import Draw, EvaluationSampler, ResumableLoader, TrainingSampler, mix
-from diptych.data.splits import assert_disjoint, shared, split_hash
+from diptych.data.splits import assert_disjoint, shared_patients, split_hash
 from diptych.data.unusable import Notes, unusable_images
 from diptych.data.workers import Loader, leave_to_parent
 from diptych.errors import ConfigError, DataError
@@ -37,32 +37,38 @@ from diptych.radiographs.spelling import nearest_folder
 from diptych.reports.tokenizer import Tokenizer
 from diptych.types import Batch
 
-__all__ = ["Dropped", "RadiographDataModule", "RadiographDataset", "Sample", "Split"]
+__all__ = ["Dropped", "DroppedRows", "RadiographDataModule", "RadiographDataset", "Sample", "Split"]
 
 _FEW = 100
-"""Validation samples below which differences of a tenth, of shares such as recalls, are chance."""
+"""With fewer validation samples, a difference of a tenth between shares such as recalls is chance."""
 
 
 @dataclass
-class Dropped:
-    """Rows that a named rule left out, counted by rule and listed."""
+class DroppedRows:
+    """Rows that are left out by named rules.
+
+    >>> dropped = DroppedRows()
+    >>> dropped.add("missing image", "17", "p10/a.png")
+    >>> dropped.counts()
+    {'missing image': 1}
+    """
 
     rows: list[tuple[str, str, str]] = field(default_factory=list)
-    """(rule, id, detail)"""
+    """Rule, id and detail of each."""
 
     def add(self, rule: str, key: str, detail: str = "") -> None:
         """Leave out one row."""
         self.rows.append((rule, key, detail))
 
     def counts(self) -> dict[str, int]:
-        """Rule to number of rows."""
+        """The number of rows that each rule left out."""
         return dict(Counter(rule for rule, _, _ in self.rows))
 
     def refuse(self, source: str) -> None:
-        """Raise on the first dropped row (``strict``).
+        """Raise an error if a row was dropped, as ``strict`` asks for.
 
         Raises:
-            DataError: something was dropped.
+            DataError: a row was dropped. The message has the first.
         """
         if self.rows:
             rule, key, detail = self.rows[0]
@@ -73,20 +79,23 @@ class Dropped:
             )
 
     def write(self, path: Path, private: bool = False) -> None:
-        """List every row as csv; if ``private``, only how many each rule left out.
+        """List every row as csv, or only the counts of the rules if ``private``.
 
         Raises:
-            DataError: it cannot be written.
+            DataError: the file cannot be written.
         """
         rows = [("rule", "rows"), *self.counts().items()] if private else [("rule", "id", "detail"), *self.rows]
         replace_text(path, csv_rows(rows))
 
 
+Dropped = DroppedRows  # its former name
+
+
 class RadiographDataModule(pl.LightningDataModule, ABC):
-    """Base of every datamodule: a subclass builds the data set of a split, and nothing else.
+    """Base of every datamodule. A subclass builds the data sets of the splits, and nothing else.
 
     Args:
-        tokenizer: the text tower's (linked by the command line); None for images alone.
+        tokenizer: of the text tower; the command line gives it. None for images alone.
         loading: how samples are loaded.
     """
 
@@ -95,18 +104,18 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
     needs: ClassVar[frozenset[str]] = frozenset()
     """Files it reads below its root."""
     gathers: ClassVar[frozenset[str]] = frozenset()
-    """Always empty: only heads gather. Here so that both catalogues print alike."""
+    """Always empty, since only heads gather. Both catalogues print the same columns."""
     holds: ClassVar[frozenset[str]] = frozenset()
-    """What its batches can hold: image, text, labels, boxes, masks."""
+    """Which fields its batches can have: image, text, labels, boxes, masks."""
 
     findings: tuple[str, ...] = ()
     """Names of the columns of ``Batch.labels``."""
     strict: bool = False
-    """Refuse data of which something must be left out."""
+    """Refuse data with rows or images that must be left out."""
     leaky: bool = False
-    """The protocol puts the same patients into several splits, as it was published, and its name says so."""
+    """The published protocol has patients in several splits. Its name says so."""
     small_texts: ClassVar[str] = ""
-    """Pattern of the paths of its many small text files (reports), which ``diptych prepare`` packs into one."""
+    """Pattern of the paths of many small text files (reports). ``diptych prepare`` packs them into one."""
     overlaps: ClassVar[str] = ""
     """Which other data sets hold the same images, for the warning of an evaluation."""
 
@@ -120,23 +129,23 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
 
     @classmethod
     def read_tables(cls, root: Path) -> None:
-        """Read the tables of a folder and no image, so that ``diptych prepare`` sees early what is missing there.
+        """Read the tables of a folder, and no image. So ``diptych prepare`` sees early what is missing there.
 
         Raises:
             DataError: a table is missing or cannot be read.
         """
 
     probe_chances: ClassVar[Mapping[str, float]] = {}
-    """What a model that knows nothing gets in each of :meth:`probes`."""
+    """The figures of a model that knows nothing, in each of :meth:`probes`."""
 
     @classmethod
     def probes(cls, model: Any, options: Mapping[str, Any], pairs: int | None) -> dict[str, float]:
-        """Figures that ``diptych compare`` puts beside those of the test, on data made for the purpose.
+        """Figures on data made for the purpose. ``diptych compare`` puts them beside those of the test.
 
         Args:
             model: a trained ``TrainedModel``.
             options: constructor arguments of the datamodule that it was trained with.
-            pairs: pairs of each probe; the probes' own number, if not given.
+            pairs: pairs of each probe. None takes the probes' own number.
 
         Raises:
             ConfigError: the data set has no probes.
@@ -145,12 +154,12 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
 
     @abstractmethod
     def build(self) -> dict[Split, RadiographDataset]:
-        """The data sets of all splits that exist; rows left out go to ``self.dropped``."""
+        """The data sets of all splits that exist. Rows left out go to ``self.dropped``."""
 
     @property
     @abstractmethod
     def protocol(self) -> str:
-        """The name of the split and of what was read, stored with every result."""
+        """The name of the data and of the split. Every result has it."""
 
     @property
     def split_hash(self) -> str:
@@ -158,18 +167,18 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
         return split_hash({str(name): dataset.ids for name, dataset in self.datasets.items()})
 
     def prepare_data(self) -> None:
-        """Check the images, if that is asked for; on one process, before the others go on."""
+        """Check the images, if ``check_images`` is set. One process does it before the others go on."""
         if self.loading.check_images and not self.datasets:
-            self._prepared = self._built()
+            self._prepared = self._build_splits()
 
-    def _built(self) -> dict[Split, RadiographDataset]:
-        """The data sets, none of them empty; what was left out is listed before an error stops the run.
+    def _build_splits(self) -> dict[Split, RadiographDataset]:
+        """The data sets, none of them empty. If an error stops the run, the rows left out are listed first.
 
         Raises:
-            DataError: they cannot be made, or nothing is left of one.
+            DataError: they cannot be built, or one is empty.
         """
         try:
-            built = self._build()
+            built = self._build_usable()
             for name, dataset in built.items():
                 if len(dataset) == 0:
                     counted = ", ".join(f"{n} {rule}" for rule, n in self.dropped.counts().items()) or "nothing"
@@ -183,28 +192,28 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
         return built
 
     def _first_missing(self) -> str:
-        """Where the first missing image was looked for, and what is there instead; for a message."""
+        """For a message: where the first missing image was looked for, and what is there instead."""
         for rule, _, place in () if self.loading.private else self.dropped.rows:
             if rule == "missing image" and "/" in place:
                 return f"; the first was looked for at {place}, but {nearest_folder(place)}; set data.root to match"
         return ""
 
     def _discreet(self) -> AbstractContextManager[None]:
-        """Within it, what a private run says of the data is nothing but what stands in the configuration."""
+        """A context in which a private run tells no more of the data than its configuration does."""
         if not self.loading.private:
             return nullcontext()
-        given = [getattr(self, name, None) for name in inspect.signature(type(self)).parameters]
-        return discreet(strings([*given, self.findings, self.protocol, ["train", "val", "test"]]))
+        arguments = [getattr(self, name, None) for name in inspect.signature(type(self)).parameters]
+        return discreet(strings([*arguments, self.findings, self.protocol, ["train", "val", "test"]]))
 
-    def _build(self) -> dict[Split, RadiographDataset]:
-        """The data sets without images that cannot be used; every process comes to the same."""
+    def _build_usable(self) -> dict[Split, RadiographDataset]:
+        """The data sets without images that cannot be used. They are the same on every process."""
         with self._discreet():
             built = self.build()
             for dataset in built.values():
                 dataset.intensity = self.loading.intensity
-            return self._checked(built)
+            return self._without_unusable(built)
 
-    def _checked(self, built: dict[Split, RadiographDataset]) -> dict[Split, RadiographDataset]:
+    def _without_unusable(self, built: dict[Split, RadiographDataset]) -> dict[Split, RadiographDataset]:
         if not self.loading.check_images:
             return built
         folder = None if self.trainer is None else Path(self.trainer.default_root_dir)
@@ -218,15 +227,15 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
             for note in notes:
                 self.notes.add(note, built[split].ids[index])
         left = {split: {index for name, index, _, _ in bad if name == split} for split in built}
-        return {split: Kept(dataset, left[split]) if left[split] else dataset for split, dataset in built.items()}
+        return {split: Subset(dataset, left[split]) if left[split] else dataset for split, dataset in built.items()}
 
     def setup(self, stage: str) -> None:
         """Build every split once, refuse shared patients, and let a scratch tower learn its vocabulary."""
         if not self.datasets:
-            built = self._prepared or self._built()
+            built = self._prepared or self._build_splits()
             patients = {str(name): dataset.patients for name, dataset in built.items()}
             if self.leaky:
-                for one, other, both in shared(patients):
+                for one, other, both in shared_patients(patients):
                     rank_zero_warn(
                         f"{self.protocol}: {len(both)} images are in both '{one}' and '{other}', as published"
                     )
@@ -251,9 +260,9 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
             self.tokenizer.learn([text for _, text in reports], [patient for patient, _ in reports])
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Count what the workers tell of the images; the first of a kind is told at once."""
-        told = self.loading.private and self.loading.check_images  # by other names, of the same images
-        if isinstance(batch, Batch) and batch.notes is not None and not told:
+        """Count the notes on a batch's images. The first image with a note is reported at once."""
+        counted = self.loading.private and self.loading.check_images  # the check has, by ids that batches do not have
+        if isinstance(batch, Batch) and batch.notes is not None and not counted:
             for key, notes in zip(batch.ids, batch.notes, strict=True):
                 for note in notes:
                     if self.notes.add(note, key):
@@ -263,7 +272,7 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
         return batch
 
     def teardown(self, stage: str) -> None:
-        """Tell the sums of what was noted."""
+        """Report how many images have each note."""
         self._tell()
 
     def _tell(self) -> None:
@@ -298,11 +307,11 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
         }
 
     def steps_per_epoch(self) -> int:
-        """Batches that each process reads in an epoch of training."""
+        """How many batches each process reads in an epoch of training."""
         return len(self._split("train")) // (self.loading.batch_size * self._processes()[1])
 
     def state_dict(self) -> dict[str, Any]:
-        """What has to be the same for a run to go on exactly."""
+        """What must be the same in a run that goes on from a checkpoint."""
         return {
             "samples_a_step": self.loading.batch_size * self._processes()[1],
             "samples": len(self._split("train")),
@@ -310,7 +319,7 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse to go on with other steps; their split over processes may change.
+        """Refuse to go on with other steps. The number of processes may change.
 
         Raises:
             ConfigError: batch, data or seed are not those of the checkpoint's run.
@@ -338,41 +347,41 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
                 )
 
     def train_dataloader(self) -> ResumableLoader:
-        """Shuffled, augmented, the incomplete last batch left out, exactly resumable.
+        """Training samples, shuffled and augmented. The loader can resume exactly, and leaves out the incomplete last batch.
 
-        Without a trainer each full pass is the next epoch, and ``loader.set_epoch(epoch)`` chooses one.
+        Without a trainer the next epoch follows each full pass, and ``loader.set_epoch(epoch)`` chooses one.
         """
         rank, processes = self._processes()
         dataset = self._split("train")
         sampler = TrainingSampler(
             len(dataset), self.loading.batch_size, seed=self.loading.seed, rank=rank, processes=processes
         )
-        loaded = _Loaded(dataset, self.loading, self.loading.augment)
+        loaded = _NetworkInputs(dataset, self.loading, self.loading.augment)
         loader = ResumableLoader(loaded, batch_sampler=sampler, **self._options(training=True))
         loader.advances = self.trainer is None
         return loader
 
     def evaluation_loader(self, split: Split) -> DataLoader[Any]:
-        """Every sample of a split once over all processes, in order, not augmented."""
+        """Every sample of a split, in order and not augmented. Each is read once over all processes."""
         rank, processes = self._processes()
         dataset = self._split(split)
         sampler = EvaluationSampler(len(dataset), self.loading.eval_batch_size, rank=rank, processes=processes)
-        loaded = _Loaded(dataset, self.loading, None)
+        loaded = _NetworkInputs(dataset, self.loading, None)
         return Loader(loaded, batch_sampler=sampler, **self._options(training=False))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Every validation sample once, in order, not augmented."""
+        """Every validation sample once, in order and not augmented."""
         return self.evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Every test sample once, in order, not augmented."""
+        """Every test sample once, in order and not augmented."""
         return self.evaluation_loader("test")
 
     def batch(self, split: Split, indices: Sequence[int]) -> Batch:
-        """Some samples of a split as a network's input, not augmented; read in this process."""
-        loaded = _Loaded(self._split(split), self.loading, None)
+        """Samples of a split as a network's input, not augmented. This process reads them."""
+        loaded = _NetworkInputs(self._split(split), self.loading, None)
         return _Collate(self.tokenizer, to_max=False)([loaded[Draw(index, 0)] for index in indices])
 
     def native(self, split: Split, index: int) -> Sample:
-        """One sample as :class:`RadiographDataset` gives it, at its own resolution; for pictures."""
+        """One sample at its own resolution, for pictures."""
         return self._split(split).read(index, np.random.default_rng(mix(self.loading.seed, 0, index)))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from diptych.radiographs.intensity import Intensity
 
-__all__ = ["Kept", "RadiographDataset", "Sample", "Split"]
+__all__ = ["Kept", "RadiographDataset", "Sample", "Split", "Subset"]
 
 
 Split = Literal["train", "val", "test"]
@@ -30,20 +30,20 @@ class Sample:
     boxes: NDArray[np.float32] | None = None
     """``[K,5]``: x0, y0, x1, y1 in native pixels, finding's index."""
     mask: NDArray[np.bool_] | None = None
-    """``[h,v]``: where the finding is."""
+    """``[h,v]``: True where the finding is."""
     notes: tuple[str, ...] = ()
-    """What is odd about the file, in the words of ``docs/radiographs.md``; counted once a run."""
+    """What is odd about the file, in the words of ``docs/radiographs.md``. A run counts each image once."""
 
 
 class RadiographDataset(ABC):
-    """The samples of one split: a subclass says how many there are, whose they are, and how one is read."""
+    """The samples of one split. A subclass lists them with their patients, and reads one at a time."""
 
     ids: Sequence[str]
     """The name of each sample."""
     patients: Sequence[str]
     """The patient of each sample. No patient is in two splits."""
     intensity: Intensity = Intensity()
-    """How its files become grey; the datamodule sets it from ``loading.intensity``, before anything is read."""
+    """How its files become grey. The datamodule sets it from ``loading.intensity`` before anything is read."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -54,7 +54,7 @@ class RadiographDataset(ABC):
 
         Args:
             index: its number in the split.
-            rng: the only source of what is random, as one caption of several. It depends on seed, epoch and index.
+            rng: the only source of chance, as for one caption of several. It depends on seed, epoch and index.
         """
 
     @abstractmethod
@@ -69,8 +69,13 @@ class RadiographDataset(ABC):
         return ((None, text) for text in self.texts())
 
 
-class Kept(RadiographDataset):
-    """A data set without some of its samples. Its vocabulary is still learned from all reports."""
+class Subset(RadiographDataset):
+    """A data set without some of its samples. Its vocabulary is still learned from all reports.
+
+    Args:
+        dataset: the whole data set.
+        left_out: indices of the samples that are not in the subset. ``kept`` lists the others.
+    """
 
     def __init__(self, dataset: RadiographDataset, left_out: set[int]) -> None:
         self.dataset = dataset
@@ -79,13 +84,16 @@ class Kept(RadiographDataset):
         self.patients = [dataset.patients[index] for index in self.kept]
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
-        """See :meth:`RadiographDataset.read`."""
+        """Read one sample of the whole data set, by its number in the subset."""
         return self.dataset.read(self.kept[index], rng)
 
     def texts(self) -> Iterable[str]:
-        """See :meth:`RadiographDataset.texts`."""
+        """Every report of the whole data set."""
         return self.dataset.texts()
 
     def texts_by_patient(self) -> Iterable[tuple[str | None, str]]:
-        """See :meth:`RadiographDataset.texts_by_patient`."""
+        """Every report of the whole data set, with its patient."""
         return self.dataset.texts_by_patient()
+
+
+Kept = Subset  # its former name

@@ -1,4 +1,4 @@
-"""How samples are loaded: sizes, workers, and the collate that makes a batch."""
+"""How samples are loaded: sizes, workers, and how several samples become a batch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from diptych.checks import check_number
 from diptych.data.augment import Augment, Augmenter
 from diptych.data.dataset import RadiographDataset
 from diptych.data.privacy import discreet
 from diptych.data.sampling import Draw, mix
-from diptych.errors import ConfigError
 from diptych.radiographs.intensity import Intensity
 from diptych.radiographs.letterbox import letterbox
 from diptych.radiographs.limits import ImageError, refuse
@@ -29,19 +29,19 @@ class Loading:
     """How samples are loaded. Every datamodule takes the same arguments.
 
     Args:
-        batch_size: pairs of one process in a training step. The contrast is over ``batch_size * processes``.
+        batch_size: pairs of one process in a training step. The contrast is over ``batch_size * processes`` pairs.
         eval_batch_size: pairs of one process in a validation or test step. It changes no metric.
         image_size: side of the network's square input, pixels.
         workers: loader processes. 0 loads in the main process.
-        seed: of shuffling, augmentation and caption sampling. With the epoch and the index it decides every draw.
+        seed: of shuffling, augmentation and the choice of captions. With the epoch and the index it decides every draw.
         augment: augmentation in training. ``null`` for none.
         start_method: how workers start. Take ``spawn`` where a library of yours does not survive ``fork``.
         check_images: read every image once before the run, and leave out, count and list those that cannot be used.
             Without it, the first such image stops the run by name. The list is kept in the run's folder
             (``images.json``), and a run that goes on or is tested reads it again.
         intensity: how the files' values become grey: percentiles, and which window of a DICOM file.
-        private: leave ids and texts of reports out of what the run writes and says: pictures, TensorBoard, ``dropped.csv``,
-            ``images.json``, ``reports.csv`` and errors. A sample is then called by its number in the split.
+        private: leave ids and texts of reports out of all that the run writes or prints: pictures, TensorBoard,
+            ``dropped.csv``, ``images.json``, ``reports.csv`` and errors. A sample is then called by its number in the split.
     """
 
     batch_size: int = 32
@@ -57,12 +57,11 @@ class Loading:
 
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("image_size", 8), ("workers", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"loading.{name} is {getattr(self, name)}; give at least {least}")
+            check_number(f"loading.{name}", getattr(self, name), least=least, whole=True)
 
 
-class _Loaded(Dataset[dict[str, Any]]):
-    """A data set as a loader reads it: a :class:`Draw` in, an augmented network input out."""
+class _NetworkInputs(Dataset[dict[str, Any]]):
+    """A data set as a loader reads it. It takes a :class:`Draw`, and gives an augmented network input."""
 
     def __init__(self, dataset: RadiographDataset, loading: Loading, augment: Augment | None) -> None:
         self.dataset, self.loading = dataset, loading
@@ -105,7 +104,7 @@ class _Loaded(Dataset[dict[str, Any]]):
 
 
 class _Collate:
-    """Samples to a :class:`Batch`; tokenises, in the worker."""
+    """Makes a :class:`Batch` of samples, and tokenises their reports, in the worker."""
 
     def __init__(self, tokenizer: Tokenizer | None, to_max: bool) -> None:
         self.tokenizer, self.to_max = tokenizer, to_max

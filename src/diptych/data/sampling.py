@@ -1,7 +1,7 @@
 """Which sample is read when: exact after a restart, the same for any number of workers, nothing twice in a test.
 
-A sampler yields :class:`Draw` values that carry their epoch, so that a data set in a worker process - however long it
-lives - draws the same captions and augmentations as an uninterrupted run.
+A sampler yields :class:`Draw` values that carry their epoch. So a data set in a worker process draws the same captions and
+augmentations as an uninterrupted run, however long the worker lives.
 """
 
 from __future__ import annotations
@@ -26,11 +26,15 @@ class Draw:
     index: int
     epoch: int
     valid: bool = True
-    """False where a process only fills up its last evaluation batches."""
+    """False for a draw that only fills up the last evaluation batches of a process."""
 
 
 def mix(*numbers: int) -> int:
-    """A 63-bit seed that depends on every number and their order (splitmix64), not on any library's version."""
+    """A 63-bit seed (splitmix64). It depends on every number and on their order, but on no library's version.
+
+    >>> mix(0, 1) == mix(0, 1), mix(0, 1) == mix(1, 0)
+    (True, False)
+    """
     state = 0
     for number in numbers:
         state = (state + int(number) + 0x9E3779B97F4A7C15) & (2**64 - 1)
@@ -41,11 +45,14 @@ def mix(*numbers: int) -> int:
 
 
 class TrainingSampler(Sampler[list[Draw]]):
-    """Shuffled batches whose order is a function of (seed, epoch) and whose state is a count.
+    """Shuffled batches whose order is a function of (seed, epoch), and whose state is a count.
 
-    A global batch is ``batch_size * processes`` samples; process ``r`` takes its ``r``-th part, so the same samples
-    make one step on 1 and on 8 processes if the global batch is equal. The rest of an epoch that fills no global batch
-    is left out, another one each epoch.
+    A global batch has ``batch_size * processes`` samples, and process ``r`` takes its ``r``-th part. So the same samples make
+    one step on 1 and on 8 processes, if the global batch is equal. The samples at the end of an epoch that fill no global
+    batch are left out. They are others in each epoch.
+
+    >>> [[draw.index for draw in batch] for batch in TrainingSampler(5, 2, seed=0, rank=0, processes=1)]
+    [[2, 3], [1, 4]]
 
     Args:
         size: samples in the data set.
@@ -70,7 +77,7 @@ class TrainingSampler(Sampler[list[Draw]]):
         return self.size // (self.batch_size * self.processes)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch; the start stays where a restored state put it in the same epoch."""
+        """Begin an epoch, as Lightning does. In the epoch of a restored state, the start stays where the state put it."""
         if epoch != self.epoch:
             self.epoch, self.start = epoch, 0
 
@@ -85,9 +92,13 @@ class TrainingSampler(Sampler[list[Draw]]):
 class EvaluationSampler(Sampler[list[Draw]]):
     """Every sample exactly once over the whole job, in order.
 
-    Process ``r`` reads samples ``r, r + W, ...``. All processes make the same number of batches of the same size
-    (a collective must never wait for a process that is done): what is missing is filled up with draws marked not
+    Of ``W`` processes, process ``r`` reads samples ``r, r + W, ...``. All processes make the same number of batches of the same
+    size, since a collective must never wait for a process that is done. Missing samples are filled up with draws marked not
     ``valid``, which no evaluator counts.
+
+    >>> sampler = EvaluationSampler(3, 8, rank=1, processes=2)
+    >>> [[(draw.index, draw.valid) for draw in batch] for batch in sampler]
+    [[(1, True), (0, False)]]
     """
 
     def __init__(self, size: int, batch_size: int, *, rank: int, processes: int) -> None:
@@ -106,9 +117,9 @@ class EvaluationSampler(Sampler[list[Draw]]):
 class ResumableLoader(Loader):
     """A DataLoader over a :class:`TrainingSampler` that Lightning saves with each checkpoint and restores exactly.
 
-    Its state counts the batches *given out*, not those that workers have read ahead, and is equal on every process.
-    Lightning sets the epoch before each. In a loop of your own the loader goes on to the next epoch by itself after each
-    full pass; :meth:`set_epoch` chooses one, as after a restart::
+    Its state counts the batches *handed out*, not those that workers have read ahead. It is equal on every process. Lightning
+    sets the epoch before each pass. In a loop of your own the loader goes on to the next epoch after each full pass.
+    :meth:`set_epoch` chooses one, as after a restart::
 
         loader = datamodule.train_dataloader()
         for epoch in range(epochs):
@@ -118,35 +129,35 @@ class ResumableLoader(Loader):
 
     batch_sampler: TrainingSampler
     advances: bool = False
-    """Each full pass is followed by the next epoch: for loops outside a trainer."""
+    """Whether the next epoch follows each full pass. It does in loops outside a trainer."""
+    position: int = 0
+    """How many batches of the epoch were handed out."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the order, captions and augmentation of this epoch from now on, as Lightning has them in it."""
+        """Draw the order, captions and augmentation of this epoch from now on."""
         self.batch_sampler.set_epoch(epoch)
 
     def __iter__(self) -> Any:
-        # A generator: nothing is read ahead before the first batch is asked for, when Lightning has set the epoch.
+        # A generator reads nothing ahead before its first batch is asked for. By then Lightning has set the epoch.
         sampler = self.batch_sampler
-        epoch, self.given = sampler.epoch, sampler.start
+        epoch, self.position = sampler.epoch, sampler.start
         for batch in super().__iter__():
-            self.given += 1
+            self.position += 1
             yield batch
         sampler.start = 0
         if self.advances:
-            sampler.epoch, self.given = epoch + 1, 0
-
-    given: int = 0
+            sampler.epoch, self.position = epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches were given out."""
+        """The epoch, and how many of its samples were handed out over all processes."""
         sampler = self.batch_sampler
-        return {"epoch": sampler.epoch, "samples": self.given * sampler.batch_size * sampler.processes}
+        return {"epoch": sampler.epoch, "samples": self.position * sampler.batch_size * sampler.processes}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where ``state`` was taken; the number of processes may differ if it divides the samples seen.
+        """Go on where ``state`` was taken. The number of processes may differ if a step still ends there.
 
         Raises:
-            ConfigError: the global batch has changed so that the position falls inside a step.
+            ConfigError: the global batch has changed, so that the position falls inside a step.
         """
         sampler = self.batch_sampler
         step = sampler.batch_size * sampler.processes
@@ -155,7 +166,7 @@ class ResumableLoader(Loader):
                 f"the checkpoint stands at sample {state['samples']} of its epoch, which is not a multiple of this "
                 f"run's {step} samples a step; resume with the loading.batch_size and devices it was trained with"
             )
-        self.given = batches = state["samples"] // step
+        self.position = batches = state["samples"] // step
         # A checkpoint of an epoch's last step goes on with the next epoch.
         ended = batches >= len(sampler)
         sampler.epoch, sampler.start = (state["epoch"] + 1, 0) if ended else (state["epoch"], batches)

@@ -1,4 +1,4 @@
-"""Splits: disjoint by patient, nested by fraction, and named by a hash that stands next to every metric."""
+"""Splits: disjoint by patient, with smaller shares inside larger ones, and named by a hash beside every metric."""
 
 from __future__ import annotations
 
@@ -8,13 +8,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from diptych.checks import check_number
 from diptych.errors import ConfigError, DataError
 
-__all__ = ["Fractions", "assert_disjoint", "assign", "filled", "nested", "shared", "shuffled", "split_hash", "uniform"]
+__all__ = [
+    "Fractions",
+    "assert_disjoint",
+    "assign",
+    "fill_splits",
+    "nested_share",
+    "shared_patients",
+    "shuffle_split",
+    "split_hash",
+    "uniform",
+]
 
 
 def split_hash(splits: Mapping[str, Sequence[str]]) -> str:
-    """A hash of which image ids are in which split; the order of ids does not matter."""
+    """A hash of which image ids are in which split. The order of ids does not matter.
+
+    >>> split_hash({"train": ["a", "b"], "test": ["c"]}) == split_hash({"test": ["c"], "train": ["b", "a"]})
+    True
+    """
     digest = hashlib.sha256()
     for name in sorted(splits):
         digest.update(f"[{name}]\n".encode())
@@ -27,13 +42,13 @@ def assert_disjoint(patients: Mapping[str, Sequence[str]], *, source: str) -> No
     """Refuse splits that share a patient.
 
     Args:
-        patients: split name to the patient of each of its images (or the image's id where no patient is known).
-        source: the file or option the splits come from, for the message.
+        patients: for each split the patient of each image, or the image's id if no patient is known.
+        source: the file or option that the splits come from, for the message.
 
     Raises:
-        DataError: two splits share patients; names the splits, how many, and three of them.
+        DataError: two splits share patients. The message has the splits, how many, and three of them.
     """
-    for first, second, both in shared(patients):
+    for first, second, both in shared_patients(patients):
         named = ", ".join(f"'{patient}'" for patient in both[:3])
         raise DataError(
             f"{source}: {len(both)} patient(s) are in both '{first}' and '{second}', as {named}; "
@@ -41,8 +56,12 @@ def assert_disjoint(patients: Mapping[str, Sequence[str]], *, source: str) -> No
         )
 
 
-def shared(patients: Mapping[str, Sequence[str]]) -> list[tuple[str, str, list[str]]]:
-    """Every two splits that share patients, and those patients, sorted."""
+def shared_patients(patients: Mapping[str, Sequence[str]]) -> list[tuple[str, str, list[str]]]:
+    """Every two splits that share patients, and those patients, sorted.
+
+    >>> shared_patients({"train": ["p1", "p2"], "val": ["p3"], "test": ["p2"]})
+    [('test', 'train', ['p2'])]
+    """
     sets = {name: set(ids) for name, ids in patients.items()}
     names = sorted(sets)
     pairs = [(first, second) for i, first in enumerate(names) for second in names[i + 1 :]]
@@ -50,16 +69,23 @@ def shared(patients: Mapping[str, Sequence[str]]) -> list[tuple[str, str, list[s
 
 
 def uniform(key: str, seed: int) -> float:
-    """A number in [0, 1) that depends on the key and the seed alone, not on order or company."""
+    """A number in [0, 1) that depends on the key and the seed alone.
+
+    >>> round(uniform("p1", seed=0), 3), round(uniform("p1", seed=1), 3)
+    (0.742, 0.127)
+    """
     return int.from_bytes(hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest(), "big") / 2**64
 
 
 def assign(patient: str, fractions: Mapping[str, float], seed: int) -> str:
-    """The split of a patient, drawn by hash: adding patients to a table moves none of the others.
+    """The split of a patient, drawn by hash. So patients added to a table move none of the others.
+
+    >>> [assign(patient, {"train": 0.5, "test": 0.5}, seed=0) for patient in ("p1", "p2", "p3", "p4")]
+    ['test', 'train', 'test', 'test']
 
     Args:
         patient: the patient's id.
-        fractions: split name to its share; shares sum to 1.
+        fractions: the share of each split. Shares sum to 1.
         seed: another seed gives another assignment.
     """
     draw, upper = uniform(patient, seed), 0.0
@@ -70,20 +96,23 @@ def assign(patient: str, fractions: Mapping[str, float], seed: int) -> str:
     return next(reversed(list(fractions)))
 
 
-def filled(patients: Sequence[str], sizes: Mapping[str, int], rest: str, seed: int) -> list[str]:
-    """Splits of exact size from whole patients, in the order of their hash.
+def fill_splits(patients: Sequence[str], sizes: Mapping[str, int], rest: str, seed: int) -> list[str]:
+    """Fill splits of exact size with whole patients, in the order of their hash.
+
+    >>> fill_splits(["p1", "p1", "p2", "p3"], {"test": 2}, rest="train", seed=0)
+    ['train', 'train', 'test', 'test']
 
     Args:
         patients: the patient of each image.
-        sizes: images of each split but ``rest``. A patient with more images than a split has room for is passed over.
-        rest: the split of all others.
+        sizes: images of each split but ``rest``. A patient who has more images than there is room for is passed over.
+        rest: the split of all other patients.
         seed: another seed gives another assignment.
 
     Returns:
         The split of each image.
 
     Raises:
-        DataError: a size cannot be met by whole patients.
+        DataError: whole patients do not fill a split exactly.
     """
     images: dict[str, int] = {}
     for patient in patients:
@@ -103,10 +132,13 @@ def filled(patients: Sequence[str], sizes: Mapping[str, int], rest: str, seed: i
     return [of_patient.get(patient, rest) for patient in patients]
 
 
-def shuffled(number: int, val: int, test: int, seed: int = 0) -> list[str]:
-    """The split of each row as scikit-learn's ``train_test_split`` gives it when called twice, as published recipes do.
+def shuffle_split(number: int, val: int, test: int, seed: int = 0) -> list[str]:
+    """The split of each row, as two calls of scikit-learn's ``train_test_split`` give it in published recipes.
 
-    First ``val + test`` rows are taken off, then these are halved into test and validation, both with ``seed``.
+    The first call takes off ``val + test`` rows. The second parts these into validation and test. Both have ``seed``.
+
+    >>> shuffle_split(5, val=1, test=1)
+    ['val', 'train', 'test', 'train', 'train']
     """
     first = np.random.RandomState(seed).permutation(number)  # scikit-learn's generator, to the bit
     rest = first[: val + test]
@@ -117,10 +149,14 @@ def shuffled(number: int, val: int, test: int, seed: int = 0) -> list[str]:
     return [str(name) for name in split]
 
 
-def nested(patients: Sequence[str], percent: float, seed: int = 0) -> list[int]:
-    """The images of a share of a training split; 1 % lies within 10 %, and that within 100 %.
+def nested_share(patients: Sequence[str], percent: float, seed: int = 0) -> list[int]:
+    """The images of a share of a training split. A smaller share lies within each larger one.
 
-    Whole patients in the order of their hash, until at least ``percent`` of the images are there.
+    Whole patients are taken in the order of their hash, until at least ``percent`` of the images are there.
+
+    >>> patients = ["p1", "p1", "p2", "p3"]
+    >>> nested_share(patients, 25), nested_share(patients, 75)
+    ([2], [0, 1, 2])
 
     Raises:
         DataError: ``percent`` is not within 0 and 100.
@@ -141,15 +177,16 @@ def nested(patients: Sequence[str], percent: float, seed: int = 0) -> list[int]:
 
 @dataclass(frozen=True)
 class Fractions:
-    """Shares of the patients, where the table names no split."""
+    """Shares of the patients in each split, for a table that names no split."""
 
     train: float = 0.7
     val: float = 0.1
     test: float = 0.2
 
     def __post_init__(self) -> None:
-        total = self.train + self.val + self.test
-        if min(self.train, self.val, self.test) < 0 or abs(total - 1) > 1e-6:
+        for name in ("train", "val", "test"):
+            check_number(f"fractions.{name}", getattr(self, name), least=0)
+        if abs(self.train + self.val + self.test - 1) > 1e-6:
             raise ConfigError(
                 f"fractions train {self.train}, val {self.val}, test {self.test} do not sum to 1; make them"
             )
@@ -157,3 +194,6 @@ class Fractions:
     def split(self, patient: str, seed: int) -> str:
         """The split of a patient, by hash."""
         return assign(patient, {"train": self.train, "val": self.val, "test": self.test}, seed)
+
+
+filled, nested, shared, shuffled = fill_splits, nested_share, shared_patients, shuffle_split  # their former names

@@ -1,4 +1,4 @@
-"""The files of tables: opened, named for what they are where they are no table, and read line by line."""
+"""Opens the files of tables, plain or packed, and reads them line by line. A file of another kind is refused by name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FOREIGN = (
     (b"<!doctype", "an HTML page, perhaps of a login; download the table anew"),
     (b"<html", "an HTML page, perhaps of a login; download the table anew"),
 )
-"""How files begin that are no tables, in small letters but for the signatures, and what they are."""
+"""How files begin that are no tables (text in lower case), and what they are."""
 _IN_ZIPS = (
     ("xl/", "an Excel workbook; save the sheet as csv (UTF-8)"),
     ("content.xml", "an OpenDocument sheet; save it as csv (UTF-8)"),
@@ -43,7 +43,7 @@ def require(path: Path, have: Sequence[str], columns: Sequence[str]) -> None:
     """Check that columns exist.
 
     Raises:
-        DataError: one does not; names it, and what there is, the nearest first.
+        DataError: one does not. The message has its name and those of the columns, the nearest first.
     """
     for column in columns:
         if column not in have:
@@ -55,7 +55,7 @@ def unique(where: Path | str, names: Sequence[str]) -> None:
     """Check that no two columns have one name.
 
     Raises:
-        DataError: names the column.
+        DataError: two have. The message has the name.
     """
     for name, number in Counter(filter(None, names)).items():
         if number > 1:
@@ -63,12 +63,12 @@ def unique(where: Path | str, names: Sequence[str]) -> None:
 
 
 def find_file(root: Path | str, names: Sequence[str], obtain: str) -> Path:
-    """The first of ``names`` that lies directly in ``root``; a table also as ``.gz`` or ``.zip``, or unpacked.
+    """Find the first of ``names`` that lies directly in ``root``. The file may also end in ``.gz`` or ``.zip``.
 
     Args:
         root: the folder of a release.
-        names: names it has in the versions of the release, without ``.gz`` or ``.zip``.
-        obtain: where it can be had, for the message.
+        names: its names in the versions of the release, without ``.gz`` or ``.zip``.
+        obtain: how to obtain it, for the message.
 
     Raises:
         DataError: none of them is there.
@@ -78,16 +78,15 @@ def find_file(root: Path | str, names: Sequence[str], obtain: str) -> Path:
         for path in (root / name, root / f"{name}.gz", root / f"{name}.zip"):
             if path.is_file():
                 return path
-    looked = " or ".join(names)
-    there = "the folder does not exist" if not root.is_dir() else f"no {looked} (.gz, .zip) in it"
+    there = f"no {' or '.join(names)} (.gz, .zip) in it" if root.is_dir() else "the folder does not exist"
     raise DataError(f"{root}: {there}; {obtain}, and give its folder as data.root")
 
 
 def scan_table(path: Path | str, columns: Sequence[str], optional: Sequence[str] = ()) -> Iterator[tuple[str, ...]]:
-    """Stream the named columns of a ``.csv`` table (or ``.csv.gz``, ``.csv.zip``), one tuple a row.
+    """Stream the named columns of a ``.csv`` table (or ``.csv.gz``, ``.csv.zip``), one tuple for each row.
 
-    Column names and values are stripped, and columns may stand in any order; so a table of a release needs no more
-    memory than what is kept of it. A column of ``optional`` that is not there is empty.
+    A large table takes no more memory than what the caller stores. Column names and values are stripped, and columns may stand
+    in any order. A column of ``optional`` that is not there is empty.
 
     Raises:
         DataError: missing, ragged, not text, damaged, or without one of the columns.
@@ -105,15 +104,15 @@ def scan_table(path: Path | str, columns: Sequence[str], optional: Sequence[str]
 
 
 def scan_zip(path: Path, chosen: Callable[[str], bool], largest: int) -> Iterator[tuple[str, bytes]]:
-    """Stream name and content of the chosen members of a zip; of many small ones, twice as fast as ``ZipFile.open``.
+    """Stream name and content of chosen members of a zip. With many small members it is twice as fast as ``ZipFile.open``.
 
     Args:
         path: of the archive.
-        chosen: tells by a member's name whether it is wanted.
+        chosen: whether to read the member of a name.
         largest: bytes after which a member is cut off.
 
     Raises:
-        zipfile.BadZipFile: or what else :mod:`zipfile` raises of a damaged or encrypted archive.
+        zipfile.BadZipFile: the archive is damaged. Other errors of :mod:`zipfile` are raised as they are.
     """
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         for member in archive.infolist():
@@ -139,10 +138,10 @@ def scan_zip(path: Path, chosen: Callable[[str], bool], largest: int) -> Iterato
 
 @contextmanager
 def text_of(path: Path) -> Iterator[TextIO]:
-    """The text of a plain, gzipped or zipped file, named in every error.
+    """Open the text of a plain, gzipped or zipped file. Every error in reading it has its path.
 
     Raises:
-        DataError: it is not there, is of another kind, or is damaged.
+        DataError: the file is not there, is of another kind, or is damaged.
     """
     if not path.is_file():
         raise DataError(f"{path}: no such table; check the path")
@@ -171,17 +170,17 @@ def _member(path: Path, names: Sequence[str]) -> str:
     for start, what in _IN_ZIPS:
         if any(name.startswith(start) for name in names):
             raise DataError(f"{path}: {what}")
-    found = [name for name in names if name.endswith(".csv") and "__MACOSX" not in name]
-    if len(found) != 1:
-        raise DataError(f"{path}: holds {len(found)} csv files, not one; unpack the one that is meant")
-    return found[0]
+    tables = [name for name in names if name.endswith(".csv") and "__MACOSX" not in name]
+    if len(tables) != 1:
+        raise DataError(f"{path}: holds {len(tables)} csv files, not one; unpack the one that is meant")
+    return tables[0]
 
 
 def lines_of(path: Path, file: TextIO) -> Iterator[str]:
     """The lines of a text.
 
     Raises:
-        DataError: one holds a NUL, which no text does.
+        DataError: a line holds a NUL, which is no text.
     """
     for number, line in enumerate(file, start=1):
         if "\0" in line:
@@ -192,16 +191,16 @@ def lines_of(path: Path, file: TextIO) -> Iterator[str]:
 def rows_of(
     path: Path, separator: str, columns: Sequence[str], optional: Sequence[str] = (), strict: bool = False
 ) -> Iterator[tuple[int, list[str]]]:
-    """The header of a csv file, then each row, with the line it begins at.
+    """The header of a csv file, then each row, with the number of its first line.
 
-    Another separator is taken where only that one gives the columns. Cells beyond the last named column are cut off.
+    Another separator is taken if only that one gives the columns. Cells beyond the last named column are cut off.
 
     Args:
         path: of the file.
-        separator: the one that its name speaks for.
-        columns: those that it must have.
-        optional: those of which it should have one, if none must be there.
-        strict: refuse a quote that is not closed, or text behind a closing one.
+        separator: the usual one for a file of that name.
+        columns: columns that the file must have.
+        optional: columns of which it should have one, if ``columns`` is empty.
+        strict: refuse a quote that is not closed, and text after a closing one.
 
     Raises:
         DataError: not text, damaged, empty, or ragged.
@@ -209,8 +208,8 @@ def rows_of(
     with text_of(path) as file:
         lines = lines_of(path, file)
         head, before = _head(lines)
-        if told := re.fullmatch(r"sep=(.)\s*", head, re.IGNORECASE):  # as Excel writes it
-            separator = told.group(1)
+        if declared := re.fullmatch(r"sep=(.)\s*", head, re.IGNORECASE):  # as Excel writes it
+            separator = declared.group(1)
             head, more = _head(lines)
             before += more
         elif head:
@@ -245,7 +244,7 @@ def rows_of(
 
 
 def _head(lines: Iterator[str]) -> tuple[str, int]:
-    """The first lines that hold anything, up to where quotes are closed, and how many empty ones stand before."""
+    """The first line that is not empty, with those that its quotes go on over, and the number of empty lines before."""
     before, head = 0, ""
     for line in lines:
         if not head and not line.strip():
@@ -258,24 +257,24 @@ def _head(lines: Iterator[str]) -> tuple[str, int]:
 
 
 def _separator(path: Path, head: str, usual: str, columns: Sequence[str], optional: Sequence[str]) -> str:
-    """The usual separator if it gives the columns, or none does; else the only one that does."""
-    found = {}
+    """The usual separator, unless only another one gives the columns."""
+    names_by = {}
     for separator in (usual, *(other for other in _SEPARATORS if other != usual)):
         try:
             names = next(csv.reader(io.StringIO(head, newline=""), delimiter=separator), [])
         except csv.Error:
             names = []
-        found[separator] = {name_of(name) for name in names} - {""}
+        names_by[separator] = {name_of(name) for name in names} - {""}
 
     def gives(names: set[str]) -> bool:
         return names >= set(columns) if columns else not optional or bool(names & set(optional))
 
-    if gives(found[usual]):
+    if gives(names_by[usual]):
         return usual
-    right = [separator for separator, names in found.items() if gives(names)]
+    right = [separator for separator, names in names_by.items() if gives(names)]
     if len(right) == 1:
         from lightning.pytorch.utilities import rank_zero_info  # slow to import, and seldom needed
 
         rank_zero_info(f"{path}: columns are separated by {_SEPARATORS[right[0]]}, and read so")
         return right[0]
-    return max(found, key=lambda separator: len(found[separator])) if len(found[usual]) == 1 else usual
+    return max(names_by, key=lambda separator: len(names_by[separator])) if len(names_by[usual]) == 1 else usual

@@ -1,6 +1,6 @@
-"""Tables as users have them: csv, json, jsonl and parquet, with what their columns mean and clear errors.
+"""Tables as users have them: csv, json, jsonl and parquet, the meaning of their columns, and clear errors.
 
-Files are opened and csv is read in :mod:`diptych.data.table_files`; what one cell says is in :mod:`diptych.data.cells`.
+:mod:`diptych.data.table_files` opens files and reads csv. :mod:`diptych.data.cells` reads one cell.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.data.cells import is_empty, items, name_of, patient_id, values, written
+from diptych.data.cells import cell_text, is_empty, items, name_of, patient_id, values
 from diptych.data.table_files import find_file, lines_of, require, rows_of, scan_table, scan_zip, text_of, unique
 from diptych.errors import ConfigError, DataError
 
@@ -34,15 +34,15 @@ class Columns:
 
     Args:
         image: path of the image, below the datamodule's ``root``. Or a list of paths, each of which is a sample.
-        text: column of the report, or several. Those that are not empty are joined by blank lines, and lists too.
+        text: column of the report, or several columns. Blank lines join them, and the items of a list. Empty ones are skipped.
         labels: one column for each finding, with 1, 0, -1 (uncertain) or nothing.
         label_list: instead of ``labels``, one column of the findings present, as ``Effusion|Cardiomegaly`` or as a list.
-        separator: what stands between the names in ``label_list``, where a cell is no list.
+        separator: the sign between the names in ``label_list``, for cells that are no list.
         patient: patient's id. Without it every image counts as a patient of its own. Rows in which it is empty are left out.
         split: ``train``, ``val`` (or ``validate``, ``valid``) and ``test``. Without it patients are assigned by hash.
         id: a name for each row. It is the image path, if not given or empty.
-        mask: path of a mask's picture (PNG), below ``root`` too. It is true where it is not black, and all
-            black where nothing is there.
+        mask: path of a mask's picture (PNG), below ``root`` too. The finding is where it is not black. A mask that is all
+            black says that the finding is nowhere.
     """
 
     image: str = "image"
@@ -70,7 +70,7 @@ class Columns:
         return [self.labels] if isinstance(self.labels, str) else self.labels or []
 
     def needed(self, *, images: bool, text: bool) -> list[str]:
-        """Every column that a table must have, if its images and its reports are read."""
+        """Every column that a table must have. ``images`` and ``text`` say whether images and reports are read."""
         single = [self.label_list, self.patient, self.split, self.id, *([self.image, self.mask] if images else [])]
         named = [
             *(name for name in single if name is not None),
@@ -82,7 +82,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Row:
-    """One row, and where it stands."""
+    """One row, and its place in the table."""
 
     values: dict[str, Any]
     line: int
@@ -99,63 +99,63 @@ class Row:
             raise DataError(f"{self.where(column)}: {error}") from None
 
     def get(self, column: str) -> str:
-        """The column's text, stripped; empty for every way of writing nothing.
+        """The column's text, stripped. It is empty for every word that means nothing.
 
         Raises:
             DataError: it is several values, an object, or binary.
         """
-        value = self._read(column, written)
+        value = self._read(column, cell_text)
         return "" if is_empty(value) else value
 
     def several(self, column: str) -> list[str]:
-        """The column's texts: of a list, or the one there is; none that is empty.
+        """The column's texts: the items of a list, or the only text. Empty ones are left out.
 
         Raises:
             DataError: it is an object, a list of lists, or binary.
         """
-        found = self._read(column, items)
-        return [text for text in (self.get(column),) if text] if found is None else found
+        texts = self._read(column, items)
+        return [text for text in (self.get(column),) if text] if texts is None else texts
 
     def text(self, columns: Sequence[str]) -> str:
-        """The report: its non-empty columns, and the texts of those that are lists, joined by a blank line."""
+        """The report: blank lines join the texts of all its columns, and the items of lists."""
         return "\n\n".join(part for column in columns for part in self.several(column))
 
     def patient(self, column: str) -> str:
-        """The patient's id in its one way of writing (:func:`~diptych.data.cells.patient_id`); empty where none is known.
+        """The patient's id in one form (:func:`~diptych.data.cells.patient_id`), or an empty text if none is known.
 
         Raises:
-            DataError: as :meth:`get`; or its last digits are lost.
+            DataError: it is several values, an object, or binary, or its last digits are lost.
         """
-        return self._read(column, lambda value: patient_id(written(value))) if self.get(column) else ""
+        return self._read(column, lambda value: patient_id(cell_text(value))) if self.get(column) else ""
 
     def names(self, column: str, separator: str) -> list[str]:
         """The names of a list, or those between separators.
 
         Raises:
-            DataError: it is an object, or a list of what are no names.
+            DataError: it is an object, or a list that holds something other than names.
         """
-        found = self._read(column, values)
-        if found is None:
+        content = self._read(column, values)
+        if content is None:
             value = self.get(column)
             if value[:1] in {"[", "("}:  # which would otherwise become a name
                 raise DataError(
                     f"{self.where(column)}: '{value[:40]}' is no list of names; write ['Effusion', 'Nodule']"
                 )
             return [name for name in map(str.strip, value.split(separator)) if not is_empty(name)]
-        if wrong := [name for name in found if not isinstance(name, str | None)]:
+        if wrong := [name for name in content if not isinstance(name, str | None)]:
             raise DataError(
                 f"{self.where(column)}: a list with '{wrong[0]}', which is no name; write the findings' names"
             )
         return self.several(column)
 
     def label(self, column: str) -> float:
-        """1, 0, -1 or NaN (empty); words as ``True``, ``no`` and ``uncertain`` too.
+        """The label as 1, 0, -1 or NaN (empty). Words as ``True``, ``no`` and ``uncertain`` are read too.
 
         Raises:
             DataError: anything else.
         """
         value = self.get(column)
-        if not value and not set(self._read(column, written)) & {"+", "?"}:  # which do not say nothing
+        if not value and not set(self._read(column, cell_text)) & {"+", "?"}:  # these two mean something
             return float("nan")
         number = _LABELS.get(value.casefold())
         if number is None:
@@ -164,7 +164,7 @@ class Row:
             except ValueError:
                 number = float("inf")
         if number not in (1.0, 0.0, -1.0):
-            shown = value or self._read(column, written)
+            shown = value or self._read(column, cell_text)
             raise DataError(
                 f"{self.where(column)}: the label is '{shown}'; "
                 "write 1 (present), 0 (absent), -1 (uncertain) or nothing"
@@ -172,10 +172,10 @@ class Row:
         return number
 
     def split(self, column: str) -> str:
-        """``train``, ``val`` or ``test``.
+        """The split: ``train``, ``val`` or ``test``.
 
         Raises:
-            DataError: another word.
+            DataError: it is another word.
         """
         value = self.get(column)
         if value.lower() not in _SPLITS:
@@ -191,24 +191,24 @@ class Table:
     columns: tuple[str, ...]
     records: list[dict[str, Any]]
     lines: Sequence[int]
-    """Where each record stands."""
+    """The number of each record in the file."""
     unit: str = "line"
-    """What ``lines`` counts."""
+    """What ``lines`` counts: lines, rows or records."""
 
     def rows(self) -> list[Row]:
-        """Its rows."""
+        """All rows of the table."""
         return [Row(values, line, self) for values, line in zip(self.records, self.lines, strict=True)]
 
     def require(self, columns: Sequence[str]) -> None:
         """Check that columns exist.
 
         Raises:
-            DataError: one does not; names it, and what there is, the nearest first.
+            DataError: one does not. The message has its name and those of the columns, the nearest first.
         """
         require(self.path, self.columns, columns)
 
     def finding_names(self, columns: Columns) -> tuple[str, ...]:
-        """The findings a table labels: its label columns, or every name its lists hold, sorted."""
+        """The findings that a table labels: its label columns, or all names in its lists, sorted."""
         if columns.label_columns:
             return tuple(columns.label_columns)
         if columns.label_list is None:
@@ -223,7 +223,7 @@ def names(row: Row, columns: Columns) -> list[str]:
 
 
 def label_vector(row: Row, columns: Columns, findings: Sequence[str]) -> NDArray[np.float32] | None:
-    """The labels ``[L]`` of a row; None where the table has none. A name missing from a list is absent (0)."""
+    """The labels ``[L]`` of a row, or None if the table has no labels. A finding that a list does not name is absent (0)."""
     if columns.label_columns:
         return np.array([row.label(name) for name in findings], np.float32)
     if columns.label_list is not None:
@@ -236,14 +236,14 @@ def read_table(path: Path | str, columns: Sequence[str] = ()) -> Table:
     """Read ``.csv`` or ``.tsv`` (also ``.gz``, ``.zip``), ``.jsonl``, ``.json`` or ``.parquet``.
 
     Names of columns are stripped. A JSON file is a list of objects, or one object with such a list for each split, as
-    R2Gen's ``annotation.json``; the splits' names are then the column ``split``.
+    R2Gen's ``annotation.json``. In the second form the names of the splits become the column ``split``.
 
     Args:
         path: of the table.
-        columns: those that it must have. A csv file in which another separator gives them is read with that one.
+        columns: columns that the table must have. If only another separator gives them, a csv file is read with that one.
 
     Raises:
-        DataError: missing, empty, of another kind, ragged, not text, without a column, or with two of one name.
+        DataError: the file is missing, empty, of another kind, ragged or not text, lacks a column, or has two of one name.
     """
     path = Path(path)
     if not path.is_file():
@@ -271,35 +271,35 @@ def read_table(path: Path | str, columns: Sequence[str] = ()) -> Table:
 
 
 def _object(path: Path, where: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
-    """Makes an object of JSON, if no two of its names are equal."""
+    """A hook that makes the objects of JSON, and refuses one in which two names are equal."""
 
-    def made(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = {name_of(key): value for key, value in pairs}
-        if len(found) < len(pairs):
+    def make(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = {name_of(key): value for key, value in pairs}
+        if len(content) < len(pairs):
             unique(f"{path}{where}", [name_of(key) for key, _ in pairs])
-        return found
+        return content
 
-    return made
+    return make
 
 
-def _decoded(path: Path, where: str, text: str, remedy: str) -> Any:
-    """JSON, control characters within its strings allowed."""
+def _decode(path: Path, where: str, text: str, remedy: str) -> Any:
+    """Read JSON, whose strings may hold control characters."""
     try:
-        found = json.loads(text, strict=False, object_pairs_hook=_object(path, where))
+        content = json.loads(text, strict=False, object_pairs_hook=_object(path, where))
         if "\\u" in text:
-            json.dumps(found, ensure_ascii=False).encode()
+            json.dumps(content, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise DataError(
             f"{path}{where}: half of a surrogate pair (\\ud800 to \\udfff), which is no text; mend it"
         ) from None
     except (ValueError, RecursionError) as error:
-        said = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise DataError(f"{path}{where}: not JSON ({said}); {remedy}") from error
-    return found
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise DataError(f"{path}{where}: not JSON ({reason}); {remedy}") from error
+    return content
 
 
-def _united(path: Path, records: list[dict[str, Any]], lines: Sequence[int], unit: str) -> Table:
-    """A table with every column that a record has."""
+def _unite(path: Path, records: list[dict[str, Any]], lines: Sequence[int], unit: str) -> Table:
+    """Make a table of records. It has every column that one of them has."""
     if not records:
         raise DataError(f"{path}: the table is empty; it needs an object for each image")
     columns = tuple(dict.fromkeys(key for record in records for key in record))
@@ -312,18 +312,18 @@ def _jsonl(path: Path) -> Table:
         for number, line in enumerate("".join(lines_of(path, file)).split("\n"), start=1):  # U+2028 ends no line
             if not line.strip():
                 continue
-            record = _decoded(path, f", line {number}", line, "write one object a line")
+            record = _decode(path, f", line {number}", line, "write one object a line")
             if not isinstance(record, dict):
                 raise DataError(f"{path}, line {number}: not an object; write one object a line")
             records.append(record)
             lines.append(number)
-    return _united(path, records, lines, "line")
+    return _unite(path, records, lines, "line")
 
 
 def _json(path: Path) -> Table:
     with text_of(path) as file:
-        found = _decoded(path, "", "".join(lines_of(path, file)), "where each line is an object, call it .jsonl")
-    groups = found if isinstance(found, dict) else {"": found}
+        content = _decode(path, "", "".join(lines_of(path, file)), "where each line is an object, call it .jsonl")
+    groups = content if isinstance(content, dict) else {"": content}
     records: list[dict[str, Any]] = []
     for name, group in groups.items():
         if (name and name.lower() not in _SPLITS) or not isinstance(group, list):
@@ -335,13 +335,13 @@ def _json(path: Path) -> Table:
         for record in group:
             if not isinstance(record, dict):
                 raise DataError(f"{path}, record {len(records) + 1}: not an object; give a list of objects")
-            said = record.get("split")
-            if name and isinstance(said, str) and _SPLITS.get(said.lower()) != _SPLITS[name.lower()]:
+            split = record.get("split")
+            if name and isinstance(split, str) and _SPLITS.get(split.lower()) != _SPLITS[name.lower()]:
                 raise DataError(
-                    f"{path}, record {len(records) + 1}: the split is '{said}' in the list '{name}'; mend one of them"
+                    f"{path}, record {len(records) + 1}: the split is '{split}' in the list '{name}'; mend one of them"
                 )
             records.append(record | ({"split": name} if name else {}))
-    return _united(path, records, range(1, len(records) + 1), "record")
+    return _unite(path, records, range(1, len(records) + 1), "record")
 
 
 def _parquet(path: Path, columns: Sequence[str]) -> Table:

@@ -1,8 +1,8 @@
-"""What a split holds, and which of its images cannot be used.
+"""Which images of a split cannot be used, and what is odd about the others.
 
-An unusable image is left out before the run, not replaced while it goes on: so the split, its hash, the length of an
-epoch and every draw are those of the images there are, on every process and after every restart; nothing is read in
-another's place; and an evaluation counts what it says. The price is one more reading of all files, paid once a run.
+An unusable image is left out before the run, not replaced while it goes on. So the split, its hash, the length of an epoch and
+every draw are those of the images there are, on every process and after every restart. No image is read in another's place.
+An evaluation counts what it says. The price is one more reading of all files, once a run.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from diptych.radiographs.manifest import PICTURES
 
 __all__ = ["Notes", "unusable_images"]
 
-Unusable = tuple[Split, int, str, str]
+UnusableImage = tuple[Split, int, str, str]
 """Split, index, rule, message."""
-Noted = tuple[Split, int, tuple[str, ...]]
-"""Split, index, notes of a usable image."""
+ImageNotes = tuple[Split, int, tuple[str, ...]]
+"""Split, index, and notes of a usable image."""
 
 
 class Notes:
-    """What readers tell of images that are odd and usable, counted by image and not by reading."""
+    """Notes of readers on images that are odd and usable. An image that is read twice counts once."""
 
     def __init__(self) -> None:
         self._images: dict[str, set[str]] = {}
 
     def add(self, note: str, key: str) -> bool:
-        """Count an image; whether it is the first of this note."""
+        """Count an image. The result says whether it is the first with this note."""
         first = note not in self._images
         self._images.setdefault(note, set()).add(key)
         return first
 
     def counts(self) -> dict[str, int]:
-        """Note to number of images."""
+        """The number of images with each note."""
         return {note: len(keys) for note, keys in self._images.items()}
 
 
 class _Probe(Dataset[tuple[int, str, str, tuple[str, ...]]]):
-    """Reads each image, and keeps only what was wrong or odd with it."""
+    """Reads each image, and returns only what is wrong or odd about it."""
 
     def __init__(self, dataset: RadiographDataset) -> None:
         self.dataset = dataset
@@ -72,36 +72,36 @@ def unusable_images(
     start_method: str,
     folder: Path | None,
     private: bool = False,
-) -> tuple[list[Unusable], list[Noted]]:
-    """Read every image once, in parallel, and say which cannot be used, and what is told of the others.
+) -> tuple[list[UnusableImage], list[ImageNotes]]:
+    """Read every image once, in parallel. List those that cannot be used, and the notes on the others.
 
     Args:
         datasets: the splits.
-        workers: processes; 0 reads here.
+        workers: processes that read. With 0 this process reads.
         start_method: how they start.
-        folder: where the answer is kept, and taken from if it is about these very samples; None for nowhere.
+        folder: where the lists are stored. If it has those of the same samples, they are read instead. None stores nothing.
         private: leave out the messages, which name the files.
 
     Raises:
-        DataError: the answer cannot be written, or the file of an older one is damaged.
+        DataError: the lists cannot be written, or those in the folder are damaged.
     """
     key = split_hash({str(name): dataset.ids for name, dataset in datasets.items()})
     key += f", pictures {PICTURES}, {sorted({str(dataset.intensity) for dataset in datasets.values()})}"
-    kept = None if folder is None else folder / "images.json"
-    if kept is not None and kept.is_file():
+    file = None if folder is None else folder / "images.json"
+    if file is not None and file.is_file():
         try:
-            known = json.loads(kept.read_text())
+            known = json.loads(file.read_text())
             if known["samples"] == key:
-                unusable: list[Unusable] = [(split, index, rule, why) for split, index, rule, why in known["unusable"]]
-                return unusable, [(split, index, tuple(notes)) for split, index, notes in known["notes"]]
+                notes = [(split, index, tuple(of_image)) for split, index, of_image in known["notes"]]
+                return [(split, index, rule, why) for split, index, rule, why in known["unusable"]], notes
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{kept}: damaged ({type(error).__name__}); remove it, and the images are read again"
+                f"{file}: damaged ({type(error).__name__}); remove it, and the images are read again"
             ) from error
     total = sum(len(dataset) for dataset in datasets.values())
     rank_zero_info(f"checking {total} images with {workers or 1} process(es)")
-    found: list[Unusable] = []
-    noted: list[Noted] = []
+    unusable: list[UnusableImage] = []
+    noted: list[ImageNotes] = []
     for split, dataset in datasets.items():
         loader = Loader(
             _Probe(dataset),
@@ -113,9 +113,9 @@ def unusable_images(
         )
         for index, rule, text, notes in chain.from_iterable(loader):
             if rule:
-                found.append((split, index, rule, "" if private else text))
+                unusable.append((split, index, rule, "" if private else text))
             elif notes:
                 noted.append((split, index, notes))
-    if kept is not None:
-        replace_text(kept, json.dumps({"samples": key, "unusable": found, "notes": noted}, indent=1) + "\n")
-    return found, noted
+    if file is not None:
+        replace_text(file, json.dumps({"samples": key, "unusable": unusable, "notes": noted}, indent=1) + "\n")
+    return unusable, noted

@@ -15,7 +15,7 @@ _ORDERS = {signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM}
 
 
 class Loader(DataLoader[Any]):
-    """A loader whose workers hear no signal before :func:`leave_to_parent` has begun them."""
+    """A loader that blocks signals while its workers start. :func:`leave_to_parent` then decides what they heed."""
 
     def _get_iterator(self) -> Any:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _ORDERS)
@@ -26,7 +26,7 @@ class Loader(DataLoader[Any]):
 
 
 def leave_to_parent(worker: int) -> None:
-    """Begin a loader's worker: signals to a whole group or job are the main process's to act on, which still needs data.
+    """Let a worker ignore signals that a whole group or job receives. The main process acts on them, and still needs data.
 
     SIGTERM from the main process itself ends the worker, as always.
     """
