@@ -53,9 +53,8 @@ def test_the_usual_separator_comes_first(folder):
     assert rows_of(opened(folder / "t.csv"))["img/0.png"].text == "One, two."
     rows = [["image", "text"], ["img/0.png", "One, two."]]
     assert rows_of(opened(table(folder, rows, "t.tsv", "\t")))["img/0.png"].text == "One, two."
-    assert (
-        rows_of(opened(table(folder, [["image", "text"], ["img/0.png", "One."]], "t.tsv")))["img/0.png"].text == "One."
-    )
+    rows[1][1] = "One."
+    assert rows_of(opened(table(folder, rows, "t.tsv")))["img/0.png"].text == "One."
 
 
 @pytest.mark.parametrize("char", ["\u2028", "\u2029", "\x85", "\x1c", "\x0b", "\x0c"])

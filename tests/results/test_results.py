@@ -120,9 +120,4 @@ def test_table_shows_value_interval_and_n(capsys):
 
 def test_results_are_read_without_importing_torch():
     code = "import sys, diptych.results.record; sys.exit('torch' in sys.modules)"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        ).returncode
-        == 0
-    )
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, check=True)

@@ -11,17 +11,8 @@ import numpy as np
 from diptych.checks import check_number
 from diptych.errors import ConfigError, DataError
 
-__all__ = [
-    "Fractions",
-    "assert_disjoint",
-    "assign",
-    "fill_splits",
-    "nested_share",
-    "shared_patients",
-    "shuffle_split",
-    "split_hash",
-    "uniform",
-]
+__all__ = ["Fractions", "assert_disjoint", "assign", "fill_splits", "nested_share", "shared_patients", "shuffle_split"]
+__all__ += ["split_hash", "uniform"]
 
 
 def split_hash(splits: Mapping[str, Sequence[str]]) -> str:

@@ -27,9 +27,8 @@ __all__ = [
     "best_threshold",
     "challenge_scores",
     "iou",
-    "match",
-    "misses",
 ]
+__all__ += ["match", "misses"]
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]

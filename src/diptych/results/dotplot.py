@@ -124,12 +124,7 @@ def _panel(pen: Any, left: int, top: int, of: Panel, names: Sequence[str], font:
             pen.line((at(chance), y0, at(chance), min(y0 + 8, bottom)), fill=_CHANCE, width=3)
 
 
-def draw(
-    panels: Sequence[Panel],
-    names: Sequence[str],
-    path: Path,
-    key: Mapping[str, str] = SEEDS,
-) -> None:
+def draw(panels: Sequence[Panel], names: Sequence[str], path: Path, key: Mapping[str, str] = SEEDS) -> None:
     """Write the picture as PNG, all or nothing.
 
     Args:

@@ -101,12 +101,8 @@ def draw_attention(
             corners = (i * size[0] + x0, bar + y0, i * size[0] + x1, bar + y1)
             pen.rectangle(corners, outline=(64, 200, 255), width=max(1, size[0] // 256))
             if i == 0 and findings:
-                pen.text(
-                    (corners[0] + 3, corners[1] + 2),
-                    findings[int(box[4])],
-                    fill=(64, 200, 255),
-                    font=_font(unit * 2 // 3),
-                )
+                start = (corners[0] + 3, corners[1] + 2)
+                pen.text(start, findings[int(box[4])], fill=(64, 200, 255), font=_font(unit * 2 // 3))
     for i, line in enumerate(lines):
         pen.text((4, bar + size[1] + unit // 3 + int(unit * 1.3) * i), line, fill=_INK, font=_font(unit))
     return sheet
@@ -161,14 +157,8 @@ def draw_boxes(
             type_size = max(10, size[0] // 24)
             right = left + size[0] - pen.textlength(label, font=_font(type_size)) - 3
             above = edges[1] - type_size - 4 if edges[1] - type_size - 4 >= bar else edges[1] + 2
-            pen.text(
-                (max(left, min(edges[0], right)), above),
-                label,
-                fill=colour,
-                font=_font(type_size),
-                stroke_width=1,
-                stroke_fill=_INK,
-            )
+            corner = (max(left, min(edges[0], right)), above)
+            pen.text(corner, label, fill=colour, font=_font(type_size), stroke_width=1, stroke_fill=_INK)
     return sheet
 
 
@@ -185,22 +175,16 @@ def draw_similarity(
     level = np.asarray((scores - low) / max(high - low, 1e-12) * 255, np.uint8)
     colour = cv2.applyColorMap(level, cv2.COLORMAP_VIRIDIS)[..., ::-1]
     sheet = Image.new("RGB", (cell * (n + 1) + label, cell * (n + 1)), _PAPER)
-    sheet.paste(
-        Image.fromarray(np.ascontiguousarray(colour)).resize((cell * n, cell * n), Image.Resampling.NEAREST),
-        (cell, cell),
-    )
+    grid = Image.fromarray(np.ascontiguousarray(colour)).resize((cell * n, cell * n), Image.Resampling.NEAREST)
+    sheet.paste(grid, (cell, cell))
     pen = ImageDraw.Draw(sheet)
     for i in range(n):
         thumb = Image.fromarray(images[i])
         thumb.thumbnail((cell - 2, cell - 2))
         sheet.paste(thumb, (1, cell * (i + 1) + 1))
         pen.text((cell * (i + 1) + 8, 12), str(i), fill=_INK, font=_font(14))
-        pen.text(
-            (cell * (n + 1) + 8, cell * (i + 1) + 11),
-            f"{i}  {' '.join(texts[i].split())[:84]}",
-            fill=_INK,
-            font=_font(14),
-        )
+        report = f"{i}  {' '.join(texts[i].split())[:84]}"
+        pen.text((cell * (n + 1) + 8, cell * (i + 1) + 11), report, fill=_INK, font=_font(14))
         best = int(scores[i].argmax())
         mark = (255, 255, 255) if best == i else (255, 80, 80)
         corner = (cell * (best + 1) + 2, cell * (i + 1) + 2)
