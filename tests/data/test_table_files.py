@@ -5,7 +5,7 @@ import json
 import zipfile
 
 import pytest
-from user_tables import opened, rows_of, table
+from user_tables import load, rows_of, table
 
 from diptych.data.tables import read_table, scan_table
 from diptych.errors import DataError
@@ -37,24 +37,24 @@ def test_two_columns_of_one_name_are_refused(folder):
 @pytest.mark.parametrize("separator", [";", "\t", "|"])
 def test_another_separator_is_read_where_it_gives_the_columns(folder, separator, log):
     rows = [["image", "text", "patient"], ["img/0.png", "Clear, and well.", "1"], ["img/1.png", '"Two; | \t."', "2"]]
-    by_id = rows_of(opened(table(folder, rows, separator=separator), patient="patient"))
+    by_id = rows_of(load(table(folder, rows, separator=separator), patient="patient"))
     assert by_id["img/0.png"].text == "Clear, and well."
     assert by_id["img/1.png"].text == "Two; | \t."
     assert "columns are separated by" in log()
     assert list(scan_table(folder / "t.csv", ["patient", "image"])) == [("1", "img/0.png"), ("2", "img/1.png")]
     with pytest.raises(DataError, match=r"no column 'report'; it has, nearest first: .*patient"):
-        opened(folder / "t.csv", text="report")
+        load(folder / "t.csv", text="report")
 
 
 def test_the_usual_separator_comes_first(folder):
     rows = [["image", "text", "a;b"], ["img/0.png", "One; two.", "x"]]
-    assert rows_of(opened(table(folder, rows)))["img/0.png"].text == "One; two."
+    assert rows_of(load(table(folder, rows)))["img/0.png"].text == "One; two."
     (folder / "t.csv").write_text("sep=;\nimage;text\nimg/0.png;One, two.\n")  # as Excel writes it
-    assert rows_of(opened(folder / "t.csv"))["img/0.png"].text == "One, two."
+    assert rows_of(load(folder / "t.csv"))["img/0.png"].text == "One, two."
     rows = [["image", "text"], ["img/0.png", "One, two."]]
-    assert rows_of(opened(table(folder, rows, "t.tsv", "\t")))["img/0.png"].text == "One, two."
+    assert rows_of(load(table(folder, rows, "t.tsv", "\t")))["img/0.png"].text == "One, two."
     rows[1][1] = "One."
-    assert rows_of(opened(table(folder, rows, "t.tsv")))["img/0.png"].text == "One."
+    assert rows_of(load(table(folder, rows, "t.tsv")))["img/0.png"].text == "One."
 
 
 @pytest.mark.parametrize("char", ["\u2028", "\u2029", "\x85", "\x1c", "\x0b", "\x0c"])
@@ -62,9 +62,9 @@ def test_the_usual_separator_comes_first(folder):
 def test_only_a_newline_ends_a_line_of_json(folder, char, ending):
     lines = [json.dumps({"image": f"img/{i}.png", "text": f"One.{char}Two."}, ensure_ascii=False) for i in range(2)]
     (folder / "t.jsonl").write_bytes(ending.join(lines).replace("\\u001c", "\x1c").encode())
-    assert {row.text for row in rows_of(opened(folder / "t.jsonl")).values()} == {f"One.{char}Two."}
+    assert {row.text for row in rows_of(load(folder / "t.jsonl")).values()} == {f"One.{char}Two."}
     (folder / "t.csv").write_bytes(f"image,text{ending}img/0.png,One.{char}Two.{ending}".encode())
-    assert rows_of(opened(folder / "t.csv"))["img/0.png"].text == f"One.{char}Two."
+    assert rows_of(load(folder / "t.csv"))["img/0.png"].text == f"One.{char}Two."
 
 
 def test_r2gens_annotations_are_a_table(folder):
@@ -77,22 +77,22 @@ def test_r2gens_annotations_are_a_table(folder):
     path = folder / "annotation.json"
     columns = {"image": "image_path", "text": "report", "split": "split", "id": "id"}
     path.write_text(json.dumps(annotations))
-    module = opened(path, **columns)
+    module = load(path, **columns)
     assert {split: list(data.ids) for split, data in module.datasets.items()} == {
         split: [f"s{i}" for i in numbers] for split, numbers in splits.items()
     }
     for record in (record for group in annotations.values() for record in group):
         del record["split"]
     path.write_text(json.dumps(annotations))
-    assert opened(path, **columns).split_hash == module.split_hash
+    assert load(path, **columns).split_hash == module.split_hash
     path.write_text(json.dumps(annotations["train"]))
     with pytest.raises(DataError, match=r"no column 'split'"):
-        opened(path, **columns)
-    assert len(rows_of(opened(path, **{**columns, "split": None}))) == 4
+        load(path, **columns)
+    assert len(rows_of(load(path, **{**columns, "split": None}))) == 4
     annotations["train"][1]["split"] = "test"
     path.write_text(json.dumps(annotations))
     with pytest.raises(DataError, match=r"annotation.json, record 2: the split is 'test' in the list 'train'"):
-        opened(path, **columns)
+        load(path, **columns)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_workbook_by_another_name_and_a_zipped_table(folder):
         read_table(folder / "t.csv")
     with zipfile.ZipFile(folder / "t.csv.zip", "w") as archive:
         archive.writestr("t.csv", "image,text\nimg/0.png,Clear.\n")
-    assert list(rows_of(opened(folder / "t.csv.zip"))) == ["img/0.png"]
+    assert list(rows_of(load(folder / "t.csv.zip"))) == ["img/0.png"]
 
 
 def test_lines_are_those_of_the_file(folder):

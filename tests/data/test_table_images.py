@@ -5,7 +5,7 @@ import unicodedata
 import numpy as np
 import pytest
 from PIL import Image
-from user_tables import SMALL, draw, objects, opened, rows_of, table
+from user_tables import SMALL, draw, load, objects, rows_of, table
 
 from diptych.cli.prepare import prepare
 from diptych.errors import DataError
@@ -33,7 +33,7 @@ def test_a_path_that_is_not_quite_a_file_is_found_and_reported(tmp_path, written
     if packed:
         prepare("tabular", root, tmp_path / "out", size=32, say=lambda line: None)
         root = tmp_path / "out"
-    module = opened(path, root=str(root))
+    module = load(path, root=str(root))
     assert sorted(rows_of(module)) == sorted([written, "other.png"])
     assert str(rows_of(module)[written].path) == str(root / file)
     assert module.dropped.rows == [("missing image", "gone", str(root / "gone"))]
@@ -44,7 +44,7 @@ def test_a_path_that_is_not_quite_a_file_is_found_and_reported(tmp_path, written
 def test_what_may_be_two_files_is_missing_and_they_are_named(folder):
     draw(folder / "img" / "a.png")
     draw(folder / "img" / "a.PNG")
-    module = opened(table(folder, [["image", "text"], ["img/a", "Clear."], ["img/0.png", "Clear."]]))
+    module = load(table(folder, [["image", "text"], ["img/a", "Clear."], ["img/0.png", "Clear."]]))
     ((rule, key, place),) = module.dropped.rows
     assert (rule, key) == ("missing image", "img/a")
     assert "it may be" in place
@@ -54,13 +54,13 @@ def test_what_may_be_two_files_is_missing_and_they_are_named(folder):
 def test_one_image_in_two_spellings_is_refused(folder):
     rows = [["image", "text"], ["img/0", "One."], ["img/0.png", "Two."]]
     with pytest.raises(DataError, match=r"'img/0' and 'img/0.png' are one image, img/0.png; keep one row"):
-        opened(table(folder, rows))
+        load(table(folder, rows))
 
 
 def test_each_view_of_a_list_is_a_sample_of_one_patient(folder):
     rows = [["image", "text", "id"], ["\"['img/0.png', 'img/1.png']\"", "\"['One.', 'Two.']\"", "s1"]]
     rows += [['"[""img/2"", ""img/gone.png""]"', "Three.", "s2"], ["img/4.png", "Four.", "s3"]]
-    module = opened(table(folder, rows), id="id", patient="id")
+    module = load(table(folder, rows), id="id", patient="id")
     by_id = rows_of(module)
     assert {key: (row.path.name, row.text, row.patient) for key, row in by_id.items()} == {
         "s1": ("0.png", "One.\n\nTwo.", "s1"),
@@ -75,12 +75,12 @@ def test_views_have_their_masks(folder):
     for i in range(2):
         Image.fromarray(np.eye(32, dtype=bool)).save(folder / f"m{i}.png")
     record = {"image": ["img/0.png", "img/1.png"], "mask": ["m0.png", "m1"], "text": "One."}
-    by_id = rows_of(opened(objects(folder, [record]), mask="mask"))
+    by_id = rows_of(load(objects(folder, [record]), mask="mask"))
     assert {key: row.mask for key, row in by_id.items()} == {
         "img/0.png": str(folder / "m0.png"), "img/0.png:img/1.png": str(folder / "m1.png"),
     }  # fmt: skip
     with pytest.raises(DataError, match=r"line 1, column 'mask': 1 masks, and 2 images"):
-        opened(objects(folder, [{**record, "mask": ["m0.png"]}]), mask="mask")
+        load(objects(folder, [{**record, "mask": ["m0.png"]}]), mask="mask")
 
 
 def test_an_image_of_two_patients_in_two_splits_is_reported(folder):
@@ -89,7 +89,7 @@ def test_an_image_of_two_patients_in_two_splits_is_reported(folder):
     with pytest.warns(
         UserWarning, match="1 images are in two splits under other patients, as .*0.png in 'train' and 'test'"
     ):
-        opened(table(folder, rows), id="id", patient="patient", split="split")
+        load(table(folder, rows), id="id", patient="patient", split="split")
 
 
 def test_a_wrong_root_names_the_first_place_and_lists_the_rows(folder, tmp_path):

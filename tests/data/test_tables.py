@@ -6,7 +6,7 @@ import unicodedata
 import numpy as np
 import pytest
 from mini import ROOT
-from user_tables import SMALL, draw, objects, opened, rows_of, table
+from user_tables import SMALL, draw, load, objects, rows_of, table
 
 from diptych.data.cells import is_empty, items, patient_id
 from diptych.data.splits import Fractions
@@ -36,7 +36,7 @@ def test_something_is_not_nothing(text):
 def test_empty_reports_ids_and_labels(folder, empty):
     rows = [["image", "text", "id", "Effusion"]]
     rows += [["img/0.png", empty, "a", "1"], ["img/1.png", "Clear.", empty, empty], ["img/2.png", "Clear.", empty, "0"]]
-    module = opened(table(folder, rows), id="id", labels="Effusion")
+    module = load(table(folder, rows), id="id", labels="Effusion")
     assert module.dropped.counts() == {"empty report": 1}
     by_id = rows_of(module)
     assert sorted(by_id) == ["img/1.png", "img/2.png"]  # an empty id is no id
@@ -79,11 +79,11 @@ def test_typed_values_of_json_and_parquet(folder):
     })  # fmt: skip
     parquet.write_table(typed, folder / "t.parquet")
     for path in (*paths, folder / "t.parquet"):
-        module = opened(path, patient="patient", labels=["Effusion", "Nodule"], id="day")
+        module = load(path, patient="patient", labels=["Effusion", "Nodule"], id="day")
         (row,) = rows_of(module).values()
         assert (row.id, row.patient, row.text) == ("2020-01-02", "101", "Clear.\n\nSmall heart."), path
         assert row.labels.tolist() == [1, 0]
-        listed = opened(path, label_list="names", text="text")
+        listed = load(path, label_list="names", text="text")
         assert listed.findings == ("Effusion", "Nodule")
 
 
@@ -111,7 +111,7 @@ def test_what_is_not_one_value_is_refused_by_place(folder, column, value, messag
     whole = {"image": "img/0.png", "text": "Clear.", "patient": "p", "names": ["Effusion"]}
     path = objects(folder, [whole, {**whole, "image": "img/1.png", column: value}])
     with pytest.raises(DataError, match=rf"t\.jsonl, line 2, {message}"):
-        opened(path, patient="patient", label_list="names")
+        load(path, patient="patient", label_list="names")
     assert "\n" not in message
 
 
@@ -133,7 +133,7 @@ def test_lists_written_as_text():
 def test_one_patient_in_several_spellings_is_in_one_split(folder, log):
     ways = ["101", "101.0", " 101 ", "101.00", "\ufeff101", "101,0"]
     rows = [["image", "text", "patient"], *([f"img/{i}.png", "Clear.", f'"{way}"'] for i, way in enumerate(ways))]
-    module = opened(table(folder, rows), patient="patient")
+    module = load(table(folder, rows), patient="patient")
     assert len(module.datasets) == 1
     assert {row.patient for row in rows_of(module).values()} == {"101"}
     assert "1 patients are written in several ways, as '101' and '101.0'; each is one patient" in log()
@@ -146,7 +146,7 @@ def test_a_leak_in_a_given_split_is_seen_through_spellings(folder):
         ["img/1.png", "B.", "100.0", "test"],
     ]
     with pytest.raises(DataError, match=r"1 patient\(s\) are in both 'test' and 'train', as '100'"):
-        opened(table(folder, rows), patient="patient", split="split")
+        load(table(folder, rows), patient="patient", split="split")
 
 
 def test_leading_zeros_and_capitals_are_other_patients_and_reported(folder):
@@ -157,7 +157,7 @@ def test_leading_zeros_and_capitals_are_other_patients_and_reported(folder):
     with pytest.warns(
         UserWarning, match=r"2 patients differ from another in leading zeros or capitals alone, as '101' and '00"
     ):
-        module = opened(table(folder, rows), patient="patient")
+        module = load(table(folder, rows), patient="patient")
     assert {row.patient for row in rows_of(module).values()} == {"101", "00101", "p7", "P007"}
     assert patient_id("00101.0") == "00101"
     assert patient_id(unicodedata.normalize("NFD", "Müller")) == unicodedata.normalize("NFC", "Müller")
@@ -166,19 +166,19 @@ def test_leading_zeros_and_capitals_are_other_patients_and_reported(folder):
 def test_an_empty_patient_is_left_out_by_name(folder):
     rows = [["image", "text", "patient"]]
     rows += [[f"img/{i}.png", "Clear.", patient] for i, patient in enumerate(["1", "", "NA", "unknown", "2", "-"])]
-    module = opened(table(folder, rows), patient="patient")
+    module = load(table(folder, rows), patient="patient")
     assert module.dropped.counts() == {"missing patient": 4}
     assert sorted(rows_of(module)) == ["img/0.png", "img/4.png"]
     with pytest.raises(DataError, match=r"4 missing patient; the first is 'img/1.png'"):
-        opened(table(folder, rows), patient="patient", strict=True)
+        load(table(folder, rows), patient="patient", strict=True)
     with pytest.raises(DataError, match=r"column 'patient': no row has a patient; .*leave columns.patient out"):
-        opened(table(folder, [[*row[:2], row[2] if row[2] == "patient" else ""] for row in rows]), patient="patient")
+        load(table(folder, [[*row[:2], row[2] if row[2] == "patient" else ""] for row in rows]), patient="patient")
 
 
 def test_without_patients_an_image_is_one_whatever_its_rows_are_called(folder):
     """An image with two reports is on one side, though each row has an id of its own."""
     rows = [["image", "text", "id"], *([f"img/{i % 6}.png", f"Report {i}.", f"r{i}"] for i in range(36))]
-    by_id = rows_of(opened(table(folder, rows), id="id"))
+    by_id = rows_of(load(table(folder, rows), id="id"))
     assert len(by_id) == 36
     assert all(len({row.split for row in by_id.values() if row.path == one.path}) == 1 for one in by_id.values())
 
@@ -252,7 +252,7 @@ def cases(shared_data, tmp_path):
 )
 @pytest.mark.filterwarnings("ignore:.*under other patients")
 def test_cases_are_read(cases, name, columns, rows, dropped):
-    module = opened(cases / name, **columns)
+    module = load(cases / name, **columns)
     by_id = rows_of(module)
     assert len(by_id) == rows
     assert module.dropped.counts() == dropped
@@ -270,7 +270,7 @@ def test_cases_are_read(cases, name, columns, rows, dropped):
 )
 def test_cases_are_refused(cases, name, message):
     with pytest.raises(DataError, match=message):
-        opened(cases / name)
+        load(cases / name)
 
 
 def test_options_take_one_word(folder, tmp_path):

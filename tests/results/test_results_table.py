@@ -42,7 +42,7 @@ def results(folder, value=0.8, seed=0, head="Global", split="ab12", prompts="aa"
     return str(folder)
 
 
-def printed(capsys, *arguments):
+def output(capsys, *arguments):
     results_table.main([str(argument) for argument in arguments])
     return capsys.readouterr().out
 
@@ -52,7 +52,7 @@ def rows(text):
 
 
 def test_runs_of_one_protocol_share_a_table_with_intervals(tmp_path, capsys):
-    text = printed(capsys, results(tmp_path / "a"), f"other={results(tmp_path / 'b', 0.7)}/results.json")
+    text = output(capsys, results(tmp_path / "a"), f"other={results(tmp_path / 'b', 0.7)}/results.json")
     assert text.count("## ") == 2
     assert "rsna/gloria-cls; split ab12. In brackets: 95 % bootstrap." in text
     assert rows(text) == [
@@ -63,7 +63,7 @@ def test_runs_of_one_protocol_share_a_table_with_intervals(tmp_path, capsys):
         ["a", "0.400 (0.300 to 0.500)"],
         ["other", "0.350 (0.250 to 0.450)"],
     ]
-    text = printed(capsys, tmp_path / "a", "--metrics", "auroc/*")
+    text = output(capsys, tmp_path / "a", "--metrics", "auroc/*")
     assert rows(text)[0] == ["run", "auroc/macro", "auroc/Edema_left"]
     assert rows(text)[1][2] == "0.810"
 
@@ -78,7 +78,7 @@ def test_runs_of_one_protocol_share_a_table_with_intervals(tmp_path, capsys):
     ],
 )
 def test_another_protocol_never_shares_a_column_and_is_named(tmp_path, capsys, changed, named):
-    text = printed(
+    text = output(
         capsys, results(tmp_path / "a"), results(tmp_path / "b", **changed), results(tmp_path / "c", **changed)
     )
     tables = text.split("## ")[1:]
@@ -93,31 +93,31 @@ def test_another_protocol_never_shares_a_column_and_is_named(tmp_path, capsys, c
 def test_what_comes_out_of_a_run_is_no_protocol(tmp_path, capsys):
     for folder, value in (("a", 0.8), ("b", 0.6)):
         results(tmp_path / folder, value, fractions={"1%": {"images": 9, "auroc of each seed": [value]}}, seeds=[value])
-    assert "of 2)" not in printed(capsys, tmp_path / "a", tmp_path / "b")
+    assert "of 2)" not in output(capsys, tmp_path / "a", tmp_path / "b")
     for folder, value in (("c", 0.8), ("d", 0.6)):
         results(tmp_path / folder, value, **{"dice of each episode": {"1-shot": [value]}})
-    assert "of 2)" not in printed(capsys, tmp_path / "c", tmp_path / "d")
+    assert "of 2)" not in output(capsys, tmp_path / "c", tmp_path / "d")
     results(tmp_path / "b", 0.6, fractions={"1%": {"images": 8}}, seeds=[0.6])
-    assert "of 2)" in printed(capsys, tmp_path / "a", tmp_path / "b")
+    assert "of 2)" in output(capsys, tmp_path / "a", tmp_path / "b")
 
 
 def test_seeds_are_summarised_as_student_does(tmp_path, capsys):
     values = {0: 0.7, 1: 0.75, 2: 0.71}
     runs = [results(tmp_path / "lp" / f"seed{s}", v, seed=s) for s, v in values.items()]
     runs.append(results(tmp_path / "g-seed4", 0.6, seed=4))
-    text = printed(capsys, *runs, "--over-seeds")
+    text = output(capsys, *runs, "--over-seeds")
     half = stats.t.ppf(0.975, 2) * stats.sem(list(values.values()))
     assert rows(text)[:3] == [
         ["run", "auroc/macro", "accuracy", "seeds"],
         ["lp", f"0.720 ± {half:.3f}", "undefined in 3 of 3", "3"],
         ["g", "0.600", "undefined", "1"],
     ]
-    text = printed(capsys, *runs)
+    text = output(capsys, *runs)
     assert [row[0] for row in rows(text)[1:5]] == ["lp/seed0", "lp/seed1", "lp/seed2", "g-seed4"]
 
 
 def test_csv_has_every_figure_and_says_which_table(tmp_path, capsys):
-    printed(capsys, results(tmp_path / "a"), results(tmp_path / "b", split="cd34"), "--csv", tmp_path / "new" / "t.csv")
+    output(capsys, results(tmp_path / "a"), results(tmp_path / "b", split="cd34"), "--csv", tmp_path / "new" / "t.csv")
     figures = list(csv.DictReader((tmp_path / "new" / "t.csv").open()))
     assert len(figures) == 8
     row = next(r for r in figures if r["run"] == "b" and r["metric"] == "auroc/Edema_left")
@@ -127,7 +127,7 @@ def test_csv_has_every_figure_and_says_which_table(tmp_path, capsys):
 
 
 def test_markdown_file_is_what_is_printed_and_latex_is_escaped(tmp_path, capsys):
-    text = printed(
+    text = output(
         capsys,
         f"50 % & more_={results(tmp_path / 'a')}",
         *("--markdown", tmp_path / "t.md", "--latex", tmp_path / "t.tex", "--metrics", "*"),
@@ -145,11 +145,11 @@ def test_the_plot_draws_values_and_intervals(tmp_path, capsys):
     from diptych.results.dotplot import _BAR, _DOT, _MEAN
 
     runs = [results(tmp_path / f"a/seed{s}", 0.5 + s / 10, seed=s) for s in range(3)]
-    printed(capsys, *runs, "--plot", tmp_path / "t.png")
+    output(capsys, *runs, "--plot", tmp_path / "t.png")
     pixels = np.asarray(Image.open(tmp_path / "t.png"))[60:]
     assert all((pixels == colour).all(axis=2).sum() > 50 for colour in (_BAR, _MEAN))
     assert not (pixels == _DOT).all(axis=2).any()
-    printed(capsys, *runs, "--over-seeds", "--plot", tmp_path / "t.png")
+    output(capsys, *runs, "--over-seeds", "--plot", tmp_path / "t.png")
     assert (np.asarray(Image.open(tmp_path / "t.png"))[60:] == _DOT).all(axis=2).any()
 
 
@@ -163,7 +163,7 @@ def test_shares_of_the_labels_are_an_axis(tmp_path, capsys):
         (tmp_path / run).mkdir()
         content = {"metrics": metrics, "protocol": protocol, "head": run, "seed": 0, "split_hash": "ab12"}
         (tmp_path / run / "results.json").write_text(json.dumps(content))
-    printed(capsys, tmp_path / "ours", tmp_path / "random", "--shares", tmp_path / "s.png")
+    output(capsys, tmp_path / "ours", tmp_path / "random", "--shares", tmp_path / "s.png")
     pixels = np.asarray(Image.open(tmp_path / "s.png"))[108:]  # below the key
     places = [np.argwhere((pixels == colour).all(axis=2)) for colour in _COLOURS[:3]]
     assert min(len(place) for place in places[:2]) > 500

@@ -34,7 +34,7 @@ def objects(folder: Path, records: list[Any], name: str = "t.jsonl") -> Path:
     return folder / name
 
 
-def opened(path: Path, strict: bool = False, root: str | None = None, **columns: Any) -> Tabular:
+def load(path: Path, strict: bool = False, root: str | None = None, **columns: Any) -> Tabular:
     """The datamodule of a table, set up."""
     module = Tabular(str(path), columns=Columns(**columns), strict=strict, root=root, loading=SMALL)
     module.setup("test")

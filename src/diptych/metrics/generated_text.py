@@ -177,14 +177,14 @@ def cider(candidates: Texts, references: Texts, *, d: bool = False) -> Floats:
         documents = Counter(gram for grams in expected for gram in grams)
         everything = math.log(max(1, len(references)))
 
-        def weighted(
+        def tf_idf(
             grams: Counter[tuple[str, ...]], documents: Counter[tuple[str, ...]] = documents, top: float = everything
         ) -> tuple[dict[tuple[str, ...], float], float]:
             vector = {gram: count * (top - math.log(max(1, documents[gram]))) for gram, count in grams.items()}
             return vector, math.sqrt(sum(value**2 for value in vector.values()))
 
         for i, (candidate, reference) in enumerate(zip(candidates, references, strict=True)):
-            (ours, length), (theirs, norm) = weighted(_grams(candidate, n)), weighted(expected[i])
+            (ours, length), (theirs, norm) = tf_idf(_grams(candidate, n)), tf_idf(expected[i])
             if length == 0 or norm == 0:
                 continue
             dot = sum((min(v, theirs[g]) if d else v) * theirs[g] for g, v in ours.items() if g in theirs)

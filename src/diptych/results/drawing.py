@@ -60,7 +60,7 @@ def _font(size: int) -> Any:
     return ImageFont.load_default(size)
 
 
-def _enlarged(shape: tuple[int, ...]) -> tuple[int, tuple[int, int]]:
+def _enlargement(shape: tuple[int, ...]) -> tuple[int, tuple[int, int]]:
     """The whole factor that brings a picture ``[h,v]`` to 256 pixels, and its width and height times that."""
     factor = max(1, -(-256 // max(shape)))
     return factor, (shape[1] * factor, shape[0] * factor)
@@ -80,7 +80,7 @@ def draw_attention(
         maps: ``[words,h,v]``.
         findings: names of the boxes' findings.
     """
-    factor, size = _enlarged(sample.image.shape)
+    factor, size = _enlargement(sample.image.shape)
     unit = max(14, size[0] // 20)  # type size
     panels = [np.repeat(sample.image[..., None], 3, axis=2), *(overlay(sample.image, heat) for heat in maps)]
     lines = textwrap.wrap(sample.text or "", max(20, int(size[0] * len(panels) / (unit * 0.55))))
@@ -113,7 +113,7 @@ def draw_masks(image: NDArray[np.uint8], masks: Mapping[str, NDArray[np.bool_]])
 
     Pictures under 256 pixels are enlarged by a whole factor.
     """
-    _, size = _enlarged(image.shape)
+    _, size = _enlargement(image.shape)
     bar = 24
     sheet = Image.new("RGB", (size[0] * (1 + len(masks)), bar + size[1]), _PAPER)
     pen = ImageDraw.Draw(sheet)
@@ -139,7 +139,7 @@ def draw_boxes(
     A box is x0, y0, x1, y1, the finding's index and perhaps the confidence. Finding and confidence are written at the box.
     Pictures under 256 pixels are enlarged by a whole factor.
     """
-    factor, size = _enlarged(image.shape)
+    factor, size = _enlargement(image.shape)
     bar = 24
     sheet = Image.new("RGB", (size[0] * (1 + len(boxes)), bar + size[1]), _PAPER)
     pen = ImageDraw.Draw(sheet)

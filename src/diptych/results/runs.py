@@ -71,9 +71,8 @@ class ResultsTable:
     def metrics(self) -> list[str]:
         """Names of all columns, without ``stage/evaluator``."""
         start = f"{self.name}/"
-        return list(
-            dict.fromkeys(m.removeprefix(start) for run in self.runs for m in run.metrics if m.startswith(start))
-        )
+        names = (m.removeprefix(start) for run in self.runs for m in run.metrics if m.startswith(start))
+        return list(dict.fromkeys(names))
 
     def get(self, run: RunResults, column: str) -> Metric | None:
         """The figure of a run in a column, or None."""

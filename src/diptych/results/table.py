@@ -107,7 +107,7 @@ class View:
         return "Without intervals." if interval is None else f"In brackets: {interval}."
 
 
-def _titled(shown: Sequence[ResultsTable]) -> Iterator[tuple[ResultsTable, str, str]]:
+def _titles(shown: Sequence[ResultsTable]) -> Iterator[tuple[ResultsTable, str, str]]:
     """Each table with its title, and how it differs from the first of the same evaluator."""
     for table in shown:
         same = [other for other in shown if other.name == table.name]
@@ -122,7 +122,7 @@ def _basis(table: ResultsTable, view: View) -> str:
 def page(shown: Sequence[ResultsTable], view: View) -> str:
     """All tables as Markdown."""
     parts = []
-    for table, title, different in _titled(shown):
+    for table, title, different in _titles(shown):
         header, *rows = view.cells(table)
         parts.append(f"## {for_markdown(title)}")
         parts.append(for_markdown(_basis(table, view)))
@@ -138,7 +138,7 @@ def page(shown: Sequence[ResultsTable], view: View) -> str:
 def latex(shown: Sequence[ResultsTable], view: View) -> str:
     """All tables as LaTeX, which needs the package booktabs."""
     parts = []
-    for table, title, different in _titled(shown):
+    for table, title, different in _titles(shown):
         header, *rows = ([for_latex(cell) for cell in row] for row in view.cells(table))
         caption = f"{title}. {_basis(table, view)}"
         caption += f" Not to be compared with the first table: {different}." if different else ""
@@ -156,7 +156,7 @@ def _csv(shown: Sequence[ResultsTable]) -> str:
     rows: list[list[object]] = [
         ["table", "run", "seed", "head", "metric", "value", "low", "high", "n", "protocol", "file"]
     ]
-    for table, title, _ in _titled(shown):
+    for table, title, _ in _titles(shown):
         protocol = json.dumps(table.protocol)
         for run in table.runs:
             for column in table.metrics():
@@ -170,7 +170,7 @@ def _draw(shown: Sequence[ResultsTable], view: View, path: Path) -> None:
     from diptych.results.dotplot import SEEDS, Panel, draw
 
     panels, names = [], []
-    for table, title, _ in _titled(shown):
+    for table, title, _ in _titles(shown):
         rows = view.rows(table)
         names += [label for label in rows if label not in names]
         for column in view.columns(table):
@@ -195,7 +195,7 @@ def _draw_shares(shown: Sequence[ResultsTable], view: View, path: Path) -> None:
     from diptych.results.curves import Curves, draw_curves
 
     panels, names = [], []
-    for table, title, _ in _titled(shown):
+    for table, title, _ in _titles(shown):
         rows = view.rows(table)
         lines: dict[str, dict[str, dict[float, Summary]]] = {}
         for column in view.columns(table):
