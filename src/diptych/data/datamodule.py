@@ -95,7 +95,7 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
     """Base of every datamodule. A subclass builds the data sets of the splits, and nothing else.
 
     Args:
-        tokenizer: of the text tower; the command line gives it. None for images alone.
+        tokenizer: of the text tower, which the command line passes on. None for images alone.
         loading: how samples are loaded.
     """
 

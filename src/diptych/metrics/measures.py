@@ -78,7 +78,7 @@ def f1(predicted: Array, labels: Array, weights: Array | None = None) -> Floats:
 
 
 def best_f1_threshold(scores: Array, labels: Array) -> float:
-    """The score ``t`` for which ``scores >= t`` has the highest F1; of equal ones the highest. It needs a positive label.
+    """The score ``t`` for which ``scores >= t`` has the highest F1. A tie goes to the highest. One label must be positive.
 
     >>> best_f1_threshold(np.array([0.9, 0.6, 0.2]), np.array([1, 1, 0]))
     0.6
