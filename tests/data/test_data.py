@@ -262,11 +262,13 @@ def test_hashed_splits_are_stable_disjoint_and_in_proportion():
 def test_options_out_of_range():
     with pytest.raises(ConfigError, match="batch_size is 0"):
         Loading(batch_size=0)
+    with pytest.raises(ConfigError, match=r"fractions.val is -0.5; give a number of 0 or more"):
+        Fractions(train=1.0, val=-0.5, test=0.5)
     with pytest.raises(ConfigError, match="sum to 1"):
         Fractions(train=0.5, val=0.1, test=0.1)
     with pytest.raises(ConfigError, match="one or the other"):
         Columns(labels=["a"], label_list="b")
-    with pytest.raises(ConfigError, match="at least 1 phantom"):
+    with pytest.raises(ConfigError, match=r"data.train is 0; give a whole number of 1 or more"):
         Phantom(train=0)
 
 
