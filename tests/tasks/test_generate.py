@@ -284,7 +284,7 @@ def test_what_generate_cannot_take_it_says():
         ({"vocabulary": 10}, "vocabulary is 10; give a whole number of 77 or more"),
         ({"heads": 0}, "heads is 0; give a whole number of 1 or more"),
         ({"resamples": -1}, r"Generate: resamples is -1; give 0 \(no intervals\) or more"),
-        ({"max_tokens": 3}, "max_tokens=3"),
+        ({"max_tokens": 3}, "max_tokens is 3; give a whole number of 8 or more"),
     ):
         with pytest.raises(ConfigError, match=message):
             Generate(tower, **options)
