@@ -331,8 +331,8 @@ def test_real_radiographs_in_the_release_s_layout(shared_data, tmp_path):
 @pytest.mark.timeout(900)
 def test_boxes_of_phantoms_are_found(tmp_path):
     """In the layout of RSNA; docs/downstream.md has the figures of the whole recipes."""
-    root = write_layout("rsna", 400, tmp_path / "rsna", size=96)
+    root = write_layout("rsna", 300, tmp_path / "rsna", size=96)
     options = ["--data.root", str(root), "--data.loading.batch_size", "8", "--model.width", "32"]
-    options += ["--trainer.max_epochs", "10"]
+    options += ["--trainer.max_epochs", "7"]
     metrics = fit_and_test(SHIPPED / "phantom/rsna_detection.yaml", tmp_path / "run", *options)["metrics"]
     assert metrics["test/detect/ap50/macro"]["value"] >= 0.6
