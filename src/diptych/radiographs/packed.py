@@ -25,20 +25,7 @@ from diptych.radiographs.manifest import TEXTS, Manifest
 from diptych.radiographs.read import open_radiograph
 from diptych.radiographs.spelling import Spelling
 
-__all__ = [
-    "IMAGES",
-    "TEXTS",
-    "Files",
-    "Folder",
-    "Manifest",
-    "Packed",
-    "PackedImage",
-    "Picture",
-    "Store",
-    "is_image",
-    "open_images",
-    "read_image",
-]
+__all__ = ["Files", "Folder", "Packed", "PackedImage", "Picture", "Store", "open_images", "read_image"]
 
 _MOST_OPEN = 64  # shards that a process keeps open
 
