@@ -129,6 +129,14 @@ def test_learns_the_same_in_another_process_and_works_there(monkeypatch):
     assert learned(REPORTS).state() == learned(REPORTS[::-1]).state()
 
 
+def test_short_words_are_learned_though_the_alphabet_spells_them():
+    """``no`` lies in ``mnop``, and ``12`` in ``0123``: a search in the string of the alphabet had left them out."""
+    backend = learn_vocabulary(["There is no effusion, hi 12.", "I see no nodule, hi 12."], 200, least=2)
+    assert backend.encode("No 12, hi").tokens == ["[CLS]", "no", "12", ",", "hi", "[SEP]"]
+    vocabulary = backend.get_vocab()
+    assert sorted(vocabulary.values()) == list(range(len(vocabulary)))  # a letter is no word twice
+
+
 def test_learned_vocabulary_is_bounded_and_prefers_frequent_words():
     texts = ["effusion effusion nodule", "effusion zebra"]
     assert learned(REPORTS, 90).size == 90

@@ -73,7 +73,7 @@ def learn_vocabulary(
             if len(sharers := users.setdefault(word, set())) < least:
                 sharers.add(user)
     shared = [word for word, sharers in users.items() if len(sharers) >= least and not _NUMBER.search(word)]
-    ranked = [word for word in sorted(shared, key=lambda word: (-counts[word], word)) if word not in _ALPHABET]
+    ranked = sorted(set(shared) - set(_ALPHABET), key=lambda word: (-counts[word], word))
     pieces = [*_SPECIAL, *_ALPHABET, *("##" + c for c in _ALPHABET), *ranked]
     vocabulary = {piece: number for number, piece in enumerate(pieces[:size])}
     backend = Backend(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
