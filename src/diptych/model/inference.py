@@ -104,9 +104,8 @@ class TrainedModel:
     """A trained dual encoder with its head, for pictures and strings.
 
     Pictures are paths (of any file that training reads), PIL images, arrays or tensors. A method takes one, a list, or an
-    array of many (:func:`diptych.model.inputs.each_picture`). uint8 arrays are taken as they are. Other
-    types are stretched to their own range. All are read with the intensity of training. Nothing is trained, and nothing is
-    random.
+    array of many (:func:`diptych.model.inputs.each_picture`). uint8 arrays are taken as they are. Other types are stretched
+    to their own range. All are read with the intensity of training. Nothing is trained, and nothing is random.
 
     Args:
         module: the trained module.
