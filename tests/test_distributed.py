@@ -14,6 +14,8 @@ VARIANTS = [
     ("local_pooling", {"byte_budget": 0, "global_weight": 0.3}),
     ("local_pooling", {"pooling": "mean"}),
     ("local_pooling", {"pooling": "max"}),
+    ("local_pooling", {"pooling": "mean", "attention": "softmax"}),
+    ("local_pooling", {"attention": "raw", "byte_budget": 0}),
 ]
 NAMES = [f"{head}-{'-'.join(map(str, options.values()))}" for head, options in VARIANTS]
 

@@ -6,11 +6,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from diptych import distributed
 from diptych.checks import check_number
+from diptych.errors import ConfigError
 from diptych.nn import functional as F
-from diptych.types import Dims, Pairs, TokenEmbedding
+from diptych.types import Dims, TokenEmbedding
 from diptych_heads.equations import local_pooling as equations
+from diptych_heads.equations.attention import Attention
 from diptych_heads.token_head import TokenHead
 
 __all__ = ["LocalPooling"]
@@ -31,15 +32,26 @@ class LocalPooling(TokenHead):
     z-scores over the test set instead. A score then depends on the other rows, so this head does not do it.
 
     ``logsumexp`` favours long reports: ``N`` words add ``1/5 log N``, in the loss and in evaluation. That is the same for
-    every image, so a ranking of images for one text is not affected.
+    every image, so a ranking of images for one text is not affected. ``logmeanexp`` has no such term.
+
+    The attention of ``unit`` is nearly flat: the soft-max over ``N`` words of cosines is nearly even. ``raw`` and ``softmax``
+    can be sharp. ``train/loss/attention_entropy`` tells: 1 is flat, 0 is a single region.
 
     Args:
         dims: widths of the towers.
         width: of the shared space; 768 in GLoRIA.
-        pooling: ``logsumexp`` (GLoRIA), ``mean``, or ``max`` (FILIP, arXiv 2111.07783, which uses no attention).
+        pooling: how the matchings of a pair become its local score: ``logsumexp`` (GLoRIA), ``logmeanexp``, ``mean``,
+            ``best_word``, or ``max`` (FILIP, arXiv 2111.07783, which uses no attention).
+        score_pooling: the same for evaluation. Left out, it is ``pooling``. ``best_word`` is GLoRIA's zero-shot score.
+        attention: form of the attention of words over regions. ``unit``: GLoRIA's two soft-maxes, of unit vectors. ``raw``:
+            the same of vectors as they are projected, with a learned temperature (GLoRIA's released configuration).
+            ``softmax``: of cosines over a learned temperature. ``scan``: cosines normalised over the words (SCAN).
         scale: factor on the scores of both terms, above 0 and up to 100; 10 in GLoRIA.
         learn_scale: True learns ``scale``, up to 100. GLoRIA keeps it fixed.
-        region_scale: sharpness of a word's attention over the regions, in (0, 20]; 4 in GLoRIA.
+        region_scale: factor on the logits of the attention, in (0, 20]. Left out, it is 4 as in GLoRIA, and 9 for ``scan``.
+            ``softmax`` has none.
+        attention_temperature: start of the learned temperature of the attention, 0.01 or more. Left out, it is 0.1 for
+            ``softmax`` and 1 for ``raw``. The other forms have none.
         word_scale: sharpness of ``logsumexp`` and further factor of the local term, above 0; 5 in GLoRIA.
         global_weight: weight of the ``global`` term.
         local_weight: weight of the ``local`` term.
@@ -59,50 +71,54 @@ class LocalPooling(TokenHead):
         *,
         width: int = 512,
         pooling: equations.Pooling = "logsumexp",
+        score_pooling: equations.Pooling | None = None,
+        attention: Attention = "unit",
         scale: float = 10.0,
         learn_scale: bool = False,
-        region_scale: float = 4.0,
+        region_scale: float | None = None,
+        attention_temperature: float | None = None,
         word_scale: float = 5.0,
         global_weight: float = 1.0,
         local_weight: float = 1.0,
         byte_budget: int = 2**30,
     ) -> None:
         check_number("head local_pooling: scale", scale, above=0, most=100)
-        check_number("head local_pooling: region_scale", region_scale, above=0, most=20)
         check_number("head local_pooling: word_scale", word_scale, above=0, most=100)
         check_number("head local_pooling: byte_budget", byte_budget, least=0, whole=True)
-        super().__init__(dims, width, F.LogitScale(1 / scale, learn=learn_scale))
-        self.weights = {"global": global_weight, "local": local_weight}
+        score_pooling = pooling if score_pooling is None else score_pooling
+        if (pooling == "max") != (score_pooling == "max"):
+            raise ConfigError(
+                f"head local_pooling: score_pooling is {score_pooling} and pooling {pooling}; max goes with max alone"
+            )
+        if pooling == "max" and attention != "unit":
+            raise ConfigError(f"head local_pooling: attention is {attention}, but pooling max has none; leave it out")
+        scaled = F.LogitScale(1 / scale, learn=learn_scale)
+        super().__init__(dims, width, scaled, attention, region_scale, attention_temperature, "local_pooling")
+        self.weights = {"global": global_weight, "local": local_weight, "attention_entropy": 0.0}
         self.pooling = pooling
-        self.region_scale = region_scale
-        self.word_scale = word_scale
+        self.score_pooling = score_pooling
+        self.word_scale = self.local_factor = word_scale
         self.byte_budget = byte_budget
 
     def similarity(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
         """The mean of the global and the local score, ``[I,T]``."""
         return (F.dot_products(image.pooled, text.pooled) + self.local_scores(image, text)) / 2
 
-    def losses(self, here: Pairs[TokenEmbedding], world: Pairs[TokenEmbedding]) -> dict[str, Tensor]:
-        """``global`` and ``local``, each InfoNCE over all ``B * W`` pairs, each pair scored once over the job."""
-        scale = self.scale()
-        pooled = scale * F.dot_products(here.image.pooled, world.text.pooled)  # [B,B*W]
-        local = scale * self.word_scale * self.local_scores(here.image, world.text)
-        return {
-            "global": F.info_nce(distributed.gather(pooled), world.hash),
-            "local": F.info_nce(distributed.gather(local), world.hash),
-        }
-
-    def heatmap(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
-        """Attention ``[B,N_words,N_regions]`` of each word over its own image. A padded word's is zero."""
-        return equations.region_attention(image.tokens, text.tokens, text.mask, self.region_scale)
-
     def local_scores(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
-        """The pooled matchings of every image with every report, ``[I,T]``."""
+        """The pooled matchings of every image with every report, ``[I,T]``, as evaluation ranks by them."""
+        return self._pooled(image, text, self.score_pooling)
+
+    def trained_local_scores(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
+        """The pooled matchings of every image with every report, ``[I,T]``, as training contrasts them."""
+        return self._pooled(image, text, self.pooling)
+
+    def _pooled(self, image: TokenEmbedding, text: TokenEmbedding, pooling: equations.Pooling) -> Tensor:
         return equations.local_scores(
             image.tokens,
-            text.tokens,
+            self.words_over_temperature(text).tokens,
             text.mask,
-            pooling=self.pooling,
+            pooling=pooling,
+            attention=self.attention,
             region_scale=self.region_scale,
             word_scale=self.word_scale,
             byte_budget=self.byte_budget,

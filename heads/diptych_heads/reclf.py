@@ -7,13 +7,13 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from diptych import distributed
 from diptych.checks import check_number
 from diptych.errors import ConfigError
 from diptych.nn import functional as F
 from diptych.nn.blockwise import blockwise
-from diptych.types import Dims, Pairs, TokenEmbedding
-from diptych_heads.equations.reclf import Attention, attention_logits, compare, pool, unit_nodes
+from diptych.types import Dims, TokenEmbedding
+from diptych_heads.equations.attention import Attention, attention_logits
+from diptych_heads.equations.reclf import compare, pool, unit_nodes
 from diptych_heads.equations.relations import FusedStep, Importance, Step, glorot_linear
 from diptych_heads.token_head import TokenHead
 
@@ -45,9 +45,14 @@ class Reclf(TokenHead):
             ``x * t`` (LIMITR).
         matching_width: inferred. Of the nodes; 256 in SGRAF.
         global_node: inferred. Whether the pooled vectors give a node too, as in SGRAF.
-        attention: inferred. Of words over regions: ``gloria`` is GLoRIA's double soft-max, ``scan`` is that of SGRAF.
-        region_scale: sharpness of that attention, in (0, 20]. Left out, it is 4 for ``gloria`` and 9 for ``scan``, as
-            published.
+        attention: inferred. Form of the attention of words over regions. ``unit``: GLoRIA's two soft-maxes, of unit vectors.
+            ``raw``: the same of vectors as they are projected, with a learned temperature. ``softmax``: of cosines over a
+            learned temperature. ``scan``: cosines normalised over the words, as in SGRAF. ``gloria`` is an older name of
+            ``unit``. As in :class:`diptych_heads.local_pooling.LocalPooling`, ``unit`` is nearly flat.
+        region_scale: factor on the logits of that attention, in (0, 20]. Left out, it is 4 as in GLoRIA, and 9 for ``scan``.
+            ``softmax`` has none.
+        attention_temperature: start of the learned temperature of the attention, 0.01 or more. Left out, it is 0.1 for
+            ``softmax`` and 1 for ``raw``. The other forms have none.
         mode: inferred. ``cascade``: SRM, then IRM over its nodes. ``parallel``: a score of SRM plus a score of IRM over the
             plain matchings. ``srm``, ``irm``: one of these alone. ``none``: the mean of the plain matchings. SRM alone is
             read at the global node (SGRAF). Without a global node, the mean of the nodes is read.
@@ -82,8 +87,9 @@ class Reclf(TokenHead):
         matching: Comparison = "sqdiff",
         matching_width: int = 256,
         global_node: bool = True,
-        attention: Attention = "gloria",
+        attention: Literal[Attention, "gloria"] = "unit",
         region_scale: float | None = None,
+        attention_temperature: float | None = None,
         mode: Mode = "cascade",
         steps: int = 3,
         residual: bool = True,
@@ -96,9 +102,6 @@ class Reclf(TokenHead):
         local_weight: float = 1.0,
         byte_budget: int = 2**30,
     ) -> None:
-        if region_scale is None:
-            region_scale = 4.0 if attention == "gloria" else 9.0
-        check_number("head reclf: region_scale", region_scale, above=0, most=20)
         check_number("head reclf: temperature", temperature, least=0.01)
         check_number(
             "head reclf: steps",
@@ -109,11 +112,11 @@ class Reclf(TokenHead):
         )
         check_number("head reclf: cosine_scale", cosine_scale, least=0, remedy="a number above 0, or 0 for none")
         check_number("head reclf: byte_budget", byte_budget, least=0, whole=True)
-        super().__init__(dims, width, F.LogitScale(temperature, learn=learn_temperature))
-        self.weights = {"global": global_weight, "local": local_weight}
+        form: Attention = "unit" if attention == "gloria" else attention
+        scale = F.LogitScale(temperature, learn=learn_temperature)
+        super().__init__(dims, width, scale, form, region_scale, attention_temperature, "reclf")
+        self.weights = {"global": global_weight, "local": local_weight, "attention_entropy": 0.0}
         self.matching = matching
-        self.attention = attention
-        self.region_scale = region_scale
         self.mode = mode
         self.residual = residual
         self.sigmoid = score == "sigmoid"
@@ -131,24 +134,6 @@ class Reclf(TokenHead):
     def similarity(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
         """The sum of the global and the local score, ``[I,T]``."""
         return F.dot_products(image.pooled, text.pooled) + self.local_scores(image, text)
-
-    def losses(self, here: Pairs[TokenEmbedding], world: Pairs[TokenEmbedding]) -> dict[str, Tensor]:
-        """``global`` and ``local``, each InfoNCE over all ``B * W`` pairs, each pair scored once over the job."""
-        scale = self.scale()
-        pooled = scale * F.dot_products(here.image.pooled, world.text.pooled)  # [B,B*W]
-        local = scale * self.local_scores(here.image, world.text)
-        return {
-            "global": F.info_nce(distributed.gather(pooled), world.hash),
-            "local": F.info_nce(distributed.gather(local), world.hash),
-        }
-
-    def heatmap(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
-        """Attention ``[B,N_words,N_regions]`` of each word over its own image. A padded word's is zero."""
-        with torch.autocast(image.tokens.device.type, enabled=False):
-            s = (image.tokens @ text.tokens.transpose(1, 2)).unsqueeze(2)  # [B,R,1,N]
-            mask = text.mask[:, None, None, :]
-            a = (self.region_scale * attention_logits(s, mask, self.attention)).softmax(1).masked_fill(~mask, 0.0)
-            return a.squeeze(2).transpose(1, 2)
 
     @property
     def weighs_words(self) -> bool:
@@ -169,7 +154,7 @@ class Reclf(TokenHead):
         rows = []
         with torch.autocast(image.tokens.device.type, enabled=False):
             for v, t in ((image.select(i), text.select(i)) for i in torch.arange(len(image.pooled)).view(-1, 1)):
-                q, real = self._nodes(v, t, self.match(v, t, self.attend(v, t)))
+                q, real = self._nodes(v, t, self.match(v, t, self.attend(v, self.words_over_temperature(t))))
                 q = self._reason(q, real, fused) if self.mode == "cascade" else q
                 rows.append(self.importance_gate(q, real)[:, self.global_matching is not None :])
         return torch.cat(rows)
@@ -184,7 +169,7 @@ class Reclf(TokenHead):
         fused = self.fuse()
         with torch.autocast(image.tokens.device.type, enabled=False):
             return blockwise(
-                self.attend,
+                lambda v, t: self.attend(v, self.words_over_temperature(t)),
                 self.match,
                 lambda v, t, matched: self.pair_scores(v, t, matched, fused),
                 image,
@@ -193,13 +178,17 @@ class Reclf(TokenHead):
                 byte_budget=self.byte_budget,
             )
 
+    def trained_local_scores(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
+        """``S``: training and evaluation use the same score."""
+        return self.local_scores(image, text)
+
     def _bytes(self, image: TokenEmbedding, text: TokenEmbedding) -> dict[str, int]:
         """The byte arguments of :func:`~diptych.nn.blockwise.blockwise`: each is for a word of one pair."""
         words, (regions, width), m = text.mask.shape[1], image.tokens.shape[1:], self.local_matching.out_features
         steps, extra = len(self.semantic), int(self.global_matching is not None)
         # Numbers that the equations hold for backward, for each node and for each word.
         node = m * (extra + (5 if self.residual else 3) * steps) + (words + extra) * steps
-        attention = (1 if self.attention == "gloria" else 3) * regions
+        attention = (3 if self.attention == "scan" else 1) * regions
         numbers = {
             "working_bytes": max(width, regions, 3 * m),
             "attention_bytes": attention,
@@ -209,7 +198,7 @@ class Reclf(TokenHead):
         return {name: number * image.tokens.element_size() for name, number in numbers.items()}
 
     def attend(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
-        """:func:`attention_logits` of one block of pairs, ``[I,R,T*N]``."""
+        """:func:`attention_logits` of one block of pairs, ``[I,R,T*N]``. The words are divided by the temperature."""
         v, t, mask = image.tokens, text.tokens, text.mask
         s = (v.flatten(0, 1) @ t.flatten(0, 1).T).view(*v.shape[:2], *mask.shape)  # [I,R,T,N]
         return attention_logits(s, mask, self.attention).flatten(2)
@@ -218,6 +207,8 @@ class Reclf(TokenHead):
         """``P (x_w - t_w)^2`` ``[I,T,N,m]`` of one block of pairs, and with ``cosine_scale`` the plain sum, ``[I,T,N,m+1]``."""
         # The context is normalised, so the attention needs no denominator.
         words, product = text.tokens.flatten(0, 1), self.matching == "product"
+        if self.attention == "raw":  # only the attention reads their length
+            words = F.unit(words)
         compared = compare(attention, self.region_scale, image.tokens, words, product)
         weight: Tensor = self.local_matching.weight
         bias: Tensor = self.local_matching.bias

@@ -231,6 +231,7 @@ def test_a_composite_is_the_weighted_sum_of_its_members():
         "global.global": 1,
         "local_pooling.global": 0.5,
         "local_pooling.local": 0.5,
+        "local_pooling.attention_entropy": 0,
         "global2.global": 2,
     }
     assert head.gathers >= {"text.members.global.pooled", "text.members.local_pooling.tokens"}

@@ -19,6 +19,9 @@ VARIANTS = [
     ("local_pooling", {"learn_scale": True}),
     ("local_pooling", {"pooling": "mean", "learn_scale": True}),
     ("local_pooling", {"pooling": "max", "learn_scale": True}),
+    ("local_pooling", {"pooling": "mean", "attention": "softmax", "learn_scale": True}),
+    ("local_pooling", {"pooling": "logmeanexp", "attention": "raw", "learn_scale": True}),
+    ("local_pooling", {"pooling": "best_word", "attention": "scan", "learn_scale": True}),
 ]
 NAMES = [f"{head}-{'-'.join(map(str, options.values()))}" for head, options in VARIANTS]
 every_head = pytest.mark.parametrize(("name", "options"), VARIANTS, ids=NAMES)

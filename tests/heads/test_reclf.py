@@ -59,7 +59,7 @@ def test_mode_none_is_the_mean_of_the_matchings():
     image, text = model.embed(raw)
     head, (v, t) = model.head, (image.tokens[1], text.tokens[2][text.mask[2]])
     local = head.local_matching.weight, head.local_matching.bias
-    plain = sum(compare(x, w, *local, "sqdiff") for x, w in zip(contexts(v, t, "gloria"), t, strict=True))
+    plain = sum(compare(x, w, *local, "sqdiff") for x, w in zip(contexts(v, t), t, strict=True))
     close(head.local_scores(image, text)[1, 2], torch.dot(head.score.weight[0], unit(plain / len(t))))
 
 
@@ -144,7 +144,7 @@ def test_each_pair_is_scored_once_over_the_job(gloo2):
 # Grounding and importance --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attention", ["gloria", "scan"])
+@pytest.mark.parametrize("attention", ["unit", "scan"])
 def test_words_are_grounded(attention):
     model, raw = step({"attention": attention}), twins.raw_batch()
     assert isinstance(model.head, Grounds)
@@ -154,6 +154,10 @@ def test_words_are_grounded(attention):
     close(heatmap.sum(-1), raw.mask.double())
     mapped = [unit(a @ image.tokens[2]) for a in heatmap[2][raw.mask[2]]]
     close(torch.stack(mapped), torch.stack(contexts(image.tokens[2], text.tokens[2][raw.mask[2]], attention)))
+
+
+def test_the_older_name_of_the_attention():
+    assert Reclf(twins.DIMS, attention="gloria").attention == "unit"
 
 
 @pytest.mark.parametrize("mode", ["cascade", "parallel", "irm"])
@@ -167,7 +171,7 @@ def test_importance_is_the_weight_that_a_word_has_in_the_score(mode):
     p, v, t = dict(model.head.named_parameters()), image.tokens[2], text.tokens[2][raw.mask[2]]
     local, pooled = [(p[f"{name}.weight"], p[f"{name}.bias"]) for name in ("local_matching", "global_matching")]
     nodes = [compare(image.pooled[2], text.pooled[2], *pooled, "sqdiff")]
-    nodes += [compare(x, w, *local, "sqdiff") for x, w in zip(contexts(v, t, "gloria"), t, strict=True)]
+    nodes += [compare(x, w, *local, "sqdiff") for x, w in zip(contexts(v, t), t, strict=True)]
     for index in range(3) if mode == "cascade" else ():
         nodes = reason(nodes, p, f"semantic.{index}")
     gate = (p[f"importance_gate.{name}"] for name in ("gate.weight", "gain", "shift"))

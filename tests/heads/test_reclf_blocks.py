@@ -34,7 +34,7 @@ def test_blocks_and_budget_change_nothing(options, monkeypatch):
         count(name)
     monkeypatch.setattr(blockwise, "block_bytes", lambda *_: 2**12)
     matching = 8 * (12 + (model.head.cosine_scale is not None))  # bytes of a word
-    attention = 8 * raw.image.shape[1] * (1 if model.head.attention == "gloria" else 3)
+    attention = 8 * raw.image.shape[1] * (3 if model.head.attention == "scan" else 1)
     words, some = 0, 0.5  # "some" is above 0 and below 1
     for budget, again in (
         (lambda words: 2**40, (0, 0, 0)),

@@ -101,7 +101,8 @@ def test_training_logs_terms_temperature_norm_and_pace(tmp_path, table):
     run.fit(model, data(table, model))
     logged = run.callback_metrics
     for name in (
-        "train/loss", "train/loss/global", "train/loss/local", "train/gradient_norm", "train/reports_cut", "val/loss",
+        "train/loss", "train/loss/global", "train/loss/local", "train/loss/attention_entropy", "train/gradient_norm",
+        "train/reports_cut", "val/loss",
         "train/images_per_second", "train/data_wait", "val/retrieval/r@5", "val/retrieval/image_to_text/median_rank",
     ):  # fmt: skip
         assert name in logged, name

@@ -8,6 +8,8 @@ import twins
 from head_contract import close
 from torch import nn
 
+from diptych_heads.equations.attention import SHARPNESS
+
 VARIANTS = [
     {},
     {"mode": "parallel", "matching": "product", "score": "sigmoid", "steps": 1},
@@ -16,10 +18,13 @@ VARIANTS = [
     {"mode": "none", "attention": "scan", "global_node": False},
     {"mode": "srm", "global_node": False, "steps": 1, "residual": False},
     {"residual": False, "steps": 1, "global_node": False, "cosine_scale": 0.0, "byte_budget": 0},
+    {"mode": "irm", "attention": "softmax"},
+    {"mode": "srm", "attention": "raw", "steps": 1},
 ]
 NAMES = ["-".join(map(str, options.values())) or "default" for options in VARIANTS]
 every_variant = pytest.mark.parametrize("options", VARIANTS, ids=NAMES)
-some_variants = pytest.mark.parametrize("options", [VARIANTS[i] for i in (0, 1, 6)], ids=[NAMES[i] for i in (0, 1, 6)])
+SOME = [0, 1, 6, 7, 8]
+some_variants = pytest.mark.parametrize("options", [VARIANTS[i] for i in SOME], ids=[NAMES[i] for i in SOME])
 
 
 def step(options, dtype=torch.float64):
@@ -37,15 +42,10 @@ def unit(x):
     return x / x.norm()
 
 
-def contexts(regions, words, attention):
-    """What each word attends to, of length 1."""
-    s = words @ regions.T  # [N,R]
-    if attention == "gloria":
-        logits = 4.0 * s.softmax(0)
-    else:
-        s = torch.where(s > 0, s, 0.1 * s)
-        logits = 9.0 * s / (s * s).sum(0, keepdim=True).sqrt()
-    return [unit((row.exp() / row.exp().sum()) @ regions) for row in logits]
+def contexts(regions, words, attention="unit", scale=1.0):
+    """What each word attends to, of length 1. ``scale`` is 1 over the temperature of the attention."""
+    seen = twins.attend(scale * words @ regions.T, attention, SHARPNESS[attention]) @ regions
+    return [unit(x) for x in seen]
 
 
 def compare(x, t, weight, bias, matching):
@@ -81,7 +81,9 @@ def twin_score(p, options, vg, v, tg, t):
     local, pooled_nodes = [
         (p.get(f"{name}.weight"), p.get(f"{name}.bias")) for name in ("local_matching", "global_matching")
     ]
-    seen = contexts(v, t, options.get("attention", "gloria"))
+    scale = p["attention_scale.log_scale"].exp() if "attention_scale.log_scale" in p else 1.0
+    seen = contexts(v, t, options.get("attention", "unit"), scale)
+    t = torch.stack([unit(word) for word in t])
     nodes = [compare(x, word, *local, matching) for x, word in zip(seen, t, strict=True)]
     if options.get("global_node", True):
         nodes.insert(0, compare(vg, tg, *pooled_nodes, matching))

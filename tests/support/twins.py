@@ -32,32 +32,47 @@ DIMS = Dims(image=7, text=6, image_tokens=5, text_tokens=4)
 # Equations -----------------------------------------------------------------------------------------------------------
 
 
-def matchings(regions: Tensor, words: Tensor, region_scale: float = 4.0) -> Tensor:
+def attend(s: Tensor, form: str, region_scale: float) -> Tensor:
+    """Attention over the regions from the products ``[N,R]`` of one report's real words and one image's regions."""
+    if form in ("unit", "raw"):
+        s = s.softmax(0)
+    elif form == "scan":
+        s = torch.where(s > 0, s, 0.1 * s)
+        s = s / (s * s).sum(0, keepdim=True).sqrt()
+    return (region_scale * s).softmax(1)
+
+
+def matchings(regions: Tensor, words: Tensor, form: str = "unit", region_scale: float = 4.0) -> Tensor:
     """GLoRIA for one image ``[R,E]`` and one report's real words ``[N,E]``: ``m`` ``[N]``."""
-    s = words @ regions.T  # [N,R]
-    over_words = s.softmax(0)
-    over_regions = (region_scale * over_words).softmax(1)
-    contexts = over_regions @ regions  # [N,E]
+    contexts = attend(words @ regions.T, form, region_scale) @ regions  # [N,E]
     return torch.stack([torch.dot(x, t) / (x.norm() * t.norm()) for x, t in zip(contexts, words, strict=True)])
 
 
-def local_score(regions: Tensor, words: Tensor, pooling: str) -> Tensor:
+def local_score(regions: Tensor, words: Tensor, pooling: str, form: str = "unit", region_scale: float = 4.0) -> Tensor:
     """One image ``[R,E]``, one report's real words ``[N,E]``."""
     if len(words) == 0:
         return regions.new_zeros(())
-    if pooling == "logsumexp":
-        return (5.0 * matchings(regions, words)).exp().sum().log() / 5.0
-    if pooling == "mean":
-        return matchings(regions, words).mean()
+    if pooling != "max":
+        m = matchings(regions, words, form, region_scale)
+        total = (5.0 * m).exp().sum()
+        return {
+            "logsumexp": total.log() / 5.0,
+            "logmeanexp": (total / len(m)).log() / 5.0,
+            "mean": m.mean(),
+            "best_word": max(m),
+        }[pooling]
     word_side = [max(torch.dot(v, t) for v in regions) for t in words]
     region_side = [max(torch.dot(v, t) for t in words) for v in regions]
     return (torch.stack(word_side).mean() + torch.stack(region_side).mean()) / 2
 
 
-def local_scores(regions: Tensor, words: Tensor, mask: Tensor, pooling: str) -> Tensor:
+def local_scores(
+    regions: Tensor, words: Tensor, mask: Tensor, pooling: str, form: str = "unit", region_scale: float = 4.0
+) -> Tensor:
     """``[I,T]``, pair by pair."""
     rows = [
-        torch.stack([local_score(v, t[real], pooling) for t, real in zip(words, mask, strict=True)]) for v in regions
+        torch.stack([local_score(v, t[real], pooling, form, region_scale) for t, real in zip(words, mask, strict=True)])
+        for v in regions
     ]
     return torch.stack(rows)
 
@@ -181,7 +196,9 @@ def task_gradients_broken(what: str, head: str, options: dict[str, Any], raw: Ra
         everyone[start : start + len(x)] = x
         return everyone
 
-    module = {"embeddings": "diptych.head", "scores": HEADS[head].__module__, "statistics": "diptych.nn.norm"}[what]
+    module = {"embeddings": "diptych.head", "scores": HEADS[head].losses.__module__, "statistics": "diptych.nn.norm"}[
+        what
+    ]
     wrong = {"gather": own_slot_only, "sum_with_gradient": distributed.sum_over_processes}
     broken = SimpleNamespace(**{**vars(distributed), **wrong})
     with mock.patch(f"{module}.distributed", broken):

@@ -5,36 +5,13 @@ The head's tests compare values and gradients with a twin that leaves them to au
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Attention", "attention_logits", "compare", "pool", "reason", "unit_nodes"]
-
-Attention = Literal["gloria", "scan"]
-"""How words attend to regions, as :func:`attention_logits` defines it."""
-
-
-def attention_logits(s: Tensor, mask: Tensor, form: Attention) -> Tensor:
-    """Logits of a word's attention over the regions. They are still to be multiplied by the sharpness.
-
-    ``gloria`` (ICCV 2021, eq. 3-4) is the soft-max of ``s`` over the real words. ``scan`` (SCAN, ECCV 2018, eq. 1-2) is
-    ``leaky_relu(s, 0.1)``, made to have length 1 over the real words.
-
-    Args:
-        s: ``[I,R,T,N]`` cosines of regions and words.
-        mask: True at real words: ``[T,N]``, or another shape that broadcasts with ``s``.
-        form: as above.
-
-    >>> attention_logits(torch.tensor([[[[1.0, 1.0, 9.0]]]]), torch.tensor([[True, True, False]]), "gloria")
-    tensor([[[[0.5000, 0.5000, 0.0000]]]])
-    """
-    if form == "gloria":  # a finite mask keeps reports without words finite; nobody reads their values
-        return s.masked_fill(~mask, torch.finfo(s.dtype).min).softmax(-1)
-    s = nn.functional.leaky_relu(s, 0.1).masked_fill(~mask, 0.0)
-    return nn.functional.normalize(s, dim=-1)
+__all__ = ["compare", "pool", "reason", "unit_nodes"]
 
 
 class _Compare(torch.autograd.Function):
