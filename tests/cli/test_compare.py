@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-import types
 
 import inprocess
 import numpy as np
@@ -21,6 +20,7 @@ from diptych.cli import compare
 from diptych.errors import ConfigError
 from diptych.results.comparison import Comparison, Outcome, separated, summarise
 from diptych.results.dotplot import _BAR, _CHANCE, _DOT, _MEAN, draw, span, ticks
+from diptych_datamodules import phantom
 
 RECIPE = {
     "trainer": {"max_epochs": 1, **TRAINER},
@@ -66,9 +66,7 @@ def asked(monkeypatch):
             values |= {"grounding/pointing": 0.3, "grounding/chance": 0.1}
         return values
 
-    fake = types.ModuleType("diptych_datamodules.phantoms.probes")
-    fake.run_probes, fake.CHANCE = run_probes, {"pair": 0.5, "pair/side": 0.5}
-    monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    monkeypatch.setattr(phantom, "run_probes", run_probes)
     return calls
 
 
