@@ -225,12 +225,12 @@ class Release(RadiographDataModule):
         collects = gc.isenabled()
         gc.disable()  # the collector would visit millions of new objects many times
         try:
-            return self._build_splits()
+            return self._splits_of_records()
         finally:
             if collects:
                 gc.enable()
 
-    def _build_splits(self) -> dict[Split, RadiographDataset]:
+    def _splits_of_records(self) -> dict[Split, RadiographDataset]:
         self._name, assigned = self.assign(self.records())
         members: dict[str, list[Record]] = {}
         for record, name in assigned:
