@@ -13,8 +13,21 @@ import torch
 from mini import config, write_pairs
 
 from diptych.model.checkpoint import read_checkpoint
+from diptych.training.interruption import ENDING
 
 STEPS = 8
+
+
+@pytest.fixture(autouse=True)
+def heard():
+    """Whoever starts the tests may ignore signals, as ``nohup`` and a shell's ``&`` do. A run ignores those, too."""
+    before = {number: signal.getsignal(number) for number in ENDING}
+    ignored = [number for number, handler in before.items() if handler is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="module")
