@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.data.loading import Loading
-from diptych.data.splits import filled
+from diptych.data.splits import fill_splits
 from diptych.data.tables import find_file, scan_table
 from diptych.errors import ConfigError, DataError
 from diptych.radiographs.packed import Files, open_images
@@ -246,7 +246,7 @@ class Chexpert(Release):
         rest = [image for image in images if image.patient not in patients]
         whole = PROTOCOLS["chexpert/linear"].sizes
         val = min(whole["val"], round(whole["val"] * len(images) / sum(whole.values())) or 1)
-        splits = filled([image.patient for image in rest], {"val": val}, "train", seed=0)
+        splits = fill_splits([image.patient for image in rest], {"val": val}, "train", seed=0)
         assigned = split(self.split, [], [], ["test"] * len(tested) + splits)
         name = self.subset.name(assigned.name, self.chosen, len(images) == sum(whole.values()))
         return name, [*zip([*tested, *rest], assigned.splits, strict=True)]

@@ -22,7 +22,7 @@ from diptych_datamodules.nih import FINDINGS
 from diptych_datamodules.releases.base import Record, Release, index_images
 from diptych_datamodules.releases.facts import OBTAIN
 
-__all__ = ["Openi", "OpeniReport", "Report", "nih_names", "read_reports"]
+__all__ = ["Openi", "OpeniReport", "nih_names", "read_reports"]
 
 Section = Literal["both", "findings", "impression"]
 Views = Literal["all", "frontal", "lateral"]
@@ -96,9 +96,6 @@ class OpeniReport:
         if not self.terms:
             return np.full(len(FINDINGS), np.nan, np.float32)
         return np.array([float(name in named) for name in FINDINGS], np.float32)
-
-
-Report = OpeniReport  # its former name
 
 
 def read_reports(source: Path, packed: Path | None = None) -> list[OpeniReport]:

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 
 from diptych.data.columns import Records
-from diptych.data.datamodule import Dropped, RadiographDataModule, RadiographDataset, Sample, Split
+from diptych.data.datamodule import DroppedRows, RadiographDataModule, RadiographDataset, Sample, Split
 from diptych.data.loading import Loading
 from diptych.data.splits import Fractions
 from diptych.data.tables import Columns, Row, Table, label_vector, read_table
@@ -82,7 +82,7 @@ def image_rows(
     fractions: Fractions,
     seed: int,
     with_text: bool,
-    dropped: Dropped,
+    dropped: DroppedRows,
     image_size: int,
     intensity: Intensity,
 ) -> list[ImageRow]:

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 from diptych.errors import DataError
-from diptych_datamodules.openi import Report, nih_names, read_reports
+from diptych_datamodules.openi import OpeniReport, nih_names, read_reports
 
 COLUMNS = ("id", "findings", "impression", "labels")
 
@@ -35,7 +35,7 @@ def shipped_archive() -> Path:
     sys.exit("openi_reports: torchxrayvision is not installed; run `pip install torchxrayvision`, or give --archive")
 
 
-def labels(report: Report) -> str:
+def labels(report: OpeniReport) -> str:
     """The label list of a report."""
     names = {name for term in report.terms for name in nih_names(term)}
     if not names and report.terms != ("normal",):

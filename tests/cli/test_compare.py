@@ -18,7 +18,7 @@ from scipy import stats
 
 from diptych.cli import compare
 from diptych.errors import ConfigError
-from diptych.results.comparison import Comparison, Outcome, separated, summarise
+from diptych.results.comparison import Comparison, Outcome, disjoint_pairs, summarise
 from diptych.results.dotplot import _BAR, _CHANCE, _DOT, _MEAN, draw, span, ticks
 from diptych_datamodules import phantom
 
@@ -286,8 +286,8 @@ def test_intervals_hold_the_mean_as_often_as_they_say():
 
 def test_which_variants_differ():
     summaries = {name: summarise(v) for name, v in {"a": [0.7, 0.71], "b": [0.1, 0.11], "c": [0.2, 0.6]}.items()}
-    assert separated(summaries) == [("a", "b")]
-    assert separated({**summaries, "d": summarise([9.0]), "e": summarise([9.0, math.nan])}) == [("a", "b")]
+    assert disjoint_pairs(summaries) == [("a", "b")]
+    assert disjoint_pairs({**summaries, "d": summarise([9.0]), "e": summarise([9.0, math.nan])}) == [("a", "b")]
 
 
 def outcomes():

@@ -7,7 +7,7 @@ import pytest
 from mini import installed
 
 from diptych.data.loading import Loading
-from diptych.data.splits import shared
+from diptych.data.splits import shared_patients
 from diptych.data.tables import find_file, scan_table
 from diptych_datamodules import nih
 from diptych_datamodules.nih import FINDINGS, Nih
@@ -80,7 +80,7 @@ def test_siim_real_table_and_every_mask(stub):
     sizes = {split: len(dataset) for split, dataset in module.datasets.items()}
     assert sizes == {"train": 8_433, "val": 1_807, "test": 1_807}
     assert module.split_hash == protocols.PROTOCOLS["siim/image-level"].hash
-    assert not shared({split: dataset.ids for split, dataset in module.datasets.items()})
+    assert not shared_patients({split: dataset.ids for split, dataset in module.datasets.items()})
 
 
 @pytest.mark.real
@@ -150,4 +150,6 @@ def test_chexpert_linear_protocol_on_the_real_table():
     assigned = protocols.split("chexpert/linear", paths, patients)
     assert Counter(assigned.splits) == {"train": 186_027, "val": 5_000}
     pairs = list(zip(patients, assigned.splits, strict=True))
-    assert not shared({which: [patient for patient, split in pairs if split == which] for which in ("train", "val")})
+    assert not shared_patients(
+        {which: [patient for patient, split in pairs if split == which] for which in ("train", "val")}
+    )

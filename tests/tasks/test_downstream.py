@@ -12,7 +12,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from torch import nn
 
 from diptych.data.loading import Loading
-from diptych.data.splits import nested
+from diptych.data.splits import nested_share
 from diptych.errors import ConfigError
 from diptych.model.checkpoint import read_checkpoint
 from diptych.model.inference import load_module
@@ -129,7 +129,7 @@ def test_a_probe_equals_its_parts_put_together_by_hand(trained, probed):
             sets[split] = torch.cat([tower(b.image).pooled for b in batches]), torch.cat([b.labels for b in batches])
     options = {"lr": 5e-4, "weight_decay": 1e-6, "epochs": 50, "patience": 10, "batch_size": 48}
     for percent in (20, 100):
-        rows = nested(data.datasets["train"].patients, percent)
+        rows = nested_share(data.datasets["train"].patients, percent)
         aurocs = []
         for seed in (0, 1):
             x, y = sets["train"]

@@ -20,9 +20,6 @@ from diptych_datamodules.phantoms.plan import (
 )
 from diptych_datamodules.phantoms.report import ROLES, Link, PhantomReport
 
-Phantom = PhantomRadiograph  # its former name
-Report = PhantomReport  # its former name
-
 __all__ = [
     "DEVICES",
     "FINDINGS",
@@ -31,11 +28,9 @@ __all__ = [
     "Finding",
     "FindingSpec",
     "Link",
-    "Phantom",
     "PhantomPlan",
     "PhantomRadiograph",
     "PhantomReport",
-    "Report",
     "make_phantom",
     "plan_phantom",
     "render",

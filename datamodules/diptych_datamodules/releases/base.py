@@ -17,7 +17,7 @@ from diptych.checks import check_number
 from diptych.data.columns import Records
 from diptych.data.datamodule import RadiographDataModule, RadiographDataset, Sample, Split
 from diptych.data.loading import Loading
-from diptych.data.splits import nested
+from diptych.data.splits import nested_share
 from diptych.errors import DataError
 from diptych.radiographs.kinds import stem
 from diptych.radiographs.letterbox import scale_to
@@ -236,7 +236,7 @@ class Release(RadiographDataModule):
         for record, name in assigned:
             members.setdefault(name, []).append(record)
         if self.percent < 100 and "train" in members:
-            chosen = nested([record.patient for record in members["train"]], self.percent)
+            chosen = nested_share([record.patient for record in members["train"]], self.percent)
             members["train"] = [members["train"][i] for i in chosen]
         splits: dict[Split, RadiographDataset] = {}
         for which in SPLITS:

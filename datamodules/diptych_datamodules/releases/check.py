@@ -190,12 +190,12 @@ def _read(
     Returns:
         The section ``read`` of the report. And split, index and rule of each image: the rule is empty, if it is usable.
     """
-    from diptych.data.dataset import Kept
+    from diptych.data.dataset import Subset
     from diptych.data.unusable import unusable_images
 
     sizes = {split: len(dataset) for split, dataset in datasets.items()}
     chosen = spread(sizes, sum(sizes.values()) if sample is None else sample, seed)
-    parts = {split: Kept(datasets[split], set(range(sizes[split])) - set(chosen[split])) for split in sizes}
+    parts = {split: Subset(datasets[split], set(range(sizes[split])) - set(chosen[split])) for split in sizes}
     # As fit does.
     bad, noted = unusable_images({k: part for k, part in parts.items() if len(part)}, workers, "fork", None)
     rules = {(split, parts[split].kept[index]): rule for split, index, rule, _ in bad}

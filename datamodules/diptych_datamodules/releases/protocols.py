@@ -12,7 +12,7 @@ from typing import Literal
 
 from diptych.checks import check_choice
 from diptych.data.dataset import Split
-from diptych.data.splits import assign, filled, shuffled, split_hash
+from diptych.data.splits import assign, fill_splits, shuffle_split, split_hash
 from diptych.errors import DataError
 from diptych.plugins import nearest
 
@@ -167,10 +167,14 @@ def split(name: str, ids: Sequence[str], patients: Sequence[str], given: Sequenc
     sizes = {which: size if number == total else round(size * number / total) for which, size in protocol.sizes.items()}
     val, test = sizes.get("val", 0), sizes.get("test", 0)
     if protocol.rule == "filled":
-        splits = filled(patients, {str(which): sizes[which] for which in sizes if which != "train"}, "train", seed=0)
+        splits = fill_splits(
+            patients, {str(which): sizes[which] for which in sizes if which != "train"}, "train", seed=0
+        )
     else:
         order = list(range(number)) if protocol.rows else sorted(range(number), key=lambda i: ids[i])
-        ranked = ["train"] * (number - val) + ["val"] * val if protocol.rule == "last" else shuffled(number, val, test)
+        ranked = (
+            ["train"] * (number - val) + ["val"] * val if protocol.rule == "last" else shuffle_split(number, val, test)
+        )
         splits = [""] * number
         for place, index in enumerate(order):
             splits[index] = ranked[place]

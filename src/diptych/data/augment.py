@@ -20,7 +20,7 @@ from diptych.reports.text import mirror
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it asks a registry for a newer version at import otherwise
 
-__all__ = ["Augment", "Augmented", "AugmentedSample", "Augmenter"]
+__all__ = ["Augment", "AugmentedSample", "Augmenter"]
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,6 @@ class AugmentedSample(NamedTuple):
     boxes: Boxes | None
     text: str | None
     mask: Mask | None = None
-
-
-Augmented = AugmentedSample  # its former name
 
 
 class Augmenter:

@@ -9,7 +9,7 @@ import unicodedata
 from datetime import date, time
 from typing import Any
 
-__all__ = ["cell_text", "is_empty", "items", "name_of", "patient_id", "values", "written"]
+__all__ = ["cell_text", "is_empty", "items", "name_of", "patient_id", "values"]
 
 _NOTHING = frozenset(
     {"", "na", "n/a", "n.a", "nan", "nat", "none", "null", "missing", "unknown", "notavailable", "notapplicable"}
@@ -98,9 +98,6 @@ def cell_text(value: Any) -> str:
     if isinstance(value, date | time):  # a datetime is a date
         return value.isoformat()
     return str(value)
-
-
-written = cell_text  # its former name
 
 
 def values(value: Any) -> list[Any] | None:

@@ -37,7 +37,7 @@ from diptych.radiographs.spelling import nearest_folder
 from diptych.reports.tokenizer import Tokenizer
 from diptych.types import Batch
 
-__all__ = ["Dropped", "DroppedRows", "RadiographDataModule", "RadiographDataset", "Sample", "Split"]
+__all__ = ["DroppedRows", "RadiographDataModule", "RadiographDataset", "Sample", "Split"]
 
 _FEW = 100
 """With fewer validation samples, a difference of a tenth between shares such as recalls is chance."""
@@ -88,9 +88,6 @@ class DroppedRows:
         replace_text(path, csv_rows(rows))
 
 
-Dropped = DroppedRows  # its former name
-
-
 class RadiographDataModule(pl.LightningDataModule, ABC):
     """Base of every datamodule. A subclass builds the data sets of the splits, and nothing else.
 
@@ -123,7 +120,7 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
         super().__init__()
         self.tokenizer, self.loading = tokenizer, loading
         self.datasets: dict[Split, RadiographDataset] = {}
-        self.dropped = Dropped()
+        self.dropped = DroppedRows()
         self.notes = Notes()
         self._prepared: dict[Split, RadiographDataset] = {}
 

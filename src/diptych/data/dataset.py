@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from diptych.radiographs.intensity import Intensity
 
-__all__ = ["Kept", "RadiographDataset", "Sample", "Split", "Subset"]
+__all__ = ["RadiographDataset", "Sample", "Split", "Subset"]
 
 
 Split = Literal["train", "val", "test"]
@@ -94,6 +94,3 @@ class Subset(RadiographDataset):
     def texts_by_patient(self) -> Iterable[tuple[str | None, str]]:
         """Every report of the whole data set, with its patient."""
         return self.dataset.texts_by_patient()
-
-
-Kept = Subset  # its former name

@@ -13,7 +13,7 @@ from typing import Any
 from diptych.errors import DataError
 from diptych.radiographs.limits import ImageError, refuse
 
-__all__ = ["discreet", "redact", "strings", "withheld"]
+__all__ = ["discreet", "redact", "strings"]
 
 _HIDDEN = "(withheld)"
 _LINES = r"\b(?:lines?|rows?|columns?) \d+(?:(?:, | and |-)\d+)*"
@@ -88,6 +88,3 @@ def redact(message: str, known: Iterable[str]) -> str:
         return token[0] if word in keep else _HIDDEN + token[0][len(word) :]
 
     return _TOKENS.sub(replacement, message)
-
-
-withheld = redact  # its former name

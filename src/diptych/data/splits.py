@@ -185,6 +185,3 @@ class Fractions:
     def split(self, patient: str, seed: int) -> str:
         """The split of a patient, by hash."""
         return assign(patient, {"train": self.train, "val": self.val, "test": self.test}, seed)
-
-
-filled, nested, shared, shuffled = fill_splits, nested_share, shared_patients, shuffle_split  # their former names

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Letterbox", "letterbox", "scale_to", "scaled"]
+__all__ = ["Letterbox", "letterbox", "scale_to"]
 
 Boxes = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -56,7 +56,6 @@ def scale_to(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.asarray(cv2.resize(image, (new_width, new_height), interpolation=method), dtype=np.uint8)
 
 
-scaled = scale_to
 """The older name."""
 
 

@@ -25,7 +25,7 @@ from diptych.radiographs.manifest import TEXTS, Manifest
 from diptych.radiographs.read import open_radiograph
 from diptych.radiographs.spelling import Spelling
 
-__all__ = ["Files", "Folder", "Packed", "PackedImage", "Picture", "Store", "open_images", "read_image"]
+__all__ = ["Files", "Folder", "PackedImage", "Picture", "Store", "open_images", "read_image"]
 
 _MOST_OPEN = 64  # shards that a process keeps open
 
@@ -46,10 +46,6 @@ class PackedImage(NamedTuple):
         return self.store.unusable.get(self.at)
 
 
-Packed = PackedImage
-"""The older name."""
-
-
 class Files(ABC):
     """Where a data set's images are looked for."""
 
@@ -63,10 +59,6 @@ class Files(ABC):
     @abstractmethod
     def candidates(self, folder: Path, name: str) -> Sequence[Path | PackedImage]:
         """The images that a path below a folder may mean, if it is not quite the path of a file (:class:`Spelling`)."""
-
-    def spelled(self, folder: Path, name: str) -> Sequence[Path | PackedImage]:
-        """The older name of :meth:`candidates`."""
-        return self.candidates(folder, name)
 
     @abstractmethod
     def below(self, folder: Path) -> Iterator[tuple[str, Path | PackedImage]]:

@@ -14,9 +14,9 @@ from diptych.escaping import csv_rows, for_markdown
 from diptych.files import replace_text
 from diptych.results.dotplot import Panel, draw
 from diptych.results.record import plain
-from diptych.results.seeds import Summary, cell, disjoint_pairs, markdown, separated, show, summarise
+from diptych.results.seeds import Summary, cell, disjoint_pairs, markdown, show, summarise
 
-__all__ = ["LABELS", "Comparison", "Outcome", "Summary", "plain", "separated", "show", "summarise"]
+__all__ = ["LABELS", "Comparison", "Outcome", "Summary", "disjoint_pairs", "plain", "show", "summarise"]
 
 LABELS = {
     "retrieval/r@5": "R@5",

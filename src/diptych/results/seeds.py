@@ -10,7 +10,7 @@ import numpy as np
 
 from diptych.escaping import for_markdown
 
-__all__ = ["Summary", "cell", "disjoint_pairs", "markdown", "separated", "show", "summarise"]
+__all__ = ["Summary", "cell", "disjoint_pairs", "markdown", "show", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,6 @@ def disjoint_pairs(summaries: dict[str, Summary]) -> list[tuple[str, str]]:
     [('b', 'a')]
     """
     return [(a, b) for a, one in summaries.items() for b, other in summaries.items() if one.low > other.high]
-
-
-separated = disjoint_pairs  # its former name
 
 
 def show(value: float, digits: int | None = None) -> str:

@@ -22,9 +22,7 @@ from diptych.files import replace_text
 from diptych.results.runs import ResultsTable, RunResults, differences, read_run, tables, without_seed
 from diptych.results.seeds import Summary, cell, markdown, show, summarise
 
-__all__ = ["Run", "Table", "View", "latex", "main", "page", "read_run", "tables"]
-
-Run, Table = RunResults, ResultsTable  # their former names
+__all__ = ["View", "latex", "main", "page", "read_run", "tables"]
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,6 @@ class Task(pl.LightningModule):
             raise ConfigError(f"{type(self).__name__}: {self.data.protocol} has no labels; choose data that have some")
         return findings
 
-    labelled = label_names  # the old name
-
     def setup(self, stage: str) -> None:
         """Note the tower and the size of its images in the protocol."""
         self.protocol = {"tower": {**self.image.origin, "image_size": self.data.loading.image_size}}

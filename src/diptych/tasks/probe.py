@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diptych import distributed
 from diptych.checks import check_number
 from diptych.data.datamodule import Split
-from diptych.data.splits import nested
+from diptych.data.splits import nested_share
 from diptych.errors import ConfigError, DataError
 from diptych.evaluation.rows import Rows
 from diptych.metrics import bootstrap
@@ -245,7 +245,7 @@ class Probe(Task):
 
     def _share(self, percent: float) -> list[int]:
         """The training images of a fraction."""
-        return nested(list(self.data.datasets["train"].patients), percent)
+        return nested_share(list(self.data.datasets["train"].patients), percent)
 
 
 def _over_seeds(of_seeds: Sequence[BinaryValues]) -> dict[str, bootstrap.Metric]:
