@@ -100,7 +100,7 @@ def correlation_loss(predicted: Tensor, views: Tensor, masked: Tensor, beta: flo
         masked: ``[B,R]`` bool, equally many in each image.
         beta: the difference at which the square ends.
     """
-    with torch.autocast(predicted.device.type, enabled=False):
+    with F.without_autocast(predicted):
         z = F.unit(predicted)
         target = (views @ views.transpose(1, 2)).to(z.dtype)
         loss = nnf.smooth_l1_loss(z @ z.transpose(1, 2), target, reduction="none", beta=beta)  # [B,R,R]

@@ -269,7 +269,7 @@ class MGCA(ScaledHead[AttendedEmbedding]):
         }
 
     def _token_term(self, image: AttendedEmbedding, text: AttendedEmbedding) -> Tensor:
-        with torch.autocast(image.tokens.device.type, enabled=False):
+        with F.without_autocast(image.tokens):
             words = text.tokens, text.mask
             regions = image.tokens, image.mask
             word_weights = clipped_shares(text.attention, text.mask, *self.quantiles)
@@ -281,7 +281,7 @@ class MGCA(ScaledHead[AttendedEmbedding]):
 
     def heatmap(self, image: AttendedEmbedding, text: AttendedEmbedding) -> Tensor:
         """Attention ``[B,N_words,N_regions]`` of each word over its own image. A padded word's is zero."""
-        with torch.autocast(image.tokens.device.type, enabled=False):
+        with F.without_autocast(image.tokens):
             attention = attend(text.tokens, image.tokens, image.mask, self.token_temperature)
         return attention.masked_fill(~text.mask.unsqueeze(-1), 0.0)
 

@@ -185,7 +185,7 @@ class Pcma(ScaledHead[Observations]):
         else:
             assert self.sentence_projection is not None  # one of the two
             slots, real, hashes = sentence_slots(text, self.least_words)
-            with torch.autocast(slots.device.type, enabled=False):
+            with F.without_autocast(slots):
                 words = F.full(text.tokens)
                 members = (slots.unsqueeze(1) == torch.arange(real.shape[1], device=slots.device)[:, None]).to(words)
                 means = members @ words / members.sum(2, keepdim=True).clamp_min(1)  # [T,M,D]
@@ -248,7 +248,7 @@ class Pcma(ScaledHead[Observations]):
         assert image.attention is not None  # embed_image gives it
         assert text.slots is not None  # embed_text gives these two
         assert text.real_words is not None
-        with torch.autocast(text.tokens.device.type, enabled=False):
+        with F.without_autocast(text.tokens):
             s = F.full(text.tokens) @ F.full(image.tokens).transpose(1, 2)  # [B,M,K]
             weights = match_weights(s, text.mask, self.rule._replace(kind="soft"))
             attention = image.attention.to(s.dtype)
@@ -273,7 +273,7 @@ class Pcma(ScaledHead[Observations]):
 
     def _intra(self, image: Observations, text: Observations, scale: Tensor) -> Tensor:
         assert text.sentence_hash is not None
-        with torch.autocast(text.tokens.device.type, enabled=False):
+        with F.without_autocast(text.tokens):
             v, t = F.full(image.tokens), F.full(text.tokens)
             w = match_weights(t @ v.transpose(1, 2), text.mask, self.rule)
             return intra_loss(t, F.unit(w @ v), text.mask, text.sentence_hash, scale)

@@ -152,7 +152,7 @@ class Reclf(TokenHead):
             raise ConfigError(f"head reclf: mode {self.mode} weighs no words; train with mode cascade, parallel or irm")
         fused = self.fuse()
         rows = []
-        with torch.autocast(image.tokens.device.type, enabled=False):
+        with F.without_autocast(image.tokens):
             for v, t in ((image.select(i), text.select(i)) for i in torch.arange(len(image.pooled)).view(-1, 1)):
                 q, real = self._nodes(v, t, self.match(v, t, self.attend(v, self.words_over_temperature(t))))
                 q = self._reason(q, real, fused) if self.mode == "cascade" else q
@@ -161,13 +161,13 @@ class Reclf(TokenHead):
 
     def fuse(self) -> list[FusedStep]:
         """The weights of the SRM's steps in the form that scores pairs. They are computed once for all pairs."""
-        with torch.autocast(self.score.weight.device.type, enabled=False):
+        with F.without_autocast(self.score.weight):
             return [cast(Step, step).fuse() for step in self.semantic]
 
     def local_scores(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
         """``S`` of every image with every report, ``[I,T]``, by blocks within the byte budget."""
         fused = self.fuse()
-        with torch.autocast(image.tokens.device.type, enabled=False):
+        with F.without_autocast(image.tokens):
             return blockwise(
                 lambda v, t: self.attend(v, self.words_over_temperature(t)),
                 self.match,

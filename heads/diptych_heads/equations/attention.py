@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from diptych.nn.functional import _no_autocast, full
+from diptych.nn.functional import full, without_autocast
 
 __all__ = ["SHARPNESS", "Attention", "attention_entropy", "attention_logits", "region_attention"]
 
@@ -62,7 +62,7 @@ def region_attention(
     Returns:
         ``[B,N,R]``. A real word's row sums to 1. A padded word's is zero.
     """
-    with _no_autocast(regions):
+    with without_autocast(regions):
         s = full(regions) @ full(words).transpose(1, 2)  # [B,R,N]
         logits = region_scale * attention_logits(s, mask.unsqueeze(1), form)
         return logits.softmax(1).transpose(1, 2).masked_fill(~mask.unsqueeze(-1), 0.0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from diptych.nn.blockwise import block_bytes, column_blocks
-from diptych.nn.functional import _no_autocast, full
+from diptych.nn.functional import full, without_autocast
 from diptych_heads.equations.attention import Attention
 
 __all__ = ["Pooling", "local_scores"]
@@ -81,7 +81,7 @@ def local_scores(
         m = _matchings(regions, words, mask, attention, region_scale, byte_budget)
         return _pool(m, mask, pooling, word_scale)
 
-    with _no_autocast(regions):
+    with without_autocast(regions):
         regions, words = full(regions), full(words)
         if torch.is_grad_enabled():
             return scores(regions, words, mask)
@@ -175,7 +175,7 @@ class _Matchings(torch.autograd.Function):
         form, scale, step, blocks, floor = ctx.plan
         stored = iter(grids)
         grad_regions, grad_words = regions.new_zeros(regions.shape), words.new_zeros(words.shape)  # contiguous
-        with _no_autocast(regions):
+        with without_autocast(regions):
             grad_dots = grad_m * squares.rsqrt()
             grad_squares = -0.5 * grad_m * m / squares * (squares > floor)
             for start in range(0, len(regions), step):

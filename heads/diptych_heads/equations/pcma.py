@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from diptych.nn.blockwise import block_bytes
-from diptych.nn.functional import full
+from diptych.nn.functional import full, without_autocast
 from diptych.types import Features
 
 __all__ = [
@@ -184,7 +184,7 @@ def pair_scores(
     Returns:
         ``[I,T]`` scores from -1 to 1, and ``[I,T]`` bool, True where no sentence counts. A report without words scores 0.
     """
-    with torch.autocast(observations.device.type, enabled=False):
+    with without_autocast(observations):
         v, t = full(observations), full(sentences)
         if v.device.type == "cpu":  # a GPU would have to be waited for
             longest = max(1, int(mask.sum(1).max())) if len(mask) else 1

@@ -7,12 +7,13 @@ an error of several per cent into the gradient.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["LogitScale", "dot_products", "full", "info_nce", "sigmoid_loss", "sine_code", "unit"]
+__all__ = ["LogitScale", "dot_products", "full", "info_nce", "sigmoid_loss", "sine_code", "unit", "without_autocast"]
 
 
 def full(x: Tensor) -> Tensor:
@@ -20,8 +21,13 @@ def full(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _no_autocast(x: Tensor) -> torch.autocast:
-    return torch.autocast(x.device.type, enabled=False)
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """A context in which operations on the tensor's device keep the precision of what they are given.
+
+    A device without autocast, as torch's ``meta``, has nothing to turn off.
+    """
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def unit(x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -41,7 +47,7 @@ def dot_products(image: Tensor, text: Tensor) -> Tensor:
     tensor([[1.],
             [2.]])
     """
-    with _no_autocast(image):
+    with without_autocast(image):
         return full(image) @ full(text).T
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.errors import ConfigError
-from diptych.nn.functional import full
+from diptych.nn.functional import full, without_autocast
 
 __all__ = ["Attention", "DecoderLayer", "Extractor"]
 
@@ -46,7 +46,7 @@ class Attention(nn.Module):
             ``[B,n,E]`` and the map ``[B,n,N]``, the mean over the attention heads, at least float32. A row sums to 1.
         """
         q, k, v = self._split(self.query(x)), self._split(self.key(memory)), self._split(self.value(memory))
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             logits = full(q) @ full(k).transpose(2, 3) / math.sqrt(q.shape[-1])  # [B,heads,n,N]
             if mask is None:
                 share = logits.softmax(-1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diptych.checks import check_number
 from diptych.errors import ConfigError
-from diptych.nn.functional import full
+from diptych.nn.functional import full, without_autocast
 from diptych.types import Features
 
 __all__ = ["Tower", "class_attention", "origin_of", "unused_parameters"]
@@ -75,7 +75,7 @@ def class_attention(query: Tensor, key: Tensor, scale: float, mask: Tensor | Non
         mask: ``[B,1,Q,P]`` as the layer has it: bool, True at what may be attended to, or numbers to add. Its first row is
             used.
     """
-    with torch.no_grad(), torch.autocast(query.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(query):
         query, key = full(query[:, :, :1]), full(key)
         scores = scale * query @ key.transpose(2, 3)  # [B,heads,1,P]
         if mask is not None:
