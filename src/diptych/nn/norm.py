@@ -59,7 +59,7 @@ class GlobalBatchNorm(nn.Module):
         """Subtract the mean, and return the rows and the variance ``[D]``. It updates the running statistics."""
         axes = tuple(range(x.ndim - 1))
         if mask is None:
-            rows = x.new_tensor(float(x.shape[:-1].numel()))
+            rows = x.new_full((), float(x.shape[:-1].numel()))  # a copy of a number would make a GPU wait
         else:
             rows = mask.sum().to(x.dtype)
             x = x.masked_fill(~mask.unsqueeze(-1), 0.0)
