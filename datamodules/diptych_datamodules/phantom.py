@@ -23,7 +23,7 @@ from diptych.errors import DataError
 from diptych.reports.tokenizer import Tokenizer
 from diptych.version import __version__
 from diptych_datamodules.phantoms import FINDINGS, PhantomPlan, plan_phantom, render
-from diptych_datamodules.phantoms.probes import CHANCE, run_probes
+from diptych_datamodules.phantoms.probes import CHANCE, VERSION, run_probes
 
 __all__ = ["Phantom", "PhantomDataset"]
 
@@ -166,6 +166,7 @@ class Phantom(RadiographDataModule):
     holds: ClassVar[frozenset[str]] = frozenset({"image", "text", "labels", "boxes", "masks"})
     findings = FINDINGS
     probe_chances = CHANCE
+    probe_version = VERSION
 
     @classmethod
     def probes(cls, model: Any, options: Mapping[str, Any], pairs: int | None) -> dict[str, float]:

@@ -63,7 +63,7 @@ def asked(monkeypatch):
         first = list(model.module.head.parameters())[-1].detach()
         values = {"pair": float(first.double().mean().tanh()), "pair/side": 0.5, "distractor": math.nan}
         if type(model.module.head).__name__ == "LocalPooling":
-            values |= {"grounding/pointing": 0.3, "grounding/chance": 0.1}
+            values |= {"grounding/pointing": 0.3, "grounding/pointing/chance": 0.1}
         return values
 
     monkeypatch.setattr(phantom, "run_probes", run_probes)
@@ -126,6 +126,7 @@ def test_from_recipe_to_table_and_nothing_twice(files, asked, commands, capsys):
     assert result["runs"][2]["facts"]["head_parameters"] != result["runs"][0]["facts"]["head_parameters"]
     assert result["chance"]["grounding/pointing"] == pytest.approx(0.1)
     assert "grounding/pointing" not in result["runs"][0]["metrics"]
+    assert "grounding/pointing/chance" not in result["runs"][2]["metrics"]
 
     summary = result["summary"]["pair"]["words"]
     low, high = stats.t.interval(0.95, 1, np.mean(pairs[2:]), stats.sem(pairs[2:]))
@@ -160,6 +161,23 @@ def test_from_recipe_to_table_and_nothing_twice(files, asked, commands, capsys):
     again = json.loads((out / "compare.json").read_text())
     for row, before in zip(again["runs"], result["runs"], strict=True):
         assert row["metrics"] == before["metrics"]
+
+    # Probes of a release before, or with other pairs, are made again. Nothing is trained.
+    commands.clear()
+    probes = json.loads((out / "plain/seed0/probes.json").read_text())
+    before = probes | {"made_with": probes["made_with"] | {"probe_version": 0}}
+    (out / "plain/seed0/probes.json").write_text(json.dumps(before))
+    del probes["made_with"]
+    (out / "plain/seed1/probes.json").write_text(json.dumps(probes))
+    run(files, "--probe-pairs", "3", "--only", "plain")
+    output = capsys.readouterr().out
+    assert "plain seed 0 ... probed again, for its probe_version changed" in output
+    assert "plain seed 1 ... probed again, for its probe_pairs, probe_version changed" in output
+    run(files, "--probe-pairs", "4", "--only", "words", seeds=("1",))
+    assert "words seed 1 ... probed again, for its probe_pairs changed" in capsys.readouterr().out
+    run(files, "--probe-pairs", "3", "--only", "words", seeds=("1",))
+    assert asked[-1]["pairs"] == 3
+    assert not commands
 
     # A changed variant is made again, alone; --only leaves the others, and the table says which are not there.
     commands.clear()

@@ -21,11 +21,11 @@ from diptych.errors import ConfigError, DataError
 from diptych.evaluation.grounding import Grounding, Phrase
 from diptych.evaluation.prompts import load_prompts
 from diptych.metrics.bootstrap import Metric
-from diptych.metrics.localisation import contrast_to_noise, overlap, pointing, stretch
+from diptych.metrics.localisation import contrast_to_noise, flatness, overlap, pointing, stretch
 from diptych.metrics.regions import at_pixels, in_picture
 from diptych.radiographs.letterbox import letterbox
 
-MEASURES = ("pointing", "cnr", "miou", "dice", "auroc")
+MEASURES = ("pointing", "cnr", "miou", "dice", "auroc", "entropy")
 
 
 @pytest.fixture
@@ -82,6 +82,15 @@ def test_a_map_without_contrast_misses_and_ties_are_no_hits():
     assert contrast_to_noise(np.array([0, 1, 1, 0.0]), inside) == -math.inf
 
 
+def test_flatness_is_the_entropy_over_that_of_equal_weights():
+    weights = np.random.default_rng(2).dirichlet(np.full(9, 0.3), (4, 5))
+    slow = [[-sum(p * math.log(p) for p in row) / math.log(9) for row in rows] for rows in weights.tolist()]
+    np.testing.assert_allclose(flatness(weights), slow)
+    assert flatness(np.eye(3)).tolist() == [0, 0, 0]
+    assert flatness(np.full(7, 1 / 7)) == pytest.approx(1)
+    assert flatness(np.ones((2, 1))).tolist() == [0, 0]
+
+
 def test_only_order_and_proportion_of_a_map_count():
     rng = np.random.default_rng(1)
     heat, inside = rng.random(50), rng.random(50) < 0.3
@@ -135,7 +144,7 @@ def test_the_bars_of_a_letterbox_are_no_picture(shape):
 
 
 def expected(data, head, masks=False):
-    """All five of each image and finding with a region, one image, word and phrase at a time."""
+    """All six of each image and finding with a region, one image, word and phrase at a time."""
     measures = {name: {} for name in FINDINGS[:2]}
     for name in measures:
         for i in range(data.n):
@@ -145,18 +154,21 @@ def expected(data, head, masks=False):
                     inside[max(0, round(y0)) : max(0, round(y1)), max(0, round(x0)) : max(0, round(x1))] = True
             if not inside.any():
                 continue
-            maps = []
+            maps, entropies = [], []
             for text in PHRASES["classes"][name]["prompts"]:
                 phrase = embed_text([text.replace("{", "").replace("}", "")])
                 words = {"There is a {mass}.": [3], "a large {lung mass} there": [2, 3]}.get(text, [0, 1, 2])
-                maps.append(head.heatmap(data.image([i]), phrase)[0, words].mean(dim=0))
+                attention = head.heatmap(data.image([i]), phrase)[0, words]
+                maps.append(attention.mean(dim=0))
+                entropies.append(np.mean([-sum(p * math.log(p) for p in row) for row in attention.tolist()]))
             coarse = torch.stack(maps).mean(dim=0).reshape(GRID, GRID).numpy()
             heat = cv2.resize(coarse.astype(np.float64), (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
             counted = np.ones((SIDE, SIDE), bool)
             if i % 3 == 0:
                 counted[:3] = counted[-3:] = False
             counted |= inside
-            measures[name][i] = plain(heat[counted].astype(np.float32), inside[counted])
+            entropy = np.mean(entropies) / math.log(GRID**2)
+            measures[name][i] = (*plain(heat[counted].astype(np.float32), inside[counted]), entropy)
     return measures
 
 
@@ -220,6 +232,7 @@ def test_does_not_depend_on_order_batch_size_or_rows_that_fill_up(phrases):
 def test_a_head_that_looks_everywhere_is_chance_or_worse(phrases):
     metrics = ground(Grounding(phrases, resamples=0), Boxed(), Blind())
     assert metrics["auroc/macro"].value == 0.5
+    assert metrics["entropy/macro"].value == pytest.approx(1)
     assert all(metrics[f"{measure}/macro"].value == 0 for measure in MEASURES[:4])
     head = Blind()
     head.value = math.nan

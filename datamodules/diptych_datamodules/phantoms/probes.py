@@ -4,13 +4,16 @@
   ``pair/mild`` asks this of findings in their mildest degree, which are hard to see.
 - *swap*: two findings, one on each side, change places. The two reports hold the same words.
 - *distractor*: retrieval among reports of which up to 80 % of the sentences are filler.
-- *grounding*: does the attention of the words that name a finding peak inside its box?
+- *long*: the same among reports of 60 to 90 words, of which 80 % of the sentences are filler.
+- *other_regions*, *other_pooled*: what remains of the local score if an image has another image's regions, or another image's
+  pooled vector. The score must fall to chance with the first, and stay with the second.
+- *grounding*: does the attention of the words that name a finding peak inside its box? How flat is it?
 - *importance*: do the words of findings weigh more than those of filler?
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -18,16 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.evaluation.scoring import ranks
-from diptych.head import Grounds, ScoresMatchings, WeighsWords
+from diptych.head import Grounds, WeighsWords
+from diptych.metrics.localisation import flatness
 from diptych_datamodules.phantoms.findings import KINDS, FindingSpec
 from diptych_datamodules.phantoms.plan import PhantomPlan, plan_phantom, render, with_findings
-from diptych_datamodules.phantoms.wording import FILLER_SENTENCES
+from diptych_datamodules.phantoms.retrieval_probes import distractor_probes, encode, long_probe, scores_of
 
 if TYPE_CHECKING:
     from diptych.model.inference import TrainedModel
 
-__all__ = ["CHANCE", "FILLER_SHARES", "pairs_of_sides", "pairs_of_zones", "run_probes", "swaps"]
+__all__ = ["CHANCE", "VERSION", "pairs_of_sides", "pairs_of_zones", "run_probes", "swaps"]
 
 Section = Literal["both", "findings", "impression"]
 Pair = tuple[PhantomPlan, PhantomPlan]
@@ -36,8 +39,8 @@ _CHOICES = ("pair", "pair/side", "pair/zone", "pair/mild", "pair/mild/side", "pa
 CHANCE = {f"{part}{probe}": 0.5 for part in ("", "matchings/") for probe in _CHOICES}
 CHANCE["importance/rank_biserial"] = 0.0
 """The results of a model that knows nothing."""
-FILLER_SHARES = (0.0, 0.4, 0.8)
-"""Shares of filler in the distractor probe."""
+VERSION = 2
+"""It rises with every figure that is added or changed. Trained models are then probed again."""
 _CHUNK = 64
 
 
@@ -113,19 +116,6 @@ def _text(plan: PhantomPlan, section: Section) -> str:
     return {"both": report.text, "findings": report.findings, "impression": report.impression}[section]
 
 
-def _scores(model: TrainedModel, plans: Sequence[PhantomPlan], texts: Sequence[str]) -> dict[str, Tensor]:
-    """Scores ``[I,T]`` of the pictures of all plans with all texts: of the head, and of its matchings alone."""
-    head, encoded = model.module.head, model.encode_text(texts)
-    parts: dict[str, list[Tensor]] = {"": []}
-    for start in range(0, len(plans), _CHUNK):
-        pictures = [render(plan, model.image_size).image for plan in plans[start : start + _CHUNK]]
-        image = model.encode_image(pictures)
-        parts[""].append(head.similarity(image, encoded).float())
-        if isinstance(head, ScoresMatchings):
-            parts.setdefault("matchings/", []).append(head.local_scores(image, encoded).float())
-    return {part: torch.cat(rows) for part, rows in parts.items()}
-
-
 @torch.inference_mode()
 def choice_accuracy(model: TrainedModel, pairs: Sequence[Pair], section: Section) -> dict[str, float]:
     """How often a radiograph's own report scores higher than the other one of its pair. A tie counts as wrong."""
@@ -134,42 +124,11 @@ def choice_accuracy(model: TrainedModel, pairs: Sequence[Pair], section: Section
     for start in range(0, len(pairs), step):
         plans = [plan for pair in pairs[start : start + step] for plan in pair]
         picture = torch.arange(len(plans))
-        for part, scores in _scores(model, plans, [_text(plan, section) for plan in plans]).items():
+        texts = model.encode_text([_text(plan, section) for plan in plans])
+        for part, scores in scores_of(model, encode(model, plans), texts).items():
             both = scores.view(len(plans), -1, 2)[picture, picture // 2]  # [2n,2]
             wins.setdefault(part, []).append(both[picture, picture % 2] > both[picture, 1 - picture % 2])
     return {part: float(torch.cat(rows).double().mean()) for part, rows in wins.items()}
-
-
-def pad_with_filler(plan: PhantomPlan, share: float, rng: np.random.Generator) -> str:
-    """The sentences of an impression, in their order, among filler. ``share`` is that of filler in all sentences."""
-    spans = [span for span in plan.report.sentences if span[0] > len(plan.report.findings)]
-    sentences = [plan.report.text[start:end] for start, end in spans]
-    for filler in rng.permutation(np.array(FILLER_SENTENCES))[: round(len(sentences) * share / (1 - share))]:
-        sentences.insert(int(rng.integers(len(sentences) + 1)), str(filler))
-    return " ".join(sentences)
-
-
-@torch.inference_mode()
-def distractor_recall(
-    model: TrainedModel, n: int, mix: Mapping[str, float], share: float, seed: int
-) -> dict[str, float]:
-    """R@5 among ``n`` radiographs with this share of filler, the mean of both directions.
-
-    Equal reports are one report. A tie counts as wrong.
-    """
-    plans = [plan_phantom(i, seed=seed, mix=mix, normal=0.2, max_findings=2, filler=0.0) for i in range(n)]
-    # Reports with equal impressions are one report, whatever their filler.
-    plans_by_impression = {plan.report.impression: plan for plan in reversed(plans)}
-    rng = np.random.default_rng([seed, int(100 * share)])
-    texts = [pad_with_filler(plan, share, rng) for plan in plans_by_impression.values()]
-    column = torch.tensor([list(plans_by_impression).index(plan.report.impression) for plan in plans])
-    return {part: _recall(scores, column) for part, scores in _scores(model, plans, texts).items()}
-
-
-def _recall(scores: Tensor, column: Tensor) -> float:
-    block = [(column, scores)]
-    both = ranks(block, block, scores.shape[1], scores.device)
-    return float(np.mean([(of_side <= 5).double().mean().item() for of_side in both]))
 
 
 def _words(model: TrainedModel, plan: PhantomPlan, section: Section) -> tuple[list[int | None], list[str]]:
@@ -188,17 +147,19 @@ def _words(model: TrainedModel, plan: PhantomPlan, section: Section) -> tuple[li
 def word_probes(model: TrainedModel, n: int, mix: dict[str, float], section: Section, seed: int) -> dict[str, float]:
     """Two probes of single words.
 
-    The pointing game of words that name a finding, with its chance by the box's area. And how much more these words weigh
-    than those of filler.
+    The pointing game of words that name a finding, with its chance by the box's area, and how flat their attention is. And
+    how much more these words weigh than those of filler.
     """
     head, size = model.module.head, model.image_size
-    hits, areas, effects = [], [], []
+    hits, areas, flat, effects = [], [], [], []
     plans = [plan_phantom(i, seed=seed, mix=mix, normal=0.0, max_findings=2, filler=0.4) for i in range(n)]
     for plan in plans:
         radiograph, text = render(plan, size), _text(plan, section)
         named, roles = _words(model, plan, section)
         if isinstance(head, Grounds):
             _, maps = model.heatmap(radiograph.image, text)
+            attention = head.heatmap(model.encode_image([radiograph.image]), model.encode_text([text]))[0]
+            flatness_of_words = flatness(attention.double().cpu().numpy())
             for k, finding in enumerate(radiograph.findings):
                 words = [i for i, finding_named in enumerate(named) if finding_named == k]
                 if words:
@@ -206,6 +167,7 @@ def word_probes(model: TrainedModel, n: int, mix: dict[str, float], section: Sec
                     x0, y0, x1, y1 = finding.box
                     hits.append(x0 <= x < x1 and y0 <= y < y1)
                     areas.append((x1 - x0) * (y1 - y0) / size**2)
+                    flat.append(float(flatness_of_words[words].mean()))
         if isinstance(head, WeighsWords) and head.weighs_words:
             weights, kind = model.importance(radiograph.image, text), np.array(roles)
             telling, filler = weights[kind == "finding"], weights[kind == "filler"]
@@ -214,8 +176,9 @@ def word_probes(model: TrainedModel, n: int, mix: dict[str, float], section: Sec
                 effects.append(float(above))
     results: dict[str, float] = {}
     if hits:
-        results |= {"grounding/pointing": float(np.mean(hits)), "grounding/chance": float(np.mean(areas))}
-        results["grounding/over_chance"] = results["grounding/pointing"] / results["grounding/chance"]
+        pointing, chance = float(np.mean(hits)), float(np.mean(areas))
+        results |= {"grounding/pointing": pointing, "grounding/pointing/chance": chance}
+        results |= {"grounding/over_chance": pointing / chance, "grounding/entropy": float(np.mean(flat))}
     if effects:
         results["importance/rank_biserial"] = float(np.mean(effects))
     return results
@@ -242,11 +205,18 @@ def run_probes(
         - ``pair``, ``pair/side``, ``pair/zone``, the same three as ``pair/mild``, and ``swap``: shares of right choices.
           Chance is 0.5.
         - ``distractor/0.8`` and the like: R@5 at a share of filler. ``distractor`` is that at 0.8.
+        - ``long``: R@5 among reports of 60 to 90 words, at a share of 0.8. ``long/cut`` is the share of these reports that the
+          text tower's limit has cut. It is there only if some were.
         - All of these as ``matchings/pair`` and the like, by the score of the head's matchings alone, if it has one.
-        - ``grounding/pointing``, ``grounding/chance`` (the mean share of the picture that a box takes) and their ratio
-          ``grounding/over_chance``, if the head grounds words.
+        - ``matchings/own``, ``matchings/other_regions``, ``matchings/other_pooled``: R@5 of that score at a share of 0.4, as it
+          is, with another image's regions, and with another image's pooled vector. A local score must fall to chance with the
+          first, and stay with the second.
+        - ``grounding/pointing``, its ratio to chance ``grounding/over_chance``, and ``grounding/entropy``, if the head grounds
+          words. The entropy of a word's attention over regions is divided by the logarithm of their number: 0 is a single
+          region, and 1 is all alike.
         - ``importance/rank_biserial``, of the words of findings over those of filler within a report, from -1 to 1, if the
           head weighs words.
+        - The chance of any of these figures as ``NAME/chance``, where it depends on the phantoms. The others are in ``CHANCE``.
     """
     weights = dict(mix) if mix is not None else {name: kind.share for name, kind in KINDS.items()}
     seen = [name for name, weight in weights.items() if weight > 0]
@@ -258,13 +228,10 @@ def run_probes(
         "pair/mild/zone": choice_accuracy(model, mildest_pairs(zones), section),
         "swap": choice_accuracy(model, swaps(pairs, seen, seed), section),
     }
-    probes |= {
-        f"distractor/{share}": distractor_recall(model, pairs, weights, share, seed + 1) for share in FILLER_SHARES
-    }
     results: dict[str, float] = {}
     for part in probes["swap"]:
         for pair in ("pair", "pair/mild"):
             results[f"{part}{pair}"] = (probes[f"{pair}/side"][part] + probes[f"{pair}/zone"][part]) / 2
         results |= {f"{part}{probe}": values[part] for probe, values in probes.items()}
-        results[f"{part}distractor"] = results[f"{part}distractor/{FILLER_SHARES[-1]}"]
+    results |= distractor_probes(model, pairs, weights, seed + 1) | long_probe(model, pairs, weights, seed + 3)
     return results | word_probes(model, pairs, weights, section, seed + 2)

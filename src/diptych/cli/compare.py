@@ -51,7 +51,9 @@ class Run:
     seed: int
     folder: Path
     description: dict[str, Any]
-    """All that the run's figures depend on, in the types of JSON."""
+    """All that the trained model depends on, in the types of JSON."""
+    pairs: int | None = None
+    """Pairs of phantoms in each probe. None takes the probes' own number."""
 
     @property
     def name(self) -> str:
@@ -84,9 +86,22 @@ class Run:
             ) from None
         return [key for key, value in self.description.items() if before.get(key) != value]
 
+    @property
+    def probing(self) -> dict[str, Any]:
+        """All that the probes' figures depend on, besides the trained model."""
+        return {"probe_pairs": self.pairs, "probe_version": _data(self)[0].probe_version}
+
+    def unprobed(self) -> str:
+        """Why the probes are to be made, or made again. Empty if they are there, and are what they would be now."""
+        if not self.probes.is_file():
+            return "probed"
+        before = json.loads(self.probes.read_text(encoding="utf-8")).get("made_with", {})
+        changed = [key for key, value in self.probing.items() if before.get(key) != value]
+        return f"probed again, for its {', '.join(changed)} changed" if changed else ""
+
     def complete(self) -> bool:
         """Whether all its figures are there, and are what they would be now."""
-        return self.changed() == [] and self.results.is_file() and self.probes.is_file()
+        return self.changed() == [] and self.results.is_file() and not self.unprobed()
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -225,7 +240,7 @@ def _data(run: Run) -> tuple[type[RadiographDataModule], dict[str, Any]]:
     return find(DATAMODULES, data["class_path"].rpartition(".")[2]).load(), data["init_args"]
 
 
-def _probe(run: Run, pairs: int | None) -> None:
+def _probe(run: Run) -> None:
     """Run the datamodule's probes on the trained model, with the findings and report sections of its training."""
     import torch
 
@@ -236,10 +251,11 @@ def _probe(run: Run, pairs: int | None) -> None:
     checkpoint = run.folder / "checkpoints" / "last.ckpt"
     model = load(checkpoint, device="cuda" if torch.cuda.is_available() else "cpu")
     facts = _facts(run, model.module) | {"steps": float(read_checkpoint(checkpoint)["global_step"])}
-    _write(run.probes, {"probes": data.probes(model, options, pairs), "facts": facts})
+    figures = data.probes(model, options, run.pairs)
+    _write(run.probes, {"probes": figures, "facts": facts, "made_with": run.probing})
 
 
-def carry_out(run: Run, recipe: Path, extra: Sequence[str], pairs: int | None) -> str:
+def carry_out(run: Run, recipe: Path, extra: Sequence[str]) -> str:
     """Train, test and probe a run as far as that is missing, and say what was done.
 
     Raises:
@@ -267,8 +283,8 @@ def carry_out(run: Run, recipe: Path, extra: Sequence[str], pairs: int | None) -
         command = ["test", "-c", str(run.folder / "config.yaml"), "--run", str(run.folder), "--ckpt_path", "last"]
         _call(command, run.folder / "test.log", f"{run.name}: diptych test")
     elif changed is not None:
-        summary = "probed"
-    _probe(run, pairs)
+        summary = run.unprobed()
+    _probe(run)
     return summary
 
 
@@ -286,9 +302,10 @@ def outcome(run: Run) -> Outcome:
         # A text belongs to images / texts images on average, so chance is nearly the same in both directions.
         chance["retrieval/r@5"] = min(1.0, 5 / results["protocol"]["retrieval"]["texts"])
     metrics |= {name: value for name, value in test.items() if name.endswith("/auroc/macro")}
-    metrics |= {name: math.nan if value is None else value for name, value in probes["probes"].items()}
-    if "grounding/chance" in metrics:
-        chance["grounding/pointing"] = metrics.pop("grounding/chance")
+    for name, value in probes["probes"].items():
+        known, _, last = name.rpartition("/")
+        figures, key = (chance, known) if last == "chance" else (metrics, name)
+        figures[key] = math.nan if value is None else value
     return Outcome(run.variant.name, run.seed, metrics, probes["facts"], chance)
 
 
@@ -297,12 +314,12 @@ def _runs(
 ) -> list[Run]:
     files = [Path(option.rpartition("=")[2]) for option in extra]
     options = [path.read_text() if path.is_file() else option for path, option in zip(files, extra, strict=True)]
-    common = {"recipe": _mapping(recipe), "options": options, "probe_pairs": pairs, "version": __version__}
+    common = {"recipe": _mapping(recipe), "options": options, "version": __version__}
     runs = []
     for variant in variants:
         for seed in seeds:
             description = json.dumps({**common, "variant": variant.model, "seed": seed}, default=str)
-            runs.append(Run(variant, seed, root / variant.name / f"seed{seed}", json.loads(description)))
+            runs.append(Run(variant, seed, root / variant.name / f"seed{seed}", json.loads(description), pairs))
     return runs
 
 
@@ -340,7 +357,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     todo = [run for run in runs if args.only is None or run.variant.name in args.only]
     for i, run in enumerate(todo):
         print(f"[{i + 1}/{len(todo)}] {run.name} ...", end=" ", flush=True)
-        print(carry_out(run, args.config, extra, args.probe_pairs), flush=True)
+        print(carry_out(run, args.config, extra), flush=True)
     complete = [run for run in runs if run.complete()]
     title = f"{args.config.name}, {source.name}, diptych {__version__}"
     missing = [run.name for run in runs if run not in complete]

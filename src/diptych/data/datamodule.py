@@ -134,10 +134,14 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
 
     probe_chances: ClassVar[Mapping[str, float]] = {}
     """The figures of a model that knows nothing, in each of :meth:`probes`."""
+    probe_version: ClassVar[int] = 1
+    """It rises with every figure that :meth:`probes` adds or changes. Trained models are then probed again."""
 
     @classmethod
     def probes(cls, model: Any, options: Mapping[str, Any], pairs: int | None) -> dict[str, float]:
         """Figures on data made for the purpose. ``diptych compare`` puts them beside those of the test.
+
+        A figure named ``NAME/chance`` is what the figure ``NAME`` would be if the model knew nothing.
 
         Args:
             model: a trained ``TrainedModel``.

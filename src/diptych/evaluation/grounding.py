@@ -21,11 +21,13 @@ from diptych.evaluation.base import EmbedText, Evaluator, Head
 from diptych.evaluation.prompts import Entry, PromptSet, label_columns, load_prompts
 from diptych.head import Grounds
 from diptych.metrics.bootstrap import Metric
-from diptych.metrics.localisation import MEASURES
+from diptych.metrics.localisation import MEASURES, flatness
 from diptych.metrics.regions import at_pixels, in_picture, region_measures, region_metrics, regions_of
 from diptych.types import Batch, Embedding
 
 __all__ = ["Grounding", "Phrase", "Picture", "map_of"]
+
+_MEASURES = (*MEASURES, "entropy")
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,8 @@ class Grounding(Evaluator):
     - ``cnr``: the contrast-to-noise ratio, signed.
     - ``miou`` and ``dice``: means over the thresholds 0.1 to 0.5 of the map, stretched to 0..1.
     - ``auroc``: of the pixels in the region against the others.
+    - ``entropy``: of the marked words' attention over the regions, before any mean, over the logarithm of their number. 0 is a
+      single region, 1 is all alike.
 
     Args:
         prompts: the phrases, by the name of a shipped prompt set or the path of a YAML file. Entries that the data set does
@@ -167,7 +171,7 @@ class Grounding(Evaluator):
         rows = self._samples.add(batch)
         if not self._columns or len(rows) == 0:
             return
-        values = torch.full((len(rows), len(self._columns), len(MEASURES) + 1), torch.nan, dtype=torch.float64)
+        values = torch.full((len(rows), len(self._columns), len(_MEASURES) + 1), torch.nan, dtype=torch.float64)
         self._values.append(values)
         if batch.boxes is None and batch.masks is None:
             self._counts[0] += len(rows)
@@ -178,39 +182,44 @@ class Grounding(Evaluator):
         for j, (entry, columns) in enumerate(self._columns.items()):
             regions = regions_of(batch, rows, columns, self.findings, self.name)  # [n,H,V]
             present = regions.flatten(1).any(dim=1).nonzero().flatten()
-            for i, heat in zip(present.tolist(), self._maps(entry, image, rows[present], inputs, head), strict=True):
+            maps, entropies = self._maps(entry, image, rows[present], inputs, head)
+            for i, heat, entropy in zip(present.tolist(), maps, entropies.tolist(), strict=True):
                 measures = region_measures(heat, regions[i], picture_areas[i])
                 if measures is None:
                     self._counts[2] += 1
                     continue
-                values[i, j] = torch.tensor(measures, dtype=torch.float64)
+                values[i, j] = torch.tensor([*measures[:-1], entropy, measures[-1]], dtype=torch.float64)
                 if self._wanted and (
                     len(self.pictures) < self._wanted or batch.index[rows[i]] < self.pictures[-1].index
                 ):
                     self.pictures.append(self._picture(batch, int(rows[i]), entry, regions[i], heat, values[i, j, :-1]))
                     self.pictures = sorted(self.pictures, key=lambda picture: picture.index)[: self._wanted]
 
-    def _maps(self, entry: Entry, image: Embedding, rows: Tensor, inputs: Tensor, head: Grounds[Any]) -> Tensor:
-        """The maps ``[n,H,V]`` of a finding in some rows, at the pixels of the network's input, on the CPU."""
-        parts = [torch.zeros(0, *inputs.shape[-2:])]
+    def _maps(
+        self, entry: Entry, image: Embedding, rows: Tensor, inputs: Tensor, head: Grounds[Any]
+    ) -> tuple[Tensor, Tensor]:
+        """A finding in some rows, on the CPU: maps ``[n,H,V]`` at the pixels of the network's input, and entropies ``[n]``."""
+        parts, entropies = [torch.zeros(0, *inputs.shape[-2:])], [torch.zeros(0)]
         for start in range(0, len(rows), scoring.IMAGES):
             # A block is filled up with the first images. Products of one shape round alike, whatever the batch.
             block = rows[torch.arange(start, start + scoring.IMAGES) % len(rows)]
             images = image.select(block)
-            maps = []
+            maps, flat = [], []
             for phrase, text in self._phrases[entry]:
                 heat = head.heatmap(images, text.select(torch.zeros(len(block), dtype=torch.int64))).double()
                 maps.append(map_of(heat, phrase, type(head).__name__))
+                flat.append(flatness(heat[:, list(phrase.words)].cpu().numpy()).mean(axis=1))
             whole = torch.stack(maps).mean(dim=0)[: len(rows) - start]
             parts.append(at_pixels(whole, *inputs.shape[-2:]).float().cpu())  # float hides the last bits
-        return torch.cat(parts)
+            entropies.append(torch.from_numpy(np.mean(flat, axis=0))[: len(rows) - start].float())
+        return torch.cat(parts), torch.cat(entropies)
 
     def _picture(self, batch: Batch, i: int, entry: Entry, region: Tensor, heat: Tensor, values: Tensor) -> Picture:
         boxes = None
         if batch.boxes is not None:
             own = [box for box in batch.boxes[i].cpu().numpy() if int(box[4]) in self._columns[entry]]
             boxes = np.stack(own)
-        measures = ", ".join(f"{name} {value:.2f}" for name, value in zip(MEASURES, values.tolist(), strict=True))
+        measures = ", ".join(f"{name} {value:.2f}" for name, value in zip(_MEASURES, values.tolist(), strict=True))
         text = f"{batch.ids[i]}, {entry.name}: {measures}"
         sample = Sample(batch.image[i, 0].cpu().numpy(), text=text, boxes=boxes, mask=region.numpy())
         index = int(batch.index[i])
@@ -229,9 +238,9 @@ class Grounding(Evaluator):
         if without:
             raise DataError(f"{self.name}: {without} of {self.count} images have neither boxes nor masks; drop these")
         number = len(self._columns)
-        none = torch.zeros(0, number, len(MEASURES) + 1, dtype=torch.float64)
+        none = torch.zeros(0, number, len(_MEASURES) + 1, dtype=torch.float64)
         table = self._samples.values(torch.cat([none, *self._values])).numpy()
-        results, facts = region_metrics(table, [entry.name for entry in self._columns], weights)
+        results, facts = region_metrics(table, [entry.name for entry in self._columns], weights, _MEASURES)
         self._facts |= {
             "region": "union of the boxes" if boxed else "mask",
             "map": "heatmap of the words in braces, mean over words and phrases, bilinear to the network's input",

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import entr
 
 from diptych.metrics import measures as metrics
 
-__all__ = ["MEASURES", "THRESHOLDS", "contrast_to_noise", "measures", "overlap", "pointing", "stretch"]
+__all__ = ["MEASURES", "THRESHOLDS", "contrast_to_noise", "flatness", "measures", "overlap", "pointing", "stretch"]
 
 Array = NDArray[Any]
 
@@ -91,6 +92,18 @@ def overlap(heat: Array, inside: Array, thresholds: Sequence[float] = THRESHOLDS
         shares.append((both / either, 2 * both / (int(bright.sum()) + area)))
     iou, dice = np.mean(shares, axis=0)
     return float(iou), float(dice)
+
+
+def flatness(weights: Array) -> Array:
+    """The entropy ``[...]`` of weights ``[...,R]`` that sum to 1, over the logarithm of their number.
+
+    0 is a single region, and 1 is all regions alike. Of one region it is 0.
+
+    >>> flatness(np.array([[0.5, 0.5], [1.0, 0.0]])).tolist()
+    [1.0, 0.0]
+    """
+    flat: Array = entr(weights).sum(axis=-1) / np.log(max(2, weights.shape[-1]))
+    return flat
 
 
 def measures(heat: Array, inside: Array) -> tuple[float, ...]:

@@ -16,7 +16,8 @@ from diptych.errors import ConfigError, DataError
 from diptych.metrics import measures as metrics
 from diptych.metrics.bootstrap import Metric
 from diptych.metrics.classification import with_macro
-from diptych.metrics.localisation import MEASURES, measures
+from diptych.metrics.localisation import MEASURES
+from diptych.metrics.localisation import measures as measures_of
 from diptych.types import Batch
 
 __all__ = ["at_pixels", "in_picture", "region_measures", "region_metrics", "regions_of"]
@@ -102,16 +103,20 @@ def region_measures(heat: Tensor, region: Tensor, picture: Tensor) -> list[float
     """
     counted = picture | region
     level, inside = heat[counted].numpy(), region[counted].numpy()
-    return None if inside.all() else [*measures(level, inside), float(inside.mean())]
+    return None if inside.all() else [*measures_of(level, inside), float(inside.mean())]
 
 
-def region_metrics(table: Array, names: Sequence[str], weights: Array) -> tuple[dict[str, Metric], dict[str, Any]]:
+def region_metrics(
+    table: Array, names: Sequence[str], weights: Array, measures: Sequence[str] = MEASURES
+) -> tuple[dict[str, Metric], dict[str, Any]]:
     """Means over images of :func:`region_measures`, named ``pointing/<finding>``, ``pointing/macro`` and so on.
 
     Args:
-        table: ``[n,L,6]``, the measures of each image and finding, NaN where it has no region.
+        table: ``[n,L,M+1]``, ``M`` measures of each image and finding, then the share of the picture that its region takes. All
+            are NaN where it has no region.
         names: of the ``L`` findings.
         weights: ``[1+R,n]``, how often each image counts. The first row is all ones.
+        measures: names of the ``M`` measures.
 
     Returns:
         Metrics by name, and facts for the protocol.
@@ -122,7 +127,7 @@ def region_metrics(table: Array, names: Sequence[str], weights: Array) -> tuple[
     counts = {name: len(values) for name, (values, _) in own.items()}
     means = {
         measure: {name: metrics.mean(values[:, m], mine) for name, (values, mine) in own.items()}
-        for m, measure in enumerate(MEASURES)
+        for m, measure in enumerate(measures)
     }
     facts = {
         "images": counts,
