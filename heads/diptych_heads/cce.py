@@ -52,7 +52,7 @@ def patch_views(vectors: Tensor, centre: Literal["image", "patch"] = "image") ->
     return F.unit(vectors - vectors.mean(1 if centre == "image" else 2, keepdim=True))
 
 
-def draw_patches(rows: Tensor, patches: int, share: float, step: int) -> Tensor:
+def draw_patches(rows: Tensor, patches: int, share: float, step: int | Tensor) -> Tensor:
     """Masks ``round(share * R)`` patches of each image, at least one and not all: ``[B,R]`` bool, True if masked.
 
     The mask depends only on the step and on the pair's row in the whole job's batch. No random generator is used. So the
@@ -65,10 +65,10 @@ def draw_patches(rows: Tensor, patches: int, share: float, step: int) -> Tensor:
         rows: ``[B]`` int64, the pairs' rows in the whole job's batch.
         patches: ``R``.
         share: of the patches that are masked, in (0, 1).
-        step: of training.
+        step: of training. As a scalar tensor it may change without new compiled code.
     """
     numbers = rows.unsqueeze(1) * patches + torch.arange(patches, device=rows.device)
-    order = _mixed(numbers + _mixed(torch.full_like(numbers, step))).argsort(1)  # a random permutation
+    order = _mixed(numbers + _mixed(torch.zeros_like(numbers) + step)).argsort(1)  # a random permutation
     return order.argsort(1) < min(max(1, round(share * patches)), patches - 1)
 
 
@@ -193,6 +193,7 @@ class Cce(AlignmentHead[CceEmbedding]):
             with torch.no_grad():
                 self.teacher.weight.copy_(self.patches.weight)
         self._step: int | None = None
+        self._step_drawn = torch.zeros((), dtype=torch.int64)
 
     def start_step(self, epoch: int, step: int, total_steps: int) -> None:
         """Raise the weight, mask other patches, and move the teacher towards the projection."""
@@ -202,6 +203,7 @@ class Cce(AlignmentHead[CceEmbedding]):
             with torch.no_grad():
                 self.teacher.weight.lerp_(self.patches.weight, 1 - self.decay)
         self._step = step
+        self._step_drawn = torch.full((), step, device=self.mask_token.device)
 
     def embed_image(self, image: Features) -> CceEmbedding:
         """The patches, their places and their target views. Outside training it holds ``pooled`` alone."""
@@ -240,7 +242,7 @@ class Cce(AlignmentHead[CceEmbedding]):
             return {}  # evaluation keeps none of this
         patches, views, words = image.patches, image.views, text.words
         assert text.word_mask is not None  # comes with the words
-        masked = draw_patches(rows, patches.shape[1], self.share, self._step or 0)
+        masked = draw_patches(rows, patches.shape[1], self.share, self._step_drawn)
         x = torch.where(masked.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
         x = x + F.sine_code(image.places, x.shape[-1])
         terms = {"cce": correlation_loss(self._predict(x, words, text.word_mask), views, masked, self.beta)}

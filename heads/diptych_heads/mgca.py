@@ -220,6 +220,7 @@ class MGCA(ScaledHead[AttendedEmbedding]):
         self.sinkhorn_iterations = sinkhorn_iterations
         self.frozen_epochs = frozen_epochs
         self.epoch = 0
+        self.frozen = frozen_epochs > 0
         self.scale = F.LogitScale(temperature, learn=learn_temperature)
         self.image_projection = _Projection(dims.image, hidden, width)
         self.text_projection = _Projection(dims.text, hidden, width)
@@ -230,6 +231,7 @@ class MGCA(ScaledHead[AttendedEmbedding]):
     def start_step(self, epoch: int, step: int, total_steps: int) -> None:
         """Take the present epoch, which decides whether the prototypes move."""
         self.epoch = epoch
+        self.frozen = epoch < self.frozen_epochs  # compiled code is made anew when this changes, not in every epoch
 
     def embed_image(self, image: Features) -> AttendedEmbedding:
         """``pooled`` ``[I,E]`` and ``tokens`` ``[I,N,E]``: regions, all of which are real."""
@@ -258,7 +260,7 @@ class MGCA(ScaledHead[AttendedEmbedding]):
         """``instance`` over all ``B * W`` pairs, each scored once over the job. The others are over this process's pairs."""
         logits = self.scale() * self.similarity(here.image, world.text)  # [B,B*W]
         prototypes = F.unit(self.prototypes)
-        if self.epoch < self.frozen_epochs:
+        if self.frozen:
             prototypes = prototypes.detach() + 0 * prototypes  # no gradient at all would make DDP wait for one
         scores = torch.stack([F.dot_products(panel.pooled, prototypes) for panel in (here.image, here.text)])  # [2,B,K]
         codes = assign(scores, self.epsilon, self.sinkhorn_iterations)

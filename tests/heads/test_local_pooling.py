@@ -120,7 +120,7 @@ def test_blocks_change_nothing_and_without_gradients_neither(options, monkeypatc
 def test_blocks_that_are_not_cut_as_on_a_gpu_change_nothing(options, monkeypatch):
     v, t, mask = grid(options, images=4, texts=5, regions=6)
     whole = value_and_gradients(lambda: equations.local_scores(v, t, mask, **options), v, t)
-    monkeypatch.setattr(blockwise, "_on_cpu", lambda _: False)
+    monkeypatch.setattr(blockwise, "on_cpu", lambda _: False)
     monkeypatch.setattr(equations, "block_bytes", lambda *_: 2000)
     for a, b in zip(
         value_and_gradients(lambda: equations.local_scores(v, t, mask, **options), v, t), whole, strict=True
@@ -132,7 +132,7 @@ def test_blocks_that_are_not_cut_as_on_a_gpu_change_nothing(options, monkeypatch
 @pytest.mark.parametrize("options", [FORMS[i] for i in (0, 4, 5, 6, 7)], ids=lambda o: "-".join(map(str, o.values())))
 def test_the_pair_scores_compile_as_one_graph(options, monkeypatch):
     """With the written backward; as on a GPU, since the CPU's cutting reads the lengths of the reports."""
-    monkeypatch.setattr(blockwise, "_on_cpu", lambda x: False)
+    monkeypatch.setattr(blockwise, "on_cpu", lambda x: False)
     v, t, mask = grid(options, dtype=torch.float32)
 
     def scores(v, t):

@@ -85,7 +85,7 @@ def test_blocks_that_are_not_cut_as_on_a_gpu_change_nothing(options, monkeypatch
     model, raw = step(options), twins.raw_batch()
     raw.mask[3] = False
     whole = value_and_gradients(model, model.head.local_scores(*model.embed(raw)))
-    monkeypatch.setattr(blockwise, "_on_cpu", lambda _: False)
+    monkeypatch.setattr(blockwise, "on_cpu", lambda _: False)
     monkeypatch.setattr(blockwise, "block_bytes", lambda *_: 2**13)
     same(value_and_gradients(model, model.head.local_scores(*model.embed(raw))), whole, 1e-12)
 

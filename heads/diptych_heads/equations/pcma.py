@@ -10,7 +10,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from diptych.nn.blockwise import block_bytes
+from diptych.nn.blockwise import block_bytes, on_cpu
 from diptych.nn.functional import full, without_autocast
 from diptych.types import Features
 
@@ -186,7 +186,7 @@ def pair_scores(
     """
     with without_autocast(observations):
         v, t = full(observations), full(sentences)
-        if v.device.type == "cpu":  # a GPU would have to be waited for
+        if on_cpu(v):
             longest = max(1, int(mask.sum(1).max())) if len(mask) else 1
             t, mask = t[:, :longest], mask[:, :longest]
             hashes = None if hashes is None else (hashes[0], hashes[1][:, :longest])

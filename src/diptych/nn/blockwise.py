@@ -12,16 +12,17 @@ from torch.utils.checkpoint import checkpoint
 
 from diptych.types import TokenEmbedding
 
-__all__ = ["block_bytes", "blockwise", "bytes_kept", "column_blocks"]
+__all__ = ["block_bytes", "blockwise", "bytes_kept", "column_blocks", "on_cpu"]
 
 
-def _on_cpu(x: Tensor) -> bool:
+def on_cpu(x: Tensor) -> bool:
+    """Whether to read numbers from a tensor. A GPU would have to be waited for."""
     return x.device.type == "cpu"
 
 
 def block_bytes(x: Tensor, byte_budget: int) -> int:
     """Bytes of a block. It fits a CPU's cache, or fills a GPU. It is within the budget, but not below 2 MiB, for speed."""
-    largest = 2**23 if _on_cpu(x) else 2**27
+    largest = 2**23 if on_cpu(x) else 2**27
     return min(max(byte_budget, 2**21), largest)
 
 
@@ -66,7 +67,7 @@ def column_blocks(mask: Tensor, bytes_a_word: int, block_bytes: int) -> Iterator
         block_bytes: bytes of a block. A block has at least one column.
     """
     texts, longest = mask.shape
-    if not _on_cpu(mask):
+    if not on_cpu(mask):
         step = max(1, block_bytes // (bytes_a_word * max(1, longest)))
         for start in range(0, texts, step):
             yield slice(start, start + step), longest
