@@ -16,7 +16,8 @@ from mini import IMAGE, ROOT, TEXT, TRAINER
 from PIL import Image
 from scipy import stats
 
-from diptych.cli import compare
+from diptych.cli import children, compare
+from diptych.cli.variants import read_variants
 from diptych.errors import ConfigError
 from diptych.results.comparison import Comparison, Outcome, disjoint_pairs, summarise
 from diptych.results.dotplot import _BAR, _CHANCE, _DOT, _MEAN, draw, span, ticks
@@ -81,7 +82,7 @@ def commands(monkeypatch):
         log.write_text(result.stdout + result.stderr)
         assert result.returncode == 0, result.stderr
 
-    monkeypatch.setattr(compare, "_call", call)
+    monkeypatch.setattr(compare, "call", call)
     return done
 
 
@@ -253,33 +254,137 @@ def test_a_failed_run_is_named_with_its_log(files):
         run(files)
     log = files / "out/steep/seed0/fit.log"
     assert str(error.value).startswith("steep seed 0: diptych fit failed: head local_pooling: scale is 1000")
+    assert not (files / "out/steep/seed1").exists()  # the fault may be in all of them
     assert str(error.value).endswith(f"(log: {log})")
     assert log.is_file()
 
 
-def test_a_comparison_that_is_ended_ends_its_run(tmp_path):
+def test_a_run_that_fails_does_not_stop_the_others(files, asked, commands, monkeypatch, capsys):
+    fit = compare.call
+
+    def call(command, log, what):
+        if what.startswith(("words seed 0", "plain seed 1")):
+            raise ConfigError(f"{what} failed: no more memory")
+        fit(command, log, what)
+
+    monkeypatch.setattr(compare, "call", call)
+    with pytest.raises(
+        ConfigError, match=r"^2 runs failed, the first: plain seed 1: diptych fit failed: no more memory$"
+    ):
+        run(files)
+    assert [line for line in capsys.readouterr().out.splitlines() if " ... " in line] == [
+        "[1/4] plain seed 0 ... made",
+        "[2/4] plain seed 1 ... failed",
+        "[3/4] words seed 0 ... failed",
+        "[4/4] words seed 1 ... made",
+    ]
+    assert json.loads((files / "out/compare.json").read_text())["missing"] == ["plain seed 1", "words seed 0"]
+    monkeypatch.setattr(compare, "call", fit)
+    run(files, "--runs-only")
+    assert "written" not in capsys.readouterr().out
+    run(files)
+    assert json.loads((files / "out/compare.json").read_text())["missing"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_several_runs_at_a_time(files, monkeypatch, capsys):
+    """In processes of their own, as users have it."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    run(files, "--probe-pairs", "2", "--jobs", "2", "--only", "plain", seeds=("7", "8"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["[1/2] plain seed 7 begins", "[2/2] plain seed 8 begins"]
+    assert sorted(lines[2:4]) == ["[1/2] plain seed 7 ... made", "[2/2] plain seed 8 ... made"]
+    result = json.loads((files / "out/compare.json").read_text())
+    assert [(r["seed"], r["facts"]["steps"]) for r in result["runs"]] == [(7, 4), (8, 4)]
+    assert result["missing"] == ["words seed 7", "words seed 8"]
+    assert not list((files / "out").glob("*/*.log"))
+    run(files, "--probe-pairs", "2", "--jobs", "2", "--only", "plain", seeds=("7", "8"))
+    assert capsys.readouterr().out.count("there already") == 2
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_runs_in_processes_of_their_own_tell_what_went_wrong(fails, files, monkeypatch, capsys):
+    script = f"echo $OMP_NUM_THREADS $@ >> {files}/words; exit 0"
+    if fails:
+        script = "echo diptych: error: plain seed 0: diptych fit failed: no more memory; exit 2"
+    monkeypatch.setattr(sys, "executable", stand_in(files / "python", script))
+    monkeypatch.setattr(compare, "cores", lambda: 7)
+    message = "diptych fit failed: no more memory" if fails else "the recipe or the variants have changed since"
+    with pytest.raises(ConfigError, match=f"^plain seed 0: {message}"):
+        run(files, "--only", "plain", "--jobs", "2", "--", "--trainer.max_epochs", "2", seeds=("0",))
+    assert capsys.readouterr().out.splitlines() == ["[1/1] plain seed 0 begins", "[1/1] plain seed 0 ... failed"]
+    if not fails:
+        own = f"3 -m diptych compare -c {files}/recipe.yaml --variants {files}/variants.yaml --run {files}/out"
+        own += " --only plain --seeds 0 --runs-only -- --trainer.max_epochs 2\n"
+        assert (files / "words").read_text() == own
+
+
+def stand_in(path, script):
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_children_share_the_cores_and_say_how_they_ended(tmp_path, monkeypatch):
+    script = f"cd {tmp_path}; ls *.on | wc -l > $3.beside; echo $OMP_NUM_THREADS > $3.threads; touch $3.on; sleep 1; rm $3.on"
+    script += '; [ "$3" = b ] && echo "diptych: error: $3 is wrong" && exit 2; [ "$3" = c ] && kill -9 $$; exit 0'
+    monkeypatch.setattr(sys, "executable", stand_in(tmp_path / "python", script))
+    ended = []
+    family = [children.Child(name, [name], tmp_path / f"{name}.log") for name in "abcde"]
+    children.run_all(
+        family, 2, lambda child, error: ended.append((child.name, error)), environment={"OMP_NUM_THREADS": "3"}
+    )
+    assert sorted(ended) == [
+        ("a", ""),
+        ("b", f"b failed: b is wrong (log: {tmp_path}/b.log)"),
+        ("c", f"c failed: ended by SIGKILL (log: {tmp_path}/c.log)"),
+        ("d", ""),
+        ("e", ""),
+    ]
+    assert {(tmp_path / f"{name}.threads").read_text() for name in "abcde"} == {"3\n"}
+    assert {int((tmp_path / f"{name}.beside").read_text()) for name in "abcde"} <= {0, 1}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_comparison_that_is_ended_ends_its_runs(jobs, tmp_path):
     """SIGTERM reaches the command alone, as from a job scheduler; a run left alone would write beside the next one."""
-    stand_in = tmp_path / "python"
-    stand_in.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/part; mv {tmp_path}/part {tmp_path}/pid; exec sleep 100\n")
-    stand_in.chmod(0o755)
+    python = stand_in(tmp_path / "python", f"cd {tmp_path}; echo $$ > part$3; mv part$3 pid$3; exec sleep 100")
     code = f"""
-import sys; from pathlib import Path; from diptych.cli import compare
-sys.executable = {str(stand_in)!r}
-compare._call([], Path({str(tmp_path / "log")!r}), "x")
+import sys; from pathlib import Path; from diptych.cli.children import Child, run_all
+sys.executable = {python!r}
+run_all([Child(n, [n], Path({str(tmp_path)!r}, n)) for n in "012"], {jobs}, print)
 """
     command = subprocess.Popen([sys.executable, "-c", code])
     try:
-        end = time.monotonic() + 60
-        while not (tmp_path / "pid").is_file() and time.monotonic() < end:
+        end = time.monotonic() + 200
+        while not all((tmp_path / f"pid{i}").is_file() for i in range(jobs)) and time.monotonic() < end:
             time.sleep(0.05)
-        child = int((tmp_path / "pid").read_text())
+        pids = [int((tmp_path / f"pid{i}").read_text()) for i in range(jobs)]
         command.terminate()
         assert command.wait(20) == 143
-        with pytest.raises(ProcessLookupError):
-            os.kill(child, 0)
+        for pid in pids:
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+        assert not (tmp_path / f"pid{jobs}").exists()  # no further one is started
     finally:
         command.kill()
         command.wait()
+
+
+def test_an_error_here_leaves_no_child_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", stand_in(tmp_path / "python", '[ "$3" = 0 ] && exit 1; exec sleep 100'))
+    found = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: found.append(popen(*a, **k)) or found[-1])
+
+    def ended(child, error):
+        raise ConfigError(error)
+
+    family = [children.Child(name, [name], tmp_path / name) for name in "012"]
+    with pytest.raises(ConfigError, match="0 failed: it said nothing"):
+        children.run_all(family, 2, ended)
+    assert [process.returncode for process in found] == [1, -15]
 
 
 def test_intervals_are_those_of_student():
@@ -356,7 +461,7 @@ def test_axes():
 
 def test_shipped_variants_fit_their_recipe():
     folder = ROOT / "experiments" / "compare"
-    variants = compare.read_variants(folder / "variants.yaml", folder / "phantom.yaml")
+    variants = read_variants(folder / "variants.yaml", folder / "phantom.yaml")
     assert {"global", "local_mean", "reclf", "reclf_none"} <= {variant.name for variant in variants}
     assert next(v for v in variants if v.name == "reclf_none").model["head"]["init_args"]["mode"] == "none"
     assert next(v for v in variants if v.name == "reclf").model["head"]["class_path"] == "reclf"

@@ -5,10 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from diptych.checks import check_number
+from diptych.cli.children import Child, call, cores, run_all
+from diptych.cli.variants import Variant, read_mapping, read_variants
 from diptych.errors import ConfigError
 from diptych.files import replace_text
 from diptych.plugins import DATAMODULES, find
@@ -26,21 +26,11 @@ from diptych.version import __version__
 if TYPE_CHECKING:
     from diptych.data.datamodule import RadiographDataModule
 
-__all__ = ["Run", "Variant", "main", "outcome", "read_variants"]
+__all__ = ["Run", "main", "outcome"]
 
 _OWN = ("--run", "--seed_everything", "--ckpt_path")
 """Options of ``diptych fit`` that this command sets itself."""
 _LOG = "train/seconds_per_step"
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One row of the comparison: a name, and what differs from the recipe."""
-
-    name: str
-    model: dict[str, Any]
-    """The parts of the recipe's ``model`` that it replaces."""
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,6 +54,11 @@ class Run:
     def results(self) -> Path:
         """The file that ``diptych test`` writes last."""
         return self.folder / "results.json"
+
+    @property
+    def last(self) -> Path:
+        """The last checkpoint."""
+        return self.folder / "checkpoints" / "last.ckpt"
 
     @property
     def probes(self) -> Path:
@@ -99,121 +94,20 @@ class Run:
         changed = [key for key, value in self.probing.items() if before.get(key) != value]
         return f"probed again, for its {', '.join(changed)} changed" if changed else ""
 
-    def complete(self) -> bool:
-        """Whether all its figures are there, and are what they would be now."""
-        return self.changed() == [] and self.results.is_file() and not self.unprobed()
+    def todo(self) -> str:
+        """What is to be done, in the words of when it is done. Empty if all figures are there, and are what they would be now.
 
-
-def _mapping(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping with distinct keys."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        content, node = yaml.safe_load(text), yaml.compose(text)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}; name a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or not content:
-        raise ConfigError(f"{path} holds no mapping of names; see experiments/compare for one of each kind")
-    keys = [str(key.value) for key, _ in node.value] if node is not None else []
-    if twice := sorted({key for key in keys if keys.count(key) > 1}):
-        raise ConfigError(f"{path}: {twice[0]} is there twice; the first would be lost, so rename one")
-    return {str(key): value for key, value in content.items()}
-
-
-def read_variants(path: Path, recipe: Path) -> list[Variant]:
-    """Read the variants of a file, in its order. Each is checked against the constructors that it configures.
-
-    Args:
-        path: a YAML file of ``name: {head: NAME, ARGUMENT: VALUE, ...}`` or ``name: {model: {...}}``. Each may have a ``note``.
-        recipe: the recipe that they vary.
-
-    Raises:
-        ConfigError: a variant is wrong. The message names the file, the variant, the key and the remedy.
-    """
-    base = _mapping(recipe).get("model")
-    if not isinstance(base, dict):
-        raise ConfigError(f"{recipe} has no model; give a recipe of `diptych fit`, as experiments/compare/phantom.yaml")
-    if isinstance(base.get("head"), dict) and base["head"].get("init_args"):
-        raise ConfigError(
-            f"{recipe}: model.head has init_args, which variants of the same head would inherit; give them in {path}"
-        )
-    variants = []
-    for name, entry in _mapping(path).items():
-        if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name):
-            raise ConfigError(f"{path}: '{name}' cannot name a folder; use letters, digits, and _ . + -")
-        rest = dict(entry) if isinstance(entry, dict) else {}
-        note = str(rest.pop("note", "") or "")
-        if isinstance(rest.get("model"), dict) and len(rest) == 1:
-            model = dict(rest["model"])
-        elif isinstance(rest.get("head"), str) and "model" not in rest:
-            model = {"head": {"class_path": rest.pop("head"), "init_args": rest}}
-        else:
-            raise ConfigError(
-                f"{path}: {name} is {str(entry)[:80]}; write {{head: NAME, ARGUMENT: VALUE}} or {{model: {{KEY: VALUE}}}}"
-            )
-        variants.append(Variant(name, model, note))
-    _check(variants, base, path, recipe)
-    return variants
-
-
-def _check(variants: Sequence[Variant], base: dict[str, Any], path: Path, recipe: Path) -> None:
-    """Parse all variants now. Otherwise a wrong last one would be found after hours."""
-    import jsonargparse
-
-    from diptych.model.building import register_names
-    from diptych.model.module import AlignmentModule
-
-    register_names()
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(AlignmentModule, "model")
-
-    def parse(model: dict[str, Any], where: str, over: Any = None) -> Any:
-        try:
-            return parser.parse_object({"model": model}, cfg_base=over)
-        except (jsonargparse.ArgumentError, ConfigError, TypeError, ValueError) as error:
-            message = re.sub(r"Type \S*Callable\[.*?\] expects .*?: (?=\w)|\. Got value: Namespace.*", "", str(error))
-            raise ConfigError(f"{where}: {' '.join(message.split())}") from None
-
-    recipe_model = parse(base, str(recipe))
-    for variant in variants:
-        parse(variant.model, f"{path}: {variant.name}", recipe_model)
-
-
-def _call(command: Sequence[str], log: Path, what: str) -> None:
-    """Run ``diptych`` with its output in a file. Signals are passed on to it, so that a run in training saves itself.
-
-    Raises:
-        ConfigError: it failed. The message has its own last message, and names the file.
-    """
-    from diptych.training.interruption import ENDING
-
-    received: list[int] = []
-    with log.open("w", encoding="utf-8") as file:
-        child = subprocess.Popen([sys.executable, "-m", "diptych", *command], stdout=file, stderr=subprocess.STDOUT)
-
-        def pass_on(number: int, frame: object) -> None:
-            received.append(number)
-            child.send_signal(number)
-
-        before = {
-            number: signal.signal(number, pass_on) for number in ENDING if signal.getsignal(number) != signal.SIG_IGN
-        }
-        try:
-            code = child.wait()
-        finally:
-            child.kill()  # an error here must leave no child behind
-            for number, handler in before.items():
-                signal.signal(number, handler)
-    if received:
-        sys.exit(128 + received[0])
-    if code:
-        lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
-        errors = [line.partition("diptych: error: ")[2] for line in lines if line.startswith("diptych: error: ")]
-        last = (errors or [line for line in lines if line] or ["it said nothing"])[-1]
-        if code < 0:
-            last = f"ended by {signal.Signals(-code).name}"
-        raise ConfigError(f"{what} failed: {last} (log: {log})")
+        Raises:
+            ConfigError: the folder was made by something else.
+        """
+        changed = self.changed()
+        if changed is None:
+            return "made"
+        if changed:
+            return f"made again, for its {', '.join(changed)} changed"
+        if self.results.is_file():
+            return self.unprobed()
+        return "taken up where it was interrupted" if self.last.is_file() else "made"
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
@@ -248,9 +142,8 @@ def _probe(run: Run) -> None:
     from diptych.model.inference import load
 
     data, options = _data(run)
-    checkpoint = run.folder / "checkpoints" / "last.ckpt"
-    model = load(checkpoint, device="cuda" if torch.cuda.is_available() else "cpu")
-    facts = _facts(run, model.module) | {"steps": float(read_checkpoint(checkpoint)["global_step"])}
+    model = load(run.last, device="cuda" if torch.cuda.is_available() else "cpu")
+    facts = _facts(run, model.module) | {"steps": float(read_checkpoint(run.last)["global_step"])}
     figures = data.probes(model, options, run.pairs)
     _write(run.probes, {"probes": figures, "facts": facts, "made_with": run.probing})
 
@@ -261,31 +154,100 @@ def carry_out(run: Run, recipe: Path, extra: Sequence[str]) -> str:
     Raises:
         ConfigError: training, testing or probing failed.
     """
-    changed = run.changed()
-    if changed:
-        shutil.rmtree(run.folder)
-    elif run.complete():
+    summary = run.todo()
+    if not summary:
         return "there already"
+    if run.changed():
+        shutil.rmtree(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
     _write(run.folder / "run.json", run.description)
-    summary = f"made again, for its {', '.join(changed)} changed" if changed else "made"
     if not run.results.is_file():
         override = run.folder / "variant.yaml"
         replace_text(override, yaml.safe_dump({"model": run.variant.model}))
         command = ["fit", "-c", str(recipe), *extra, "-c", str(override), "--run", str(run.folder)]
         command += ["--seed_everything", str(run.seed), "--data.loading.seed", str(run.seed)]
-        if (run.folder / "checkpoints" / "last.ckpt").is_file():
-            command += ["--ckpt_path", "last"]
-            summary = "taken up where it was interrupted"
-        else:
-            command.append("--overwrite")  # an interrupted run may have left files before its first checkpoint
-        _call(command, run.folder / "fit.log", f"{run.name}: diptych fit")
+        # An interrupted run may have left files before its first checkpoint.
+        command += ["--ckpt_path", "last"] if run.last.is_file() else ["--overwrite"]
+        call(command, run.folder / "fit.log", f"{run.name}: diptych fit")
         command = ["test", "-c", str(run.folder / "config.yaml"), "--run", str(run.folder), "--ckpt_path", "last"]
-        _call(command, run.folder / "test.log", f"{run.name}: diptych test")
-    elif changed is not None:
-        summary = run.unprobed()
+        call(command, run.folder / "test.log", f"{run.name}: diptych test")
     _probe(run)
     return summary
+
+
+class _Progress:
+    """Prints a line for each run, and keeps the messages of those that failed.
+
+    A run that fails does not stop the others, unless there is none that succeeded: then the fault may be in all of them.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.failed: list[str] = []
+        self._place = {run.name: f"[{i}/{len(runs)}] {run.name}" for i, run in enumerate(runs, 1)}
+        self._succeeded = False
+
+    def begins(self, name: str) -> None:
+        """A run begins."""
+        print(self._place[name], "begins", flush=True)
+
+    def ends(self, name: str, summary: str, error: str = "") -> None:
+        """A run has ended.
+
+        Raises:
+            ConfigError: it failed, and none has succeeded.
+        """
+        print(self._place[name], "...", "failed" if error else summary, flush=True)
+        self._succeeded |= not error
+        if error:
+            self.failed.append(error)
+            if not self._succeeded:
+                raise ConfigError(error)
+
+
+def _one_by_one(runs: Sequence[Run], recipe: Path, extra: Sequence[str], progress: _Progress) -> None:
+    """Carry out runs in this process."""
+    for run in runs:
+        if run.todo():
+            progress.begins(run.name)
+        try:
+            summary, error = carry_out(run, recipe, extra), ""
+        except ConfigError as failure:
+            summary, error = "", str(failure)
+        progress.ends(run.name, summary, error)
+
+
+def _several(runs: Sequence[Run], jobs: int, command: Sequence[str], extra: Sequence[str], progress: _Progress) -> None:
+    """Carry out ``jobs`` runs at a time, each by a ``diptych compare`` of its own, which has its share of the cores.
+
+    Args:
+        runs: the runs.
+        jobs: how many at a time.
+        command: the words of ``diptych compare`` that all of them share.
+        extra: options of every fit.
+        progress: is told of each run.
+    """
+    summaries, children, of = dict[str, str](), [], {run.name: run for run in runs}
+    for run in runs:
+        summaries[run.name] = run.todo()
+        if not summaries[run.name]:
+            progress.ends(run.name, "there already")
+            continue
+        run.folder.parent.mkdir(parents=True, exist_ok=True)
+        own = ["--only", run.variant.name, "--seeds", str(run.seed), "--runs-only", "--", *extra]
+        children.append(Child(run.name, (*command, *own), run.folder.with_suffix(".log")))
+
+    def ended(child: Child, error: str) -> None:
+        error = error.replace(
+            f"{child.name} failed: {child.name}: ", f"{child.name}: ", 1
+        )  # its own message names it too
+        if not error and of[child.name].todo():
+            error = f"{child.name}: the recipe or the variants have changed since the comparison began; start it again"
+        if not error:
+            child.log.unlink()
+        progress.ends(child.name, summaries[child.name], error)
+
+    share = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))}
+    run_all(children, jobs, ended, lambda child: progress.begins(child.name), share)
 
 
 def outcome(run: Run) -> Outcome:
@@ -314,7 +276,7 @@ def _runs(
 ) -> list[Run]:
     files = [Path(option.rpartition("=")[2]) for option in extra]
     options = [path.read_text() if path.is_file() else option for path, option in zip(files, extra, strict=True)]
-    common = {"recipe": _mapping(recipe), "options": options, "version": __version__}
+    common = {"recipe": read_mapping(recipe), "options": options, "version": __version__}
     runs = []
     for variant in variants:
         for seed in seeds:
@@ -345,7 +307,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--run", type=Path, default=Path("runs/compare"), help="folder (default: %(default)s)")
     parser.add_argument("--probe-pairs", type=int, help="pairs of phantoms in each probe (default: the probes' own)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time, which share the cores (default: %(default)s)"
+    )
+    parser.add_argument("--runs-only", action="store_true", help="make the runs, and write no table")
     args = parser.parse_args(words[:split])
+    check_number("--jobs", args.jobs, least=1, whole=True)
     if own := [option for option in extra if option.split("=")[0] in _OWN]:
         raise ConfigError(f"{own[0]} after -- is set by this command for every run; leave it out")
     source = args.variants or args.config.with_name("variants.yaml")
@@ -355,11 +322,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(f"--only {unknown[0]}: not in {source}, which has {', '.join(names)}")
     runs = _runs(variants, list(dict.fromkeys(args.seeds)), args.run, args.config, extra, args.probe_pairs)
     todo = [run for run in runs if args.only is None or run.variant.name in args.only]
-    for i, run in enumerate(todo):
-        print(f"[{i + 1}/{len(todo)}] {run.name} ...", end=" ", flush=True)
-        print(carry_out(run, args.config, extra), flush=True)
-    complete = [run for run in runs if run.complete()]
-    title = f"{args.config.name}, {source.name}, diptych {__version__}"
-    missing = [run.name for run in runs if run not in complete]
-    notes = {variant.name: variant.note for variant in variants}
-    Comparison(title, notes, [outcome(run) for run in complete], missing).write(args.run)
+    for run in todo:
+        run.changed()  # a folder that something else has made is found now, not after hours
+    progress = _Progress(todo)
+    if args.jobs == 1:
+        _one_by_one(todo, args.config, extra, progress)
+    else:
+        command = ["compare", "-c", str(args.config), "--variants", str(source), "--run", str(args.run)]
+        command += [] if args.probe_pairs is None else ["--probe-pairs", str(args.probe_pairs)]
+        _several(todo, args.jobs, command, extra, progress)
+    if not args.runs_only:
+        complete = [run for run in runs if not run.todo()]
+        title = f"{args.config.name}, {source.name}, diptych {__version__}"
+        missing = [run.name for run in runs if run not in complete]
+        notes = {variant.name: variant.note for variant in variants}
+        Comparison(title, notes, [outcome(run) for run in complete], missing).write(args.run)
+    if progress.failed:
+        others = f"{len(progress.failed)} runs failed, the first: " if progress.failed[1:] else ""
+        raise ConfigError(f"{others}{progress.failed[0]}")
