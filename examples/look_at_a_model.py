@@ -7,9 +7,6 @@
 import argparse
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 import diptych
 from diptych_datamodules.phantom import Phantom
 
@@ -17,7 +14,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("run", help="folder of a run, or a checkpoint")
 parser.add_argument("pictures", nargs="*", help="radiographs; test phantoms if none is named")
 parser.add_argument("--text", default="There is a left pleural effusion.", help="the sentence to look for")
-parser.add_argument("--out", type=Path, default=Path("looked_at.png"), help="the picture to write")
+parser.add_argument("--out", type=Path, default=Path("looked_at.png"), help="the picture to write: .png, .svg or .pdf")
 arguments = parser.parse_args()
 
 model = diptych.load(arguments.run)
@@ -40,9 +37,10 @@ print("cosines of the first picture with all:", *(f"{value:.2f}" for value in (v
 # Maps: where the picture that scores highest shows each word. Heads without matchings of words have none.
 first = pictures[int(scores[:, 0].argmax())]
 try:
-    words, maps = model.heatmap(first, arguments.text)  # maps [words,h,v], at the picture's own size
+    seen = model.look(first, arguments.text)  # maps [words,h,v], at the picture's own size
 except diptych.ConfigError as error:
     raise SystemExit(f"no picture is written: {error}") from error
-tiles = [np.uint8(255 * heat / max(float(heat.max()), 1e-9)) for heat in maps]
-cv2.imwrite(str(arguments.out), np.hstack(tiles))
-print(f"{arguments.out}: from left to right,", *words)
+for word, entropy, regions in zip(seen.words, seen.entropy, seen.regions, strict=True):
+    print(f"{word:12} entropy {entropy:.2f} (1 is flat), peak {regions.max():.1f} times the mean region")
+model.show(first, arguments.text, arguments.out)
+print(f"{arguments.out}: the words of findings first, all on one scale")

@@ -84,7 +84,10 @@ def test_a_look_at_a_model_scores_and_draws(run, tmp_path, capsys):
     out = tmp_path / "maps.png"
     left = run("look_at_a_model", tmp_path / "local_pooling", "--out", out)
     assert left["scores"].shape == (6, 9)
-    assert np.asarray(Image.open(out)).shape == (128, 128 * len(left["words"]))
+    assert left["seen"].words == ["There", "is", "a", "left", "pleural", "effusion"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[-7:-1]] == left["seen"].words
+    assert np.asarray(Image.open(out)).std(axis=(0, 1)).min() > 10
     left = run("look_at_a_model", tmp_path / "local_pooling", tmp_path / "pairs" / "000.png", "--out", out)
     assert left["scores"].shape == (1, 3)
     with pytest.raises(SystemExit, match=r"the head Global has no heatmap"):

@@ -365,4 +365,9 @@ def test_queries_and_words_are_drawn(tmp_path):
     with pytest.raises(ConfigError, match="the head Global has no queries to draw"):
         global_only.observations(picture)
     sample = Sample(picture, "There is an effusion.")
-    assert Figures()._queries(model, sample, []).width == 6 * 40 * 6
+    assert (
+        Figures(words_per_pair=2)._queries(model, sample, []).height > Figures()._queries(model, sample, []).height / 2
+    )
+    seen = model.observe(picture)
+    assert np.allclose(seen.regions.mean(axis=(1, 2)), 1, rtol=1e-4)
+    assert np.allclose(seen.native, model.observations(picture) * 16)

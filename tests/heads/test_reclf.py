@@ -35,7 +35,6 @@ from diptych.model.module import AlignmentModule
 from diptych.nn import functional
 from diptych.towers.image import TimmImage
 from diptych.towers.text import ScratchText
-from diptych.training.figures import Figures
 from diptych.types import TokenEmbedding
 from diptych_heads.reclf import Reclf
 
@@ -259,7 +258,7 @@ def test_the_gate_learns_which_words_count():
     assert 2 * above - 1 >= 0.5  # rank-biserial correlation
 
 
-def test_words_are_drawn_with_their_weights():
+def test_words_are_seen_with_their_weights():
     torch.manual_seed(0)
     text = ScratchText(**mini.TEXT)
     text.tokenizer.learn(["There is an effusion. No nodule is seen."])
@@ -271,8 +270,7 @@ def test_words_are_drawn_with_their_weights():
     weights = weighing.importance(sample.image, sample.text)
     assert weights.shape == (4,)
     assert 0.5 < weights.sum() < 1  # the global node has the rest
-    figures = Figures(words_per_pair=3)
-    assert figures._attention(weighing, sample, []).width == (1 + 1 + 3) * 40 * 6  # radiograph, weighed, words
-    assert figures._attention(plain, sample, []).width == (1 + 3) * 40 * 6
+    assert np.array_equal(weighing.look(sample.image, sample.text).weights, weights)
+    assert plain.look(sample.image, sample.text).weights is None
     with pytest.raises(ConfigError, match="the head Reclf weighs no words"):
         plain.importance(sample.image, sample.text)

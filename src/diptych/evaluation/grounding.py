@@ -67,7 +67,7 @@ class Picture:
     """The network's input with the region of the finding."""
     title: str
     heat: NDArray[np.float32]
-    """The map ``[H,V]`` of the finding."""
+    """The map ``[H,V]`` of the finding, in multiples of the mean region."""
 
 
 def map_of(heat: Tensor, phrase: Phrase, head: str = "the head") -> Tensor:
@@ -182,7 +182,7 @@ class Grounding(Evaluator):
         for j, (entry, columns) in enumerate(self._columns.items()):
             regions = regions_of(batch, rows, columns, self.findings, self.name)  # [n,H,V]
             present = regions.flatten(1).any(dim=1).nonzero().flatten()
-            maps, entropies = self._maps(entry, image, rows[present], inputs, head)
+            maps, entropies, number = self._maps(entry, image, rows[present], inputs, head)
             for i, heat, entropy in zip(present.tolist(), maps, entropies.tolist(), strict=True):
                 measures = region_measures(heat, regions[i], picture_areas[i])
                 if measures is None:
@@ -192,14 +192,16 @@ class Grounding(Evaluator):
                 if self._wanted and (
                     len(self.pictures) < self._wanted or batch.index[rows[i]] < self.pictures[-1].index
                 ):
-                    self.pictures.append(self._picture(batch, int(rows[i]), entry, regions[i], heat, values[i, j, :-1]))
+                    self.pictures.append(
+                        self._picture(batch, int(rows[i]), entry, regions[i], number * heat, values[i, j, :-1])
+                    )
                     self.pictures = sorted(self.pictures, key=lambda picture: picture.index)[: self._wanted]
 
     def _maps(
         self, entry: Entry, image: Embedding, rows: Tensor, inputs: Tensor, head: Grounds[Any]
-    ) -> tuple[Tensor, Tensor]:
-        """A finding in some rows, on the CPU: maps ``[n,H,V]`` at the pixels of the network's input, and entropies ``[n]``."""
-        parts, entropies = [torch.zeros(0, *inputs.shape[-2:])], [torch.zeros(0)]
+    ) -> tuple[Tensor, Tensor, int]:
+        """A finding in some rows, on the CPU: maps ``[n,H,V]`` over the network's input, entropies ``[n]``, and ``R``."""
+        parts, entropies, number = [torch.zeros(0, *inputs.shape[-2:])], [torch.zeros(0)], 0
         for start in range(0, len(rows), scoring.IMAGES):
             # A block is filled up with the first images. Products of one shape round alike, whatever the batch.
             block = rows[torch.arange(start, start + scoring.IMAGES) % len(rows)]
@@ -210,9 +212,10 @@ class Grounding(Evaluator):
                 maps.append(map_of(heat, phrase, type(head).__name__))
                 flat.append(flatness(heat[:, list(phrase.words)].cpu().numpy()).mean(axis=1))
             whole = torch.stack(maps).mean(dim=0)[: len(rows) - start]
+            number = whole.shape[1]
             parts.append(at_pixels(whole, *inputs.shape[-2:]).float().cpu())  # float hides the last bits
             entropies.append(torch.from_numpy(np.mean(flat, axis=0))[: len(rows) - start].float())
-        return torch.cat(parts), torch.cat(entropies)
+        return torch.cat(parts), torch.cat(entropies), number
 
     def _picture(self, batch: Batch, i: int, entry: Entry, region: Tensor, heat: Tensor, values: Tensor) -> Picture:
         boxes = None

@@ -6,9 +6,10 @@ classes that these texts name are those of diptych and of installed heads (:mod:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import os
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from diptych.checks import check_number
 from diptych.errors import ConfigError, shown
 from diptych.evaluation.rows import stack
 from diptych.evaluation.scoring import blocks
-from diptych.head import Grounds, Observes, WeighsWords
+from diptych.head import Grounds, Observes, ScoresMatchings, WeighsWords
 from diptych.model.checkpoint import check_fit, checkpoint_in, read_checkpoint
 from diptych.model.inputs import each_picture, each_text, grey_picture
 from diptych.model.stored import build_stored, load_weights
@@ -27,12 +28,13 @@ from diptych.plain import check_plain
 from diptych.radiographs.intensity import Intensity
 from diptych.radiographs.letterbox import Letterbox, letterbox
 from diptych.towers.weights import some
-from diptych.types import Embedding
+from diptych.types import Embedding, Features
 
 if TYPE_CHECKING:
     from diptych.model.module import AlignmentModule
+    from diptych.results.seen import Maps, Seen
 
-__all__ = ["TrainedModel", "heat_at_native", "load", "load_module"]
+__all__ = ["TrainedModel", "load", "load_module"]
 
 T = TypeVar("T")
 
@@ -80,26 +82,6 @@ def _module_of(checkpoint: dict[str, Any], path: str, trust: Collection[str] = (
     return module.eval()
 
 
-def heat_at_native(
-    heat: Tensor, grid: tuple[int, int], place: Letterbox, shape: tuple[int, int], size: int
-) -> NDArray[np.float32]:
-    """A map over the region grid, resized to the native picture ``[h,v]``.
-
-    Args:
-        heat: one value for each region, ``[N]``, row-major.
-        grid: rows and columns of the regions.
-        place: where the native picture lies in the square input.
-        shape: rows and columns of the native picture.
-        size: side of the square input.
-    """
-    import cv2
-
-    coarse = heat.detach().float().cpu().numpy().reshape(grid)
-    square = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
-    inside = square[place.top : place.top + place.height, place.left : place.left + place.width]
-    return np.asarray(cv2.resize(inside, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR), np.float32).clip(min=0)
-
-
 class TrainedModel:
     """A trained dual encoder with its head, for pictures and strings.
 
@@ -128,14 +110,13 @@ class TrainedModel:
         self.module = module.eval().to(self.device)
         self.image_size, self.intensity = image_size, intensity
 
-    def _square(self, pictures: Sequence[Any], start: int = 0) -> tuple[Tensor, list[Letterbox], list[tuple[int, int]]]:
-        """Pictures as the tower's input ``[B,1,H,V]``, the place of each in it, and the shape of each before."""
+    def _square(self, pictures: Sequence[Any], start: int = 0) -> Tensor:
+        """Pictures as the tower's input ``[B,1,H,V]``."""
         greys = [
             grey_picture(picture, f"pictures[{index}]", self.intensity) for index, picture in enumerate(pictures, start)
         ]
-        squares = [letterbox(grey, self.image_size) for grey in greys]
-        images = torch.from_numpy(np.stack([image for image, _ in squares]))[:, None].to(self.device)
-        return images, [place for _, place in squares], [cast("tuple[int, int]", grey.shape) for grey in greys]
+        squares = np.stack([letterbox(grey, self.image_size)[0] for grey in greys])
+        return torch.from_numpy(squares)[:, None].to(self.device)
 
     @torch.inference_mode()
     def embed_image(self, pictures: Any, *, batch_size: int = 32) -> Embedding:
@@ -151,7 +132,7 @@ class TrainedModel:
             black = torch.zeros(1, 1, self.image_size, self.image_size, dtype=torch.uint8, device=self.device)
             return self.module.embed_image(black).select(torch.arange(0, device=self.device))
         starts = range(0, len(many), batch_size)
-        return stack([self.module.embed_image(self._square(many[i : i + batch_size], i)[0]) for i in starts])
+        return stack([self.module.embed_image(self._square(many[i : i + batch_size], i)) for i in starts])
 
     @torch.inference_mode()
     def embed_text(self, texts: str | Sequence[str], *, batch_size: int = 64) -> Embedding:
@@ -189,19 +170,88 @@ class TrainedModel:
         return scores
 
     @torch.inference_mode()
-    def heatmap(self, picture: Any, text: str) -> tuple[list[str], NDArray[np.float32]]:
-        """The words of a text, and where in the picture the head sees each: ``[words,h,v]`` at the picture's own size.
+    def look(self, picture: Any, text: str) -> Seen:
+        """All that the head sees of a text in a picture: maps of the words with their figures, and the pair's score.
 
         Raises:
             ConfigError: the head cannot ground words, or there is more than one picture or text.
         """
-        head = self.module.head
-        if not isinstance(head, Grounds):
-            raise ConfigError(f"the head {type(head).__name__} has no heatmap; train one with word matchings")
+        from diptych.results.seen import Seen
+
+        head = self._grounds()
+        text = _single(each_text(text), "look", "text")
+        spans = self.module.tokenizer.word_spans(text)
+        grey, features, place = self._regions(picture, "look")
+        image, report = head.embed_image(features), self.embed_text(text)
+        weights = None
+        if isinstance(head, WeighsWords) and head.weighs_words:
+            weights = np.asarray(head.importance(image, report)[0, : len(spans)].float().cpu())
+        heat = head.heatmap(image, report)[0, : len(spans)]
+        return Seen(
+            image=grey,
+            regions=_over_grid(heat * heat.shape[1], features),
+            place=place,
+            size=self.image_size,
+            text=text,
+            spans=spans,
+            score=float(head.similarity(image, report)),
+            local=float(head.local_scores(image, report)) if isinstance(head, ScoresMatchings) else None,
+            weights=weights,
+        )
+
+    @torch.inference_mode()
+    def heatmap(self, picture: Any, text: str) -> tuple[list[str], NDArray[np.float32]]:
+        """The words of a text, and where in the picture the head sees each: ``[words,h,v]`` at the picture's own size.
+
+        :meth:`look` gives more, and :meth:`show` draws it.
+
+        Raises:
+            ConfigError: the head cannot ground words, or there is more than one picture or text.
+        """
+        head = self._grounds()
         text = _single(each_text(text), "heatmap", "text")
         words = self.module.tokenizer.words(text)
-        maps = self._maps(picture, "heatmap", lambda image: head.heatmap(image, self.embed_text(text))[0, : len(words)])
-        return words, maps
+        grey, features, place = self._regions(picture, "heatmap")
+        heat = head.heatmap(head.embed_image(features), self.embed_text(text))[0, : len(words)]
+        return words, place.heat(_over_grid(heat, features), grey.shape, self.image_size)
+
+    def show(
+        self,
+        picture: Any,
+        text: str,
+        path: Path | str | os.PathLike[str],
+        *,
+        words: Sequence[str] | None = None,
+        most: int = 4,
+        full_colour: float | None = None,
+        sides: bool = True,
+    ) -> None:
+        """Draw where the head sees the words of a text, and write the picture as PNG, SVG or PDF.
+
+        Each word has its map, the weight in the score where the head weighs words, its entropy (0 is one region, 1 is
+        flat), and its peak. All maps have one scale: attention in multiples of the mean region. So what is flat looks flat.
+        Words of findings come first. Stop words are left out.
+
+        Args:
+            picture: one.
+            text: one.
+            path: the file, whose ending is ``.png``, ``.svg`` or ``.pdf``.
+            words: which words to draw. If not given, they are chosen as above.
+            most: most words, 1 or more.
+            full_colour: the attention that has the strongest colour, in multiples of the mean region, above 1. Give it to
+                compare pictures. If not given, it follows from the highest peak.
+            sides: mark the patient's right (R) on the left, and the left (L) on the right. Leave it out for lateral views.
+
+        Raises:
+            ConfigError: as :meth:`look`, or an argument is out of its range.
+        """
+        from diptych.results.attention import draw_seen
+
+        check_number("most", most, least=1, whole=True)
+        if full_colour is not None:
+            check_number("full_colour", full_colour, above=1)
+        seen = self.look(picture, text)
+        draw_seen(seen, words=words, most=most, full=full_colour, sides=sides).save(path)
 
     @torch.inference_mode()
     def importance(self, picture: Any, text: str) -> NDArray[np.float32]:
@@ -219,26 +269,51 @@ class TrainedModel:
         return np.asarray(weights[: len(self.module.tokenizer.words(text))].float().cpu())
 
     @torch.inference_mode()
+    def observe(self, picture: Any) -> Maps:
+        """Where in the picture each of the head's queries looks, in multiples of the mean region.
+
+        Raises:
+            ConfigError: the head has no queries, or there is more than one picture.
+        """
+        from diptych.results.seen import Maps
+
+        head = self.module.head
+        if not isinstance(head, Observes):
+            raise ConfigError(f"the head {type(head).__name__} has no queries to draw; train one that has, as pcma")
+        grey, features, place = self._regions(picture, "observations")
+        heat = head.observations(head.embed_image(features))[0]
+        return Maps(grey, _over_grid(heat * heat.shape[1], features), place, self.image_size)
+
     def observations(self, picture: Any) -> NDArray[np.float32]:
         """Where in the picture each of the head's queries looks: ``[queries,h,v]`` at the picture's own size.
 
         Raises:
             ConfigError: the head has no queries, or there is more than one picture.
         """
-        head = self.module.head
-        if not isinstance(head, Observes):
-            raise ConfigError(f"the head {type(head).__name__} has no queries to draw; train one that has, as pcma")
-        return self._maps(picture, "observations", lambda image: head.observations(image)[0])
+        maps = self.observe(picture)
+        return np.asarray(maps.native / (maps.regions.shape[1] * maps.regions.shape[2]), np.float32)
 
-    def _maps(self, picture: Any, what: str, heat_of: Callable[[Embedding], Tensor]) -> NDArray[np.float32]:
-        """Maps at the picture's own size. ``heat_of`` computes maps over the regions, ``[maps,N]``, from the embedding."""
-        images, places, shapes = self._square([_single(each_picture(picture), what, "picture")])
-        features = self.module.encoder.encode_image(images)
+    def _grounds(self) -> Any:
+        """The head, which grounds words."""
+        head = self.module.head
+        if not isinstance(head, Grounds):
+            raise ConfigError(f"the head {type(head).__name__} has no heatmap; train one with word matchings")
+        return head
+
+    def _regions(self, picture: Any, what: str) -> tuple[NDArray[np.uint8], Features, Letterbox]:
+        """One picture as it was read ``[h,v]``, its regions, and its place in the square input."""
+        grey = grey_picture(_single(each_picture(picture), what, "picture"), "picture", self.intensity)
+        square, place = letterbox(grey, self.image_size)
+        features = self.module.encoder.encode_image(torch.from_numpy(square)[None, None].to(self.device))
         if features.grid is None:
             raise ConfigError("the image tower gives no region grid, so there is nothing to draw")
-        heat = heat_of(self.module.head.embed_image(features))
-        maps = [heat_at_native(row, features.grid, places[0], shapes[0], self.image_size) for row in heat]
-        return np.stack(maps) if maps else np.zeros((0, *shapes[0]), np.float32)
+        return grey, features, place
+
+
+def _over_grid(heat: Tensor, features: Features) -> NDArray[np.float32]:
+    """Maps over the regions ``[maps,R]`` as ``[maps,rows,columns]``."""
+    assert features.grid is not None  # TrainedModel._regions has seen to it
+    return np.asarray(heat.detach().float().cpu()).reshape(-1, *features.grid)
 
 
 def _single(values: Sequence[T], what: str, kind: str) -> T:

@@ -40,6 +40,21 @@ class Letterbox(NamedTuple):
         grey, _ = letterbox(mask.astype(np.uint8) * np.uint8(255), size)
         return grey > 127
 
+    def heat(self, maps: NDArray[np.float32], shape: tuple[int, ...], size: int) -> NDArray[np.float32]:
+        """Maps over the regions of the square input, ``[n,rows,columns]``, over the native picture alone: ``[n,h,v]``.
+
+        Args:
+            maps: one value for each region.
+            shape: rows and columns of the result: those of the native picture, or of a smaller copy.
+            size: side of the square input.
+        """
+        result = np.zeros((len(maps), *shape), np.float32)
+        for heat, target in zip(maps, result, strict=True):
+            square = cv2.resize(heat, (size, size), interpolation=cv2.INTER_CUBIC)
+            inside = square[self.top : self.top + self.height, self.left : self.left + self.width]
+            target[:] = cv2.resize(inside, shape[::-1], interpolation=cv2.INTER_LINEAR)
+        return result.clip(min=0)
+
 
 def scale_to(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Scale ``[h,v]`` so that its longer side is ``size``, keeping its proportions.
@@ -54,9 +69,6 @@ def scale_to(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         return image
     method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, (new_width, new_height), interpolation=method), dtype=np.uint8)
-
-
-"""The older name."""
 
 
 def letterbox(image: NDArray[np.uint8], size: int) -> tuple[NDArray[np.uint8], Letterbox]:

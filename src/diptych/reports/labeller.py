@@ -6,6 +6,7 @@ can be written as a :class:`Labeller`.
 
 from __future__ import annotations
 
+import itertools
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from diptych.reports.text import sentence_spans
 
-__all__ = ["FINDINGS", "Labeller", "Rules"]
+__all__ = ["FINDINGS", "Labeller", "Mention", "Rules", "mentions"]
 
 FINDINGS = (
     "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation", "Pneumonia",
@@ -229,15 +230,46 @@ _CUES_AFTER = [(cue.value, re.compile(rf"(?<!\w)(?:{cue.pattern})(?!\w)")) for c
 _EITHER = re.compile(r"^\s+(?:and\s+)?or\s+(?:\w+\s+){0,3}$")
 
 
-def _clauses(text: str) -> Iterable[str]:
-    """The clauses of a report, in lower case, with spaces for hyphens and slashes."""
-    for start, end in sentence_spans(text):
-        sentence = " ".join(re.sub(r"[-/]", " ", text[start:end].lower()).split())
-        last = 0
-        for cut in _CLAUSE.finditer(sentence):
-            yield sentence[last : cut.start()]
-            last = cut.end()
-        yield sentence[last:]
+class Mention(NamedTuple):
+    """Where a text names a finding, or says that all is well with it."""
+
+    start: int
+    """Place of the first letter."""
+    end: int
+    """Place after the last letter."""
+    finding: str
+    """One of :data:`FINDINGS`."""
+    value: float
+    """1 present, 0 absent, -1 uncertain."""
+
+
+def _plain(text: str) -> str:
+    """The text in lower case, with spaces for hyphens and slashes, and single spaces."""
+    return " ".join(re.sub(r"[-/]", " ", text.lower()).split())
+
+
+def _places(text: str) -> list[int]:
+    """The place in a text of each letter of its :func:`_plain` form."""
+    places: list[int] = []
+    gap = -1
+    for place, letter in enumerate(text):
+        if letter in "-/" or letter.isspace():
+            gap = place
+            continue
+        if gap >= 0 and places:
+            places.append(gap)
+        gap = -1
+        places += [place] * len(letter.lower())
+    return places
+
+
+def _clauses(sentence: str) -> Iterable[tuple[int, str]]:
+    """The clauses of a plain sentence, each with the place where it begins."""
+    last = 0
+    for cut in _CLAUSE.finditer(sentence):
+        yield last, sentence[last : cut.start()]
+        last = cut.end()
+    yield last, sentence[last:]
 
 
 def _judge(clause: str, start: int, end: int) -> float:
@@ -253,24 +285,43 @@ def _judge(clause: str, start: int, end: int) -> float:
     return before
 
 
-def _read(clause: str) -> dict[str, float]:
-    """The value of each finding that a clause mentions."""
-    values: dict[str, float] = {}
-    places: list[tuple[int, int, str]] = []
-    for name, pattern in _NAMED_AS.items():
-        for match in pattern.finditer(clause):
-            value = _judge(clause, match.start(), match.end())
-            values[name] = _stronger(values.get(name), value)
-            if value == PRESENT:
-                places.append((match.start(), match.end(), name))
-    for (_, end, one), (start, _, other) in zip(sorted(places), sorted(places)[1:], strict=False):
-        if one != other and end <= start and _EITHER.search(clause[end:start] + " "):
-            values[one] = values[other] = UNCERTAIN  # one or the other, not known which
+def _mentions(clause: str) -> list[Mention]:
+    """The findings that a plain clause names, and those of which it says in other words how they are."""
+    found = [
+        Mention(match.start(), match.end(), name, _judge(clause, match.start(), match.end()))
+        for name, pattern in _NAMED_AS.items()
+        for match in pattern.finditer(clause)
+    ]
+    unsure: set[str] = set()
+    places = sorted(mention for mention in found if mention.value == PRESENT)
+    for one, other in itertools.pairwise(places):
+        between = clause[one.end : other.start]
+        if one.finding != other.finding and one.end <= other.start and _EITHER.search(between + " "):
+            unsure |= {one.finding, other.finding}  # one or the other, not known which
+    found = [mention._replace(value=UNCERTAIN) if mention.finding in unsure else mention for mention in found]
+    named = {mention.finding for mention in found}
     for patterns, value in ((_DOUBTED_AS, UNCERTAIN), (_NORMAL_AS, ABSENT)):
         for name, pattern in patterns.items():
-            if name not in values and pattern.search(clause):
-                values[name] = value
-    return values
+            if name not in named and (match := pattern.search(clause)):
+                named.add(name)
+                found.append(Mention(match.start(), match.end(), name, value))
+    return found
+
+
+def mentions(text: str) -> list[Mention]:
+    """Where a report names findings, and what it says of each there, in reading order.
+
+    >>> text = "Small left effusion. No pneumothorax."
+    >>> [(text[m.start : m.end], m.finding, m.value) for m in mentions(text)]
+    [('effusion', 'Pleural Effusion', 1.0), ('pneumothorax', 'Pneumothorax', 0.0)]
+    """
+    found = []
+    for start, end in sentence_spans(text):
+        places = [start + place for place in _places(text[start:end])]
+        for begin, clause in _clauses(_plain(text[start:end])):
+            for first, last, finding, value in _mentions(clause):
+                found.append(Mention(places[begin + first], places[begin + last - 1] + 1, finding, value))
+    return sorted(found)
 
 
 def _stronger(one: float | None, other: float) -> float:
@@ -314,9 +365,10 @@ class Rules(Labeller):
         labels = np.full((len(reports), len(FINDINGS)), np.nan, np.float32)
         for row, report in zip(labels, reports, strict=True):
             values: dict[str, float] = {}
-            for clause in _clauses(report):
-                for name, value in _read(clause).items():
-                    values[name] = _stronger(values.get(name), value)
+            for start, end in sentence_spans(report):
+                for _, clause in _clauses(_plain(report[start:end])):
+                    for mention in _mentions(clause):
+                        values[mention.finding] = _stronger(values.get(mention.finding), mention.value)
             for name, value in values.items():
                 row[FINDINGS.index(name)] = value
             abnormal = any(value != ABSENT for name, value in values.items() if name != "Support Devices")

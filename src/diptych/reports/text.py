@@ -1,4 +1,4 @@
-"""Reports as plain text: where sentences lie, when two are the same, and the report of a mirrored radiograph."""
+"""Reports as plain text: sentences, equal reports, words that name nothing, and the report of a mirrored radiograph."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hashlib import blake2b
 
 from diptych.errors import DataError
 
-__all__ = ["mirror", "sentence_spans", "text_hash"]
+__all__ = ["mirror", "names_nothing", "sentence_spans", "text_hash"]
 
 # Abbreviations. After the first a sentence never ends. After the second it ends unless a small letter or digit follows.
 _NEVER_LAST = frozenset(
@@ -92,6 +92,29 @@ def text_hash(text: str) -> int:
     """
     folded = " ".join(text.split()).casefold()
     return int.from_bytes(blake2b(folded.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+_STOP_WORDS = """
+a an the this that these those there here it its they them their he she his her we our you your i my who which what
+and or but nor so yet than then as if though although while whereas because since of in on at by for from to into
+onto over under above below within without with between through during before after up down out about against along
+among around near via per versus vs is are was were be been being am has have had having do does did can cannot could
+may might must shall should will would no not none never neither any some all both each either every other another
+same such more most less least very quite too also again now only just still already
+seen noted present identified demonstrated visualized visualised evident observed appreciated appear appears appearing
+show shows shown remain remains remaining
+findings impression comparison indication technique history examination report please
+"""
+_NAMES_NOTHING = frozenset(_STOP_WORDS.split())
+
+
+def names_nothing(word: str) -> bool:
+    """Whether a word of a report stands for nothing that could be seen: a stop word, a number or punctuation.
+
+    >>> [word for word in "There is no effusion , 2 cm .".split() if not names_nothing(word)]
+    ['effusion', 'cm']
+    """
+    return word.lower() in _NAMES_NOTHING or not any(letter.isalpha() for letter in word)
 
 
 _TWIN = {

@@ -5,40 +5,54 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import lightning.pytorch as pl
 import numpy as np
 from PIL import Image
 
+from diptych.checks import check_choice, check_number
 from diptych.data.datamodule import RadiographDataModule, Sample, Split
 from diptych.evaluation.grounding import Grounding
 from diptych.files import replace_picture
-from diptych.head import Grounds, Observes, WeighsWords
+from diptych.head import Grounds, Observes
 from diptych.model.inference import TrainedModel
 from diptych.model.module import AlignmentModule
-from diptych.results.drawing import draw_attention, draw_similarity, sharpest
+from diptych.results.attention import Panel, draw_maps, draw_seen, panel_of
+from diptych.results.drawing import draw_similarity
+from diptych.results.sheet import FORMATS, Sheet
 from diptych.training.loggers import log_picture
 
 __all__ = ["Figures"]
 
 
 class Figures(pl.Callback):
-    """Draws chosen validation pairs with the attention of words, and a similarity matrix, as PNG and in TensorBoard.
+    """Draws chosen validation pairs with the attention of words, and a similarity matrix, as files and in TensorBoard.
 
     The attention of words is drawn for heads with a ``heatmap``, and the attention of queries for heads with
-    ``observations``. The matrix is drawn for every head. Where the head weighs words, the weight stands beside each word,
-    and one more panel shows the weighted sum of all maps.
+    ``observations``. The matrix is drawn for every head. All maps of a picture have one scale with a colour bar: attention in
+    multiples of the mean region. So what is flat looks flat. Above a map stand the word, its weight in the score where the
+    head weighs words, its entropy (0 is one region, 1 is flat) and its peak. The score of the pair stands above all. Where the
+    head weighs words, one more panel shows the weighted mean of all maps.
 
     With ``data.loading.private``, no report and no word of one is written into a picture.
 
     Args:
         pairs: how many pairs to draw. With 0 nothing at all is drawn.
         indices: which pairs of the split, by position. If not given, they are spread evenly over the split.
-        words: which words to draw, where a report has them. Case does not matter. If not given, the words with the most
-            concentrated attention are drawn.
+        words: which words to draw, where a report has them. Case does not matter. If not given, words of findings come
+            first, then the others by their weight, or by how concentrated their attention is. Stop words are left out.
         words_per_pair: the most words of a pair. Twice as many queries are drawn.
         matrix: how many pairs the similarity matrix has.
         every_n_epochs: epochs between two drawings.
+        formats: kinds of file of the maps, among png, svg and pdf. The matrix is PNG.
+        full_colour: the attention that has the strongest colour, in multiples of the mean region, above 1. With it all
+            pictures have one scale. If not given, it follows from the highest peak of a picture.
+        sides: mark the patient's right (R) on the left, and the left (L) on the right, as radiographs are hung. That is wrong
+            for lateral views.
+
+    Raises:
+        ConfigError: ``full_colour`` or a format is out of its range.
     """
 
     def __init__(
@@ -49,9 +63,18 @@ class Figures(pl.Callback):
         words_per_pair: int = 4,
         matrix: int = 16,
         every_n_epochs: int = 1,
+        formats: list[Literal["png", "svg", "pdf"]] | None = None,
+        full_colour: float | None = None,
+        sides: bool = True,
     ) -> None:
         self.pairs, self.indices, self.words = pairs, indices, words
         self.words_per_pair, self.matrix, self.every_n_epochs = words_per_pair, matrix, every_n_epochs
+        self.formats = ["png"] if formats is None else formats
+        for kind in self.formats:
+            check_choice("figures: formats", kind, FORMATS)
+        if full_colour is not None:
+            check_number("figures: full_colour", full_colour, above=1)
+        self.full_colour, self.sides = full_colour, sides
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw within training, at the chosen epochs."""
@@ -71,9 +94,14 @@ class Figures(pl.Callback):
             if not isinstance(evaluator, Grounding):
                 continue
             for example in evaluator.pictures:
-                picture = draw_attention(example.sample, [example.title], example.heat[None], evaluator.findings)
+                panel = Panel(example.title, example.heat, f"peak {example.heat.max():.1f}x")
                 name = f"{evaluator.name}-{example.name}"
-                self._save(trainer, picture, f"test-{name}", f"test/{evaluator.name}/{example.name}")
+                self._save(
+                    trainer,
+                    self._maps(example.sample, [panel], evaluator.findings),
+                    f"test-{name}",
+                    f"test/{evaluator.name}/{example.name}",
+                )
 
     def _draw(self, trainer: pl.Trainer, module: pl.LightningModule, split: Split, stem: str) -> None:
         data = getattr(trainer, "datamodule", None)
@@ -90,12 +118,21 @@ class Figures(pl.Callback):
             for index in chosen[: self.pairs]:
                 sample = data.native(split, index)
                 if sample.text and isinstance(module.head, Grounds):
-                    picture = self._attention(model, sample, data.findings, private)
-                    self._save(trainer, picture, f"{stem}-attention-{index}", f"{split}/attention/{index}")
+                    sheet = draw_seen(
+                        model.look(sample.image, sample.text),
+                        words=self.words,
+                        most=self.words_per_pair,
+                        full=self.full_colour,
+                        sides=self.sides,
+                        private=private,
+                        sample=sample,
+                        findings=data.findings,
+                    )
+                    self._save(trainer, sheet, f"{stem}-attention-{index}", f"{split}/attention/{index}")
                 if isinstance(module.head, Observes):
                     shown = replace(sample, text=None) if private else sample
-                    picture = self._queries(model, shown, data.findings)
-                    self._save(trainer, picture, f"{stem}-queries-{index}", f"{split}/queries/{index}")
+                    sheet = self._queries(model, shown, data.findings)
+                    self._save(trainer, sheet, f"{stem}-queries-{index}", f"{split}/queries/{index}")
             samples = [
                 data.native(split, i) for i in np.linspace(0, size - 1, min(self.matrix, size)).astype(int).tolist()
             ]
@@ -108,36 +145,24 @@ class Figures(pl.Callback):
         finally:
             module.train(training)
 
-    def _attention(
-        self, model: TrainedModel, sample: Sample, findings: Sequence[str], private: bool = False
-    ) -> Image.Image:
-        words, maps = model.heatmap(sample.image, sample.text or "")
-        if self.words is None:
-            chosen = sharpest(words, maps, self.words_per_pair)
+    def _queries(self, model: TrainedModel, sample: Sample, findings: Sequence[str]) -> Sheet:
+        """The maps of the queries whose attention is most concentrated, in their order."""
+        maps = model.observe(sample.image)
+        peaks = maps.peaks
+        chosen = sorted(np.argsort(maps.entropy, kind="stable")[: 2 * self.words_per_pair].tolist())
+        panels = [panel_of(maps, maps.regions[k], f"query {k}", f"peak {peaks[k]:.1f}x") for k in chosen]
+        return self._maps(sample, panels, findings)
+
+    def _maps(self, sample: Sample, panels: Sequence[Panel], findings: Sequence[str]) -> Sheet:
+        text = sample.text or ""
+        return draw_maps(sample, panels, text=text, full=self.full_colour, sides=self.sides, findings=findings)
+
+    def _save(self, trainer: pl.Trainer, picture: Image.Image | Sheet, name: str, tag: str) -> None:
+        file = Path(trainer.default_root_dir) / "figures" / f"{name}.png"
+        if isinstance(picture, Sheet):
+            for kind in self.formats:
+                picture.save(file.with_name(f"{name}.{kind}"))
+            picture = picture.image()
         else:
-            wanted = {word.lower() for word in self.words}
-            chosen = [i for i, word in enumerate(words) if word.lower() in wanted][: self.words_per_pair]
-        chosen_maps = maps[chosen]
-        head, text = model.module.head, sample.text or ""
-        if private:
-            sample = replace(sample, text=None)
-            if self.words is None:  # words that the recipe names are no secret
-                words = [f"word {i + 1}" for i in range(len(words))]
-        if isinstance(head, WeighsWords) and head.weighs_words and len(words):
-            weights = model.importance(sample.image, text)
-            words = [f"{word} {weight:.0%}" for word, weight in zip(words, weights, strict=True)]
-            whole = np.tensordot(weights, maps, 1)[None]
-            titles = ["weighed", *(words[i] for i in chosen)]
-            return draw_attention(sample, titles, np.concatenate([whole, chosen_maps]), findings)
-        return draw_attention(sample, [words[i] for i in chosen], chosen_maps, findings)
-
-    def _queries(self, model: TrainedModel, sample: Sample, findings: Sequence[str]) -> Image.Image:
-        maps = model.observations(sample.image)
-        names = [f"query {k}" for k in range(len(maps))]
-        chosen = sharpest(names, maps, 2 * self.words_per_pair)
-        return draw_attention(sample, [names[k] for k in chosen], maps[chosen], findings)
-
-    @staticmethod
-    def _save(trainer: pl.Trainer, picture: Image.Image, name: str, tag: str) -> None:
-        replace_picture(Path(trainer.default_root_dir) / "figures" / f"{name}.png", picture)
+            replace_picture(file, picture)
         log_picture(trainer, picture, tag)

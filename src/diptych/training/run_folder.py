@@ -27,7 +27,7 @@ _SLURM = "hpc_ckpt_*.ckpt"
 """Checkpoints that Lightning itself saved when SLURM's signal came."""
 _RESULTS = ("results*.json", "reports.csv")
 _REST = ("config-*.yaml", "dropped.csv", "hparams.yaml", "diverged.json", "events.out.tfevents.*")
-_FIGURE = re.compile(r"((epoch\d+|test)-.+|(few_shot|detection|segmentation)\d+)\.png")
+_FIGURE = re.compile(r"((epoch\d+|test)-.+|(few_shot|detection|segmentation)\d+)\.(png|svg|pdf)")
 
 
 def first_process() -> bool:
@@ -59,7 +59,7 @@ def run_files(run: Path, checkpoints: Path, best: str) -> list[Path]:
     name = "".join(".*" if part.startswith("{") else re.escape(part) for part in re.split(r"(\{.*?\})", best))
     saved = re.compile(rf"(last|{name})(-v\d+)?\.ckpt(\.part.*)?")
     files = [path for path in checkpoints.glob("*.ckpt*") if saved.fullmatch(path.name)]
-    files += [path for path in (run / "figures").glob("*.png") if _FIGURE.fullmatch(path.name)]
+    files += [path for path in (run / "figures").glob("*.*") if _FIGURE.fullmatch(path.name)]
     for pattern in (_SLURM, *_RESULTS, *_REST):
         files += run.glob(pattern)
     return files

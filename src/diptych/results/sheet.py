@@ -1,0 +1,245 @@
+"""A sheet of pictures, lines and text: one drawing, which is written as PNG, SVG or PDF."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from diptych.errors import ConfigError
+from diptych.escaping import one_line
+from diptych.files import replace_text, replacing
+
+__all__ = ["FORMATS", "Colour", "Sheet", "fitted", "text_width", "wrapped"]
+
+Colour = tuple[int, int, int]
+Format = Literal["png", "svg", "pdf"]
+FORMATS: tuple[Format, ...] = ("png", "svg", "pdf")
+"""The kinds of file that a sheet is written as. The ending of the name tells which."""
+
+_PNG_SCALE, _PDF_SCALE = 2, 4
+"""Pixels a unit."""
+_HALO: Colour = (20, 20, 20)
+_ANCHORS = {"start": "ls", "middle": "ms", "end": "rs"}
+
+
+def _font(size: float) -> Any:
+    return ImageFont.load_default(size)
+
+
+def _printable(text: str) -> str:
+    """One line without letters that XML forbids."""
+    return one_line("".join(letter for letter in text if ord(letter) & 0xFFFE != 0xFFFE))
+
+
+def text_width(text: str, size: float) -> float:
+    """Width of a line of text, in units of the sheet."""
+    return float(_font(_PNG_SCALE * size).getlength(_printable(text))) / _PNG_SCALE  # letters are rounded to pixels
+
+
+def fitted(text: str, size: float, width: float) -> str:
+    """The text, cut to a width. A cut one ends in three dots.
+
+    >>> fitted("effusion", 12, 500), fitted("effusion" * 99, 12, 60)
+    ('effusion', 'effusione...')
+    """
+    line = _printable(text)
+    if text_width(line, size) <= width:
+        return line
+    low, high = 0, len(line)  # the first `low` letters fit, the first `high` do not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if text_width(f"{line[:middle]}...", size) <= width:
+            low = middle
+        else:
+            high = middle
+    return f"{line[:low].rstrip()}..."
+
+
+def wrapped(text: str, size: float, width: float, most: int) -> list[str]:
+    """The text in lines of at most this width. From the line after ``most`` on it is cut.
+
+    >>> wrapped("There is a small effusion.", 12, 90, most=9)
+    ['There is a small', 'effusion.']
+    """
+    lines: list[str] = []
+    line = ""
+    words = _printable(text).split()
+    for place, word in enumerate(words):
+        longer = f"{line} {word}" if line else word
+        if text_width(longer, size) <= width:
+            line = longer
+            continue
+        if len(lines) == most - 1:
+            return [*lines, fitted(" ".join([line, *words[place:]]).strip(), size, width)]
+        lines += [line] if line else []
+        line = fitted(word, size, width)
+    return [*lines, line] if line else lines
+
+
+@dataclass(frozen=True)
+class _Picture:
+    x: float
+    y: float
+    width: float
+    height: float
+    pixels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class _Text:
+    x: float
+    y: float
+    text: str
+    size: float
+    colour: Colour
+    anchor: str
+    halo: bool
+
+
+@dataclass(frozen=True)
+class _Line:
+    points: Sequence[tuple[float, float]]
+    colour: Colour
+    width: float
+
+
+class Sheet:
+    """A white sheet that pictures, lines and text are put on, in their order. A unit is a point of 1/72 inch.
+
+    Args:
+        width: in units.
+        height: in units.
+    """
+
+    def __init__(self, width: float, height: float) -> None:
+        self.width, self.height = width, height
+        self._items: list[_Picture | _Text | _Line] = []
+
+    def picture(self, x: float, y: float, width: float, height: float, pixels: NDArray[np.uint8]) -> None:
+        """Put a picture ``[h,v,3]``, stretched to a rectangle whose upper left corner is given."""
+        self._items.append(_Picture(x, y, width, height, pixels))
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        size: float,
+        colour: Colour = (32, 32, 32),
+        anchor: Literal["start", "middle", "end"] = "start",
+        halo: bool = False,
+    ) -> None:
+        """Put a line of text on the base line ``y``. ``halo`` draws a dark edge around it, so it is read on pictures."""
+        if line := _printable(text):
+            self._items.append(_Text(x, y, line, size, colour, anchor, halo))
+
+    def line(self, points: Sequence[tuple[float, float]], colour: Colour, width: float = 1.0) -> None:
+        """Put a line through points."""
+        self._items.append(_Line(points, colour, width))
+
+    def image(self, scale: float = _PNG_SCALE) -> Image.Image:
+        """The sheet as pixels, ``scale`` of them a unit."""
+        sheet = Image.new("RGB", (round(self.width * scale), round(self.height * scale)), (255, 255, 255))
+        pen = ImageDraw.Draw(sheet)
+        for item in self._items:
+            if isinstance(item, _Picture):
+                size = (max(1, round(item.width * scale)), max(1, round(item.height * scale)))
+                large = Image.fromarray(item.pixels).resize(size, Image.Resampling.BICUBIC)
+                sheet.paste(large, (round(item.x * scale), round(item.y * scale)))
+            elif isinstance(item, _Line):
+                points = [(x * scale, y * scale) for x, y in item.points]
+                pen.line(points, fill=item.colour, width=max(1, round(item.width * scale)))
+            else:
+                pen.text(
+                    (item.x * scale, item.y * scale),
+                    item.text,
+                    fill=item.colour,
+                    font=_font(item.size * scale),
+                    anchor=_ANCHORS[item.anchor],
+                    stroke_width=round(scale) if item.halo else 0,
+                    stroke_fill=_HALO,
+                )
+        return sheet
+
+    def svg(self) -> str:
+        """The sheet as SVG. Text is text, and each picture keeps its own pixels."""
+        width, height = f"{self.width:g}", f"{self.height:g}"
+        root = ElementTree.Element(
+            "svg",
+            {
+                "xmlns": "http://www.w3.org/2000/svg",
+                "xmlns:xlink": "http://www.w3.org/1999/xlink",
+                "width": width,
+                "height": height,
+                "viewBox": f"0 0 {width} {height}",
+                "font-family": "Helvetica, Arial, sans-serif",
+            },
+        )
+        ElementTree.SubElement(root, "rect", {"width": "100%", "height": "100%", "fill": "white"})
+        for item in self._items:
+            if isinstance(item, _Picture):
+                box = {"x": item.x, "y": item.y, "width": item.width, "height": item.height}
+                file = io.BytesIO()
+                Image.fromarray(item.pixels).save(file, format="PNG")
+                link = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+                more = {"preserveAspectRatio": "none", "xlink:href": link}
+                ElementTree.SubElement(root, "image", _numbers(box) | more)
+            elif isinstance(item, _Line):
+                points = " ".join(f"{x:g},{y:g}" for x, y in item.points)
+                style = {"fill": "none", "stroke": _hex(item.colour), "stroke-width": f"{item.width:g}"}
+                ElementTree.SubElement(root, "polyline", {"points": points} | style)
+            else:
+                # The width is given, so that a reader's own font changes no layout.
+                place = {
+                    "x": item.x,
+                    "y": item.y,
+                    "font-size": item.size,
+                    "textLength": text_width(item.text, item.size),
+                }
+                style = {"lengthAdjust": "spacingAndGlyphs", "text-anchor": item.anchor, "fill": _hex(item.colour)}
+                if item.halo:
+                    style |= {"stroke": _hex(_HALO), "stroke-width": "2", "paint-order": "stroke"}
+                ElementTree.SubElement(root, "text", _numbers(place) | style).text = item.text
+        return ElementTree.tostring(root, encoding="unicode")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a whole file or none: PNG, SVG or PDF, by its ending.
+
+        A PDF holds one picture of 288 dots an inch. Its text is not text. Turn the SVG into a PDF where that matters.
+
+        Raises:
+            ConfigError: the ending is another one.
+            DataError: it cannot be written.
+        """
+        file = Path(path)
+        kind = file.suffix.lower()
+        if kind == ".svg":
+            replace_text(file, self.svg())
+        elif kind == ".pdf":
+            with replacing(file) as out:
+                self.image(_PDF_SCALE).save(
+                    out, format="PDF", resolution=72.0 * _PDF_SCALE, quality=95, subsampling=0, title=file.stem
+                )
+        elif kind == ".png":
+            with replacing(file) as out:
+                self.image().save(out, format="PNG")
+        else:
+            raise ConfigError(f"'{path}' ends in '{file.suffix}'; end it in one of: {', '.join(FORMATS)}")
+
+
+def _numbers(values: dict[str, float]) -> dict[str, str]:
+    return {name: f"{value:.6g}" for name, value in values.items()}
+
+
+def _hex(colour: Colour) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)
