@@ -19,8 +19,10 @@ from scipy import stats
 from diptych.cli import children, compare
 from diptych.cli.variants import read_variants
 from diptych.errors import ConfigError
-from diptych.results.comparison import Comparison, Outcome, disjoint_pairs, summarise
+from diptych.results.comparison import Comparison, Outcome, summarise
 from diptych.results.dotplot import _BAR, _CHANCE, _DOT, _MEAN, draw, span, ticks
+from diptych.results.paired import study_figures
+from diptych.results.record import read_samples
 from diptych_datamodules import phantom
 
 RECIPE = {
@@ -116,6 +118,9 @@ def test_from_recipe_to_table_and_nothing_twice(files, asked, commands, capsys):
         ranks = [tested[f"test/retrieval/{side}/median_rank"] for side in ("image_to_text", "text_to_image")]
         assert row["metrics"]["retrieval/median_rank"] == np.mean(ranks)
         assert row["metrics"]["zero_shot/auroc/macro"] == tested["test/zero_shot/auroc/macro"]
+        whole = study_figures(read_samples(folder / "samples.npz"), np.ones((1, 12)))
+        assert set(whole) == {"retrieval/r@5", "zero_shot/auroc/macro"}
+        assert {name: value[0] for name, value in whole.items()} == pytest.approx({m: row["metrics"][m] for m in whole})
         assert row["metrics"]["distractor"] is None
         assert row["facts"]["steps"] == 4
         assert 0 < row["facts"]["seconds_per_step"] < 10
@@ -142,6 +147,17 @@ def test_from_recipe_to_table_and_nothing_twice(files, asked, commands, capsys):
     assert len(rows) == sum(len(r["metrics"]) + len(r["facts"]) for r in result["runs"])
     picture = np.asarray(Image.open(out / "compare.png").convert("RGB"))
     assert (picture.sum(axis=2) < 700).mean() > 0.02
+
+    against = result["paired"]["retrieval/r@5"]
+    assert result["against"] == "plain"
+    assert set(against) == {"words"}
+    values = [[r["metrics"]["retrieval/r@5"] for r in result["runs"] if r["variant"] == v] for v in ("words", "plain")]
+    assert against["words"]["difference"] == pytest.approx(np.mean(values[0]) - np.mean(values[1]))
+    assert against["words"]["studies_low"] <= against["words"]["difference"] <= against["words"]["studies_high"]
+    assert against["words"]["seeds"] == 2
+    assert result["paired"]["zero_shot/auroc/macro"]["words"]["studies_low"] is not None
+    assert result["paired"]["pair"]["words"]["studies_low"] is None
+    assert "## Against plain, paired" in page
 
     # Again: nothing is done, and the figures are the same.
     commands.clear()
@@ -179,6 +195,16 @@ def test_from_recipe_to_table_and_nothing_twice(files, asked, commands, capsys):
     run(files, "--probe-pairs", "3", "--only", "words", seeds=("1",))
     assert asked[-1]["pairs"] == 3
     assert not commands
+
+    # Without its samples it is tested again, and not trained.
+    (out / "plain/seed0/samples.npz").unlink()
+    run(files, "--probe-pairs", "3", "--against", "words")
+    assert "plain seed 0 ... tested again, for its samples.npz is missing" in capsys.readouterr().out
+    assert [c[0] for c in commands] == ["test"]
+    reverse = json.loads((out / "compare.json").read_text())
+    assert reverse["against"] == "words"
+    assert reverse["paired"]["retrieval/r@5"]["plain"]["difference"] == pytest.approx(-against["words"]["difference"])
+    commands.clear()
 
     # A changed variant is made again, alone; --only leaves the others, and the table says which are not there.
     commands.clear()
@@ -233,6 +259,10 @@ def test_a_wrong_variant_is_named_before_anything_is_trained(files, commands, va
 def test_other_errors_are_one_line(files, commands):
     with pytest.raises(ConfigError, match=r"--only word: not in .*variants.yaml, which has plain, words"):
         run(files, "--only", "word")
+    with pytest.raises(ConfigError, match=r"--against word: not in .*variants.yaml, which has plain, words"):
+        run(files, "--against", "word")
+    with pytest.raises(ConfigError, match="--jobs is 0"):
+        run(files, "--jobs", "0")
     with pytest.raises(ConfigError, match=r"absent.yaml cannot be read"):
         run(files, "--variants", str(files / "absent.yaml"))
     (files / "out/plain/seed0").mkdir(parents=True)
@@ -291,6 +321,9 @@ def test_a_run_that_fails_does_not_stop_the_others(files, asked, commands, monke
 def test_several_runs_at_a_time(files, monkeypatch, capsys):
     """In processes of their own, as users have it."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    recipe = yaml.safe_load((files / "recipe.yaml").read_text())
+    recipe["data"]["init_args"]["mix"] = {"Consolidation": 1, "Lung Opacity": 1}  # as the real probes need it
+    (files / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     run(files, "--probe-pairs", "2", "--jobs", "2", "--only", "plain", seeds=("7", "8"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["[1/2] plain seed 7 begins", "[2/2] plain seed 8 begins"]
@@ -407,12 +440,6 @@ def test_intervals_hold_the_mean_as_often_as_they_say():
     assert np.mean([s.low <= 3.0 <= s.high for s in summaries]) == pytest.approx(0.95, abs=0.012)
 
 
-def test_which_variants_differ():
-    summaries = {name: summarise(v) for name, v in {"a": [0.7, 0.71], "b": [0.1, 0.11], "c": [0.2, 0.6]}.items()}
-    assert disjoint_pairs(summaries) == [("a", "b")]
-    assert disjoint_pairs({**summaries, "d": summarise([9.0]), "e": summarise([9.0, math.nan])}) == [("a", "b")]
-
-
 def outcomes():
     values = {"a": [0.70, 0.71, 0.72], "b": [0.40, 0.41, 0.45]}
     return [
@@ -426,7 +453,6 @@ def outcomes():
 
 def test_the_page_has_every_run_and_says_what_is_unequal():
     page = Comparison("t", {"a": "", "b": "", "never": ""}, outcomes()).page()
-    assert "pair: a above b" in page
     assert "**Not all runs were trained equally long:** 10, 11 steps." in page
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
     half = stats.t.ppf(0.975, 2) * stats.sem([0.70, 0.71, 0.72])
@@ -434,6 +460,31 @@ def test_the_page_has_every_run_and_says_what_is_unequal():
     assert ["*chance*", "0.500", "", "", "", ""] in rows
     assert ["b", "2", "0.450", "2.000", "-", "11"] in rows
     assert sum(row[0] in {"a", "b"} for row in rows) == 2 + 6
+
+
+def test_differences_are_of_runs_with_the_same_seed(tmp_path, capsys):
+    runs = [*outcomes(), Outcome("a", 7, {"pair": 0.1}, {}), Outcome("c", 9, {"pair": 0.1}, {})]
+    runs += [Outcome("d", s, {"pair": x}, {}) for s, x in enumerate([0.41, 0.42, 0.44])]
+    comparison = Comparison("t", dict.fromkeys("abcd", ""), runs, against="b")
+    expected = {
+        v: stats.ttest_rel(row, [0.40, 0.41, 0.45]) for v, row in (("a", [0.70, 0.71, 0.72]), ("d", [0.41, 0.42, 0.44]))
+    }
+    found = comparison.paired["pair"]
+    assert set(found) == {"a", "d"}  # c has no seed in common
+    for variant, test in expected.items():
+        assert found[variant].p == pytest.approx(test.pvalue)
+        assert (found[variant].low, found[variant].high) == pytest.approx(tuple(test.confidence_interval(0.95)))
+    assert found["a"].p_holm == pytest.approx(2 * found["a"].p)
+    assert found["d"].p_holm == pytest.approx(found["d"].p)
+    assert "own" not in comparison.paired  # b has none
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in comparison.page().splitlines()]
+    ends = f"{found['a'].low:+.3f} to {found['a'].high:+.3f}"
+    assert ["pair", "a", "+0.290", ends, "-", f"{found['a'].p_holm:.3f}", "3"] in rows
+    comparison.write(tmp_path)
+    table = list(csv.DictReader((tmp_path / "compare-paired.csv").open()))
+    assert [(r["metric"], r["variant"]) for r in table][:2] == [("pair", "a"), ("pair", "d")]
+    assert float(table[0]["difference"]) == found["a"].difference
+    assert "No other variant has a seed in common" in Comparison("t", {"a": "", "b": ""}, runs[:3]).page()
 
 
 def test_the_picture_shows_seeds_intervals_and_chance(tmp_path):

@@ -56,6 +56,11 @@ class Run:
         return self.folder / "results.json"
 
     @property
+    def samples(self) -> Path:
+        """The values of each study of the test, which it writes before the results."""
+        return self.folder / "samples.npz"
+
+    @property
     def last(self) -> Path:
         """The last checkpoint."""
         return self.folder / "checkpoints" / "last.ckpt"
@@ -106,7 +111,9 @@ class Run:
         if changed:
             return f"made again, for its {', '.join(changed)} changed"
         if self.results.is_file():
-            return self.unprobed()
+            return (
+                self.unprobed() if self.samples.is_file() else f"tested again, for its {self.samples.name} is missing"
+            )
         return "taken up where it was interrupted" if self.last.is_file() else "made"
 
 
@@ -169,6 +176,7 @@ def carry_out(run: Run, recipe: Path, extra: Sequence[str]) -> str:
         # An interrupted run may have left files before its first checkpoint.
         command += ["--ckpt_path", "last"] if run.last.is_file() else ["--overwrite"]
         call(command, run.folder / "fit.log", f"{run.name}: diptych fit")
+    if not run.results.is_file() or not run.samples.is_file():
         command = ["test", "-c", str(run.folder / "config.yaml"), "--run", str(run.folder), "--ckpt_path", "last"]
         call(command, run.folder / "test.log", f"{run.name}: diptych test")
     _probe(run)
@@ -252,7 +260,7 @@ def _several(runs: Sequence[Run], jobs: int, command: Sequence[str], extra: Sequ
 
 def outcome(run: Run) -> Outcome:
     """The figures of a complete run."""
-    from diptych.results.record import read_results
+    from diptych.results.record import read_results, read_samples
 
     results = read_results(run.results)
     probes = json.loads(run.probes.read_text(encoding="utf-8"))
@@ -268,7 +276,7 @@ def outcome(run: Run) -> Outcome:
         known, _, last = name.rpartition("/")
         figures, key = (chance, known) if last == "chance" else (metrics, name)
         figures[key] = math.nan if value is None else value
-    return Outcome(run.variant.name, run.seed, metrics, probes["facts"], chance)
+    return Outcome(run.variant.name, run.seed, metrics, probes["facts"], chance, read_samples(run.samples))
 
 
 def _runs(
@@ -305,6 +313,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", help="train these variants now; the table has all there are"
     )
+    parser.add_argument(
+        "--against", metavar="NAME", help="variant that the others are compared with (default: the first)"
+    )
     parser.add_argument("--run", type=Path, default=Path("runs/compare"), help="folder (default: %(default)s)")
     parser.add_argument("--probe-pairs", type=int, help="pairs of phantoms in each probe (default: the probes' own)")
     parser.add_argument(
@@ -320,6 +331,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = [variant.name for variant in variants]
     if unknown := [name for name in args.only or () if name not in names]:
         raise ConfigError(f"--only {unknown[0]}: not in {source}, which has {', '.join(names)}")
+    if args.against not in (None, *names):
+        raise ConfigError(f"--against {args.against}: not in {source}, which has {', '.join(names)}")
     runs = _runs(variants, list(dict.fromkeys(args.seeds)), args.run, args.config, extra, args.probe_pairs)
     todo = [run for run in runs if args.only is None or run.variant.name in args.only]
     for run in todo:
@@ -336,7 +349,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         title = f"{args.config.name}, {source.name}, diptych {__version__}"
         missing = [run.name for run in runs if run not in complete]
         notes = {variant.name: variant.note for variant in variants}
-        Comparison(title, notes, [outcome(run) for run in complete], missing).write(args.run)
+        Comparison(title, notes, [outcome(run) for run in complete], missing, args.against).write(args.run)
     if progress.failed:
         others = f"{len(progress.failed)} runs failed, the first: " if progress.failed[1:] else ""
         raise ConfigError(f"{others}{progress.failed[0]}")

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -49,6 +50,9 @@ class Evaluator(ABC):
     """Function that embeds uint8 images ``[B,1,H,V]`` with the present model. The module sets it before each pass."""
     count: int
     """Number of samples over all processes, known after ``compute``."""
+    samples: dict[str, Array]
+    """Values of each sample of the last pass, in the order of the data set, for ``samples.npz``. Empty if it keeps none.
+    ``patients`` ``[n]`` numbers the patients."""
     doubt: str = ""
     """One line that says why some metrics of the last ``compute`` tell nothing of the model. Empty if all do."""
 
@@ -56,6 +60,7 @@ class Evaluator(ABC):
         check_number(f"{name}: resamples", resamples, least=0, remedy="0 (no intervals) or more")
         self.name, self._resamples, self._seed = name, resamples, seed
         self._facts: dict[str, Any] = {}
+        self.samples = {}
         self.count = 0
 
     def start(self, embed_text: EmbedText, findings: Sequence[str], intervals: bool = True) -> None:
@@ -71,6 +76,7 @@ class Evaluator(ABC):
         self._device = self._example.pooled.device
         self._samples = SampleOrder(self._device, self.name)
         self._facts = {}
+        self.samples = {}
         self.count = 0
 
     @abstractmethod
@@ -97,6 +103,7 @@ class Evaluator(ABC):
         """Weights ``[1+R,n]`` of the samples of all processes, in order. The first row is all ones. Collective."""
         group = self._samples.gather()
         self.count = len(group)
+        self._patients = np.unique(group.numpy(), return_inverse=True)[1]
         return bootstrap.figure_and_bootstrap(group.numpy(), self._resamples_here, self._seed)
 
     def _labels_of(self, batch: Batch, rows: Tensor) -> Tensor:

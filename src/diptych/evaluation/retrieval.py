@@ -105,6 +105,12 @@ class Retrieval(Evaluator):
                 f"{self.name}: {self.count} pairs hold {len(unique)} different reports, so image_to_text/"
                 f"{', '.join(certain)} is 1 whatever the model; give more pairs, or Retrieval smaller ks"
             )
+        self.samples = {
+            "patients": self._patients,
+            "image_ranks": image_ranks.numpy(),
+            "text_ranks": text_ranks.numpy(),
+            "text_first": first,  # the first image of each text
+        }
         results: dict[str, Metric] = {}
         sides = {
             "image_to_text": (image_ranks.numpy(), weights),

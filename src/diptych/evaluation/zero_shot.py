@@ -115,6 +115,7 @@ class ZeroShot(Evaluator):
     def _binary(self, names: list[str], scores: Array, labels: Array, weights: Array) -> dict[str, Metric]:
         values = binary_values(names, scores, labels, weights, self._threshold)
         self._facts |= values.facts
+        self.samples = {"patients": self._patients, "scores": scores, "labels": labels}
         return values.metrics()
 
     def _multiclass(self, names: list[str], scores: Array, labels: Array, weights: Array) -> dict[str, Metric]:

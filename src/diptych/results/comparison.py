@@ -1,22 +1,24 @@
-"""The results of ``diptych compare``: means with intervals over seeds, which of them differ, tables and a picture."""
+"""The results of ``diptych compare``: means with intervals over seeds, paired differences, tables and a picture."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
 
 from diptych.escaping import csv_rows, for_markdown
 from diptych.files import replace_text
+from diptych.metrics.measures import Array
 from diptych.results.dotplot import Panel, draw
+from diptych.results.paired import RESAMPLES, Paired, holm, over_seeds, over_studies
 from diptych.results.record import plain
-from diptych.results.seeds import Summary, cell, disjoint_pairs, markdown, show, summarise
+from diptych.results.seeds import Summary, cell, markdown, show, summarise
 
-__all__ = ["LABELS", "Comparison", "Outcome", "Summary", "disjoint_pairs", "plain", "show", "summarise"]
+__all__ = ["LABELS", "Comparison", "Outcome", "Summary", "plain", "show", "summarise"]
 
 LABELS = {
     "retrieval/r@5": "R@5",
@@ -37,10 +39,12 @@ class Outcome:
     facts: dict[str, float]
     chance: dict[str, float] = field(default_factory=dict)
     """The figures of a model that knows nothing, as far as they are known."""
+    samples: Mapping[str, Array] = field(default_factory=dict)
+    """``samples.npz`` of its test."""
 
 
 def _fact(value: float) -> str:
-    return f"{value:,.0f}" if value == round(value) else show(value)
+    return f"{value:,.0f}" if value.is_integer() else show(value)
 
 
 class Comparison:
@@ -51,10 +55,16 @@ class Comparison:
         notes: a note for each variant, which may be empty. Their order is that of the rows.
         outcomes: the figures of every complete run.
         missing: names of the runs that are not there.
+        against: the variant that the others are compared with, seed by seed. The first one, if not given.
     """
 
     def __init__(
-        self, title: str, notes: dict[str, str], outcomes: Sequence[Outcome], missing: Sequence[str] = ()
+        self,
+        title: str,
+        notes: dict[str, str],
+        outcomes: Sequence[Outcome],
+        missing: Sequence[str] = (),
+        against: str | None = None,
     ) -> None:
         self.title, self.notes, self.outcomes, self.missing = title, notes, list(outcomes), list(missing)
         self.of = {name: [o for o in outcomes if o.variant == name] for name in notes}
@@ -68,6 +78,8 @@ class Comparison:
             for name in self.metrics
             if any(name in o.chance for o in outcomes)
         }
+        self.against = next(iter(notes)) if against is None else against
+        self.paired = self._paired()
 
     def _is_part(self, name: str) -> bool:
         return "/" in name and name.rpartition("/")[0] in self.metrics
@@ -81,9 +93,49 @@ class Comparison:
                 summaries[variant] = summarise([math.nan if value is None else value for value in values])
         return summaries
 
-    def differences(self) -> dict[str, list[tuple[str, str]]]:
-        """For each metric the pairs (above, below) of variants whose intervals do not overlap."""
-        return {metric: disjoint_pairs(self.summary[metric]) for metric in self.metrics}
+    def _paired(self) -> dict[str, dict[str, Paired]]:
+        """For each metric, how each variant differs from the reference, over the seeds that both have."""
+        reference = {o.seed: o for o in self.of.get(self.against, ())}
+        paired: dict[str, dict[str, Paired]] = {metric: {} for metric in self.metrics}
+        for variant, runs in self.of.items():
+            pairs = [(o, reference[o.seed]) for o in runs if o.seed in reference]
+            if variant == self.against or not pairs:
+                continue
+            studies = over_studies([o.samples for o, _ in pairs], [other.samples for _, other in pairs])
+            for metric in self.metrics:
+                if not all(metric in o.metrics for pair in pairs for o in pair):
+                    continue
+                found = over_seeds(*([o.metrics[metric] for o in side] for side in zip(*pairs, strict=True)))
+                low, high = studies.get(metric, (math.nan, math.nan))
+                paired[metric][variant] = replace(found, studies_low=low, studies_high=high)
+        for by_variant in paired.values():
+            corrected = holm([one.p for one in by_variant.values()])
+            for variant, p in zip(list(by_variant), corrected, strict=True):
+                by_variant[variant] = replace(by_variant[variant], p_holm=p)
+        return {metric: by_variant for metric, by_variant in paired.items() if by_variant}
+
+    def differences(self) -> str:
+        """A table in Markdown: a row for each metric and variant, with its paired difference from the reference."""
+
+        def ends(low: float, high: float) -> str:
+            return "-" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"
+
+        rows = [
+            [
+                LABELS.get(metric, metric),
+                variant,
+                "undefined" if math.isnan(one.difference) else f"{one.difference:+.3f}",
+                ends(one.low, one.high),
+                ends(one.studies_low, one.studies_high),
+                "-" if math.isnan(one.p_holm) else f"{one.p_holm:.3f}",
+                str(one.seeds),
+            ]
+            for metric, by_variant in self.paired.items()
+            for variant, one in by_variant.items()
+        ]
+        return markdown(
+            ["metric", "variant", "difference", "95 % over seeds", "95 % over studies", "p (Holm)", "seeds"], rows
+        )
 
     def means(self, parts: bool = False) -> str:
         """A table in Markdown: a row for each variant, and a column for each metric or, with ``parts``, each part of one."""
@@ -122,16 +174,16 @@ class Comparison:
         ]
         if any(map(self._is_part, self.metrics)):
             parts += ["Parts:", self.means(parts=True)]
-        parts += ["![the same as a picture](compare.png)", "## Intervals that do not overlap"]
-        lines = [
-            "- "
-            + for_markdown(
-                f"{LABELS.get(metric, metric)}: {above} above {', '.join(b for a, b in pairs if a == above)}"
-            )
-            for metric, pairs in self.differences().items()
-            for above in dict.fromkeys(a for a, _ in pairs)
-        ]
-        parts.append("\n".join(lines) or "None.")
+        parts += ["![the same as a picture](compare.png)", f"## Against {for_markdown(self.against)}, paired"]
+        if self.paired:
+            parts += [
+                "Differences of runs with the same seed. Over seeds: Student's t. Over studies: percentile bootstrap of the "
+                f"test set's patients, {RESAMPLES:,} draws, the same for both. p: paired t-test, with Holm's correction for "
+                "the number of variants.",
+                self.differences(),
+            ]
+        else:
+            parts.append("No other variant has a seed in common with it.")
         steps = sorted({o.facts["steps"] for o in self.outcomes if "steps" in o.facts})
         if len(steps) > 1:
             parts.append(f"**Not all runs were trained equally long:** {', '.join(show(s, 0) for s in steps)} steps.")
@@ -154,7 +206,7 @@ class Comparison:
         ]
 
     def write(self, folder: Path) -> None:
-        """Print the tables of means, then write ``compare.md``, ``.csv``, ``.json`` and ``.png``.
+        """Print the tables of means, then write ``compare.md``, ``.csv``, ``.json``, ``.png`` and ``compare-paired.csv``.
 
         Raises:
             DataError: one of them cannot be written.
@@ -165,13 +217,17 @@ class Comparison:
         replace_text(folder / "compare.md", self.page())
         every = [[o.variant, o.seed, *figure] for o in self.outcomes for figure in (o.metrics | o.facts).items()]
         replace_text(folder / "compare.csv", csv_rows([["variant", "seed", "metric", "value"], *every]))
+        rows = [[m, v, *asdict(one).values()] for m, by in self.paired.items() for v, one in by.items()]
+        names = ["metric", "variant", *(field.name for field in fields(Paired))]
+        replace_text(folder / "compare-paired.csv", csv_rows([names, *rows]))
         content = {
             "title": self.title,
             "notes": self.notes,
             "chance": self.chance,
             "summary": {m: {v: asdict(s) for v, s in by_variant.items()} for m, by_variant in self.summary.items()},
-            "not_overlapping": self.differences(),
-            "runs": [asdict(o) for o in self.outcomes],
+            "against": self.against,
+            "paired": {m: {v: asdict(one) for v, one in by_variant.items()} for m, by_variant in self.paired.items()},
+            "runs": [{k: v for k, v in asdict(o).items() if k != "samples"} for o in self.outcomes],
             "missing": self.missing,
         }
         replace_text(folder / "compare.json", json.dumps(plain(content), indent=2, allow_nan=False) + "\n")

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
 import platform
 import sys
+import zipfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from diptych.errors import ConfigError, shown
 from diptych.escaping import one_line
-from diptych.files import replace_text
+from diptych.files import replace_bytes, replace_text
 from diptych.metrics.bootstrap import Metric
+from diptych.metrics.measures import Array
 from diptych.plain import check_plain
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["metric_table", "plain", "print_table", "read_results", "versions", "write_results"]
+__all__ = [
+    "metric_table", "plain", "print_table", "read_results", "read_samples", "versions", "write_results", "write_samples",
+]  # fmt: skip
 
 _PACKAGES = ("diptych", "torch", "lightning", "transformers", "timm", "numpy")
 
@@ -88,6 +95,30 @@ def write_results(
         "make room, or give another --run with --ckpt_path FILE, and test again",
     )
     return written
+
+
+def write_samples(path: str | os.PathLike[str], samples: Mapping[str, Array]) -> None:
+    """Write the values of each sample of a test, all or nothing: arrays by name, as ``retrieval/image_ranks``.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    file = io.BytesIO()
+    np.savez(file, **samples)  # type: ignore[arg-type]  # its stub takes the names for its own options
+    replace_bytes(path, file.getvalue())
+
+
+def read_samples(path: str | os.PathLike[str]) -> dict[str, Array]:
+    """Read what :func:`write_samples` wrote. Nothing in the file is run.
+
+    Raises:
+        ConfigError: there is no such file, or it is another one.
+    """
+    try:
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as content:
+            return dict(content)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"'{os.fspath(path)}' cannot be read ({one_line(str(error))}); test the run anew") from None
 
 
 def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:

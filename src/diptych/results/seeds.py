@@ -10,7 +10,7 @@ import numpy as np
 
 from diptych.escaping import for_markdown
 
-__all__ = ["Summary", "cell", "disjoint_pairs", "markdown", "show", "summarise"]
+__all__ = ["Summary", "cell", "markdown", "show", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,6 @@ def summarise(values: Sequence[float]) -> Summary:
     mean = float(array.mean())
     half = math.nan if n < 2 else float(stdtrit(n - 1, 0.975) * array.std(ddof=1) / math.sqrt(n))
     return Summary(mean, mean - half, mean + half, n, undefined)
-
-
-def disjoint_pairs(summaries: dict[str, Summary]) -> list[tuple[str, str]]:
-    """Pairs (above, below) of variants whose intervals do not overlap.
-
-    >>> disjoint_pairs({"a": Summary(0.5, 0.4, 0.6, 3), "b": Summary(0.8, 0.7, 0.9, 3), "c": Summary(0.6, 0.5, 0.75, 3)})
-    [('b', 'a')]
-    """
-    return [(a, b) for a, one in summaries.items() for b, other in summaries.items() if one.low > other.high]
 
 
 def show(value: float, digits: int | None = None) -> str:

@@ -19,7 +19,7 @@ from diptych.files import sha256
 from diptych.model.encoder import DualEncoder
 from diptych.model.module import AlignmentModule
 from diptych.radiographs.intensity import Intensity
-from diptych.results.record import print_table, write_results
+from diptych.results.record import print_table, write_results, write_samples
 from diptych.tasks.base import Task
 
 __all__ = ["Bar", "Results", "Summary", "Throughput"]
@@ -216,6 +216,10 @@ class Results(pl.Callback):
             protocol["intensity"] = intensity.plain()
         if datamodule.overlaps:
             protocol["overlaps"] = datamodule.overlaps
+        if isinstance(pl_module, AlignmentModule) and name == "results.json":
+            evaluators = [] if datamodule.loading.private else pl_module.evaluators
+            content = {f"{e.name}/{key}": values for e in evaluators for key, values in e.samples.items()}
+            write_samples(Path(trainer.default_root_dir) / "samples.npz", content)
         write_results(
             Path(trainer.default_root_dir) / name,
             metrics=pl_module.results,
