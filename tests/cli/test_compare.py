@@ -464,7 +464,9 @@ def test_the_page_has_every_run_and_says_what_is_unequal():
 
 def test_differences_are_of_runs_with_the_same_seed(tmp_path, capsys):
     runs = [*outcomes(), Outcome("a", 7, {"pair": 0.1}, {}), Outcome("c", 9, {"pair": 0.1}, {})]
-    runs += [Outcome("d", s, {"pair": x}, {}) for s, x in enumerate([0.41, 0.42, 0.44])]
+    runs += [Outcome("d", s, {"pair": x, "rank": 2.0, "rank/upper": 1.0}, {}) for s, x in enumerate([0.41, 0.42, 0.44])]
+    for o in runs[3:6]:
+        o.metrics["rank/upper"] = 0.5
     comparison = Comparison("t", dict.fromkeys("abcd", ""), runs, against="b")
     expected = {
         v: stats.ttest_rel(row, [0.40, 0.41, 0.45]) for v, row in (("a", [0.70, 0.71, 0.72]), ("d", [0.41, 0.42, 0.44]))
@@ -477,6 +479,9 @@ def test_differences_are_of_runs_with_the_same_seed(tmp_path, capsys):
     assert found["a"].p_holm == pytest.approx(2 * found["a"].p)
     assert found["d"].p_holm == pytest.approx(found["d"].p)
     assert "own" not in comparison.paired  # b has none
+    assert comparison.paired["rank/upper"]["d"].difference == 0.5
+    assert "| rank/upper | d " not in comparison.differences()
+    assert " rank " in comparison.differences()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in comparison.page().splitlines()]
     ends = f"{found['a'].low:+.3f} to {found['a'].high:+.3f}"
     assert ["pair", "a", "+0.290", ends, "-", f"{found['a'].p_holm:.3f}", "3"] in rows

@@ -115,7 +115,7 @@ class Comparison:
         return {metric: by_variant for metric, by_variant in paired.items() if by_variant}
 
     def differences(self) -> str:
-        """A table in Markdown: a row for each metric and variant, with its paired difference from the reference."""
+        """A table in Markdown: a row for each whole metric and variant, with its paired difference from the reference."""
 
         def ends(low: float, high: float) -> str:
             return "-" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"
@@ -131,6 +131,7 @@ class Comparison:
                 str(one.seeds),
             ]
             for metric, by_variant in self.paired.items()
+            if not self._is_part(metric)
             for variant, one in by_variant.items()
         ]
         return markdown(
@@ -179,7 +180,7 @@ class Comparison:
             parts += [
                 "Differences of runs with the same seed. Over seeds: Student's t. Over studies: percentile bootstrap of the "
                 f"test set's patients, {RESAMPLES:,} draws, the same for both. p: paired t-test, with Holm's correction for "
-                "the number of variants.",
+                "the number of variants. Parts of metrics are in compare-paired.csv.",
                 self.differences(),
             ]
         else:
