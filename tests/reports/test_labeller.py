@@ -8,7 +8,7 @@ from transformers import BertConfig, BertModel
 
 from diptych.errors import ConfigError
 from diptych.reports.chexbert import Chexbert
-from diptych.reports.labeller import FINDINGS, Labeller, Rules
+from diptych.reports.labeller import FINDINGS, Labeller, Rules, mentions
 from diptych_datamodules.phantoms import FINDINGS as DRAWN
 from diptych_datamodules.phantoms import plan_phantom
 
@@ -302,3 +302,30 @@ def test_a_configuration_names_a_labeller(chexbert):
     for value, kind in (("Rules", Rules), ({"class_path": "Chexbert", "init_args": options}, Chexbert)):
         parsed = parser.instantiate_classes(parser.parse_object({"labeller": value}))
         assert isinstance(parsed.labeller, kind)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Heart  size is\nnormal.", [("Heart  size is\nnormal", "Cardiomegaly", 0.0)]),
+        ("İ edema, plate-like\n atelectasis", [("edema", "Edema", 1.0), ("atelectasis", "Atelectasis", 1.0)]),
+        ("No air-\nspace  disease.", [("air-\nspace  disease", "Lung Opacity", 0.0)]),
+        ("Blunting of the left costophrenic angle.", [("Blunting of the left costophrenic", "Pleural Effusion", -1.0)]),
+        ("Effusion or edema.", [("Effusion", "Pleural Effusion", -1.0), ("edema", "Edema", -1.0)]),
+        ("", []),
+    ],
+)
+def test_mentions_lie_where_the_text_has_them(text, expected):
+    assert [(text[m.start : m.end], m.finding, m.value) for m in mentions(text)] == expected
+
+
+def test_mentions_say_what_the_labels_say():
+    """The strongest of a finding's mentions is its label."""
+    reports = [plan_phantom(i, seed=5, filler=0.4).report.text for i in range(60)]
+    for report, row in zip(reports, Rules()(reports), strict=True):
+        strongest: dict[str, float] = {}
+        for mention in mentions(report):
+            order = [0.0, -1.0, 1.0]
+            strongest[mention.finding] = max(strongest.get(mention.finding, 0.0), mention.value, key=order.index)
+        labels = {name: float(v) for name, v in zip(FINDINGS, row, strict=True) if v == v and name != "No Finding"}
+        assert strongest == labels

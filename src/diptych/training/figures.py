@@ -148,9 +148,12 @@ class Figures(pl.Callback):
     def _queries(self, model: TrainedModel, sample: Sample, findings: Sequence[str]) -> Sheet:
         """The maps of the queries whose attention is most concentrated, in their order."""
         maps = model.observe(sample.image)
-        peaks = maps.peaks
-        chosen = sorted(np.argsort(maps.entropy, kind="stable")[: 2 * self.words_per_pair].tolist())
-        panels = [panel_of(maps, maps.regions[k], f"query {k}", f"peak {peaks[k]:.1f}x") for k in chosen]
+        entropy, peaks = maps.entropy, maps.peaks
+        chosen = sorted(np.argsort(entropy, kind="stable")[: 2 * self.words_per_pair].tolist())
+        panels = [
+            panel_of(maps, maps.regions[k], f"query {k}", f"entropy {entropy[k]:.2f}, peak {peaks[k]:.1f}x")
+            for k in chosen
+        ]
         return self._maps(sample, panels, findings)
 
     def _maps(self, sample: Sample, panels: Sequence[Panel], findings: Sequence[str]) -> Sheet:
