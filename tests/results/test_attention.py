@@ -264,3 +264,19 @@ def test_large_pictures_become_small_ones():
     sheet = draw_seen(seen(shape=(2500, 2000)), most=1)
     assert {pixels.shape for _, pixels in Drawn(sheet).pictures[:-1]} == {(960, 768, 3)}
     assert sheet.image().size[0] < 1100
+
+
+def test_the_name_of_a_box_stands_inside_it_or_above_it_and_within_the_picture():
+    what = seen(shape=(240, 240))
+    boxes = np.array([[20, 60, 200, 200, 0], [200, 30, 240, 40, 1], [0, 0, 30, 8, 1]], np.float32)
+    drawn = Drawn(draw_seen(what, sample=Sample(what.image, boxes=boxes), findings=["Nodule", "Effusion"]))
+    (left, top, width, height), _ = drawn.pictures[0]
+    names = [(text, x - left, y - top) for text, x, y in drawn.texts if text in ("Nodule", "Effusion")]
+    assert [text for text, _, _ in names] == ["Nodule", "Effusion", "Effusion"]
+    (_, x, y), (_, end, above), (_, start, low) = names
+    assert 20 < x < 200
+    assert 60 < y < 80  # inside the large box
+    assert (end, above) == (237, 27)  # ends at the edge, above the small one
+    assert 0 < start < 10
+    assert 8 < low < height
+    assert width == 240

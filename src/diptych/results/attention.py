@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from diptych.data.dataset import Sample
 from diptych.radiographs.letterbox import scale_to
 from diptych.results.seen import Maps, Seen, choose_words
-from diptych.results.sheet import Sheet, fitted, wrapped
+from diptych.results.sheet import Sheet, fitted, text_width, wrapped
 
 __all__ = ["Panel", "draw_maps", "draw_seen", "full_colour_of", "overlay", "panel_of", "scale_marks"]
 
@@ -254,6 +254,9 @@ def _outline(sheet: Sheet, sample: Sample, x: float, y: float, scale: float, fin
         sheet.line([(a, b), (c, b), (c, d), (a, d), (a, b)], _OUTLINE)
         if findings:
             name = fitted(findings[int(finding)], _NOTE, width * scale - 6)
-            right = a > x + width * scale / 2
-            place = (min(c, x + width * scale - 3), "end") if right else (max(a, x + 3), "start")
-            sheet.text(place[0], max(b - 3, y + 10), name, _NOTE, _OUTLINE, "end" if right else "start", halo=True)
+            inside = d - b > 2 * _NOTE and text_width(name, _NOTE) < c - a - 6
+            right = a > x + width * scale / 2 and not inside
+            start = a + 3 if inside else max(a, x + 3)
+            left = min(c, x + width * scale - 3) if right else start
+            height = b + _NOTE + 1 if inside else max(b - 3, y + 10)
+            sheet.text(left, height, name, _NOTE, _OUTLINE, "end" if right else "start", halo=True)
