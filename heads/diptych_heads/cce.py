@@ -16,10 +16,14 @@ from diptych.nn import functional as F
 from diptych.nn.layers import DecoderLayer
 from diptych.types import Dims, Embedding, Features, Pairs
 
-__all__ = ["Cce", "CceEmbedding", "Source", "correlation_loss", "draw_patches", "patch_views"]
+__all__ = ["Cce", "CceEmbedding", "Source", "Target", "correlation_loss", "draw_patches", "patch_views"]
 
 Source = Literal["pixel", "ema", "detached"]
 """The vectors whose correlations are the target, an argument of :class:`Cce`."""
+
+
+Target = Literal["correlation", "covariance"]
+"""What is predicted of two patches, an argument of :class:`Cce`."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class CceEmbedding(Embedding):
     patches: Tensor | None = None
     """``[B,R,E]``, image only: the projected patches."""
     places: Tensor | None = None
-    """``[B,R,2]``, image only: row and column of each patch."""
+    """``[B,R,E]``, image only: the code of each patch's place."""
     views: Tensor | None = None
     """``[B,R,Q]``, image only: unit vectors whose dot products are the target."""
     words: Tensor | None = None
@@ -38,18 +42,24 @@ class CceEmbedding(Embedding):
     """``[B,N]``, text only: True at real words."""
 
 
-def patch_views(vectors: Tensor, centre: Literal["image", "patch"] = "image") -> Tensor:
-    """Unit vectors ``[B,R,Q]`` whose dot products are the cosines ``C*`` of centred patch vectors ``[B,R,Q]``.
+def patch_views(vectors: Tensor, centre: Literal["image", "patch"] = "image", target: Target = "correlation") -> Tensor:
+    """Vectors ``[B,R,Q]`` whose dot products are the target ``C*``, from patch vectors ``[B,R,Q]``.
 
     ``image`` subtracts the mean patch of each image. Without that, all cosines are near 1. ``patch`` subtracts each
-    patch's own mean. The cosines are then correlations of texture, blind to brightness.
+    patch's own mean. Its dot products are then of texture, blind to brightness.
+
+    For ``correlation`` each centred vector gets length 1. For ``covariance`` all vectors of an image are divided by their
+    root mean square length. So patches that differ much from the mean count more.
 
     >>> patch_views(torch.tensor([[[1.0, 3.0], [3.0, 1.0]]]))
     tensor([[[-0.7071,  0.7071],
              [ 0.7071, -0.7071]]])
     """
     vectors = F.full(vectors)
-    return F.unit(vectors - vectors.mean(1 if centre == "image" else 2, keepdim=True))
+    vectors = vectors - vectors.mean(1 if centre == "image" else 2, keepdim=True)
+    if target == "correlation":
+        return F.unit(vectors)
+    return vectors * (vectors.square().sum(2, keepdim=True).mean(1, keepdim=True) + 1e-12).rsqrt()
 
 
 def draw_patches(rows: Tensor, patches: int, share: float, step: int | Tensor) -> Tensor:
@@ -84,11 +94,13 @@ def _mixed(x: Tensor) -> Tensor:
     return x ^ shifted(x, 31)
 
 
-def correlation_loss(predicted: Tensor, views: Tensor, masked: Tensor, beta: float = 1.0) -> Tensor:
-    """Smooth L1 between predicted and target cosines.
+def correlation_loss(
+    predicted: Tensor, views: Tensor, masked: Tensor, beta: float = 1.0, target: Target = "correlation"
+) -> Tensor:
+    """Smooth L1 between predicted and target correlations, or covariances.
 
     It is the mean of ``l(Z_p . Z_q - C*_pq)`` over pairs of different patches ``p`` and ``q``. At least one of the two is
-    masked. ``l(d)`` is ``d^2 / (2 beta)`` up to ``beta``, and ``|d| - beta/2`` beyond.
+    masked. ``Z`` has length 1 for correlations. ``l(d)`` is ``d^2 / (2 beta)`` up to ``beta``, and ``|d| - beta/2`` beyond.
 
     >>> views = torch.eye(2).unsqueeze(0)
     >>> correlation_loss(views, views, torch.tensor([[True, False]]))
@@ -96,14 +108,15 @@ def correlation_loss(predicted: Tensor, views: Tensor, masked: Tensor, beta: flo
 
     Args:
         predicted: ``[B,R,E]``, ``Z`` before it is normalised.
-        views: ``[B,R,Q]`` unit vectors, ``C* = views views'``.
+        views: ``[B,R,Q]``, ``C* = views views'``.
         masked: ``[B,R]`` bool, equally many in each image.
         beta: the difference at which the square ends.
+        target: ``correlation`` makes every ``Z`` of length 1, ``covariance`` does not.
     """
     with F.without_autocast(predicted):
-        z = F.unit(predicted)
-        target = (views @ views.transpose(1, 2)).to(z.dtype)
-        loss = nnf.smooth_l1_loss(z @ z.transpose(1, 2), target, reduction="none", beta=beta)  # [B,R,R]
+        z = F.unit(predicted) if target == "correlation" else F.full(predicted)
+        products = (views @ views.transpose(1, 2)).to(z.dtype)
+        loss = nnf.smooth_l1_loss(z @ z.transpose(1, 2), products, reduction="none", beta=beta)  # [B,R,R]
     own = torch.eye(masked.shape[1], dtype=torch.bool, device=masked.device)
     counted = (masked.unsqueeze(1) | masked.unsqueeze(2)) & ~own
     return (loss * counted).sum() / counted.sum().clamp_min(1)
@@ -112,9 +125,9 @@ def correlation_loss(predicted: Tensor, views: Tensor, masked: Tensor, beta: flo
 class Cce(AlignmentHead[CceEmbedding]):
     """Cross-modal correlation exploration, the proxy task of PLACE (arXiv 2506.10573).
 
-    A share of the patches is replaced by a mask token. In a predictor, every patch attends to the words of the report. The
-    cosines between the predicted patches should equal those between the patches themselves. For a masked patch, the
-    predictor knows only its place and the report.
+    A share of the patches is replaced by a mask token. In a predictor, all patches attend to each other, and then to the
+    words of the report. The correlations between the predicted patches should equal those between the patches themselves.
+    For a masked patch, the predictor knows its place, the visible patches and the report.
 
     This head scores no pairs. Train it beside another head: ``pcma`` contains it, and ``composite`` adds it to any head.
     Outside training it costs nothing.
@@ -129,11 +142,15 @@ class Cce(AlignmentHead[CceEmbedding]):
         weight: of the term. It rises linearly from 0 over ``warmup``.
         source: inferred. The target vectors. ``pixel``: the image itself, which cannot collapse. ``detached``: the tower's
             patch vectors without gradient. ``ema``: these through a slowly moving copy of this term's own projection.
+        target: inferred. ``correlation`` of two patches, or their ``covariance``, as in :func:`patch_views`. A summary of the
+            paper speaks of covariance.
+        self_attention: inferred. Whether the patches attend to each other. Without it a masked patch sees the report alone,
+            and hardly gains by it.
         centre: inferred. Which mean is subtracted before the cosine, as in :func:`patch_views`.
         detail: inferred. Pixels a side to which ``pixel`` patches are resampled.
         share: inferred. Of patches that are masked, in (0, 1).
         width: inferred. Of the predictor; a multiple of 4 and of ``heads``.
-        layers: inferred. Cross-attention layers of the predictor.
+        layers: inferred. Layers of the predictor.
         heads: inferred. Attention heads of the predictor.
         beta: inferred. The difference at which the square of smooth L1 ends, above 0.
         decay: inferred. Of the moving copy, for ``ema``.
@@ -155,11 +172,13 @@ class Cce(AlignmentHead[CceEmbedding]):
         *,
         weight: float = 1.0,
         source: Source = "pixel",
+        target: Target = "correlation",
+        self_attention: bool = True,
         centre: Literal["image", "patch"] = "image",
         detail: int = 8,
         share: float = 0.5,
         width: int = 256,
-        layers: int = 1,
+        layers: int = 2,
         heads: int = 4,
         beta: float = 1.0,
         decay: float = 0.996,
@@ -178,13 +197,13 @@ class Cce(AlignmentHead[CceEmbedding]):
             raise ConfigError(f"head cce: width is {width}; give a multiple of 4")
         self.weight = weight
         self.weights = {"cce": weight, **({"cce_shuffled": 0.0} if control else {})}
-        self.source, self.centre, self.detail = source, centre, detail
+        self.source, self.target, self.centre, self.detail = source, target, centre, detail
         self.share, self.beta, self.decay, self.warmup = share, beta, decay, warmup
         self.patches = nn.Linear(dims.image_tokens, width)
         self.words = nn.Linear(dims.text_tokens, width)
         self.word_norm = nn.LayerNorm(width)
         self.mask_token = nn.Parameter(torch.randn(width))
-        self.layers = nn.ModuleList(DecoderLayer(width, heads, self_attention=False) for _ in range(layers))
+        self.layers = nn.ModuleList(DecoderLayer(width, heads, self_attention=self_attention) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.predictor = nn.Linear(width, width, bias=False)
         self.teacher: nn.Linear | None = None
@@ -220,13 +239,11 @@ class Cce(AlignmentHead[CceEmbedding]):
         else:
             vectors = image.tokens.detach()
             vectors = vectors if self.teacher is None else self.teacher(vectors)
-        place = torch.arange(rows * columns, device=vectors.device)
-        places = torch.stack([place // columns, place % columns], 1).to(image.tokens.dtype)
         return CceEmbedding(
             pooled,
             patches=self.patches(image.tokens),
-            places=places.expand(len(vectors), -1, -1),
-            views=patch_views(vectors, self.centre),
+            places=F.grid_code(image, self.mask_token.shape[0]).expand(len(vectors), -1, -1),
+            views=patch_views(vectors, self.centre, self.target),
         )
 
     def embed_text(self, text: Features) -> CceEmbedding:
@@ -244,14 +261,15 @@ class Cce(AlignmentHead[CceEmbedding]):
         assert text.word_mask is not None  # comes with the words
         masked = draw_patches(rows, patches.shape[1], self.share, self._step_drawn)
         x = torch.where(masked.unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
-        x = x + F.sine_code(image.places, x.shape[-1])
-        terms = {"cce": correlation_loss(self._predict(x, words, text.word_mask), views, masked, self.beta)}
+        x = x + image.places
+        predicted = self._predict(x, words, text.word_mask)
+        terms = {"cce": correlation_loss(predicted, views, masked, self.beta, self.target)}
         if "cce_shuffled" in self.weights:
             other = torch.arange(len(rows), device=rows.device) ^ 1  # neighbours exchange their reports
             other = torch.where(other < len(rows), other, 0)  # an odd one out takes the first
             with torch.no_grad():
                 shuffled = self._predict(x, words[other], text.word_mask[other])
-                terms["cce_shuffled"] = correlation_loss(shuffled, views, masked, self.beta)
+                terms["cce_shuffled"] = correlation_loss(shuffled, views, masked, self.beta, self.target)
         return terms
 
     def _predict(self, x: Tensor, words: Tensor, mask: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from diptych import distributed
 from diptych.checks import check_number
 from diptych.head import ScaledHead
 from diptych.nn import functional as F
+from diptych.nn.layers import Extractor
 from diptych.types import Dims, Embedding, Features, Pairs
 
 __all__ = ["Global"]
@@ -30,6 +31,8 @@ class Global(ScaledHead[Embedding]):
             for ``sigmoid`` (SigLIP).
         learn_temperature: False keeps it fixed, as ConVIRT does at 0.1.
         image_weight: share of the image-to-text direction in ``infonce``, 0 to 1; 0.75 in ConVIRT, 0.5 in CLIP.
+        image_pooling: how an image becomes one vector. ``tower``: as its tower pools it. ``query``: a learned query attends to
+            the regions, which know their row and column, in a decoder layer (as CLIP's ResNets and CoCa pool).
         projection: ``linear`` (CLIP) or ``mlp``, two layers with a ReLU between them (ConVIRT).
 
     Raises:
@@ -48,6 +51,7 @@ class Global(ScaledHead[Embedding]):
         temperature: float | None = None,
         learn_temperature: bool = True,
         image_weight: float = 0.5,
+        image_pooling: Literal["tower", "query"] = "tower",
         projection: Literal["linear", "mlp"] = "linear",
     ) -> None:
         super().__init__()
@@ -58,14 +62,21 @@ class Global(ScaledHead[Embedding]):
         self.weights = {"global": 1.0}
         self.loss = loss
         self.image_weight = image_weight
-        self.image_projection = _projection(dims.image, width, projection)
+        self.query = None
+        if image_pooling == "query":
+            self.query = Extractor(dims.image_tokens, width, queries=1, layers=1, attention_heads=4)
+        self.image_projection = _projection(dims.image if self.query is None else width, width, projection)
         self.text_projection = _projection(dims.text, width, projection)
         self.scale = F.LogitScale(temperature, learn=learn_temperature)
         self.bias = nn.Parameter(torch.tensor(-10.0)) if loss == "sigmoid" else None
 
     def embed_image(self, image: Features) -> Embedding:
         """``pooled`` ``[I,E]``."""
-        return Embedding(F.unit(self.image_projection(image.pooled)))
+        pooled = image.pooled
+        if self.query is not None:
+            places = F.grid_code(image, self.query.queries.shape[1])
+            pooled = self.query(image.tokens, image.mask, places)[0].squeeze(1)
+        return Embedding(F.unit(self.image_projection(pooled)))
 
     def embed_text(self, text: Features) -> Embedding:
         """``pooled`` ``[T,E]``."""

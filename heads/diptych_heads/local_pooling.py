@@ -12,6 +12,7 @@ from diptych.nn import functional as F
 from diptych.types import Dims, TokenEmbedding
 from diptych_heads.equations import local_pooling as equations
 from diptych_heads.equations.attention import Attention
+from diptych_heads.joining import Joining
 from diptych_heads.token_head import TokenHead
 
 __all__ = ["LocalPooling"]
@@ -28,8 +29,9 @@ class LocalPooling(TokenHead):
     pooled vectors. ``local`` contrasts ``scale * word_scale`` times the local score. For ``logsumexp`` that is the
     published ``10 log sum_w exp(5 m_w)``.
 
-    Evaluation ranks by the mean of the cosine and the local score, without these factors. The publication takes the mean of
-    z-scores over the test set instead. A score then depends on the other rows, so this head does not do it.
+    Evaluation ranks by the sum of the cosine and the local score, without these factors, or as ``joining`` says. The
+    publication takes the mean of z-scores over the test set instead. A score then depends on the other rows, so this head
+    does not do it.
 
     ``logsumexp`` favours long reports: ``N`` words add ``1/5 log N``, in the loss and in evaluation. That is the same for
     every image, so a ranking of images for one text is not affected. ``logmeanexp`` has no such term.
@@ -46,6 +48,10 @@ class LocalPooling(TokenHead):
         attention: form of the attention of words over regions. ``unit``: GLoRIA's two soft-maxes, of unit vectors. ``raw``:
             the same of vectors as they are projected, with a learned temperature (GLoRIA's released configuration).
             ``softmax``: of cosines over a learned temperature. ``scan``: cosines normalised over the words (SCAN).
+        region_places: whether a region's vector knows its place in the image: a learned projection of a sine code of row and
+            column is added to it. GLoRIA has none. Without it, only what the tower's padding leaks tells left from right.
+        joining: how the cosine and the local score become one, as in :class:`diptych_heads.joining.Join`. ``sum`` is
+            GLoRIA's without z-scores.
         scale: factor on the scores of both terms, above 0 and up to 100; 10 in GLoRIA.
         learn_scale: True learns ``scale``, up to 100. GLoRIA keeps it fixed.
         region_scale: factor on the logits of the attention, in (0, 20]. Left out, it is 4 as in GLoRIA, and 9 for ``scan``.
@@ -53,8 +59,8 @@ class LocalPooling(TokenHead):
         attention_temperature: start of the learned temperature of the attention, 0.01 or more. Left out, it is 0.1 for
             ``softmax`` and 1 for ``raw``. The other forms have none.
         word_scale: sharpness of ``logsumexp`` and further factor of the local term, above 0; 5 in GLoRIA.
-        global_weight: weight of the ``global`` term.
-        local_weight: weight of the ``local`` term.
+        global_weight: weight of the ``global`` term. ``joint`` has none.
+        local_weight: weight of the ``local`` term. ``joint`` has none.
         byte_budget: bytes of grids kept for backward. What does not fit is recomputed, and the term then takes about 1.4
             times as long. In float32 a grid takes 8 bytes for each image, region, report and word. That is 0.7 GiB for
             64 pairs of 60 words with 19x19 regions.
@@ -73,6 +79,8 @@ class LocalPooling(TokenHead):
         pooling: equations.Pooling = "logsumexp",
         score_pooling: equations.Pooling | None = None,
         attention: Attention = "unit",
+        region_places: bool = False,
+        joining: Joining = "sum",
         scale: float = 10.0,
         learn_scale: bool = False,
         region_scale: float | None = None,
@@ -93,16 +101,23 @@ class LocalPooling(TokenHead):
         if pooling == "max" and attention != "unit":
             raise ConfigError(f"head local_pooling: attention is {attention}, but pooling max has none; leave it out")
         scaled = F.LogitScale(1 / scale, learn=learn_scale)
-        super().__init__(dims, width, scaled, attention, region_scale, attention_temperature, "local_pooling")
-        self.weights = {"global": global_weight, "local": local_weight, "attention_entropy": 0.0}
+        super().__init__(
+            dims,
+            width,
+            scaled,
+            joining,
+            word_scale,
+            region_places,
+            attention,
+            region_scale,
+            attention_temperature,
+            "local_pooling",
+        )
+        self.weights = self.join.terms(**{"global": global_weight, "local": local_weight}) | {"attention_entropy": 0.0}
         self.pooling = pooling
         self.score_pooling = score_pooling
-        self.word_scale = self.local_factor = word_scale
+        self.word_scale = word_scale
         self.byte_budget = byte_budget
-
-    def similarity(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
-        """The mean of the global and the local score, ``[I,T]``."""
-        return (F.dot_products(image.pooled, text.pooled) + self.local_scores(image, text)) / 2
 
     def local_scores(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
         """The pooled matchings of every image with every report, ``[I,T]``, as evaluation ranks by them."""

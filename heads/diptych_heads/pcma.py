@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from diptych import distributed
 from diptych.checks import check_number
 from diptych.head import ScaledHead
 from diptych.nn import functional as F
 from diptych.nn.layers import Extractor
 from diptych.types import Dims, Features, Pairs, TokenEmbedding
-from diptych_heads.cce import Cce, CceEmbedding, Source
+from diptych_heads.cce import Cce, CceEmbedding, Source, Target
 from diptych_heads.equations.pcma import (
     MatchingKind,
     MatchingRule,
@@ -24,6 +22,7 @@ from diptych_heads.equations.pcma import (
     pair_scores,
     sentence_slots,
 )
+from diptych_heads.joining import Join, Joining
 
 __all__ = ["Observations", "Pcma"]
 
@@ -80,13 +79,18 @@ class Pcma(ScaledHead[Observations]):
         temperature: inferred. Of all contrasts at the start, at least 0.01.
         learn_temperature: inferred. False keeps it fixed.
         mask_sentences: inferred. A sentence of the image's own report is no negative, whichever report holds it.
-        local_score: inferred. Evaluation ranks by the cosine of the pooled vectors; True by the mean of it and ``S``.
-        global_weight: weight of ``global``.
-        inter_weight: weight of ``inter``.
+        region_places: inferred. Whether the queries see the place of a patch: a sine code of row and column is added to the
+            patches that they attend to, as in DETR.
+        joining: inferred. How the cosine and ``S`` become one, as in :class:`diptych_heads.joining.Join`.
+        local_score: inferred. Evaluation ranks by the whole score, as ``joining`` says; False by the cosine of the pooled
+            vectors alone.
+        global_weight: weight of ``global``. ``joint`` has none.
+        inter_weight: weight of ``inter``. ``joint`` has none.
         intra_weight: weight of ``intra``.
-        cce: weight of the term ``cce`` after its warm-up. 0 leaves the term out. Three of its settings are arguments here.
+        cce: weight of the term ``cce`` after its warm-up. 0 leaves the term out. Four of its settings are arguments here.
             For the others use ``composite`` of this head, with ``cce: 0``, and :class:`diptych_heads.cce.Cce`.
         cce_source: inferred. ``pixel``, ``ema`` or ``detached``.
+        cce_target: inferred. ``correlation`` or ``covariance``.
         cce_layers: inferred. Layers of the predictor.
         cce_warmup: inferred. Share of all steps over which its weight rises.
         byte_budget: bytes of matchings kept for backward. What does not fit is recomputed.
@@ -116,13 +120,16 @@ class Pcma(ScaledHead[Observations]):
         temperature: float = 0.07,
         learn_temperature: bool = True,
         mask_sentences: bool = True,
-        local_score: bool = False,
+        region_places: bool = False,
+        joining: Joining = "sum",
+        local_score: bool = True,
         global_weight: float = 1.0,
         inter_weight: float = 1.0,
         intra_weight: float = 1.0,
         cce: float = 1.0,
         cce_source: Source = "pixel",
-        cce_layers: int = 1,
+        cce_target: Target = "correlation",
+        cce_layers: int = 2,
         cce_warmup: float = 0.1,
         byte_budget: int = 2**30,
     ) -> None:
@@ -140,8 +147,10 @@ class Pcma(ScaledHead[Observations]):
         self.rule = MatchingRule(matching, softness, epsilon, rounds)
         self.least_words, self.mask_sentences, self.local_score = least_words, mask_sentences, local_score
         self.byte_budget = byte_budget
-        self.weights = {"global": global_weight, "inter": inter_weight, "intra": intra_weight}
+        self.region_places = region_places
         self.scale = F.LogitScale(temperature, learn=learn_temperature)
+        self.join = Join(joining, self.scale, head="pcma", local_term="inter")
+        self.weights = self.join.terms(**{"global": global_weight, "inter": inter_weight}) | {"intra": intra_weight}
         self.image_projection = nn.Linear(dims.image, width)
         self.text_projection = nn.Linear(dims.text, width)
         self.extractor = Extractor(dims.image_tokens, width, queries=queries, layers=layers, attention_heads=heads)
@@ -156,7 +165,7 @@ class Pcma(ScaledHead[Observations]):
             )
         self.cce: Cce | None = None
         if cce:
-            self.cce = Cce(dims, weight=cce, source=cce_source, layers=cce_layers, warmup=cce_warmup)
+            self.cce = Cce(dims, weight=cce, source=cce_source, target=cce_target, layers=cce_layers, warmup=cce_warmup)
             self.weights |= self.cce.weights
 
     def start_step(self, epoch: int, step: int, total_steps: int) -> None:
@@ -166,7 +175,9 @@ class Pcma(ScaledHead[Observations]):
 
     def embed_image(self, image: Features) -> Observations:
         """``pooled`` ``[I,E]``, ``tokens`` ``[I,K,E]`` (V-PORs) and ``attention`` ``[I,K,R]``."""
-        observed, attention = self.extractor(image.tokens, image.mask)
+        width = self.extractor.queries.shape[1]
+        places = F.grid_code(image, width) if self.region_places else None
+        observed, attention = self.extractor(image.tokens, image.mask, places)
         return Observations(
             F.unit(self.image_projection(image.pooled)),
             tokens=F.unit(observed),
@@ -201,11 +212,9 @@ class Pcma(ScaledHead[Observations]):
         )
 
     def similarity(self, image: Observations, text: Observations) -> Tensor:
-        """Cosines ``[I,T]`` of the pooled vectors, or the mean of them and ``S``."""
+        """The whole score ``[I,T]``, as ``joining`` says, or without ``local_score`` the cosine of the pooled vectors."""
         pooled = F.dot_products(image.pooled, text.pooled)
-        if not self.local_score:
-            return pooled
-        return (pooled + self.local_scores(image, text)) / 2
+        return self.join.score(pooled, self.local_scores(image, text)) if self.local_score else pooled
 
     def local_scores(self, image: Observations, text: Observations) -> Tensor:
         """``S`` of every image with every report, ``[I,T]``."""
@@ -215,7 +224,7 @@ class Pcma(ScaledHead[Observations]):
         """``global`` and ``inter`` over all ``B * W`` pairs, each scored once over the job. ``intra`` and ``cce``."""
         scale = self.scale()
         text = world.text
-        pooled = scale * F.dot_products(here.image.pooled, text.pooled)  # [B,B*W]
+        pooled = F.dot_products(here.image.pooled, text.pooled)  # [B,B*W]
         assert here.text.sentence_hash is not None  # embed_text gives it
         assert text.sentence_hash is not None
         scores, blank = pair_scores(
@@ -227,12 +236,8 @@ class Pcma(ScaledHead[Observations]):
             rule=self.rule,
             byte_budget=self.byte_budget,
         )
-        inter = (scale * scores).masked_fill(blank, -math.inf)
-        terms = {
-            "global": F.info_nce(distributed.gather(pooled), world.hash),
-            "inter": F.info_nce(distributed.gather(inter), world.hash),
-            "intra": self._intra(here.image, here.text, scale),
-        }
+        terms = self.join.losses(pooled, scores, world.hash, blank)
+        terms["intra"] = self._intra(here.image, here.text, scale)
         if self.cce is None or here.image.cce is None or here.text.cce is None:
             return terms
         return terms | self.cce.terms(here.image.cce, here.text.cce, here.targets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -11,10 +12,11 @@ from diptych.checks import check_number
 from diptych.errors import ConfigError
 from diptych.nn import functional as F
 from diptych.nn.blockwise import blockwise
-from diptych.types import Dims, TokenEmbedding
+from diptych.types import Dims, Features, TokenEmbedding
 from diptych_heads.equations.attention import Attention, attention_logits
-from diptych_heads.equations.reclf import compare, pool, unit_nodes
-from diptych_heads.equations.relations import FusedStep, Importance, Step, glorot_linear
+from diptych_heads.equations.reclf import compare, compare_pooled, pool, unit_nodes
+from diptych_heads.equations.relations import FusedStep, Importance, Step, glorot_linear, word_relations
+from diptych_heads.joining import Joining
 from diptych_heads.token_head import TokenHead
 
 __all__ = ["Reclf"]
@@ -23,17 +25,24 @@ Comparison = Literal["sqdiff", "product"]
 Mode = Literal["cascade", "parallel", "srm", "irm", "none"]
 
 
+@dataclass(frozen=True)
+class SentenceEmbedding(TokenEmbedding):
+    """A report with its words, and with ``sentences`` ``[T,N]``: the index of each word's sentence, -1 at padding."""
+
+    sentences: Tensor
+
+
 class Reclf(TokenHead):
     """Relation-enhanced local matchings (RECLF, IEEE TMI 2025, arXiv 2401.10501), reconstructed: no code is public.
 
     A word's matching with an image is a vector, not a number: ``q_w = unit(P (x_w - t_w)^2)``. Here ``x_w`` is the context,
-    what the word attends to. A further node ``q_0`` compares the pooled vectors in the same way. The semantic relation
-    module (SRM) reasons over these nodes. So the matching of a disease word and that of its place see each other. The
-    importance relation module (IRM) weighs the nodes. Their weighted mean ``q``, of length 1, gives the score
-    ``S = w . q``.
+    what the word attends to. The semantic relation module (SRM) reasons over these nodes. So the matching of a disease word
+    and that of its place see each other. The importance relation module (IRM) weighs the nodes. Their weighted mean ``q``,
+    of length 1, gives the local score ``S = w . q``. It reads words and regions alone, and no pooled vector.
 
     There are two terms. Both are InfoNCE over the whole batch. ``global`` contrasts ``scale`` times the cosine of the
-    pooled vectors, ``local`` contrasts ``scale * S``. Evaluation ranks by the sum of the cosine and ``S``.
+    pooled vectors, ``local`` contrasts ``scale * S``. Evaluation ranks by the sum of the cosine and ``S``, or as ``joining``
+    says.
 
     The paper names SRM and IRM, and says what each is for. The equations are those of its nearest published relatives:
     SGRAF (AAAI 2021) for nodes, graph reasoning and gates, and LIMITR (ICCV 2023) for ``product``.
@@ -44,7 +53,9 @@ class Reclf(TokenHead):
         matching: inferred. How a context and its word become a vector: ``sqdiff`` is ``(x - t)^2`` (SGRAF), ``product`` is
             ``x * t`` (LIMITR).
         matching_width: inferred. Of the nodes; 256 in SGRAF.
-        global_node: inferred. Whether the pooled vectors give a node too, as in SGRAF.
+        global_node: inferred. Whether the pooled vectors are compared as a vector too: ``q_0 = unit(P_0 (vg - tg)^2)``. Then
+            ``w_0 . q_0`` is added to the cosine. It counts to the global score alone. In SGRAF the node joins the graph, and
+            a score that reads it is mostly that of the pooled vectors.
         attention: inferred. Form of the attention of words over regions. ``unit``: GLoRIA's two soft-maxes, of unit vectors.
             ``raw``: the same of vectors as they are projected, with a learned temperature. ``softmax``: of cosines over a
             learned temperature. ``scan``: cosines normalised over the words, as in SGRAF. ``gloria`` is an older name of
@@ -53,13 +64,21 @@ class Reclf(TokenHead):
             ``softmax`` has none.
         attention_temperature: start of the learned temperature of the attention, 0.01 or more. Left out, it is 0.1 for
             ``softmax`` and 1 for ``raw``. The other forms have none.
+        region_places: inferred. Whether a region's vector knows its place, as in
+            :class:`diptych_heads.local_pooling.LocalPooling`.
+        joining: inferred. How the global and the local score become one, as in :class:`diptych_heads.joining.Join`.
         mode: inferred. ``cascade``: SRM, then IRM over its nodes. ``parallel``: a score of SRM plus a score of IRM over the
             plain matchings. ``srm``, ``irm``: one of these alone. ``none``: the mean of the plain matchings. SRM alone is
-            read at the global node (SGRAF). Without a global node, the mean of the nodes is read.
+            read as the mean of its nodes.
         steps: inferred. Of graph reasoning, each with its own parameters; 3 in SGRAF.
-        residual: inferred. Each step is ``q <- LayerNorm(q + relu(...))``. SGRAF has no residual, and reads the global node
-            alone. Without a residual the nodes of a pair are alike after two steps: their relative spread is below 1e-4
-            at the start, against 0.9. Then ``cascade`` has nothing left to weigh.
+        residual: inferred. Each step is ``q <- LayerNorm(q + relu(...))``. SGRAF has no residual. Without it the nodes of a
+            pair are alike after two steps: their relative spread is below 1e-4 at the start, against 0.9. Then ``cascade``
+            has nothing left to weigh.
+        word_relations: inferred. Whether the SRM's edges know how two words stand to each other: a learned number for each
+            class of distance, side, and same or other sentence (``equations.relations.word_relations``) is added to their
+            logits. Nodes have no place of their own. Without it the SRM cannot tell which side belongs to which finding.
+        readout_norm: inferred. Whether the mean of nodes after the SRM is made of length 1 before it is read. SGRAF
+            normalises there only without graph reasoning.
         importance_norm: inferred. ``layer`` standardises the gates over the real nodes of a pair, ``none`` does not.
         score: inferred. ``linear`` is ``w . q``, ``sigmoid`` is ``sigmoid(w . q + bias)`` as in SGRAF.
         cosine_scale: inferred. Start of a learned factor. It multiplies the mean of ``cos(x_w, t_w)``, which is added to
@@ -67,8 +86,8 @@ class Reclf(TokenHead):
             leaves the part out, as in SGRAF. Then nothing makes a word attend to regions that are like it.
         temperature: inferred. Start of the learned temperature of both terms, 0.01 or more; 0.07 in CLIP.
         learn_temperature: False keeps it fixed.
-        global_weight: weight of the ``global`` term.
-        local_weight: inferred. Weight of the ``local`` term.
+        global_weight: weight of the ``global`` term. ``joint`` has none.
+        local_weight: inferred. Weight of the ``local`` term. ``joint`` has none.
         byte_budget: bytes kept for backward. What does not fit is recomputed, for up to a third more time. 1 GiB holds a
             batch of 27 pairs of 60 words with 49 regions. 64 MiB hold the matchings of 32 pairs, which saves the costliest
             product. 72 MiB hold their attention too.
@@ -86,13 +105,17 @@ class Reclf(TokenHead):
         width: int = 512,
         matching: Comparison = "sqdiff",
         matching_width: int = 256,
-        global_node: bool = True,
+        global_node: bool = False,
         attention: Literal[Attention, "gloria"] = "unit",
+        region_places: bool = False,
+        joining: Joining = "sum",
         region_scale: float | None = None,
         attention_temperature: float | None = None,
         mode: Mode = "cascade",
         steps: int = 3,
         residual: bool = True,
+        word_relations: bool = False,
+        readout_norm: bool = True,
         importance_norm: Literal["layer", "none"] = "layer",
         score: Literal["linear", "sigmoid"] = "linear",
         cosine_scale: float = 5.0,
@@ -114,8 +137,24 @@ class Reclf(TokenHead):
         check_number("head reclf: byte_budget", byte_budget, least=0, whole=True)
         form: Attention = "unit" if attention == "gloria" else attention
         scale = F.LogitScale(temperature, learn=learn_temperature)
-        super().__init__(dims, width, scale, form, region_scale, attention_temperature, "reclf")
-        self.weights = {"global": global_weight, "local": local_weight, "attention_entropy": 0.0}
+        super().__init__(
+            dims,
+            width,
+            scale,
+            joining,
+            1.0,
+            region_places,
+            form,
+            region_scale,
+            attention_temperature,
+            "reclf",
+        )
+        self.weights = self.join.terms(**{"global": global_weight, "local": local_weight}) | {"attention_entropy": 0.0}
+        if word_relations:
+            self.needs = frozenset({"text.sentences"})
+            self.gathers = self.gathers | {"text.sentences"}
+        self.word_relations = word_relations
+        self.readout_norm = readout_norm
         self.matching = matching
         self.mode = mode
         self.residual = residual
@@ -124,16 +163,37 @@ class Reclf(TokenHead):
         m = matching_width
         self.local_matching = glorot_linear(width, m)
         self.global_matching = glorot_linear(width, m) if global_node else None
+        self.global_score = glorot_linear(m, 1, bias=False) if global_node else None
         reasons, weighs = mode in ("cascade", "parallel", "srm"), mode in ("cascade", "parallel", "irm")
-        self.semantic = nn.ModuleList([Step(m, residual) for _ in range(steps if reasons else 0)])
+        self.semantic = nn.ModuleList([Step(m, residual, word_relations) for _ in range(steps if reasons else 0)])
         self.importance_gate = Importance(m, importance_norm) if weighs else None
         self.score = glorot_linear(m, 1, bias=self.sigmoid)
         self.cosine_scale = nn.Parameter(torch.tensor(float(cosine_scale))) if cosine_scale else None
         self.srm_score = glorot_linear(m, 1, bias=self.sigmoid) if mode == "parallel" else None
 
-    def similarity(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
-        """The sum of the global and the local score, ``[I,T]``."""
-        return F.dot_products(image.pooled, text.pooled) + self.local_scores(image, text)
+    def embed_text(self, text: Features) -> TokenEmbedding:
+        """``pooled`` ``[T,E]`` and ``tokens`` ``[T,N,E]``: words, with their sentences where relations are read."""
+        embedded = super().embed_text(text)
+        if not self.word_relations:
+            return embedded
+        if text.sentences is None:
+            raise ConfigError("head reclf: word_relations needs sentences, which the text tower does not give")
+        return SentenceEmbedding(embedded.pooled, embedded.tokens, embedded.mask, text.sentences)
+
+    def global_scores(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
+        """The global part of the score ``[I,T]``: the cosine of the pooled vectors, and what the global node reads."""
+        cosine = super().global_scores(image, text)
+        if self.global_matching is None or self.global_score is None:
+            return cosine
+        with F.without_autocast(image.pooled):
+            node = compare_pooled(
+                image.pooled,
+                text.pooled,
+                self.global_matching.weight,
+                self.global_matching.bias,
+                self.matching == "product",
+            )
+            return cosine + self._read(self.global_score, unit_nodes(node))
 
     @property
     def weighs_words(self) -> bool:
@@ -143,7 +203,7 @@ class Reclf(TokenHead):
     def importance(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
         """How much each word counts in the score of its own image, ``[B,N_words]``: the weights of the IRM.
 
-        A row sums to 1 less the share of the global node. A padded word's weight is zero.
+        A row sums to 1. A padded word's weight is zero.
 
         Raises:
             ConfigError: the mode has no IRM.
@@ -154,9 +214,9 @@ class Reclf(TokenHead):
         rows = []
         with F.without_autocast(image.tokens):
             for v, t in ((image.select(i), text.select(i)) for i in torch.arange(len(image.pooled)).view(-1, 1)):
-                q, real = self._nodes(v, t, self.match(v, t, self.attend(v, self.words_over_temperature(t))))
-                q = self._reason(q, real, fused) if self.mode == "cascade" else q
-                rows.append(self.importance_gate(q, real)[:, self.global_matching is not None :])
+                q, real = self._nodes(t, self.match(v, t, self.attend(v, self.words_over_temperature(t))))
+                q = self._reason(q, real, t, fused) if self.mode == "cascade" else q
+                rows.append(self.importance_gate(q, real))
         return torch.cat(rows)
 
     def fuse(self) -> list[FusedStep]:
@@ -185,15 +245,15 @@ class Reclf(TokenHead):
     def _bytes(self, image: TokenEmbedding, text: TokenEmbedding) -> dict[str, int]:
         """The byte arguments of :func:`~diptych.nn.blockwise.blockwise`: each is for a word of one pair."""
         words, (regions, width), m = text.mask.shape[1], image.tokens.shape[1:], self.local_matching.out_features
-        steps, extra = len(self.semantic), int(self.global_matching is not None)
+        steps = len(self.semantic)
         # Numbers that the equations hold for backward, for each node and for each word.
-        node = m * (extra + (5 if self.residual else 3) * steps) + (words + extra) * steps
+        node = m * (5 if self.residual else 3) * steps + words * steps
         attention = (3 if self.attention == "scan" else 1) * regions
         numbers = {
             "working_bytes": max(width, regions, 3 * m),
             "attention_bytes": attention,
             "matching_bytes": m + int(self.cosine_scale is not None),
-            "kept_bytes": attention + 2 * width + m + node * (words + extra) // words,
+            "kept_bytes": attention + 2 * width + m + node,
         }
         return {name: number * image.tokens.element_size() for name, number in numbers.items()}
 
@@ -220,47 +280,46 @@ class Reclf(TokenHead):
         self, image: TokenEmbedding, text: TokenEmbedding, matched: Tensor, fused: list[FusedStep]
     ) -> Tensor:
         """``S`` ``[I,T]`` of one block of pairs, from what :meth:`match` and :meth:`fuse` give."""
-        q, real = self._nodes(image, text, matched)
+        q, real = self._nodes(text, matched)
         weights = real.to(q.dtype) / real.sum(-1, keepdim=True).clamp_min(1)
-        related = self._reason(q, real, fused)
+        related = self._reason(q, real, text, fused)
         if self.mode in ("srm", "parallel"):
-            first = related[:, 0] if self.global_matching is not None else pool(weights, related)
             read = self.srm_score if self.srm_score is not None else self.score
-            s = self._read(read, unit_nodes(first))
+            s = self._read(read, self._pool(weights, related))
         if self.mode != "srm":
             nodes = related if self.mode == "cascade" else q
             if self.importance_gate is not None:
                 weights = self.importance_gate(nodes, real)
-            pooled = self._read(self.score, pool(weights, nodes))
-            s = s + pooled if self.mode == "parallel" else pooled
+            pooled = self._pool(weights, nodes) if self.mode == "cascade" else pool(weights, nodes)
+            s = s + self._read(self.score, pooled) if self.mode == "parallel" else self._read(self.score, pooled)
         if self.cosine_scale is not None:
-            s = s + self.cosine_scale * self._cosine(matched, weights[:, -matched.shape[2] :])
+            s = s + self.cosine_scale * self._cosine(matched, weights)
         return s.view(matched.shape[:2])
 
+    def _pool(self, weights: Tensor, nodes: Tensor) -> Tensor:
+        """The weighted mean of nodes after the SRM."""
+        return pool(weights, nodes) if self.readout_norm else (weights.unsqueeze(1) @ nodes).squeeze(1)
+
     def _cosine(self, matched: Tensor, weights: Tensor) -> Tensor:
-        """The weighted mean ``[I*T]`` of the cosines of contexts and words, without the global node's weight."""
+        """The weighted mean ``[I*T]`` of the cosines of contexts and words."""
         total = matched[..., -1].flatten(0, 1)
         cosines = total if self.matching == "product" else 1 - total / 2
         return (weights * cosines).sum(-1) / weights.sum(-1).clamp_min(1e-12)
 
-    def _nodes(self, image: TokenEmbedding, text: TokenEmbedding, matched: Tensor) -> tuple[Tensor, Tensor]:
-        """The nodes of each pair ``[I*T,n,m]``, the global one first, and which are real ``[I*T,n]``."""
+    def _nodes(self, text: TokenEmbedding, matched: Tensor) -> tuple[Tensor, Tensor]:
+        """The nodes of each pair ``[I*T,n,m]``, and which are real ``[I*T,n]``."""
         q = unit_nodes(matched[..., : self.local_matching.out_features])
         real = text.mask.unsqueeze(0).expand(len(q), -1, -1)
-        if self.global_matching is not None:
-            vg, tg = image.pooled.unsqueeze(1), text.pooled
-            compared = vg * tg if self.matching == "product" else (vg - tg).square()
-            q = torch.cat([unit_nodes(self.global_matching(compared)).unsqueeze(2), q], 2)
-            real = nn.functional.pad(real, (1, 0), value=True)
         return q.flatten(0, 1), real.flatten(0, 1)
 
-    def _reason(self, q: Tensor, real: Tensor, fused: list[FusedStep]) -> Tensor:
+    def _reason(self, q: Tensor, real: Tensor, text: TokenEmbedding, fused: list[FusedStep]) -> Tensor:
         node_bias = torch.zeros(real.shape, dtype=q.dtype, device=q.device).unsqueeze(1)
         node_bias = node_bias.masked_fill_(
             ~real.unsqueeze(1), torch.finfo(q.dtype).min / 2
         )  # finite: all may be padding
+        relations = word_relations(text.sentences) if isinstance(text, SentenceEmbedding) else None
         for step, weights in zip(self.semantic, fused, strict=True):
-            q = step(q, weights, node_bias)
+            q = step(q, weights, node_bias, relations)
         return q
 
     def _read(self, linear: nn.Module, q: Tensor) -> Tensor:

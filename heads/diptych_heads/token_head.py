@@ -8,16 +8,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from diptych import distributed
 from diptych.checks import check_number
 from diptych.errors import ConfigError
 from diptych.head import ScaledHead
 from diptych.nn import functional as F
 from diptych.types import Dims, Features, Pairs, TokenEmbedding
 from diptych_heads.equations.attention import SHARPNESS, Attention, attention_entropy, region_attention
+from diptych_heads.joining import Join, Joining
 
 __all__ = ["TokenHead"]
 
+PLACE_WIDTH = 64
+"""Width of the code of a region's place."""
 TEMPERATURES: dict[Attention, float] = {"raw": 1.0, "softmax": 0.1}
 """Where the learned temperature of the attention starts. The other forms have none."""
 
@@ -32,6 +34,9 @@ class TokenHead(ScaledHead[TokenEmbedding]):
         dims: widths of the towers.
         width: of the shared space.
         scale: factor on the scores of both terms.
+        joining: how the global and the local score become one.
+        local_factor: further factor on the local scores in the contrast.
+        region_places: whether a region's vector knows its place.
         attention: form of the attention of words over regions.
         region_scale: factor on its logits. Left out, the published one.
         attention_temperature: start of its learned temperature. Left out, 0.1 for ``softmax`` and 1 for ``raw``.
@@ -39,14 +44,15 @@ class TokenHead(ScaledHead[TokenEmbedding]):
     """
 
     gathers = frozenset({"text.pooled", "text.tokens", "text.mask"})
-    local_factor = 1.0
-    """A further factor on the local scores in the contrast."""
 
     def __init__(
         self,
         dims: Dims,
         width: int,
         scale: F.LogitScale,
+        joining: Joining,
+        local_factor: float,
+        region_places: bool,
         attention: Attention,
         region_scale: float | None,
         attention_temperature: float | None,
@@ -73,6 +79,8 @@ class TokenHead(ScaledHead[TokenEmbedding]):
             check_number(f"head {name}: attention_temperature", temperature, least=0.01)
             self.attention_scale = F.LogitScale(temperature)
         self.scale = scale
+        self.join = Join(joining, scale, local_factor, head=name)
+        self.place_projection = nn.Linear(PLACE_WIDTH, width, bias=False) if region_places else None
         self.image_projection = nn.Linear(dims.image, width)
         self.text_projection = nn.Linear(dims.text, width)
         self.region_projection = nn.Linear(dims.image_tokens, width, bias=False)
@@ -80,7 +88,10 @@ class TokenHead(ScaledHead[TokenEmbedding]):
 
     def embed_image(self, image: Features) -> TokenEmbedding:
         """``pooled`` ``[I,E]`` and ``tokens`` ``[I,N,E]``: regions, all of which are real."""
-        tokens = self._scaled(self.region_projection(image.tokens))
+        tokens = self.region_projection(image.tokens)
+        if self.place_projection is not None:
+            tokens = tokens + self.place_projection(F.grid_code(image, PLACE_WIDTH))
+        tokens = self._scaled(tokens)
         return TokenEmbedding(F.unit(self.image_projection(image.pooled)), tokens, image.mask)
 
     def embed_text(self, text: Features) -> TokenEmbedding:
@@ -98,24 +109,31 @@ class TokenHead(ScaledHead[TokenEmbedding]):
         return replace(text, tokens=self.attention_scale() * text.tokens)
 
     @abstractmethod
+    def local_scores(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
+        """The scores of the tokens by which evaluation ranks, ``[I,T]``. They read no pooled vector."""
+
+    @abstractmethod
     def trained_local_scores(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
         """The scores of the tokens that training contrasts, ``[I,T]``."""
 
+    def global_scores(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
+        """The global part of the score ``[I,T]``: the cosine of the pooled vectors."""
+        return F.dot_products(image.pooled, text.pooled)
+
+    def similarity(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
+        """The whole score ``[I,T]``, as ``joining`` says."""
+        return self.join.score(self.global_scores(image, text), self.local_scores(image, text))
+
     def losses(self, here: Pairs[TokenEmbedding], world: Pairs[TokenEmbedding]) -> dict[str, Tensor]:
-        """``global`` and ``local``, each InfoNCE over all ``B * W`` pairs, each pair scored once over the job.
+        """``global`` and ``local``, or ``whole``: InfoNCE over all ``B * W`` pairs, each pair scored once over the job.
 
         ``attention_entropy`` is not trained. It says how flat the attention is: from 0, a single region, to 1, all alike.
         """
-        scale = self.scale()
-        pooled = scale * F.dot_products(here.image.pooled, world.text.pooled)  # [B,B*W]
-        local = scale * self.local_factor * self.trained_local_scores(here.image, world.text)
+        local = self.trained_local_scores(here.image, world.text)
         with torch.no_grad():
             entropy = attention_entropy(self.heatmap(here.image, here.text), here.text.mask)
-        return {
-            "global": F.info_nce(distributed.gather(pooled), world.hash),
-            "local": F.info_nce(distributed.gather(local), world.hash),
-            "attention_entropy": entropy,
-        }
+        terms = self.join.losses(self.global_scores(here.image, world.text), local, world.hash)
+        return terms | {"attention_entropy": entropy}
 
     def heatmap(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
         """Attention ``[B,N_words,N_regions]`` of each word over its own image. A padded word's is zero."""

@@ -16,6 +16,7 @@ from diptych_heads.local_pooling import LocalPooling
 VARIANTS = [
     ("global", {}),
     ("global", {"loss": "sigmoid", "projection": "mlp"}),
+    ("global", {"image_pooling": "query"}),
     ("local_pooling", {"learn_scale": True}),
     ("local_pooling", {"pooling": "mean", "learn_scale": True}),
     ("local_pooling", {"pooling": "max", "learn_scale": True}),
@@ -64,6 +65,15 @@ def test_a_head_that_declares_a_field_it_lacks_is_named(monkeypatch):
     step, raw = twins.Step("global", {}).double(), twins.raw_batch()
     with pytest.raises(ConfigError, match=r"head Global: gathers names text\.tokens"):
         losses(step, raw)
+
+
+def test_a_query_knows_where_a_region_is():
+    step, raw = twins.Step("global", {"image_pooling": "query"}).double(), twins.raw_batch()
+    image, _ = step.features(raw)
+    other = replace(image, tokens=image.tokens.flip(1))
+    assert (step.head.embed_image(other).pooled - step.head.embed_image(image).pooled).norm() > 1e-3
+    plain = twins.Step("global", {}).double()
+    close(plain.head.embed_image(other).pooled, plain.head.embed_image(image).pooled)
 
 
 def test_equal_reports_are_not_negatives_of_each_other():

@@ -13,17 +13,18 @@ from diptych_heads.equations.attention import SHARPNESS
 VARIANTS = [
     {},
     {"mode": "parallel", "matching": "product", "score": "sigmoid", "steps": 1},
-    {"mode": "srm", "attention": "scan", "cosine_scale": 0.0},
-    {"mode": "irm", "importance_norm": "none", "global_node": False},
+    {"mode": "srm", "attention": "scan", "cosine_scale": 0.0, "global_node": True, "readout_norm": False},
+    {"mode": "irm", "importance_norm": "none", "global_node": True, "matching": "product"},
     {"mode": "none", "attention": "scan", "global_node": False},
-    {"mode": "srm", "global_node": False, "steps": 1, "residual": False},
-    {"residual": False, "steps": 1, "global_node": False, "cosine_scale": 0.0, "byte_budget": 0},
+    {"mode": "srm", "steps": 1, "residual": False, "region_places": True},
+    {"residual": False, "steps": 1, "global_node": True, "cosine_scale": 0.0, "byte_budget": 0},
     {"mode": "irm", "attention": "softmax"},
     {"mode": "srm", "attention": "raw", "steps": 1},
+    {"attention": "softmax", "word_relations": True, "steps": 2, "global_node": True, "readout_norm": False},
 ]
-NAMES = ["-".join(map(str, options.values())) or "default" for options in VARIANTS]
+NAMES = ["-".join(f"{k}={v}" if isinstance(v, bool) else str(v) for k, v in o.items()) or "default" for o in VARIANTS]
 every_variant = pytest.mark.parametrize("options", VARIANTS, ids=NAMES)
-SOME = [0, 1, 6, 7, 8]
+SOME = [0, 1, 6, 7, 8, 9]
 some_variants = pytest.mark.parametrize("options", [VARIANTS[i] for i in SOME], ids=[NAMES[i] for i in SOME])
 
 
@@ -53,12 +54,21 @@ def compare(x, t, weight, bias, matching):
     return unit(weight @ z + bias)
 
 
-def reason(nodes, p, name):
+def relation(i, j, sentences):
+    """The class of word ``j`` as word ``i`` sees it: how far, on which side, and whether in the same sentence."""
+    near = next(k for k, most in enumerate((0, 1, 2, 4, 8, 10**9)) if abs(j - i) <= most)
+    return 5 + (near if j > i else -near) + (0 if sentences[i] == sentences[j] else 11)
+
+
+def reason(nodes, p, name, sentences):
     queries = [p[f"{name}.query.weight"] @ q + p[f"{name}.query.bias"] for q in nodes]
     keys = [p[f"{name}.key.weight"] @ q for q in nodes]
     related = []
-    for q, query in zip(nodes, queries, strict=True):
-        edges = torch.stack([torch.dot(query, key) for key in keys]).softmax(0)
+    for i, (q, query) in enumerate(zip(nodes, queries, strict=True)):
+        logits = [torch.dot(query, key) for key in keys]
+        if f"{name}.relations" in p:
+            logits = [x + p[f"{name}.relations"][relation(i, j, sentences)] for j, x in enumerate(logits)]
+        edges = torch.stack(logits).softmax(0)
         message = sum(e * other for e, other in zip(edges, nodes, strict=True))
         new = (p[f"{name}.graph.weight"] @ message + p[f"{name}.graph.bias"]).relu()
         if f"{name}.norm.weight" in p:
@@ -75,21 +85,17 @@ def importance(nodes, gate, gain, shift):
     return b / b.sum()
 
 
-def twin_score(p, options, vg, v, tg, t):
+def twin_score(p, options, v, t, sentences):
     """``S`` of one image and one report's real words, from parameters by their names and the options of the variant."""
     mode, matching = options.get("mode", "cascade"), options.get("matching", "sqdiff")
-    local, pooled_nodes = [
-        (p.get(f"{name}.weight"), p.get(f"{name}.bias")) for name in ("local_matching", "global_matching")
-    ]
+    local = p["local_matching.weight"], p["local_matching.bias"]
     scale = p["attention_scale.log_scale"].exp() if "attention_scale.log_scale" in p else 1.0
     seen = contexts(v, t, options.get("attention", "unit"), scale)
     t = torch.stack([unit(word) for word in t])
     nodes = [compare(x, word, *local, matching) for x, word in zip(seen, t, strict=True)]
-    if options.get("global_node", True):
-        nodes.insert(0, compare(vg, tg, *pooled_nodes, matching))
 
-    def read(name, q):
-        s = torch.dot(p[f"{name}.weight"][0], unit(q))
+    def read(name, q, normalised=True):
+        s = torch.dot(p[f"{name}.weight"][0], unit(q) if normalised else q)
         return 1 / (1 + (-(s + p[f"{name}.bias"][0])).exp()) if options.get("score") == "sigmoid" else s
 
     def mean(nodes, weights):
@@ -98,30 +104,43 @@ def twin_score(p, options, vg, v, tg, t):
     related = nodes
     if mode in ("cascade", "parallel", "srm"):
         for index in range(options.get("steps", 3)):
-            related = reason(related, p, f"semantic.{index}")
-    weights = torch.full((len(nodes),), 1 / len(nodes), dtype=v.dtype)
+            related = reason(related, p, f"semantic.{index}", sentences)
+    even = [1 / len(nodes)] * len(nodes)
+    weights = torch.tensor(even, dtype=v.dtype)
     pooled = related if mode in ("cascade", "srm") else nodes
     if mode in ("irm", "cascade", "parallel"):
         gate = "importance_gate"
         weights = importance(pooled, p[f"{gate}.gate.weight"], p.get(f"{gate}.gain"), p[f"{gate}.shift"])
-    first = related[0] if options.get("global_node", True) else mean(related, [1 / len(nodes)] * len(nodes))
-    score = read("score", first if mode == "srm" else mean(pooled, weights))
+    normalised = options.get("readout_norm", True)
+    score = read("score", mean(pooled, weights), normalised or mode not in ("cascade", "srm"))
     if mode == "parallel":
-        score = score + read("srm_score", first)
+        score = score + read("srm_score", mean(related, even), normalised)
     if options.get("cosine_scale", 5.0):
-        of_words = weights[-len(t) :]
-        cosines = sum(b * torch.dot(x, word) for b, x, word in zip(of_words, seen, t, strict=True)) / of_words.sum()
+        cosines = sum(b * torch.dot(x, word) for b, x, word in zip(weights, seen, t, strict=True)) / weights.sum()
         score = score + p["cosine_scale"] * cosines
     return score
 
 
 def twin(p, options, image, text):
-    reports = list(zip(text.pooled, text.tokens, text.mask, strict=True))
-    rows = [
-        torch.stack([twin_score(p, options, vg, v, tg, t[real]) for tg, t, real in reports])
-        for vg, v in zip(image.pooled, image.tokens, strict=True)
-    ]
+    """``S`` of every pair, as loops."""
+    places = (torch.arange(text.mask.shape[1]) // 2).expand(text.mask.shape)
+    reports = list(zip(text.tokens, text.mask, places, strict=True))
+    rows = [torch.stack([twin_score(p, options, v, t[real], k[real]) for t, real, k in reports]) for v in image.tokens]
     return torch.stack(rows)
+
+
+def twin_global(p, options, image, text):
+    """The global part of every pair, as loops: the cosine, and what the global node reads."""
+
+    def score(vg, tg):
+        cosine = torch.dot(vg, tg)
+        if not options.get("global_node"):
+            return cosine
+        weights = p["global_matching.weight"], p["global_matching.bias"]
+        node = torch.dot(p["global_score.weight"][0], compare(vg, tg, *weights, options.get("matching", "sqdiff")))
+        return cosine + (1 / (1 + (-node).exp()) if options.get("score") == "sigmoid" else node)
+
+    return torch.stack([torch.stack([score(vg, tg) for tg in text.pooled]) for vg in image.pooled])
 
 
 def value_and_gradients(module, scores):

@@ -152,7 +152,9 @@ class Step(nn.Module):
         )
         share = raw.mask.to(raw.text.dtype) / raw.mask.sum(1, keepdim=True).clamp_min(1)
         pooled = (self.text(raw.text).tanh() * share.unsqueeze(-1)).sum(1)
-        return image, Features(pooled, self.words(raw.text), raw.mask, attention=attention[1])
+        sentences = (torch.arange(raw.mask.shape[1]) // 2).expand(raw.mask.shape).masked_fill(~raw.mask, -1)
+        words = self.words(raw.text)
+        return image, Features(pooled, words, raw.mask, sentences=sentences, attention=attention[1])
 
     def embed(self, raw: Raw) -> tuple[Any, Any]:
         image, text = self.features(raw)
@@ -196,9 +198,8 @@ def task_gradients_broken(what: str, head: str, options: dict[str, Any], raw: Ra
         everyone[start : start + len(x)] = x
         return everyone
 
-    module = {"embeddings": "diptych.head", "scores": HEADS[head].losses.__module__, "statistics": "diptych.nn.norm"}[
-        what
-    ]
+    scores = HEADS[head].losses.__module__ if head in ("global", "mgca") else "diptych_heads.joining"
+    module = {"embeddings": "diptych.head", "scores": scores, "statistics": "diptych.nn.norm"}[what]
     wrong = {"gather": own_slot_only, "sum_with_gradient": distributed.sum_over_processes}
     broken = SimpleNamespace(**{**vars(distributed), **wrong})
     with mock.patch(f"{module}.distributed", broken):

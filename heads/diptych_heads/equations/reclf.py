@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["compare", "pool", "reason", "unit_nodes"]
+__all__ = ["compare", "compare_pooled", "pool", "reason", "unit_nodes"]
 
 
 class _Compare(torch.autograd.Function):
@@ -51,7 +51,8 @@ class _Compare(torch.autograd.Function):
 class _Reason(torch.autograd.Function):
     """``relu(soft-max(q M q' + c q' + node_bias) (q G + b))`` over the nodes of each pair.
 
-    ``q`` is ``[P,n,m]``, ``M`` and ``G`` are ``[m,m]``, ``c`` and ``b`` are ``[m]``, and ``node_bias`` is ``[P,1,n]``.
+    ``q`` is ``[P,n,m]``, ``M`` and ``G`` are ``[m,m]``, ``c`` and ``b`` are ``[m]``, and ``node_bias`` is ``[P,1,n]`` without
+    a gradient, or ``[P,n,n]``.
     """
 
     @staticmethod
@@ -76,7 +77,14 @@ class _Reason(torch.autograd.Function):
         grad_asked = torch.bmm(grad_logits, q).flatten(0, 1)
         grad_q = torch.bmm(grad_logits.transpose(1, 2), asked).flatten(0, 1)
         grad_q = grad_q.addmm_(grad_message, graph.T).addmm_(grad_asked, fused.T).view_as(q)
-        return grad_q, flat.T @ grad_asked, grad_asked.sum(0), flat.T @ grad_message, grad_message.sum(0), None
+        return (
+            grad_q,
+            flat.T @ grad_asked,
+            grad_asked.sum(0),
+            flat.T @ grad_message,
+            grad_message.sum(0),
+            (grad_logits if ctx.needs_input_grad[5] else None),
+        )
 
 
 class _Unit(torch.autograd.Function):
@@ -127,6 +135,27 @@ def compare(p: Tensor, scale: float, regions: Tensor, words: Tensor, product: bo
     return cast(Tensor, _Compare.apply(p, scale, regions, words, product))
 
 
+def compare_pooled(image: Tensor, text: Tensor, weight: Tensor, bias: Tensor, product: bool) -> Tensor:
+    """``P (v - t)^2 + p`` or ``P (v * t) + p`` of the pooled vectors of every pair, ``[I,T,m]``.
+
+    ``P (v - t)^2 = P v^2 - 2 P (v * t) + P t^2``. So no value is as wide as the vectors.
+
+    Args:
+        image: ``[I,E]``
+        text: ``[T,E]``
+        weight: ``P`` ``[m,E]``.
+        bias: ``p`` ``[m]``.
+        product: whether to multiply instead.
+
+    >>> compare_pooled(torch.tensor([[3.0, 1.0]]), torch.tensor([[1.0, 1.0]]), torch.eye(2), torch.zeros(2), product=False)
+    tensor([[[4., 0.]]])
+    """
+    products = ((image.unsqueeze(1) * weight) @ text.T).transpose(1, 2)  # [I,m,E] @ [E,T]
+    if product:
+        return products + bias
+    return (image.square() @ weight.T).unsqueeze(1) - 2 * products + (text.square() @ weight.T) + bias
+
+
 def reason(q: Tensor, fused: Tensor, c: Tensor, graph: Tensor, b: Tensor, node_bias: Tensor) -> Tensor:
     """One step of graph reasoning: ``relu(soft-max(q M q' + c q' + node_bias) (q G + b))``.
 
@@ -136,6 +165,6 @@ def reason(q: Tensor, fused: Tensor, c: Tensor, graph: Tensor, b: Tensor, node_b
         c: ``[m]``
         graph: ``G`` ``[m,m]``.
         b: ``[m]``
-        node_bias: ``[P,1,n]``, very low at nodes that no other may look at.
+        node_bias: ``[P,1,n]`` or ``[P,n,n]``, very low at nodes that no other may look at.
     """
     return cast(Tensor, _Reason.apply(q, fused, c, graph, b, node_bias))

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from diptych_heads.equations.reclf import reason
 
-__all__ = ["FusedStep", "Importance", "Step", "glorot_linear"]
+__all__ = ["FusedStep", "Importance", "Step", "glorot_linear", "word_relations"]
+
+DISTANCES = (1, 2, 3, 5, 9)
+"""Where the classes of the distance between two words start. A distance of 0 is a class of its own."""
 
 
 def glorot_linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
@@ -19,6 +22,28 @@ def glorot_linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
     if bias:
         nn.init.zeros_(linear.bias)
     return linear
+
+
+def word_relations(sentences: Tensor) -> Tensor:
+    """How two words stand to each other: the class of each ordered pair of words, ``[T,N,N]`` int64.
+
+    A class says how far the second word is from the first (0, 1, 2, 3-4, 5-8, or more words), whether it comes before or
+    after, and whether both are in one sentence. There are 22.
+
+    >>> word_relations(torch.tensor([[0, 0, 1]]))
+    tensor([[[ 5,  6, 18],
+             [ 4,  5, 17],
+             [14, 15,  5]]])
+
+    Args:
+        sentences: ``[T,N]`` the index of each word's sentence. Values at padding mean nothing.
+    """
+    place = torch.arange(sentences.shape[1], device=sentences.device)
+    offset = place - place.unsqueeze(1)  # [N,N]
+    bounds = torch.tensor(DISTANCES, device=sentences.device)
+    classes = torch.bucketize(offset.abs(), bounds, right=True) * offset.sign() + len(DISTANCES)
+    same = sentences.unsqueeze(2) == sentences.unsqueeze(1)
+    return torch.where(same, classes, classes + 2 * len(DISTANCES) + 1)
 
 
 class FusedStep(NamedTuple):
@@ -37,8 +62,9 @@ class Step(nn.Module):
     One product with ``Q'K`` thus replaces two. A bias of the keys would have no effect, so there is none.
     """
 
-    def __init__(self, width: int, residual: bool) -> None:
+    def __init__(self, width: int, residual: bool, word_relations: bool = False) -> None:
         super().__init__()
+        self.relations = nn.Parameter(torch.zeros(4 * len(DISTANCES) + 2)) if word_relations else None
         self.query = glorot_linear(width, width)
         self.key = glorot_linear(width, width, bias=False)
         self.graph = glorot_linear(width, width)
@@ -49,8 +75,15 @@ class Step(nn.Module):
         key = self.key.weight
         return FusedStep(self.query.weight.T @ key, self.query.bias @ key, self.graph.weight.T, self.graph.bias)
 
-    def forward(self, q: Tensor, weights: FusedStep, node_bias: Tensor) -> Tensor:
-        """Nodes ``[P,n,m]`` after the step. ``node_bias`` ``[P,1,n]`` is added to the logits of the node looked at."""
+    def forward(self, q: Tensor, weights: FusedStep, node_bias: Tensor, relations: Tensor | None = None) -> Tensor:
+        """Nodes ``[P,n,m]`` after the step. ``node_bias`` ``[P,1,n]`` is added to the logits of the node looked at.
+
+        ``relations`` ``[T,n,n]`` are the classes of pairs of words. Each has a learned addition to the logits. ``P`` is a
+        multiple of ``T``.
+        """
+        if self.relations is not None and relations is not None:
+            added = self.relations[relations]  # [T,n,n]
+            node_bias = (node_bias.view(-1, len(added), *node_bias.shape[1:]) + added).flatten(0, 1)
         out = reason(q, *weights, node_bias)
         return out if self.norm is None else cast(Tensor, self.norm(q + out))
 

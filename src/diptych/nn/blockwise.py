@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -107,7 +108,7 @@ def blockwise(
         match: from these and their attention to their matchings. If it ends in a linear map, that is not done again.
         score: from these and their matchings to ``[I,T]``.
         image: all images, ``I`` of them.
-        text: all reports, ``T`` of them.
+        text: all reports, ``T`` of them. The second axis of every field but ``pooled`` must be that of the words.
         working_bytes: bytes of the widest intermediate value, for a word of one pair.
         attention_bytes: bytes of the attention, for a word of one pair.
         matching_bytes: bytes of the matchings, for a word of one pair.
@@ -141,7 +142,7 @@ def blockwise(
     levels = iter(kept_levels(words, costs, byte_budget if torch.is_grad_enabled() else math.inf))
     grid = []
     for whole, width in zip(text_blocks, widths, strict=True):
-        part = TokenEmbedding(whole.pooled, whole.tokens[:, :width], whole.mask[:, :width])
+        part = _cut(whole, width)
         column = []
         for rows in image_blocks:
             level = next(levels)
@@ -187,5 +188,13 @@ def _again(function: Callable[..., Tensor], *arguments: TokenEmbedding | Tensor)
 
 
 def _split(panel: TokenEmbedding, sizes: int | list[int]) -> list[TokenEmbedding]:
-    parts = (torch.split(x, sizes) for x in (panel.pooled, panel.tokens, panel.mask))
-    return [TokenEmbedding(*part) for part in zip(*parts, strict=True)]
+    parts = {field.name: torch.split(getattr(panel, field.name), sizes) for field in fields(panel)}
+    return [replace(panel, **dict(zip(parts, values, strict=True))) for values in zip(*parts.values(), strict=True)]
+
+
+def _cut(panel: TokenEmbedding, width: int) -> TokenEmbedding:
+    """The panel with its first ``width`` tokens. The second axis of every field but ``pooled`` is that of the tokens."""
+    return replace(
+        panel,
+        **{field.name: getattr(panel, field.name)[:, :width] for field in fields(panel) if field.name != "pooled"},
+    )

@@ -13,7 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["LogitScale", "dot_products", "full", "info_nce", "sigmoid_loss", "sine_code", "unit", "without_autocast"]
+from diptych.errors import ConfigError
+from diptych.types import Features
+
+__all__ = [
+    "LogitScale",
+    "dot_products",
+    "full",
+    "grid_code",
+    "info_nce",
+    "sigmoid_loss",
+    "sine_code",
+    "unit",
+    "without_autocast",
+]
 
 
 def full(x: Tensor) -> Tensor:
@@ -143,3 +156,20 @@ def sine_code(places: Tensor, width: int, base: float = 10000) -> Tensor:
     rates = base ** (-torch.arange(quarter, device=places.device, dtype=places.dtype) / quarter)
     angles = places.unsqueeze(-1) * rates  # [...,2,width/4]
     return F.pad(torch.cat([angles.sin(), angles.cos()], -1).flatten(-2), (0, width - 4 * quarter))
+
+
+def grid_code(image: Features, width: int) -> Tensor:
+    """The code ``[N,width]`` of each region's place in the grid, by :func:`sine_code`.
+
+    Args:
+        image: features of an image tower, with its grid.
+        width: of the code.
+
+    Raises:
+        ConfigError: the tower gives no grid.
+    """
+    if image.grid is None:
+        raise ConfigError("the image tower gives no grid, so regions have no place; choose another image tower")
+    place = torch.arange(image.grid[0] * image.grid[1], device=image.tokens.device)
+    places = torch.stack([place // image.grid[1], place % image.grid[1]], 1).to(image.tokens.dtype)
+    return sine_code(places, width)

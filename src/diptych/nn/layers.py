@@ -107,14 +107,17 @@ class Extractor(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.projection = nn.Linear(width, width, bias=False)
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, mask: Tensor, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The output of each query ``[B,K,width]``, and the map of the last cross-attention ``[B,K,N]``.
 
         Args:
             tokens: ``[B,N,D]``
             mask: ``[B,N]``, True at real tokens.
+            places: ``[N,width]``, a code of each token's place, which is added to what the queries attend to.
         """
         memory = self.memory(tokens)
+        if places is not None:
+            memory = memory + places
         x = self.queries.expand(len(tokens), -1, -1)
         attention = x
         for layer in self.layers:
