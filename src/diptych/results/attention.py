@@ -254,9 +254,10 @@ def _outline(sheet: Sheet, sample: Sample, x: float, y: float, scale: float, fin
         sheet.line([(a, b), (c, b), (c, d), (a, d), (a, b)], _OUTLINE)
         if findings:
             name = fitted(findings[int(finding)], _NOTE, width * scale - 6)
-            inside = d - b > 2 * _NOTE and text_width(name, _NOTE) < c - a - 6
+            room = (c - a - text_width(name, _NOTE)) / 2
+            inside = d - b > 2 * _NOTE and room > 0
             right = a > x + width * scale / 2 and not inside
-            start = a + 3 if inside else max(a, x + 3)
+            start = a + min(3.0, room) if inside else max(a, x + 3)
             left = min(c, x + width * scale - 3) if right else start
             height = b + _NOTE + 1 if inside else max(b - 3, y + 10)
             sheet.text(left, height, name, _NOTE, _OUTLINE, "end" if right else "start", halo=True)
