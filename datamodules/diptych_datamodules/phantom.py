@@ -172,7 +172,9 @@ class Phantom(RadiographDataModule):
     def probes(cls, model: Any, options: Mapping[str, Any], pairs: int | None) -> dict[str, float]:
         """Run the probes (``phantoms/probes.py``) with the findings and the section that the model was trained on."""
         section: Any = "both" if options["section"] == "sampled" else options["section"]
-        return run_probes(model, mix=options["mix"], section=section, **({} if pairs is None else {"pairs": pairs}))
+        cache = None if options["cache"] is None else Path(options["cache"])
+        number = {} if pairs is None else {"pairs": pairs}
+        return run_probes(model, mix=options["mix"], section=section, cache=cache, **number)
 
     def __init__(
         self,

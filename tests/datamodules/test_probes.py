@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from diptych.errors import DataError
 from diptych.types import Embedding, TokenEmbedding
 from diptych_datamodules.phantoms import KINDS, probes, render, retrieval_probes
+from diptych_datamodules.phantoms.plan import plan_phantom
 from diptych_datamodules.phantoms.wording import FILLER_SENTENCES
 
 SEEN = ["Lung Opacity", "Consolidation", "Pleural Effusion", "Pneumothorax", "Cardiomegaly"]
@@ -304,3 +306,21 @@ def test_attention_is_judged_by_boxes_and_weights_by_what_words_do(knows, monkey
         impression = [link for link in links(radiograph.image, radiograph.report.impression) if link is not None]
         flat += [entropy / np.log(4) for _ in {link.finding for link in impression if link.role == "finding"}]
     assert results["grounding/entropy"] == pytest.approx(np.mean(flat), abs=1e-6)
+
+
+def test_pictures_are_drawn_once_and_then_read(tmp_path, monkeypatch):
+    plans = [plan_phantom(i, seed=5) for i in range(3)]
+    plain = retrieval_probes.pictures(plans, 32, None)
+    assert np.array_equal(retrieval_probes.pictures(plans, 32, tmp_path / "cache"), plain)
+    monkeypatch.setattr(retrieval_probes, "render", None)  # nothing can be drawn any more
+    assert np.array_equal(retrieval_probes.pictures(plans, 32, tmp_path / "cache"), plain)
+    for other in ((plans[:2], 32), (plans, 33)):
+        with pytest.raises(TypeError):
+            retrieval_probes.pictures(*other, tmp_path / "cache")
+    assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".npy"]
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"data\.cache: .*cannot be written"):
+        retrieval_probes.pictures([plan_phantom(0, seed=5)], 32, tmp_path / "file")

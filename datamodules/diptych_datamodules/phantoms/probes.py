@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -117,16 +118,19 @@ def _text(plan: PhantomPlan, section: Section) -> str:
 
 
 @torch.inference_mode()
-def choice_accuracy(model: TrainedModel, pairs: Sequence[Pair], section: Section) -> dict[str, float]:
+def choice_accuracy(
+    model: TrainedModel, pairs: Sequence[Pair], section: Section, cache: Path | None = None
+) -> dict[str, float]:
     """How often a radiograph's own report scores higher than the other one of its pair. A tie counts as wrong."""
     wins: dict[str, list[Tensor]] = {}
-    step = _CHUNK // 2
-    for start in range(0, len(pairs), step):
-        plans = [plan for pair in pairs[start : start + step] for plan in pair]
-        picture = torch.arange(len(plans))
-        texts = model.encode_text([_text(plan, section) for plan in plans])
-        for part, scores in scores_of(model, encode(model, plans), texts).items():
-            both = scores.view(len(plans), -1, 2)[picture, picture // 2]  # [2n,2]
+    plans = [plan for pair in pairs for plan in pair]
+    images = encode(model, plans, cache)
+    for start in range(0, len(plans), _CHUNK):
+        chunk = torch.arange(start, min(start + _CHUNK, len(plans)))
+        picture = torch.arange(len(chunk))
+        texts = model.encode_text([_text(plans[i], section) for i in chunk.tolist()])
+        for part, scores in scores_of(model, images.select(chunk), texts).items():
+            both = scores.view(len(chunk), -1, 2)[picture, picture // 2]  # [2n,2]
             wins.setdefault(part, []).append(both[picture, picture % 2] > both[picture, 1 - picture % 2])
     return {part: float(torch.cat(rows).double().mean()) for part, rows in wins.items()}
 
@@ -191,6 +195,7 @@ def run_probes(
     section: Section = "both",
     seed: int = 10_000,
     pairs: int = 200,
+    cache: Path | None = None,
 ) -> dict[str, float]:
     """All probes of a trained model.
 
@@ -200,6 +205,7 @@ def run_probes(
         section: the part of the reports that it was trained on.
         seed: of the probes' phantoms. No training must use it.
         pairs: pairs of each kind, and radiographs in each of the other probes.
+        cache: folder that keeps the probes' pictures. Left out, they are drawn anew.
 
     Returns:
         - ``pair``, ``pair/side``, ``pair/zone``, the same three as ``pair/mild``, and ``swap``: shares of right choices.
@@ -222,16 +228,17 @@ def run_probes(
     seen = [name for name, weight in weights.items() if weight > 0]
     sides, zones = pairs_of_sides(pairs, seen, seed), pairs_of_zones(pairs, seen, seed)
     probes = {
-        "pair/side": choice_accuracy(model, sides, section),
-        "pair/zone": choice_accuracy(model, zones, section),
-        "pair/mild/side": choice_accuracy(model, mildest_pairs(sides), section),
-        "pair/mild/zone": choice_accuracy(model, mildest_pairs(zones), section),
-        "swap": choice_accuracy(model, swaps(pairs, seen, seed), section),
+        "pair/side": choice_accuracy(model, sides, section, cache),
+        "pair/zone": choice_accuracy(model, zones, section, cache),
+        "pair/mild/side": choice_accuracy(model, mildest_pairs(sides), section, cache),
+        "pair/mild/zone": choice_accuracy(model, mildest_pairs(zones), section, cache),
+        "swap": choice_accuracy(model, swaps(pairs, seen, seed), section, cache),
     }
     results: dict[str, float] = {}
     for part in probes["swap"]:
         for pair in ("pair", "pair/mild"):
             results[f"{part}{pair}"] = (probes[f"{pair}/side"][part] + probes[f"{pair}/zone"][part]) / 2
         results |= {f"{part}{probe}": values[part] for probe, values in probes.items()}
-    results |= distractor_probes(model, pairs, weights, seed + 1) | long_probe(model, pairs, weights, seed + 3)
+    results |= distractor_probes(model, pairs, weights, seed + 1, cache)
+    results |= long_probe(model, pairs, weights, seed + 3, cache)
     return results | word_probes(model, pairs, weights, section, seed + 2)

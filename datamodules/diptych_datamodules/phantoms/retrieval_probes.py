@@ -5,17 +5,23 @@ Each R@5 is the mean of both directions. Equal reports are one report. A tie cou
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from diptych.errors import DataError
 from diptych.evaluation.rows import stack
 from diptych.evaluation.scoring import ranks
 from diptych.head import ScoresMatchings
 from diptych.types import Embedding, map_leaves
+from diptych.version import __version__
 from diptych_datamodules.phantoms.plan import PhantomPlan, plan_phantom, render
 from diptych_datamodules.phantoms.wording import FILLER_SENTENCES
 
@@ -24,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FILLER_SHARES", "LONG", "another", "distractor_probes", "encode", "exchanged", "long_probe", "long_reports",
-    "pad_with_filler", "recall_chance", "scores_of",
+    "pad_with_filler", "pictures", "recall_chance", "scores_of",
 ]  # fmt: skip
 
 FILLER_SHARES = (0.0, 0.4, 0.8)
@@ -37,13 +43,33 @@ _DRAWS = 100  # most phantoms that are looked at for a long report, for each one
 _CHUNK = 64
 
 
-def encode(model: TrainedModel, plans: Sequence[PhantomPlan]) -> Embedding:
+def pictures(plans: Sequence[PhantomPlan], size: int, cache: Path | None) -> NDArray[np.uint8]:
+    """The pictures of all plans, ``[I,size,size]``. They are drawn, or read from a cache that an earlier call has written.
+
+    Raises:
+        DataError: the cache cannot be written.
+    """
+    if cache is None:
+        return np.stack([render(plan, size).image for plan in plans])
+    name = hashlib.sha256(repr((__version__, size, list(plans))).encode()).hexdigest()[:16]
+    file = cache / f"probe-{name}.npy"
+    if file.is_file():
+        return np.asarray(np.load(file), np.uint8)
+    images = pictures(plans, size, None)
+    part = file.with_name(f"{name}.part{os.getpid()}.npy")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        np.save(part, images)
+        part.replace(file)
+    except OSError as error:
+        raise DataError(f"data.cache: {file} cannot be written ({error.strerror}); name a folder that can") from error
+    return images
+
+
+def encode(model: TrainedModel, plans: Sequence[PhantomPlan], cache: Path | None = None) -> Embedding:
     """The embeddings of the pictures of all plans."""
-    parts = []
-    for start in range(0, len(plans), _CHUNK):
-        pictures = [render(plan, model.image_size).image for plan in plans[start : start + _CHUNK]]
-        parts.append(model.encode_image(pictures))
-    return stack(parts)
+    images = pictures(plans, model.image_size, cache)
+    return stack([model.encode_image(list(images[start : start + _CHUNK])) for start in range(0, len(plans), _CHUNK)])
 
 
 def scores_of(model: TrainedModel, images: Embedding, texts: Embedding) -> dict[str, Tensor]:
@@ -128,7 +154,9 @@ def _recall(scores: Tensor, column: Tensor) -> float:
 
 
 @torch.inference_mode()
-def distractor_probes(model: TrainedModel, n: int, mix: Mapping[str, float], seed: int) -> dict[str, float]:
+def distractor_probes(
+    model: TrainedModel, n: int, mix: Mapping[str, float], seed: int, cache: Path | None = None
+) -> dict[str, float]:
     """R@5 among ``n`` radiographs, at each share of filler, and with parts of other images.
 
     It is the mean of both directions. Equal reports are one report. A tie counts as wrong.
@@ -137,7 +165,7 @@ def distractor_probes(model: TrainedModel, n: int, mix: Mapping[str, float], see
     # Reports with equal impressions are one report, whatever their filler.
     plans_by_impression = {plan.report.impression: plan for plan in reversed(plans)}
     column = torch.tensor([list(plans_by_impression).index(plan.report.impression) for plan in plans])
-    images, chance, results = encode(model, plans), recall_chance(column), dict[str, float]()
+    images, chance, results = encode(model, plans, cache), recall_chance(column), dict[str, float]()
 
     def add(name: str, scores: Tensor) -> None:
         results[name], results[f"{name}/chance"] = _recall(scores, column), chance
@@ -185,7 +213,9 @@ def long_reports(n: int, mix: Mapping[str, float], seed: int) -> tuple[list[Phan
 
 
 @torch.inference_mode()
-def long_probe(model: TrainedModel, n: int, mix: Mapping[str, float], seed: int) -> dict[str, float]:
+def long_probe(
+    model: TrainedModel, n: int, mix: Mapping[str, float], seed: int, cache: Path | None = None
+) -> dict[str, float]:
     """R@5 among long reports, as :func:`distractor_probes` has it, with its chance.
 
     If the text tower's limit has cut any of the reports, ``long/cut`` is their share.
@@ -196,6 +226,6 @@ def long_probe(model: TrainedModel, n: int, mix: Mapping[str, float], seed: int)
     results = {}
     if cut := float(model.module.tokenizer(texts).cut.double().mean()):
         results["long/cut"] = cut
-    for part, scores in scores_of(model, encode(model, plans), model.encode_text(texts)).items():
+    for part, scores in scores_of(model, encode(model, plans, cache), model.encode_text(texts)).items():
         results |= {f"{part}long": _recall(scores, column), f"{part}long/chance": recall_chance(column)}
     return results
