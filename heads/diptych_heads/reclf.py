@@ -74,6 +74,9 @@ class Reclf(TokenHead):
         residual: inferred. Each step is ``q <- LayerNorm(q + relu(...))``. SGRAF has no residual. Without it the nodes of a
             pair are alike after two steps: their relative spread is below 1e-4 at the start, against 0.9. Then ``cascade``
             has nothing left to weigh.
+        word_identity: inferred. Whether a node also knows which word it is of: ``unit(P (x - t)^2 + B t)``. Where a word has
+            found its region, ``x - t`` holds what else is there, and no longer the word. Then a disease word's node says where
+            the disease is, but not which place a place word asks for.
         word_relations: inferred. Whether the SRM's edges know how two words stand to each other: a learned number for each
             class of distance, side, and same or other sentence (``equations.relations.word_relations``) is added to their
             logits. Nodes have no place of their own. Without it the SRM cannot tell which side belongs to which finding.
@@ -114,6 +117,7 @@ class Reclf(TokenHead):
         mode: Mode = "cascade",
         steps: int = 3,
         residual: bool = True,
+        word_identity: bool = False,
         word_relations: bool = False,
         readout_norm: bool = True,
         importance_norm: Literal["layer", "none"] = "layer",
@@ -162,6 +166,7 @@ class Reclf(TokenHead):
         self.byte_budget = byte_budget
         m = matching_width
         self.local_matching = glorot_linear(width, m)
+        self.word_identity = glorot_linear(width, m, bias=False) if word_identity else None
         self.global_matching = glorot_linear(width, m) if global_node else None
         self.global_score = glorot_linear(m, 1, bias=False) if global_node else None
         reasons, weighs = mode in ("cascade", "parallel", "srm"), mode in ("cascade", "parallel", "irm")
@@ -274,7 +279,11 @@ class Reclf(TokenHead):
         bias: Tensor = self.local_matching.bias
         if self.cosine_scale is not None:  # a row of ones sums up: (x - t)^2 to 2 - 2 x.t, x * t to x.t
             weight, bias = torch.cat([weight, torch.ones_like(weight[:1])]), nn.functional.pad(bias, (0, 1))
-        return nn.functional.linear(compared, weight, bias).view(len(image.tokens), *text.mask.shape, -1)
+        matched = nn.functional.linear(compared, weight, bias)
+        if self.word_identity is not None:  # the same for all images
+            added = self.word_identity(words)
+            matched = matched + nn.functional.pad(added, (0, matched.shape[-1] - added.shape[-1]))
+        return matched.view(len(image.tokens), *text.mask.shape, -1)
 
     def pair_scores(
         self, image: TokenEmbedding, text: TokenEmbedding, matched: Tensor, fused: list[FusedStep]

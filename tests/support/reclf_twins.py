@@ -21,10 +21,11 @@ VARIANTS = [
     {"mode": "irm", "attention": "softmax"},
     {"mode": "srm", "attention": "raw", "steps": 1},
     {"attention": "softmax", "word_relations": True, "steps": 2, "global_node": True, "readout_norm": False},
+    {"mode": "srm", "word_identity": True, "attention": "raw", "steps": 1},
 ]
 NAMES = ["-".join(f"{k}={v}" if isinstance(v, bool) else str(v) for k, v in o.items()) or "default" for o in VARIANTS]
 every_variant = pytest.mark.parametrize("options", VARIANTS, ids=NAMES)
-SOME = [0, 1, 6, 7, 8, 9]
+SOME = [0, 1, 6, 7, 8, 9, 10]
 some_variants = pytest.mark.parametrize("options", [VARIANTS[i] for i in SOME], ids=[NAMES[i] for i in SOME])
 
 
@@ -49,9 +50,9 @@ def contexts(regions, words, attention="unit", scale=1.0):
     return [unit(x) for x in seen]
 
 
-def compare(x, t, weight, bias, matching):
+def compare(x, t, weight, bias, matching, identity=None):
     z = x * t if matching == "product" else (x - t) ** 2
-    return unit(weight @ z + bias)
+    return unit(weight @ z + bias + (0 if identity is None else identity @ t))
 
 
 def relation(i, j, sentences):
@@ -92,7 +93,8 @@ def twin_score(p, options, v, t, sentences):
     scale = p["attention_scale.log_scale"].exp() if "attention_scale.log_scale" in p else 1.0
     seen = contexts(v, t, options.get("attention", "unit"), scale)
     t = torch.stack([unit(word) for word in t])
-    nodes = [compare(x, word, *local, matching) for x, word in zip(seen, t, strict=True)]
+    identity = p.get("word_identity.weight")
+    nodes = [compare(x, word, *local, matching, identity) for x, word in zip(seen, t, strict=True)]
 
     def read(name, q, normalised=True):
         s = torch.dot(p[f"{name}.weight"][0], unit(q) if normalised else q)
