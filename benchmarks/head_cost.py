@@ -2,7 +2,8 @@
 
 python benchmarks/head_cost.py [--batch 32] [--threads 2] [--runs 3]
 
-Seconds are processor time, summed over threads. Other work on the machine disturbs it less than the clock's time.
+Seconds are processor time, summed over threads. Other work on the machine disturbs it less than the clock's time. The roofline
+of each head compares its matrix products with one large product, which is measured in turn with it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from memory import peak
+from roofline import large_product, products, share
 
 from diptych.head import gather_pairs
 from diptych.towers.image import TimmImage
@@ -71,7 +73,9 @@ def main() -> None:
     heads = {
         "global": Global,
         "local_pooling": LocalPooling,
+        **{f"local_pooling, {form}": partial(LocalPooling, attention=form) for form in ("raw", "softmax", "scan")},
         "reclf": Reclf,
+        **{f"reclf, {form}": partial(Reclf, attention=form) for form in ("raw", "softmax", "scan")},
         "reclf, 64 MiB kept": partial(Reclf, byte_budget=2**26),
         "mgca": MGCA,
         "pcma, cce: 0": partial(Pcma, cce=0.0),
@@ -81,11 +85,18 @@ def main() -> None:
     }
     whole = statistics.median(seconds(lambda: step(Global(dims))) for _ in range(options.runs))
     print(f"whole step with global: {whole:.2f} s of processor time, B={options.batch}, {options.threads} threads")
+    large, its_flops = large_product()
     for name, build in heads.items():
         head: Any = build(dims)
         backward(head, features)
-        cost = statistics.median(seconds(lambda head=head: backward(head, features)) for _ in range(options.runs))
-        print(f"{name:18} {cost:.3f} s, {100 * cost / whole:.1f} % of the step")
+        flops = products(partial(backward, head, features))
+        taken, rates = [], []
+        for _ in range(options.runs):
+            taken.append(seconds(partial(backward, head, features)))
+            rates.append(its_flops / seconds(large))
+        cost = statistics.median(taken)
+        print(f"{name:22} {cost:.3f} s, {100 * cost / whole:.1f} % of the step;", end=" ")
+        print(share(flops, cost, statistics.median(rates)), flush=True)
     print(f"most memory {peak():.1f} GiB")
 
 

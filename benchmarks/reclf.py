@@ -1,6 +1,8 @@
 """``reclf`` against a caption-by-caption loop of the same mathematics: same numbers, speed, and bytes kept for backward.
 
-``python benchmarks/reclf.py`` prints one line a setting: medians of 5 forward and backward passes, all contenders in turn.
+``python benchmarks/reclf.py`` prints one line a setting: medians of 5 forward and backward passes, all contenders in turn. The
+roofline line compares the large budget with one large matrix product, measured in turn too. Every form of attention is
+taken with full reports, and the first one with ragged reports too.
 Seconds are those of the clock. ``--cpu`` takes processor time, which other work on the machine disturbs less.
 ``--quick`` takes a quarter of the batch and medians of 3.
 """
@@ -12,56 +14,24 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import get_args
 
 import torch
+from loops import caption_loop, token_lengths
 from memory import peak
-from torch import Tensor, nn
+from roofline import large_product, products, share
+from torch import Tensor
 
 from diptych.nn.blockwise import bytes_kept
 from diptych.nn.functional import info_nce, unit
 from diptych.types import Dims, TokenEmbedding
+from diptych_heads.equations.attention import Attention
 from diptych_heads.reclf import Reclf
 
+FORMS: tuple[Attention, ...] = get_args(Attention)
 Scores = Callable[[TokenEmbedding, TokenEmbedding], Tensor]
 WORDS, WIDTH, MATCHING = 60, 768, 256
-
-
-def caption_loop(head: Reclf) -> Scores:
-    """Report by report against all images, as the public code of SGRAF does it, with the head's parameters.
-
-    Each report's real words are repeated for every image. Queries, keys and messages are separate linear maps.
-    """
-    normalize = nn.functional.normalize
-
-    def scores(image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
-        assert head.global_matching is not None
-        assert head.importance_gate is not None
-        assert head.cosine_scale is not None
-        assert head.importance_gate.gain is not None
-        columns = []
-        for report, pooled, real in zip(text.tokens, text.pooled, text.mask, strict=True):
-            word = report[real].unsqueeze(0).repeat(len(image.tokens), 1, 1)  # [I,N,E]
-            s = torch.bmm(image.tokens, word.transpose(1, 2))  # [I,R,N]
-            a = (4.0 * s.softmax(dim=2).transpose(1, 2).contiguous()).softmax(dim=2)  # [I,N,R]
-            context = normalize(torch.bmm(a, image.tokens), dim=-1)
-            local = normalize(head.local_matching((context - word).pow(2)), dim=-1)
-            whole = pooled.unsqueeze(0).repeat(len(image.pooled), 1)
-            first = normalize(head.global_matching((image.pooled - whole).pow(2)), dim=-1)
-            q = torch.cat([first.unsqueeze(1), local], dim=1)  # [I,1+N,m]
-            for step in head.semantic:
-                edges = torch.bmm(step.query(q), step.key(q).transpose(1, 2)).softmax(dim=-1)
-                new = step.graph(torch.bmm(edges, q)).relu()
-                q = new if step.norm is None else step.norm(q + new)
-            gate = head.importance_gate.gate(q).squeeze(-1)
-            gate = nn.functional.layer_norm(gate, gate.shape[1:]) * head.importance_gate.gain
-            b = (gate + head.importance_gate.shift).sigmoid()
-            b = b / b.sum(dim=1, keepdim=True)
-            score = head.score(normalize((b.unsqueeze(-1) * q).sum(dim=1), dim=-1)).squeeze(-1)
-            cosines = (b[:, 1:] * (context * word).sum(dim=2)).sum(dim=1) / b[:, 1:].sum(dim=1)
-            columns.append(score + head.cosine_scale * cosines)
-        return torch.stack(columns, dim=1)
-
-    return scores
 
 
 def ours(head: Reclf, byte_budget: int) -> Scores:
@@ -87,8 +57,12 @@ class Setting:
         self.everywhere = torch.ones(pairs, regions, dtype=torch.bool)
 
     def embed(self, vg: Tensor, v: Tensor, tg: Tensor, t: Tensor) -> tuple[TokenEmbedding, TokenEmbedding]:
-        image = TokenEmbedding(unit(vg), unit(v), self.everywhere)
-        return image, TokenEmbedding(unit(tg), unit(t, self.mask), self.mask)
+        form: Attention = (
+            "unit" if self.head.attention == "softmax" else self.head.attention
+        )  # it scales the words itself
+        image = TokenEmbedding(unit(vg), token_lengths(v, form, words=False), self.everywhere)
+        words = token_lengths(t, form, words=True).masked_fill(~self.mask.unsqueeze(-1), 0.0)
+        return image, TokenEmbedding(unit(tg), words, self.mask)
 
     def step(self, scores: Scores, clock: Callable[[], float]) -> tuple[float, Tensor, list[Tensor]]:
         """Seconds, loss and gradients of one pass."""
@@ -137,6 +111,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--regions", type=int, nargs="+", default=[49, 196], help="regions an image: 7x7, 14x14")
+    parser.add_argument("--attention", nargs="+", default=FORMS, choices=FORMS)
     parser.add_argument("--memory", action="store_true", help="only: most memory of 128 pairs, 97 words, 14x14 regions")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -149,21 +124,32 @@ def main() -> None:
     print(f"B={pairs}, W={WORDS}, D={WIDTH}, m={MATCHING}, 3 steps, residual {not args.plain}, float32,", end=" ")
     print(f"{args.threads} threads, forward + backward, medians of {repeats} in turn,", end=" ")
     print(f"seconds of the {'process' if args.cpu else 'clock'}")
-    print(f"{'regions':>8} {'words':>7} {'budget':>7} {'loop s':>8} {'ours s':>8} {'faster':>7}", end=" ")
+    print(
+        f"{'attention':>9} {'regions':>8} {'words':>7} {'budget':>7} {'loop s':>8} {'ours s':>8} {'faster':>7}", end=" "
+    )
     print(f"{'loop MiB':>9} {'ours MiB':>9} {'share':>6} {'loss':>8} {'gradient':>9}")
-    for regions, ragged in itertools.product(args.regions, (False, True)):
+    large, its_flops = large_product()
+    for form, regions, ragged in itertools.product(args.attention, args.regions, (False, True)):
+        if ragged and form != args.attention[0]:
+            continue
         torch.manual_seed(0)
-        head = Reclf(Dims(WIDTH, WIDTH, WIDTH, WIDTH), width=WIDTH, matching_width=MATCHING, residual=not args.plain)
+        dims = Dims(WIDTH, WIDTH, WIDTH, WIDTH)
+        head = Reclf(dims, width=WIDTH, matching_width=MATCHING, residual=not args.plain, attention=form)
         setting = Setting(head, pairs, regions, ragged)
         loop = caption_loop(head)
         small = setting.bytes_kept(loop) // 22  # a twentieth, with what has no budget
         budgets = {"large": 2**32, "small": small, "none": 0}
         contenders = {"loop": loop, **{name: ours(head, budget) for name, budget in budgets.items()}}
-        seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        seconds: dict[str, list[float]] = {name: [] for name in (*contenders, "product")}
         results = {name: setting.step(scores, clock)[1:] for name, scores in contenders.items()}  # this warms up, too
+        flops = products(partial(setting.step, contenders["large"], clock))
         for _ in range(repeats):
             for name, scores in contenders.items():
                 seconds[name].append(setting.step(scores, clock)[0])
+            start = clock()
+            for _ in range(4):
+                large()
+            seconds["product"].append((clock() - start) / 4)
         median = {name: statistics.median(values) for name, values in seconds.items()}
         size = {name: setting.bytes_kept(scores) for name, scores in contenders.items()}
         loss, gradients = results["loop"]
@@ -173,12 +159,14 @@ def main() -> None:
             # Rounding, since scores of random inputs are all nearly equal. In float64: 1e-14 (tests/heads/test_reclf.py).
             assert off < 1e-2, f"gradients differ by {off}"
             assert loss_off < 1e-5, f"losses differ by {loss_off}"
+            words = "10-60" if ragged else "60"
             print(
-                f"{regions:>8} {'10-60' if ragged else '60':>7} {name:>7} {median['loop']:>8.3f} {median[name]:>8.3f} "
+                f"{form:>9} {regions:>8} {words:>7} {name:>7} {median['loop']:>8.3f} {median[name]:>8.3f} "
                 f"{median['loop'] / median[name]:>6.2f}x {size['loop'] / 2**20:>9.1f} {size[name] / 2**20:>9.1f} "
                 f"{size[name] / size['loop']:>6.3f} {loss_off:>8.1e} {off:>9.1e}",
                 flush=True,
             )
+        print(" " * 9, share(flops, median["large"], its_flops / median["product"]), flush=True)
 
 
 if __name__ == "__main__":
