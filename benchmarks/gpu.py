@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import signal
 import statistics
 import sys
 import time
@@ -239,44 +240,99 @@ def milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.1f}"
 
 
-def row(name: str, label: str, size: Size, clock: Clock, rate: float, compile_seconds: float) -> list[str]:
-    """Time, memory, share of the machine, compiled, and the loop: of one head in one precision."""
-    head, (image, text) = built(name, size.dims, clock.device), features(size, clock.device)
-    cast = partial(torch.autocast, clock.device, dtype=torch.bfloat16, enabled=label == "bf16")
+class Case:
+    """One head in one precision.
 
-    def step(loss: Callable[..., Tensor]) -> None:
-        head.zero_grad()
-        with copies(size.processes), cast():
-            total = loss(head, image, text)
-        total.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    Args:
+        name: of the head.
+        label: of the precision.
+        size: what is scored.
+        clock: of the script.
+    """
 
-    with torch.device("meta"):
-        on_meta = HEADS[name](size.dims)
-    if hasattr(on_meta, "byte_budget"):
-        on_meta.byte_budget = 2**62  # what is computed again is not necessary
+    def __init__(self, name: str, label: str, size: Size, clock: Clock) -> None:
+        self.name, self.label, self.size, self.clock = name, label, size, clock
 
-    def count() -> None:
-        with copies(size.processes):
-            loss_of(on_meta, *features(size, "meta")).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    def step(self) -> Callable[[Callable[..., Tensor]], None]:
+        """A training step from the towers' features on, as a function of the loss to use."""
+        head, (image, text) = (
+            built(self.name, self.size.dims, self.clock.device),
+            features(self.size, self.clock.device),
+        )
 
-    eager = clock.median(partial(step, loss_of))
-    cells = [milliseconds(eager), clock.peak(partial(step, loss_of))]
-    cells.append(f"{100 * products(count) / eager / rate:.0f} %")
-    if clock.left() < compile_seconds:
-        cells.append("skipped")
-    else:
+        def run(loss: Callable[..., Tensor]) -> None:
+            head.zero_grad()
+            with (
+                copies(self.size.processes),
+                torch.autocast(self.clock.device, dtype=torch.bfloat16, enabled=self.label == "bf16"),
+            ):
+                total = loss(head, image, text)
+            total.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+        return run
+
+    def products(self) -> int:
+        """FLOPs of the necessary products, counted on ``meta`` with a budget that keeps everything."""
+        with torch.device("meta"):
+            head = HEADS[self.name](self.size.dims)
+        if hasattr(head, "byte_budget"):
+            head.byte_budget = 2**62
+
+        def run() -> None:
+            with copies(self.size.processes):
+                loss_of(head, *features(self.size, "meta")).backward()  # type: ignore[no-untyped-call]  # as above
+
+        return products(run)
+
+    def eager(self, rate: float) -> list[str]:
+        """Milliseconds, memory, share of the machine, and the loop's milliseconds."""
+        if self.clock.left() < 15:
+            return ["skipped"] * 4
+        step = partial(self.step(), loss_of)
+        seconds = self.clock.median(step)
+        cells = [milliseconds(seconds), self.clock.peak(step), f"{100 * self.products() / seconds / rate:.0f} %"]
+        head, (image, text) = (
+            built(self.name, self.size.dims, self.clock.device),
+            features(self.size, self.clock.device),
+        )
+        loop = loop_of(self.name, head, image, text, self.size)
+        if loop is None:
+            return [*cells, "-"]
+        whole = self.clock.median(loop, seconds=1.0) * self.size.pairs * self.size.processes / self.size.looped
+        return [*cells, f"{milliseconds(whole)} ({whole / seconds:.1f}x)"]
+
+    def compiled(self, most: float) -> str:
+        """Milliseconds of the compiled loss, where it is compiled within ``most`` seconds and the time that is left."""
+        seconds = min(most, self.clock.left() - 10)
+        if seconds < 5:
+            return "skipped"
         torch._dynamo.reset()
-        backend = "inductor" if clock.device == "cuda" else "aot_eager"
-        cells.append(milliseconds(clock.median(partial(step, torch.compile(loss_of, backend=backend, fullgraph=True)))))
-    loop = loop_of(name, head, image, text, size)
-    if loop is None:
-        cells.append("-")
-    elif clock.left() < 20:
-        cells.append("skipped")
-    else:
-        seconds = clock.median(loop, seconds=1.0) * size.pairs * size.processes / size.looped
-        cells.append(f"{milliseconds(seconds)} ({seconds / eager:.1f}x)")
-    return [name, label, *cells]
+        backend = "inductor" if self.clock.device == "cuda" else "aot_eager"
+        step, begin = self.step(), time.monotonic()
+        try:
+            with limit(seconds):
+                return milliseconds(
+                    self.clock.median(partial(step, torch.compile(loss_of, backend=backend, fullgraph=True)))
+                )
+        except (TimeoutError, RuntimeError) as error:  # torch wraps what is raised while it compiles
+            late = time.monotonic() - begin >= seconds
+            return f"not within {seconds:.0f} s" if late else f"failed: {str(error).splitlines()[0]}"
+
+
+@contextmanager
+def limit(seconds: float) -> Iterator[None]:
+    """Raise ``TimeoutError`` within it after some seconds."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def ddp_step(device: str) -> str:
@@ -289,7 +345,9 @@ def ddp_step(device: str) -> str:
 
     text = ScratchText(width=64, depth=2, heads=2, vocabulary=512, max_tokens=64)
     module = AlignmentModule(TimmImage("resnet10t", pretrained=False, stage=3), text, LocalPooling, lr=1e-3)
-    data = Phantom(module.tokenizer, train=24, size=64, loading=Loading(image_size=64, batch_size=8, workers=0))
+    data = Phantom(
+        module.tokenizer, train=24, val=2, test=2, size=64, loading=Loading(image_size=64, batch_size=8, workers=0)
+    )
     backend = "nccl" if device == "cuda" else "gloo"
     trainer = pl.Trainer(
         accelerator="gpu" if device == "cuda" else "cpu",
@@ -340,17 +398,21 @@ def main() -> int:
         print(
             f"B={size.pairs}, C={reports}, {size.words} words, {size.side}x{size.side} regions; forward and backward, ms\n"
         )
+        cases = [Case(name, label, size, clock) for label, name in itertools.product(reversed(DTYPES), args.heads)]
+        cells: dict[Case, list[str]] = {}
+        for case in cases:
+            try:
+                cells[case] = case.eager(rates[case.label])
+            except torch.OutOfMemoryError:
+                cells[case] = ["out of memory"] * 4
+            print(f"{case.name}, {case.label}, eager: {cells[case][0]}", file=sys.stderr, flush=True)
+        for case in cases:  # last, for it may take minutes
+            cells[case].insert(3, case.compiled(60 if args.device == "cuda" else 600))
+            print(f"{case.name}, {case.label}, compiled: {cells[case][3]}", file=sys.stderr, flush=True)
         print("| head | precision | eager | peak GiB | share of the product's rate | compiled | loop over reports |")
         print("|---|---|---|---|---|---|---|")
-        for label, name in itertools.product(DTYPES, args.heads):
-            if clock.left() < 15:
-                cells = [name, label, *["skipped"] * 5]
-            else:
-                try:
-                    cells = row(name, label, size, clock, rates[label], 60 if args.device == "cuda" else 0)
-                except torch.OutOfMemoryError:
-                    cells = [name, label, *["out of memory"] * 5]
-            print("| " + " | ".join(cells) + " |", flush=True)
+        for case in cases:
+            print("| " + " | ".join([case.name, case.label, *cells[case]]) + " |")
     return 0
 
 

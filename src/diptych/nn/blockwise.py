@@ -122,7 +122,7 @@ def blockwise(
         return image.pooled.new_zeros(len(image.pooled), len(text.pooled))
     read = text.mask.clone()
     read[:, 0] = True  # so that reports without words are in a block
-    block = block_bytes(text.mask, 2**22)
+    block = block_bytes(text.mask, 2**22 if on_cpu(text.mask) else 2**27)
     # Four times as many images as reports. Speed is the same, and fewer reports in a block differ less in length.
     side = min(2 * math.isqrt(max(1, block // (working_bytes * text.mask.shape[1]))), len(image.pooled))
     columns, widths = zip(*column_blocks(read, side * working_bytes, block), strict=True)
