@@ -42,7 +42,7 @@ class Join(nn.Module):
         self.scale = (scale,)  # in a tuple: the head has registered it
         self.local_scale: F.LogitScale | None = None
         if joining != "sum":
-            self.local_scale = F.LogitScale(float(scale.temperature) / factor, maximum=LARGEST)
+            self.local_scale = F.LogitScale(scale.start / factor, maximum=LARGEST)
 
     def terms(self, **weights: float) -> dict[str, float]:
         """The terms that :meth:`losses` gives, with their weights: ``joint`` has one, of weight 1."""

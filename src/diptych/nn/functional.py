@@ -78,7 +78,7 @@ class LogitScale(nn.Module):
 
     def __init__(self, temperature: float = 0.07, maximum: float = 100.0, learn: bool = True) -> None:
         super().__init__()
-        self.maximum = maximum
+        self.start, self.maximum = temperature, maximum
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learn)
 
     def forward(self) -> Tensor:
