@@ -27,45 +27,42 @@ class Join(nn.Module):
 
     Args:
         joining: as above.
-        scale: that of the head, on its global scores.
-        factor: of the local logits in ``sum``. ``local_scale`` starts at ``factor`` times the scale.
+        temperature: where that of the head starts. ``local_scale`` starts at ``factor`` over it.
+        factor: of the local logits in ``sum``.
         head: name of the head, for messages.
         local_term: name of the local term.
     """
 
     def __init__(
-        self, joining: Joining, scale: F.LogitScale, factor: float = 1.0, *, head: str, local_term: str = "local"
+        self, joining: Joining, temperature: float, factor: float = 1.0, *, head: str, local_term: str = "local"
     ) -> None:
         super().__init__()
         check_choice(f"head {head}: joining", joining, ("sum", "learned", "joint"))
         self.joining, self.factor, self.local_term = joining, factor, local_term
-        self.scale = (scale,)  # in a tuple: the head has registered it
         self.local_scale: F.LogitScale | None = None
         if joining != "sum":
-            self.local_scale = F.LogitScale(scale.start / factor, maximum=LARGEST)
+            self.local_scale = F.LogitScale(temperature / factor, maximum=LARGEST)
 
-    def terms(self, **weights: float) -> dict[str, float]:
+    def terms(self, weights: dict[str, float]) -> dict[str, float]:
         """The terms that :meth:`losses` gives, with their weights: ``joint`` has one, of weight 1."""
         return {"whole": 1.0} if self.joining == "joint" else weights
 
-    def local_weight(self) -> Tensor | float:
-        """``w``: what a local score counts beside a global one."""
-        return 1.0 if self.local_scale is None else self.local_scale() / self.scale[0]()
+    def score(self, pooled: Tensor, local: Tensor, scale: Tensor) -> Tensor:
+        """The whole score ``[I,T]`` from both parts ``[I,T]``, and the present scale of the head."""
+        return pooled + (local if self.local_scale is None else self.local_scale() / scale * local)
 
-    def score(self, pooled: Tensor, local: Tensor) -> Tensor:
-        """The whole score ``[I,T]`` from both parts ``[I,T]``."""
-        return pooled + self.local_weight() * local
-
-    def losses(self, pooled: Tensor, local: Tensor, hash: Tensor, blank: Tensor | None = None) -> dict[str, Tensor]:
+    def losses(
+        self, pooled: Tensor, local: Tensor, scale: Tensor, hash: Tensor, blank: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The contrasts over the whole job's pairs, each pair scored once.
 
         Args:
             pooled: ``G`` of this process's images with the whole job's reports, ``[B,B*W]``.
             local: ``S`` of the same.
+            scale: that of the head, a scalar.
             hash: ``[B*W]``, equal where reports are equal.
-            blank: ``[B,B*W]``, True where ``S`` has no meaning. Such pairs are no negatives of the local contrast.
+            blank: ``[B,B*W]``, True where ``S`` has no meaning. Such pairs are no negatives where ``S`` is contrasted.
         """
-        scale = self.scale[0]()
         near = scale * pooled
         far = (scale * self.factor if self.local_scale is None else self.local_scale()) * local
         if blank is not None:

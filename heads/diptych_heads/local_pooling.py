@@ -113,7 +113,7 @@ class LocalPooling(TokenHead):
             attention_temperature,
             "local_pooling",
         )
-        self.weights = self.join.terms(**{"global": global_weight, "local": local_weight}) | {"attention_entropy": 0.0}
+        self.weights = self.join.terms({"global": global_weight, "local": local_weight}) | {"attention_entropy": 0.0}
         self.pooling = pooling
         self.score_pooling = score_pooling
         self.word_scale = word_scale

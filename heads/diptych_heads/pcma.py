@@ -149,8 +149,8 @@ class Pcma(ScaledHead[Observations]):
         self.byte_budget = byte_budget
         self.region_places = region_places
         self.scale = F.LogitScale(temperature, learn=learn_temperature)
-        self.join = Join(joining, self.scale, head="pcma", local_term="inter")
-        self.weights = self.join.terms(**{"global": global_weight, "inter": inter_weight}) | {"intra": intra_weight}
+        self.join = Join(joining, temperature, head="pcma", local_term="inter")
+        self.weights = self.join.terms({"global": global_weight, "inter": inter_weight}) | {"intra": intra_weight}
         self.image_projection = nn.Linear(dims.image, width)
         self.text_projection = nn.Linear(dims.text, width)
         self.extractor = Extractor(dims.image_tokens, width, queries=queries, layers=layers, attention_heads=heads)
@@ -214,7 +214,7 @@ class Pcma(ScaledHead[Observations]):
     def similarity(self, image: Observations, text: Observations) -> Tensor:
         """The whole score ``[I,T]``, as ``joining`` says, or without ``local_score`` the cosine of the pooled vectors."""
         pooled = F.dot_products(image.pooled, text.pooled)
-        return self.join.score(pooled, self.local_scores(image, text)) if self.local_score else pooled
+        return self.join.score(pooled, self.local_scores(image, text), self.scale()) if self.local_score else pooled
 
     def local_scores(self, image: Observations, text: Observations) -> Tensor:
         """``S`` of every image with every report, ``[I,T]``."""
@@ -236,7 +236,7 @@ class Pcma(ScaledHead[Observations]):
             rule=self.rule,
             byte_budget=self.byte_budget,
         )
-        terms = self.join.losses(pooled, scores, world.hash, blank)
+        terms = self.join.losses(pooled, scores, scale, world.hash, blank)
         terms["intra"] = self._intra(here.image, here.text, scale)
         if self.cce is None or here.image.cce is None or here.text.cce is None:
             return terms

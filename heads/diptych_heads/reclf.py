@@ -153,7 +153,7 @@ class Reclf(TokenHead):
             attention_temperature,
             "reclf",
         )
-        self.weights = self.join.terms(**{"global": global_weight, "local": local_weight}) | {"attention_entropy": 0.0}
+        self.weights = self.join.terms({"global": global_weight, "local": local_weight}) | {"attention_entropy": 0.0}
         if word_relations:
             self.needs = frozenset({"text.sentences"})
             self.gathers = self.gathers | {"text.sentences"}

@@ -79,7 +79,7 @@ class TokenHead(ScaledHead[TokenEmbedding]):
             check_number(f"head {name}: attention_temperature", temperature, least=0.01)
             self.attention_scale = F.LogitScale(temperature)
         self.scale = scale
-        self.join = Join(joining, scale, local_factor, head=name)
+        self.join = Join(joining, scale.start, local_factor, head=name)
         self.place_projection = nn.Linear(PLACE_WIDTH, width, bias=False) if region_places else None
         self.image_projection = nn.Linear(dims.image, width)
         self.text_projection = nn.Linear(dims.text, width)
@@ -122,7 +122,7 @@ class TokenHead(ScaledHead[TokenEmbedding]):
 
     def similarity(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
         """The whole score ``[I,T]``, as ``joining`` says."""
-        return self.join.score(self.global_scores(image, text), self.local_scores(image, text))
+        return self.join.score(self.global_scores(image, text), self.local_scores(image, text), self.scale())
 
     def losses(self, here: Pairs[TokenEmbedding], world: Pairs[TokenEmbedding]) -> dict[str, Tensor]:
         """``global`` and ``local``, or ``whole``: InfoNCE over all ``B * W`` pairs, each pair scored once over the job.
@@ -132,7 +132,7 @@ class TokenHead(ScaledHead[TokenEmbedding]):
         local = self.trained_local_scores(here.image, world.text)
         with torch.no_grad():
             entropy = attention_entropy(self.heatmap(here.image, here.text), here.text.mask)
-        terms = self.join.losses(self.global_scores(here.image, world.text), local, world.hash)
+        terms = self.join.losses(self.global_scores(here.image, world.text), local, self.scale(), world.hash)
         return terms | {"attention_entropy": entropy}
 
     def heatmap(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:

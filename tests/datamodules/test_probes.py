@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from diptych.errors import DataError
+from diptych.metrics.localisation import flatness
 from diptych.types import Embedding, TokenEmbedding
 from diptych_datamodules.phantoms import KINDS, probes, render, retrieval_probes
 from diptych_datamodules.phantoms.plan import plan_phantom
@@ -272,27 +273,23 @@ def test_attention_is_judged_by_boxes_and_weights_by_what_words_do(knows, monkey
                 x0, y0, x1, y1 = radiographs[picture.tobytes()].findings[link.finding].box
                 x, y = int(x0 + x1) // 2, int(y0 + y1) // 2
             heat[y, x] = 1
-        return [], maps
+        return maps
 
     def importance(picture, text):
         return np.array([float(knows and link is not None and link.role == "finding") for link in links(picture, text)])
 
-    def attention(image, text):
+    def look(picture, text):
         """In each word, the weight of the first of four regions is that of the picture."""
-        first = float(image) / 255
-        return torch.tensor([first, *[(1 - first) / 3] * 3]).expand(1, len(spans(text[0])), 4)
+        first = float(picture.mean()) / 255
+        attention = np.tile([first, *[(1 - first) / 3] * 3], (len(spans(text)), 1))
+        return SimpleNamespace(
+            native=heatmap(picture, text), entropy=flatness(attention), weights=importance(picture, text)
+        )
 
     monkeypatch.setattr(probes, "render", draw)
-    head = SimpleNamespace(heatmap=attention, importance=importance, weighs_words=True)
+    head = SimpleNamespace(heatmap=look, importance=importance, weighs_words=True)
     module = SimpleNamespace(head=head, tokenizer=SimpleNamespace(word_spans=spans))
-    model = SimpleNamespace(
-        image_size=SIZE,
-        module=module,
-        heatmap=heatmap,
-        importance=importance,
-        encode_image=lambda pictures: torch.tensor(float(pictures[0].mean())),
-        encode_text=list,
-    )
+    model = SimpleNamespace(image_size=SIZE, module=module, look=look)
     results = probes.word_probes(model, 12, MIX, "impression", 5)
     assert results["grounding/pointing"] == knows
     assert results["importance/rank_biserial"] == knows

@@ -71,8 +71,6 @@ def test_what_every_head_must_hold_to(holds, head, joining):
     options = HEADS[head] | {"joining": joining}
     if head == "local_pooling":
         options["learn_scale"] = True
-    if head == "pcma" and "undeclared" in holds.__name__:
-        pytest.skip("its own test has sentences")
     holds(head, options)
 
 

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from diptych.head import Grounds, WeighsWords
-from diptych.metrics.localisation import flatness
 from diptych_datamodules.phantoms.findings import KINDS, FindingSpec
 from diptych_datamodules.phantoms.plan import PhantomPlan, plan_phantom, render, with_findings
 from diptych_datamodules.phantoms.retrieval_probes import distractor_probes, encode, long_probe, scores_of
@@ -160,10 +159,10 @@ def word_probes(model: TrainedModel, n: int, mix: dict[str, float], section: Sec
     for plan in plans:
         radiograph, text = render(plan, size), _text(plan, section)
         named, roles = _words(model, plan, section)
+        weights = None
         if isinstance(head, Grounds):
-            _, maps = model.heatmap(radiograph.image, text)
-            attention = head.heatmap(model.encode_image([radiograph.image]), model.encode_text([text]))[0]
-            flatness_of_words = flatness(attention.double().cpu().numpy())
+            seen = model.look(radiograph.image, text)
+            maps, entropy, weights = seen.native, seen.entropy, seen.weights
             for k, finding in enumerate(radiograph.findings):
                 words = [i for i, finding_named in enumerate(named) if finding_named == k]
                 if words:
@@ -171,9 +170,11 @@ def word_probes(model: TrainedModel, n: int, mix: dict[str, float], section: Sec
                     x0, y0, x1, y1 = finding.box
                     hits.append(x0 <= x < x1 and y0 <= y < y1)
                     areas.append((x1 - x0) * (y1 - y0) / size**2)
-                    flat.append(float(flatness_of_words[words].mean()))
-        if isinstance(head, WeighsWords) and head.weighs_words:
-            weights, kind = model.importance(radiograph.image, text), np.array(roles)
+                    flat.append(float(entropy[words].mean()))
+        elif isinstance(head, WeighsWords) and head.weighs_words:
+            weights = model.importance(radiograph.image, text)
+        if weights is not None:
+            kind = np.array(roles)
             telling, filler = weights[kind == "finding"], weights[kind == "filler"]
             if len(telling) and len(filler):
                 above = (telling[:, None] > filler).mean() - (telling[:, None] < filler).mean()
