@@ -104,7 +104,8 @@ def test_from_recipe_to_table_and_nothing_twice(files, asked, commands, capsys):
     run(files, "--probe-pairs", "3")
     out = files / "out"
     assert [c[0] for c in commands] == ["fit", "test"] * 4
-    assert asked == [{"mix": RECIPE["data"]["init_args"]["mix"], "section": "impression", "pairs": 3}] * 4
+    options = {"mix": RECIPE["data"]["init_args"]["mix"], "section": "impression", "cache": None, "pairs": 3}
+    assert asked == [options] * 4
     printed = capsys.readouterr().out
     assert "[4/4] words seed 1 ... made\n" in printed
 

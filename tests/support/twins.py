@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -141,13 +142,13 @@ class Step(nn.Module):
             self.words.requires_grad_(False)
 
     def features(self, raw: Raw) -> tuple[Features, Features]:
-        everywhere = torch.ones(raw.image.shape[:2], dtype=torch.bool)
+        everywhere, side = torch.ones(raw.image.shape[:2], dtype=torch.bool), math.isqrt(raw.image.shape[1])
         attention = raw.image[..., 0].sigmoid(), raw.text[..., 0].sigmoid()  # not zero at padding: heads have the mask
         image = Features(
             self.image(raw.image).tanh().mean(1),
             self.regions(raw.image),
             everywhere,
-            grid=(3, 3),
+            grid=(side, side),
             attention=attention[0],
         )
         share = raw.mask.to(raw.text.dtype) / raw.mask.sum(1, keepdim=True).clamp_min(1)
