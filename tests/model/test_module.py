@@ -213,7 +213,9 @@ def test_pictures_have_the_radiograph_and_the_named_words(run, table):
     pictures = sorted(p.name for p in (folder / "figures").iterdir())
     assert {"epoch001-attention-0.png", "epoch001-similarity.png", "test-similarity.png"} <= set(pictures)
     picture = Image.open(folder / "figures" / "test-attention-0.png")
-    assert (picture.width / 2 - 112) / 252 == 3  # a panel takes 252, bar and edges 112: the radiograph and two named words
+    assert (
+        picture.width / 2 - 112
+    ) / 252 == 3  # a panel takes 252, bar and edges 112: the radiograph and two named words
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = [EventAccumulator(str(path)).Reload() for path in folder.glob("events*")]
