@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.checks import check_number
+from diptych.errors import ConfigError
 from diptych.head import ScaledHead
 from diptych.nn import functional as F
 from diptych.nn.layers import Extractor
@@ -83,7 +84,7 @@ class Pcma(ScaledHead[Observations]):
             patches that they attend to, as in DETR.
         joining: inferred. How the cosine and ``S`` become one, as in :class:`diptych_heads.joining.Join`.
         local_score: inferred. Evaluation ranks by the whole score, as ``joining`` says; False by the cosine of the pooled
-            vectors alone.
+            vectors alone, which ``joint`` does not train by itself.
         global_weight: weight of ``global``. ``joint`` has none.
         inter_weight: weight of ``inter``. ``joint`` has none.
         intra_weight: weight of ``intra``.
@@ -144,6 +145,11 @@ class Pcma(ScaledHead[Observations]):
         check_number("head pcma: temperature", temperature, least=0.01)
         check_number("head pcma: cce", cce, least=0, remedy="a weight above 0, or 0 for none")
         check_number("head pcma: byte_budget", byte_budget, least=0, whole=True)
+        if joining == "joint" and not local_score:
+            raise ConfigError(
+                "head pcma: local_score is false, but joining joint trains the whole score alone, so the cosine by itself "
+                "means nothing; set local_score: true, or joining: learned"
+            )
         self.rule = MatchingRule(matching, softness, epsilon, rounds)
         self.least_words, self.mask_sentences, self.local_score = least_words, mask_sentences, local_score
         self.byte_budget = byte_budget

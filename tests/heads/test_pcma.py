@@ -259,6 +259,7 @@ def test_words_are_seen_through_their_sentence():
         ({"cce": -1.0}, "head pcma: cce is -1.0"),
         ({"heads": 3}, "width=16: not a multiple of heads=3"),
         ({"cce_layers": 0}, "head cce: layers is 0"),
+        ({"joining": "joint", "local_score": False}, "head pcma: local_score is false, but joining joint"),
     ],
 )
 def test_values_out_of_range_are_named(options, message):
