@@ -75,7 +75,7 @@ class LabelMatched(RadiographDataModule):
         report_columns: the same of the report table. ``image`` is not read. ``id`` names a report. Reports of one ``patient``
             are in one split.
         pairing: ``jaccard``. Or ``shuffled``, which takes any report of the split. This control shows the use of labels.
-        fractions: shares of the splits, if a table names no split.
+        fractions: shares of the splits, if a table names no split. With ``fold``, one part of a cross-validation.
         split_seed: another seed assigns patients and reports otherwise.
         strict: refuse tables with missing images or empty reports. Otherwise such rows are left out, and counted.
         loading: how samples are loaded.
@@ -114,7 +114,8 @@ class LabelMatched(RadiographDataModule):
     @property
     def protocol(self) -> str:
         """Both tables, and how they were paired."""
-        return f"label_matched {Path(self.images).name} + {Path(self.reports).name}, {self.pairing}"
+        fold = f", fold {self.fractions.fold}" if self.fractions.fold else ""
+        return f"label_matched {Path(self.images).name} + {Path(self.reports).name}, {self.pairing}{fold}"
 
     def _report_rows(self) -> dict[str, list[tuple[str, NDArray[np.bool_]]]]:
         """Reports of each split, with their findings ``[L]``."""

@@ -251,7 +251,8 @@ class Tabular(RadiographDataModule):
     @property
     def protocol(self) -> str:
         """The table's name, and how it was split."""
-        how = f"column {self.columns.split}" if self.columns.split else f"by patient hash, seed {self.split_seed}"
+        fold = f", fold {self.fractions.fold}" if self.fractions.fold else ""
+        how = f"column {self.columns.split}" if self.columns.split else f"by patient hash, seed {self.split_seed}{fold}"
         return f"tabular {Path(self.table).name} ({how})"
 
     def build(self) -> dict[Split, RadiographDataset]:

@@ -68,18 +68,21 @@ def uniform(key: str, seed: int) -> float:
     return int.from_bytes(hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest(), "big") / 2**64
 
 
-def assign(patient: str, fractions: Mapping[str, float], seed: int) -> str:
+def assign(patient: str, fractions: Mapping[str, float], seed: int, turn: float = 0.0) -> str:
     """The split of a patient, drawn by hash. So patients added to a table move none of the others.
 
     >>> [assign(patient, {"train": 0.5, "test": 0.5}, seed=0) for patient in ("p1", "p2", "p3", "p4")]
     ['test', 'train', 'test', 'test']
+    >>> [assign(patient, {"train": 0.5, "test": 0.5}, seed=0, turn=0.5) for patient in ("p1", "p2", "p3", "p4")]
+    ['train', 'test', 'train', 'train']
 
     Args:
         patient: the patient's id.
         fractions: the share of each split. Shares sum to 1.
         seed: another seed gives another assignment.
+        turn: the hashes lie on a circle of circumference 1, and are turned so far before the shares are cut off.
     """
-    draw, upper = uniform(patient, seed), 0.0
+    draw, upper = (uniform(patient, seed) + turn) % 1, 0.0
     for name, share in fractions.items():
         upper += share
         if draw < upper:
@@ -168,11 +171,24 @@ def nested_share(patients: Sequence[str], percent: float, seed: int = 0) -> list
 
 @dataclass(frozen=True)
 class Fractions:
-    """Shares of the patients in each split, for a table that names no split."""
+    """Shares of the patients in each split, for a table that names no split.
+
+    Args:
+        train: share of the patients who train.
+        val: share of the patients who validate.
+        test: share of the patients who test.
+        fold: which fold is the test set, for cross-validation. ``test: 0.2`` makes 5 folds, from 0 to 4. Each patient is in
+            the test set of one of them, and the shares are kept. Fold 0 is the split without folds.
+
+    Raises:
+        ConfigError: a share is below 0, or shares do not sum to 1, or there is no such fold, or folds of that size do not
+            part the patients evenly.
+    """
 
     train: float = 0.7
     val: float = 0.1
     test: float = 0.2
+    fold: int = 0
 
     def __post_init__(self) -> None:
         for name in ("train", "val", "test"):
@@ -181,7 +197,17 @@ class Fractions:
             raise ConfigError(
                 f"fractions train {self.train}, val {self.val}, test {self.test} do not sum to 1; make them"
             )
+        if self.fold:
+            folds = round(1 / self.test) if self.test else 0
+            if not folds or abs(folds * self.test - 1) > 1e-6:
+                raise ConfigError(
+                    f"fractions.fold is {self.fold}, and fractions.test is {self.test}: folds part the patients evenly; "
+                    "give test 0.2 for 5 folds, 0.1 for 10, or leave fold out"
+                )
+            remedy = f"a whole number from 0 to {folds - 1}, as test {self.test} makes {folds} folds"
+            check_number("fractions.fold", self.fold, least=0, most=folds - 1, whole=True, remedy=remedy)
 
     def split(self, patient: str, seed: int) -> str:
         """The split of a patient, by hash."""
-        return assign(patient, {"train": self.train, "val": self.val, "test": self.test}, seed)
+        shares = {"train": self.train, "val": self.val, "test": self.test}
+        return assign(patient, shares, seed, turn=self.fold * self.test)
