@@ -209,20 +209,21 @@ class Phantom(RadiographDataModule):
         shown = f", masks of {self.masks}" if self.masks else ""
         return f"phantom seed {self.options['seed']}, {self.size} px, section {self.section}{shown}"
 
+    def _indices(self, split: Split) -> range:
+        splits = list(self.sizes)
+        first = sum(self.sizes[name] for name in splits[: splits.index(split)])
+        return range(first, first + self.sizes[split])
+
     def _plans(self, split: Split) -> list[PhantomPlan]:
-        first = 0
-        for name, number in self.sizes.items():
-            if name == split:
-                return [plan_phantom(index, **self.options) for index in range(first, first + number)]
-            first += number
-        raise KeyError(split)
+        return [plan_phantom(index, **self.options) for index in self._indices(split)]
 
     def _folder(self, split: Split) -> Path | None:
-        """Where a split is cached. Each set of options, size and version has its own folder."""
+        """Where a split is cached. A folder holds one version's pictures of some phantoms, whatever their reports say."""
         if self.cache is None:
             return None
-        options = {**self.options, "masks": self.masks} if self.masks else self.options
-        described = json.dumps([__version__, options, self.size, list(self.sizes.items()), split])
+        drawn = {name: value for name, value in self.options.items() if name != "filler"}
+        indices = self._indices(split)
+        described = json.dumps([__version__, drawn, self.masks, self.size, indices.start, indices.stop])
         return self.cache / f"phantom-{split}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"
 
     def prepare_data(self) -> None:

@@ -142,6 +142,13 @@ def test_phantom_boxes_follow_the_picture_and_the_cache_equals_drawing(tmp_path)
     )
     changed.prepare_data()
     assert len(sorted((tmp_path / "cache").iterdir())) == 2 * len(before)  # another option, another folder
+    reworded = Phantom(tokenizer(), **options, filler=0.6, cache=str(tmp_path / "cache"), loading=plain.loading)
+    reworded.prepare_data()
+    assert len(sorted((tmp_path / "cache").iterdir())) == 2 * len(before)  # other reports of the same pictures
+    reworded.setup("fit")
+    other, drawn = (module.datasets["train"].read(64, np.random.default_rng(0)) for module in (reworded, plain))
+    assert np.array_equal(other.image, drawn.image)
+    assert other.text != drawn.text
 
 
 def test_scratch_vocabulary_is_learned_from_training_reports_alone(table):
