@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,8 @@ class Observations(TokenEmbedding):
     """``[T,N]`` int64, text only: the T-POR that a word belongs to. -1 for words of dropped sentences and at padding."""
     real_words: Tensor | None = None
     """``[T,N]`` bool, text only."""
+    weights: Tensor | None = None
+    """``[T,M]``, text only: how much each sentence counts, from 0 to 1. None where all count alike."""
     cce: CceEmbedding | None = None
     """What the term ``cce`` reads. None outside training, and in a head without this term."""
 
@@ -56,8 +59,8 @@ class Pcma(ScaledHead[Observations]):
     ``diptych_heads.equations.pcma``.
 
     The terms are these. ``global``: InfoNCE of the pooled vectors. ``inter``: InfoNCE of ``S``, the mean over a report's
-    sentences of their matchings (``pair_scores``). ``intra``: the same inside a report (``intra_loss``). Unless ``cce`` is
-    0, those of :class:`diptych_heads.cce.Cce` are added.
+    sentences of their matchings (``pair_scores``), weighted by ``sentence_weights``. ``intra``: the same inside a report
+    (``intra_loss``). Unless ``cce`` is 0, those of :class:`diptych_heads.cce.Cce` are added.
 
     **Inferred.** The publication's abstract names four things: the extractor with query tokens, the observations of both
     panels, their alignment, and the proxy task. The form of all four is a reconstruction. So is every argument except
@@ -72,6 +75,8 @@ class Pcma(ScaledHead[Observations]):
         text_queries: inferred. With 0 each sentence is an observation: the mean of its words, through two layers. Otherwise
             this many queries extract a report's observations from its words, without regard to sentences.
         least_words: inferred. Sentences of fewer words are dropped.
+        sentence_weights: inferred. ``even``: all sentences of a report count alike. ``learned``: as much as two layers say that
+            read the sentence's vector, from 0 to 1, and no image. At the start all count alike.
         matching: inferred. ``soft``, ``hungarian``, ``sinkhorn`` or ``max``, as in ``match_weights``. ``hungarian`` solves
             each pair on the CPU. It is for small batches.
         softness: inferred. Temperature of ``soft``, above 0.
@@ -79,7 +84,9 @@ class Pcma(ScaledHead[Observations]):
         rounds: inferred. Iterations of ``sinkhorn``.
         temperature: inferred. Of all contrasts at the start, at least 0.01.
         learn_temperature: inferred. False keeps it fixed.
-        mask_sentences: inferred. A sentence of the image's own report is no negative, whichever report holds it.
+        mask_sentences: inferred. Whether a sentence of the image's own report is no negative, whichever report holds it.
+            False, for such sentences then count in the right pair alone: on long reports of stock phrases that teaches to
+            rank by them (docs/heads/pcma.md has the figures).
         region_places: inferred. Whether the queries see the place of a patch: a sine code of row and column is added to the
             patches that they attend to, as in DETR.
         joining: inferred. How the cosine and ``S`` become one, as in :class:`diptych_heads.joining.Join`.
@@ -114,13 +121,14 @@ class Pcma(ScaledHead[Observations]):
         heads: int = 4,
         text_queries: int = 0,
         least_words: int = 3,
+        sentence_weights: Literal["even", "learned"] = "even",
         matching: MatchingKind = "soft",
         softness: float = 0.1,
         epsilon: float = 0.05,
         rounds: int = 5,
         temperature: float = 0.07,
         learn_temperature: bool = True,
-        mask_sentences: bool = True,
+        mask_sentences: bool = False,
         region_places: bool = False,
         joining: Joining = "sum",
         local_score: bool = True,
@@ -169,6 +177,13 @@ class Pcma(ScaledHead[Observations]):
             self.sentence_projection = nn.Sequential(
                 nn.Linear(dims.text_tokens, width), nn.GELU(), nn.Linear(width, width)
             )
+        self.sentence_gate: nn.Module | None = None
+        if sentence_weights == "learned":
+            last = nn.Linear(width, 1)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            self.sentence_gate = nn.Sequential(nn.Linear(width, width), nn.GELU(), last)
+            self.gathers = self.gathers | {"text.weights"}
         self.cce: Cce | None = None
         if cce:
             self.cce = Cce(dims, weight=cce, source=cce_source, target=cce_target, layers=cce_layers, warmup=cce_warmup)
@@ -207,13 +222,18 @@ class Pcma(ScaledHead[Observations]):
                 members = (slots.unsqueeze(1) == torch.arange(real.shape[1], device=slots.device)[:, None]).to(words)
                 means = members @ words / members.sum(2, keepdim=True).clamp_min(1)  # [T,M,D]
             tokens = self.sentence_projection(means)
+        tokens = F.unit(tokens, real)
+        weights = None
+        if self.sentence_gate is not None:  # its input has the size of a layer's usual one
+            weights = self.sentence_gate(tokens * math.sqrt(tokens.shape[-1])).squeeze(-1).sigmoid() * real
         return Observations(
             F.unit(self.text_projection(text.pooled)),
-            tokens=F.unit(tokens, real),
+            tokens=tokens,
             mask=real,
             sentence_hash=hashes,
             slots=slots,
             real_words=text.mask,
+            weights=weights,
             cce=self.cce.embed_text(text) if self.cce is not None and self.training else None,
         )
 
@@ -224,7 +244,9 @@ class Pcma(ScaledHead[Observations]):
 
     def local_scores(self, image: Observations, text: Observations) -> Tensor:
         """``S`` of every image with every report, ``[I,T]``."""
-        return pair_scores(image.tokens, text.tokens, text.mask, rule=self.rule, byte_budget=self.byte_budget)[0]
+        return pair_scores(
+            image.tokens, text.tokens, text.mask, weights=text.weights, rule=self.rule, byte_budget=self.byte_budget
+        )[0]
 
     def losses(self, here: Pairs[Observations], world: Pairs[Observations]) -> dict[str, Tensor]:
         """``global`` and ``inter`` over all ``B * W`` pairs, each scored once over the job. ``intra`` and ``cce``."""
@@ -237,6 +259,7 @@ class Pcma(ScaledHead[Observations]):
             here.image.tokens,
             text.tokens,
             text.mask,
+            weights=text.weights,
             own=here.targets,
             hashes=(here.text.sentence_hash, text.sentence_hash) if self.mask_sentences else None,
             rule=self.rule,
@@ -272,6 +295,26 @@ class Pcma(ScaledHead[Observations]):
             of_word = maps.gather(1, text.slots.clamp_min(0).unsqueeze(-1).expand(-1, -1, maps.shape[-1]))
             of_word = torch.where((text.slots < 0).unsqueeze(-1), mean.unsqueeze(1), of_word)
             return of_word.masked_fill(~text.real_words.unsqueeze(-1), 0.0)
+
+    @property
+    def weighs_words(self) -> bool:
+        """Whether sentences have learned weights."""
+        return self.sentence_gate is not None
+
+    def importance(self, image: Observations, text: Observations) -> Tensor:
+        """How much each word counts, ``[B,N_words]``: its sentence's weight, shared among the sentence's words.
+
+        A row sums to 1. The weight of a padded word, and of a word of a dropped sentence, is zero.
+
+        Raises:
+            ConfigError: the sentences have no learned weights.
+        """
+        if text.weights is None or text.slots is None:
+            raise ConfigError("head pcma: sentence_weights is even, which weighs no words; train with learned")
+        index = text.slots.clamp_min(0)
+        words = torch.zeros_like(text.weights).scatter_add_(1, index, (text.slots >= 0).to(text.weights.dtype))
+        share = (text.weights / words.clamp_min(1)).gather(1, index).masked_fill(text.slots < 0, 0.0)
+        return share / share.sum(1, keepdim=True).clamp_min(1e-12)
 
     def observations(self, image: Observations) -> Tensor:
         """Attention ``[I,K,N_regions]`` of each query over the image."""

@@ -33,11 +33,13 @@ from diptych_heads.pcma import Pcma
 pytestmark = pytest.mark.usefixtures("one_thread")
 KINDS = ["soft", "hungarian", "sinkhorn", "max"]
 VARIANTS = [
-    {"local_score": True},
-    {"matching": "hungarian", "local_score": True},
+    {"mask_sentences": True},
+    {"matching": "hungarian", "mask_sentences": True},
     {"matching": "sinkhorn", "local_score": True},
     {"matching": "max", "local_score": True, "mask_sentences": False},
     {"text_queries": 4, "local_score": True},
+    {"sentence_weights": "learned"},
+    {"sentence_weights": "learned", "text_queries": 4, "mask_sentences": True},
     {"cce": 0.0},
     {"cce_source": "ema", "cce_layers": 2},
     {"cce_source": "detached"},
@@ -80,10 +82,12 @@ def test_queries_never_see_the_text():
 
 
 @pytest.mark.parametrize("mask_sentences", [True, False])
-@every_kind
-def test_inter_and_intra_equal_their_twins(kind, mask_sentences):
-    step, raw = Step({"matching": kind, "mask_sentences": mask_sentences, "cce": 0.0}).double(), raw_batch()
+@pytest.mark.parametrize(("kind", "weights"), [*((kind, "even") for kind in KINDS), ("soft", "learned")])
+def test_inter_and_intra_equal_their_twins(kind, weights, mask_sentences):
+    options = {"matching": kind, "sentence_weights": weights, "mask_sentences": mask_sentences, "cce": 0.0}
+    step, raw = Step(options).double(), raw_batch()
     image, text = step.embed(raw)
+    assert weights == "even" or float(text.weights[text.mask].detach().std()) > 0.1
     scores = twins.scores(image, text, kind, mask_sentences)
     assert any(s is None for row in scores for s in row) == mask_sentences  # some pairs share all their sentences
     scale = 1 / 0.07
@@ -105,7 +109,7 @@ def test_inter_and_intra_equal_their_twins(kind, mask_sentences):
 
 
 def test_equal_sentences_are_no_negatives():
-    step, raw = Step({"cce": 0.0}).double(), raw_batch()
+    step, raw = Step({"cce": 0.0, "mask_sentences": True}).double(), raw_batch()
     nothing_equal = replace(raw, sentence_hash=torch.arange(32).view(8, 4) + 2000, hash=torch.arange(8))
     assert step.terms(raw)["inter"] < step.terms(nothing_equal)["inter"]
     assert step.terms(raw)["intra"] < step.terms(nothing_equal)["intra"]  # the fifth report says a sentence twice
@@ -265,6 +269,32 @@ def test_words_are_seen_through_their_sentence():
 def test_values_out_of_range_are_named(options, message):
     with pytest.raises(ConfigError, match=message):
         Pcma(twins.DIMS, **{**twins.SMALL, **options})
+
+
+def test_sentences_count_alike_at_the_start_and_weigh_their_words():
+    raw = raw_batch()
+    fresh = Pcma(twins.DIMS, **twins.SMALL, sentence_weights="learned").double()
+    step = Step({"sentence_weights": "learned"}).double()
+    _, features = step.features(raw)
+    start = fresh.embed_text(features)
+    assert (start.weights[start.mask] == 0.5).all()
+    assert (start.weights[~start.mask] == 0).all()
+
+    image, text = step.embed(raw)
+    weights = step.head.importance(image, text)
+    assert weights.shape == raw.mask.shape
+    for b in range(8):
+        real = [(int(slot), n) for n, slot in enumerate(text.slots[b]) if slot >= 0]
+        assert set(weights[b].nonzero().flatten().tolist()) == {n for _, n in real}
+        total = float(text.weights[b][text.mask[b]].sum())
+        for slot in {slot for slot, _ in real}:
+            words = [n for own, n in real if own == slot]
+            close(weights[b, words], (text.weights[b, slot] / total / len(words)).expand(len(words)), 1e-9)
+    assert step.head.weighs_words
+    even = Step({}).double()
+    assert not even.head.weighs_words
+    with pytest.raises(ConfigError, match="sentence_weights is even"):
+        even.head.importance(*even.embed(raw))
 
 
 # Processes -----------------------------------------------------------------------------------------------------------

@@ -55,14 +55,18 @@ def contexts(observations: Tensor, sentences: Tensor, kind: str) -> Tensor:
     return torch.stack([unit(sum(w[m, k] * observations[k] for k in range(len(observations)))) for m in range(len(w))])
 
 
-def pair_score(observations: Tensor, sentences: Tensor, counted: Tensor, kind: str) -> Tensor | None:
+def pair_score(
+    observations: Tensor, sentences: Tensor, counted: Tensor, kind: str, weights: Tensor | None = None
+) -> Tensor | None:
     """One image, one report; None if no sentence counts."""
     if len(sentences) == 0:
         return observations.new_zeros(())
     if not counted.any():
         return None
     z = contexts(observations, sentences, kind)
-    return torch.stack([torch.dot(t, x) for t, x, c in zip(sentences, z, counted, strict=True) if c]).mean()
+    g = torch.ones(len(z), dtype=z.dtype) if weights is None else weights
+    total = sum(w * torch.dot(t, x) for t, x, c, w in zip(sentences, z, counted, g, strict=True) if c)
+    return total / sum(w for c, w in zip(counted, g, strict=True) if c)
 
 
 def scores(image: Any, text: Any, kind: str, mask_sentences: bool) -> list[list[Tensor | None]]:
@@ -77,7 +81,8 @@ def scores(image: Any, text: Any, kind: str, mask_sentences: bool) -> list[list[
         for c in range(len(text.tokens)):
             real = text.mask[c]
             counted = [b == c or not mask_sentences or int(h) not in sets[b] for h in text.sentence_hash[c][real]]
-            row.append(pair_score(image.tokens[b], text.tokens[c][real], torch.tensor(counted), kind))
+            weights = None if text.weights is None else text.weights[c][real]
+            row.append(pair_score(image.tokens[b], text.tokens[c][real], torch.tensor(counted), kind, weights))
         grid.append(row)
     return grid
 
@@ -198,6 +203,10 @@ class Step(nn.Module):
         self.head: Any
         if kind == "pcma":
             self.head = Pcma(DIMS, **{**SMALL, **options})
+            if self.head.sentence_gate is not None:
+                last = self.head.sentence_gate[2]  # it starts at zero
+                nn.init.normal_(last.weight, std=8.0)
+                nn.init.constant_(last.bias, 5.0)  # so that the weights spread over 0 to 1
         else:
             members = [lambda dims: Global(dims, width=16), lambda dims: Cce(dims, width=16, heads=2, **options)]
             self.head = Composite(DIMS, heads=members, shares=[1.0, 0.5])

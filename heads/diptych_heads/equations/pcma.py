@@ -137,10 +137,10 @@ def block_scores(
     observations: Tensor,
     sentences: Tensor,
     mask: Tensor,
-    counted: Tensor,
+    counts: Tensor,
     rule: MatchingRule,
 ) -> Tensor:
-    """``S`` of :func:`pair_scores` for one block.
+    """``S`` of :func:`pair_scores` for one block. ``counts`` ``[I,c,M]`` is how much each sentence counts, 0 for not at all.
 
     A sentence's matching is ``t_m . z_m`` with ``z_m = unit(sum_k w_mk v_k)``. The vector ``z_m`` is never formed. With
     ``s_mk = t_m . v_k`` and the Gram matrix ``G = V V'`` the matching is ``w_m . s_m / sqrt(w_m' G w_m)``.
@@ -151,7 +151,7 @@ def block_scores(
     gram = observations @ observations.transpose(1, 2)  # [I,K,K]
     square = ((w.flatten(1, 2) @ gram).view_as(w) * w).sum(-1)
     matched = (w * s).sum(-1) * square.clamp_min(1e-12).rsqrt()  # [I,c,M]
-    return (matched * counted).sum(-1) / counted.sum(-1).clamp_min(1)
+    return (matched * counts).sum(-1) / counts.sum(-1).clamp_min(1e-12)
 
 
 def pair_scores(
@@ -159,12 +159,15 @@ def pair_scores(
     sentences: Tensor,
     mask: Tensor,
     *,
+    weights: Tensor | None = None,
     own: Tensor | None = None,
     hashes: tuple[Tensor, Tensor] | None = None,
     rule: MatchingRule = MatchingRule(),  # noqa: B008  # it cannot change
     byte_budget: int = 2**30,
 ) -> tuple[Tensor, Tensor]:
     """Score every image with every report: the mean over the report's sentences of their matchings (PLACE, inferred).
+
+    With ``weights`` the mean is weighted, ``S = sum_m g_m match_m / sum_m g_m`` over the sentences that count.
 
     A sentence of an image's own report is true of that image, whichever report it is read from. With ``hashes``, such a
     sentence does not count when the image is scored with another report. A pair without any sentence left should not be
@@ -176,6 +179,7 @@ def pair_scores(
         observations: ``[I,K,E]`` unit vectors.
         sentences: ``[T,M,E]`` unit vectors, real ones first.
         mask: ``[T,M]``, True at real sentences.
+        weights: ``[T,M]``, ``g``: how much each sentence counts, above 0 at real ones. Left out, all count alike.
         own: ``[I]``, the column of each image's own report. It is needed with ``hashes``.
         hashes: of the sentences of the images' own reports ``[I,M]``, and of those of all reports ``[T,M]``. -1 equals none.
         rule: how sentences find their observations.
@@ -186,9 +190,10 @@ def pair_scores(
     """
     with without_autocast(observations):
         v, t = full(observations), full(sentences)
+        weights = torch.ones_like(t[..., 0]) if weights is None else full(weights)
         if on_cpu(v):
             longest = max(1, int(mask.sum(1).max())) if len(mask) else 1
-            t, mask = t[:, :longest], mask[:, :longest]
+            t, mask, weights = t[:, :longest], mask[:, :longest], weights[:, :longest]
             hashes = None if hashes is None else (hashes[0], hashes[1][:, :longest])
         column = v.shape[0] * v.shape[1] * t.shape[1] * v.element_size()  # bytes of one report's cosines
         step = max(1, block_bytes(v, byte_budget) // column)
@@ -204,7 +209,7 @@ def pair_scores(
                 counted = real & (~shared | mine.unsqueeze(-1))
             blank.append(~counted.any(-1) & real.any(-1))
             byte_budget -= GRIDS * column * len(real)
-            arguments = v, t[part], real, counted, rule
+            arguments = v, t[part], real, counted * weights[part], rule
             if byte_budget >= 0 or not torch.is_grad_enabled():
                 scores.append(block_scores(*arguments))
             else:
