@@ -13,6 +13,7 @@ from diptych.head import ScaledHead
 from diptych.nn import functional as F
 from diptych.nn.layers import Extractor
 from diptych.types import Dims, Embedding, Features, Pairs
+from diptych_heads.projections import Projection, projection_of
 
 __all__ = ["Global"]
 
@@ -32,8 +33,13 @@ class Global(ScaledHead[Embedding]):
         learn_temperature: False keeps it fixed, as ConVIRT does at 0.1.
         image_weight: share of the image-to-text direction in ``infonce``, 0 to 1; 0.75 in ConVIRT, 0.5 in CLIP.
         image_pooling: how an image becomes one vector. ``tower``: as its tower pools it. ``query``: a learned query attends to
-            the regions, which know their row and column, in a decoder layer (as CLIP's ResNets and CoCa pool).
-        projection: ``linear`` (CLIP) or ``mlp``, two layers with a ReLU between them (ConVIRT).
+            the regions, which know their row and column, in a decoder layer (as CLIP's ResNets and CoCa pool). ``regions``:
+            each region is projected, and the mean of the projections is taken (BioViL, arXiv 2204.09817).
+        projection: ``linear`` (CLIP), ``mlp``, two layers with a ReLU between them (ConVIRT), or another form of
+            :func:`diptych_heads.projections.projection_of`.
+        text_projection: the same for texts. Left out, it is ``projection``.
+        hidden: width of the hidden layer, where a projection has one: a number, or one for images and one for texts. Left
+            out, it is ``width``.
 
     Raises:
         ConfigError: a value out of its range.
@@ -51,8 +57,10 @@ class Global(ScaledHead[Embedding]):
         temperature: float | None = None,
         learn_temperature: bool = True,
         image_weight: float = 0.5,
-        image_pooling: Literal["tower", "query"] = "tower",
-        projection: Literal["linear", "mlp"] = "linear",
+        image_pooling: Literal["tower", "query", "regions"] = "tower",
+        projection: Projection = "linear",
+        text_projection: Projection | None = None,
+        hidden: int | list[int] | None = None,
     ) -> None:
         super().__init__()
         if temperature is None:
@@ -65,8 +73,14 @@ class Global(ScaledHead[Embedding]):
         self.query = None
         if image_pooling == "query":
             self.query = Extractor(dims.image_tokens, width, queries=1, layers=1, attention_heads=4)
-        self.image_projection = _projection(dims.image if self.query is None else width, width, projection)
-        self.text_projection = _projection(dims.text, width, projection)
+        self.image_pooling = image_pooling
+        hiddens = [width] if hidden is None else hidden if isinstance(hidden, list) else [hidden]
+        check_number("head global: how many numbers hidden has", len(hiddens), least=1, most=2, whole=True)
+        for number in hiddens:
+            check_number("head global: hidden", number, least=1, whole=True)
+        inputs = {"tower": dims.image, "query": width, "regions": dims.image_tokens}[image_pooling]
+        self.image_projection = projection_of(projection, inputs, hiddens[0], width)
+        self.text_projection = projection_of(text_projection or projection, dims.text, hiddens[-1], width)
         self.scale = F.LogitScale(temperature, learn=learn_temperature)
         self.bias = nn.Parameter(torch.tensor(-10.0)) if loss == "sigmoid" else None
 
@@ -76,6 +90,8 @@ class Global(ScaledHead[Embedding]):
         if self.query is not None:
             places = F.grid_code(image, self.query.queries.shape[1])
             pooled = self.query(image.tokens, image.mask, places)[0].squeeze(1)
+        elif self.image_pooling == "regions":
+            return Embedding(F.unit(self.image_projection(image.tokens).mean(1)))
         return Embedding(F.unit(self.image_projection(pooled)))
 
     def embed_text(self, text: Features) -> Embedding:
@@ -92,9 +108,3 @@ class Global(ScaledHead[Embedding]):
         if self.bias is not None:
             return {"global": F.sigmoid_loss(logits + self.bias, here.targets, world.hash)}
         return {"global": F.info_nce(distributed.gather(logits), world.hash, self.image_weight)}
-
-
-def _projection(inputs: int, outputs: int, kind: Literal["linear", "mlp"]) -> nn.Module:
-    if kind == "linear":
-        return nn.Linear(inputs, outputs, bias=False)
-    return nn.Sequential(nn.Linear(inputs, outputs), nn.ReLU(), nn.Linear(outputs, outputs))

@@ -1,4 +1,4 @@
-"""The catalogue: heads, datamodules and commands that installed packages register as entry points.
+"""The catalogue: heads, datamodules, peers and commands that installed packages register as entry points.
 
 Nothing is imported until it is chosen. So a broken plug-in breaks only the run that asks for it.
 """
@@ -18,12 +18,13 @@ from typing import Any
 
 from diptych.errors import ConfigError
 
-__all__ = ["COMMANDS", "DATAMODULES", "HEADS", "Plugin", "describe", "find", "known", "nearest", "plugins"]
+__all__ = ["COMMANDS", "DATAMODULES", "HEADS", "PEERS", "Plugin", "describe", "find", "known", "nearest", "plugins"]
 
 HEADS = "diptych.heads"
 DATAMODULES = "diptych.datamodules"
 COMMANDS = "diptych.commands"
-_KIND = {HEADS: "head", DATAMODULES: "datamodule", COMMANDS: "command"}
+PEERS = "diptych.peers"
+_KIND = {HEADS: "head", DATAMODULES: "datamodule", COMMANDS: "command", PEERS: "peer"}
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,9 @@ def find(group: str, name: str) -> Plugin:
         names = ", ".join(f"{plugin.name} ({plugin.path})" for plugin in of_class)
         raise ConfigError(f"the class name '{name}' is ambiguous: it is that of {names}; use one of these names")
     kind = _KIND[group]
+    listing = "docs/peers.md" if group == PEERS else f"`diptych {kind}s`"
     raise ConfigError(
-        f"unknown {kind} '{name}'; known {kind}s, nearest first: {known(group, name)} (`diptych {kind}s` describes them)"
+        f"unknown {kind} '{name}'; known {kind}s, nearest first: {known(group, name)} ({listing} describes them)"
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from diptych.errors import ConfigError
 from diptych.escaping import one_line
 from diptych.files import replacing
 from diptych.model.budget import check_weights
+from diptych.towers.foreign import refuse_compressed
 from diptych.towers.weights import some
 
 __all__ = ["AtomicCheckpointIO", "check_fit", "checkpoint_in", "read_checkpoint"]
@@ -63,7 +63,7 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: no such checkpoint file; give the path of a .ckpt below the run's checkpoints/")
     try:
-        _refuse_compressed(path)
+        refuse_compressed(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch goes on to recommend weights_only=False, which would run what the file says
@@ -81,15 +81,6 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         raise ConfigError(f"{path}: not a training checkpoint (it has no state_dict); weights alone cannot be loaded")
     check_weights(checkpoint["state_dict"], str(path))
     return checkpoint
-
-
-def _refuse_compressed(path: Path) -> None:
-    """Refuse an archive that would grow in memory. torch does not write such archives."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > path.stat().st_size:
-            raise ValueError(f"its contents are {size:,} bytes, more than the file")
 
 
 def check_fit(checkpoint: dict[str, Any], module: nn.Module, *, source: str) -> None:

@@ -25,7 +25,7 @@ from diptych.types import Features, TextBatch
 
 __all__ = ["ScratchText", "TextTower", "TransformersText", "sum_pieces"]
 
-Pool = Literal["cls", "mean"]
+Pool = Literal["cls", "mean", "last"]
 
 # Models that take a mask [B,1,1,P] as it is. With [B,P], transformers asks the device for padding, and waits for it.
 _TAKES_BROADCAST_MASK = frozenset({"bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"})
@@ -92,11 +92,15 @@ class _EncoderText(TextTower):
         freeze_layers: int,
         layer_decay: float,
         gradient_checkpointing: bool,
+        pool_layers: list[int] | None = None,
     ) -> None:
         super().__init__()
         config: Any = model.config
         depth = int(config.num_hidden_layers)
         room = most_pieces(config)
+        for layer in pool_layers or []:
+            remedy = f"whole numbers from {-depth - 1} to {depth}, where 0 is the embeddings and {depth} the top"
+            check_number("pool_layers", layer, least=-depth - 1, most=depth, whole=True, remedy=remedy)
         remedy = f"a whole number from 1 to {depth}, as this text tower has {depth} layers"
         check_number("last_layers", last_layers, least=1, most=depth, whole=True, remedy=remedy)
         remedy = f"{room} or less, as this text tower reads no more word pieces"
@@ -108,7 +112,7 @@ class _EncoderText(TextTower):
         if pool == "cls" and looks_back_only(model):
             raise ConfigError(
                 f"text tower '{origin['name']}' is causal ('{config.model_type}'): its first piece sees no other, so with "
-                "pool: cls all reports of one first word would be alike; set pool: mean"
+                "pool: cls all reports of one first word would be alike; set pool: mean or last"
             )
         self.model = model
         self.tokenizer = tokenizer
@@ -117,6 +121,7 @@ class _EncoderText(TextTower):
         self.num_layers = depth
         self.last_layers = last_layers
         self.pool = pool
+        self.pool_layers = pool_layers or None
         last_block = [
             module
             for name, module in model.named_modules()
@@ -156,14 +161,19 @@ class _EncoderText(TextTower):
             output = self.model(
                 input_ids=text.input_ids,
                 attention_mask=attended[:, None, None, :] if self._broadcast_mask else attended.long(),
-                output_hidden_states=self.last_layers > 1,
+                output_hidden_states=self.last_layers > 1 or self.pool_layers is not None,
             )
         last: Tensor = output.last_hidden_state  # [B,P,D]
         pieces = last
         if self.last_layers > 1:
             pieces = torch.stack(output.hidden_states[-self.last_layers :]).sum(dim=0)
+        if self.pool_layers is not None:
+            last = torch.stack([output.hidden_states[layer] for layer in self.pool_layers]).mean(dim=0)
         if self.pool == "cls":
             pooled = last[:, 0]
+        elif self.pool == "last":
+            end = attended.sum(dim=1, keepdim=True).unsqueeze(2) - 1  # [B,1,1]
+            pooled = last.gather(1, end.expand(-1, -1, last.shape[2])).squeeze(1)
         else:
             weight = attended.unsqueeze(2).to(last.dtype)  # special tokens too, as the sentence encoders are trained
             pooled = (last * weight).sum(dim=1) / weight.sum(dim=1)
@@ -235,8 +245,11 @@ class TransformersText(_EncoderText):
         weights_prefix: that prefix, for a file that has the model more than once; "" for none.
         max_tokens: most word pieces of a report, special tokens included. Longer reports lose their last sentences.
         last_layers: word vectors are the sum of the last k layers' (GLoRIA: 4).
-        pool: what becomes the report's vector: the first piece of the last layer (``cls``), or the mean of all pieces
-            (``mean``), as in sentence encoders such as MiniLM. A causal model such as GPT-2 allows ``mean`` only.
+        pool: what becomes the report's vector: the first piece of the last layer (``cls``), the mean of all pieces
+            (``mean``), as in sentence encoders such as MiniLM, or the last piece (``last``), as in CLIP. A causal model such
+            as GPT-2 does not allow ``cls``.
+        pool_layers: layers whose mean is pooled, instead of the last. 0 is the embeddings, and -1 is the last. GLoRIA pools
+            the last four.
         frozen: whether no parameter is trained. Dropout is off then.
         freeze_layers: how many of the lowest layers are not trained. The embeddings count as one.
         layer_decay: factor of the learning rate from each layer to the one below, above 0 to 1.
@@ -260,6 +273,7 @@ class TransformersText(_EncoderText):
         max_tokens: int = 112,
         last_layers: int = 1,
         pool: Pool = "cls",
+        pool_layers: list[int] | None = None,
         frozen: bool = False,
         freeze_layers: int = 0,
         layer_decay: float = 1.0,
@@ -282,6 +296,7 @@ class TransformersText(_EncoderText):
             origin=origin,
             last_layers=last_layers,
             pool=pool,
+            pool_layers=pool_layers,
             frozen=frozen,
             freeze_layers=freeze_layers,
             layer_decay=layer_decay,
@@ -313,7 +328,8 @@ class ScratchText(_EncoderText):
         max_tokens: most word pieces of a report.
         dropout: of the blocks and of the attention, from 0 to 1.
         last_layers: word vectors are the sum of the last k layers'.
-        pool: what becomes the report's vector: the first piece (``cls``) or the mean of all. The mean learns sooner.
+        pool: what becomes the report's vector: the first piece (``cls``), the mean of all, or the last piece (``last``). The
+            mean learns sooner.
         layer_decay: factor of the learning rate from each layer to the one below, above 0 to 1.
         gradient_checkpointing: recompute the blocks in backward, to save memory.
 
