@@ -19,7 +19,7 @@ TEXT = "encoder.text.model."
 CLINICAL_BERT = "emilyalsentzer/Bio_ClinicalBERT"
 """The text model of most peers, by its name on the hub."""
 
-_RESNETS = {
+_RESNETS: dict[tuple[bool, tuple[int, ...]], str] = {
     (False, (2, 2, 2, 2)): "resnet18",
     (False, (3, 4, 6, 3)): "resnet34",
     (True, (3, 4, 6, 3)): "resnet50",

@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 import yaml
 from torch import Tensor
@@ -129,7 +129,7 @@ def convert(
     }
     checkpoint = {
         "state_dict": module.state_dict(),
-        "pytorch-lightning_version": pl.__version__,
+        "pytorch-lightning_version": version("lightning"),
         "epoch": 0,
         "global_step": 0,
         "diptych": {
