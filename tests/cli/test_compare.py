@@ -519,6 +519,6 @@ def test_axes():
 def test_shipped_variants_fit_their_recipe():
     folder = ROOT / "experiments" / "compare"
     variants = read_variants(folder / "variants.yaml", folder / "phantom.yaml")
-    assert {"global", "local_mean", "reclf", "reclf_none"} <= {variant.name for variant in variants}
+    assert {"global", "mean_softmax", "reclf", "reclf_none"} <= {variant.name for variant in variants}
     assert next(v for v in variants if v.name == "reclf_none").model["head"]["init_args"]["mode"] == "none"
     assert next(v for v in variants if v.name == "reclf").model["head"]["class_path"] == "reclf"
