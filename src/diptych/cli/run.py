@@ -28,6 +28,7 @@ from diptych.errors import ConfigError, DiptychError, shown
 from diptych.files import remove_parts
 from diptych.model.building import import_object, refuse_functions, register_names
 from diptych.model.checkpoint import AtomicCheckpointIO
+from diptych.model.initial import take_weights
 from diptych.model.module import AlignmentModule
 from diptych.nn.sync_norm import TowerNorms
 from diptych.plugins import nearest
@@ -83,6 +84,12 @@ class DiptychCLI(LightningCLI):
         """Add the run folder, the callbacks of every run, and a link that gives the model's tokenizer to the data."""
         self._add_to_every(parser)
         parser.add_lightning_class_args(Figures, "figures")
+        parser.add_argument(
+            "--init_from",
+            type=str | None,
+            default=None,
+            help="fit: begin with the weights of this checkpoint, at step 0",
+        )
         parser.link_arguments("model.tokenizer", "data.init_args.tokenizer", apply_on="instantiate")
 
     def _add_to_every(self, parser: LightningArgumentParser) -> None:
@@ -251,6 +258,9 @@ class DiptychCLI(LightningCLI):
             part.dirpath = None
         dumped = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_validation=True)
         self.model.config = yaml.safe_load(dumped)["model"]
+        source = self.config[self.subcommand].get("init_from")
+        if self.subcommand == "fit" and source is not None and self._resume_path is None:
+            take_weights(self.model, source)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Read the command line."""
