@@ -24,6 +24,8 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, SwinConfig, SwinModel
 
 from diptych.errors import ConfigError
+from diptych.types import Dims
+from diptych_heads.global_ import Global
 from diptych_heads.peers.chexzero import Chexzero
 from diptych_heads.peers.cxr_clip import CxrClip
 from diptych_heads.peers.medclip import Medclip
@@ -242,3 +244,12 @@ def test_biomedclip(tmp_path, folder, layers):
     check(model, x, image_head(tower(coloured(x, *OPENAI))), [head(vector) for vector in hidden])
     with pytest.raises(ConfigError, match="UniMed-CLIP"):
         converted(Openclip(), named("text.transformer.", texts), tmp_path, folder)
+
+
+def test_hidden_widths_of_global_are_checked():
+    dims = Dims(8, 6, 8, 6)
+    head = Global(dims, width=4, projection="mlp", hidden=[5, 3])
+    assert [head.image_projection[0].out_features, head.text_projection[0].out_features] == [5, 3]
+    for hidden in (0, [], [1, 2, 3]):
+        with pytest.raises(ConfigError, match="hidden"):
+            Global(dims, projection="mlp", hidden=hidden)

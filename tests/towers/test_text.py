@@ -363,3 +363,28 @@ def test_arguments_that_do_not_fit(minilm_folder):
         ScratchText(vocabulary=50)
     with pytest.raises(ConfigError, match="max_tokens is 4; give a whole number of 8 or more"):
         ScratchText(max_tokens=4)
+
+
+# ---------------------------------------------------------------------------------------------------- published poolings
+
+
+@torch.no_grad()
+def test_the_last_piece_and_the_mean_of_layers_ignore_padding(tmp_path):
+    folder = tiny_bert(tmp_path, ["the", "heart", "is", "large", "."])
+    texts = ["The heart is large.", "Heart."]
+    for options in ({"pool": "last"}, {"pool": "mean", "pool_layers": [0, -1]}, {"pool": "last", "pool_layers": [1]}):
+        tower = TransformersText(folder, **options).eval()
+        both = tower(tower.tokenizer(texts)).pooled
+        for row, text in enumerate(texts):
+            batch = tower.tokenizer([text])
+            pieces = batch.input_ids[:, batch.attention_mask[0]]
+            hidden = tower.model(input_ids=pieces, output_hidden_states=True).hidden_states
+            mean = torch.stack([hidden[layer][0] for layer in options.get("pool_layers", [-1])]).mean(0)
+            expected = mean[-1] if options["pool"] == "last" else mean.mean(0)
+            torch.testing.assert_close(both[row], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_layers_that_are_not_there_are_refused(tmp_path):
+    folder = tiny_bert(tmp_path, ["the", "heart", "."])
+    with pytest.raises(ConfigError, match=r"pool_layers.*3.*from -3 to 2"):
+        TransformersText(folder, pool_layers=[3])
