@@ -13,7 +13,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-__all__ = ["csv_rows", "for_latex", "for_markdown", "one_line"]
+__all__ = ["csv_rows", "for_latex", "for_markdown", "one_line", "text_of_cell"]
 
 # An underscore inside a word is no markup, and metrics are full of them.
 _MARKDOWN = re.compile(r"[\\`*{}\[\]|~$#!]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|^[-+](?=[-+ ])")
@@ -87,4 +87,18 @@ def _cell(value: object) -> object:
     if isinstance(value, int | float):
         return value
     text = str(value).replace("\r\n", "\n").replace("\r", "\n")  # alone it is not quoted, and would begin a row
-    return f"'{text}" if text.lstrip(" ")[:1] in _FORMULA and text.strip(" ") else text
+    return f"'{text}" if _looks_like_formula(text) else text
+
+
+def text_of_cell(cell: str) -> str:
+    """The text that :func:`csv_rows` wrote into a cell, without the apostrophe that it put before a formula.
+
+    >>> text_of_cell("'=SUM(A1)"), text_of_cell("'tis")
+    ('=SUM(A1)', "'tis")
+    """
+    return cell[1:] if cell.startswith("'") and _looks_like_formula(cell) else cell
+
+
+def _looks_like_formula(text: str) -> bool:
+    """Whether a text is a formula once apostrophes and spaces before it are gone. So adding one changes no answer."""
+    return text.lstrip("' ")[:1] in _FORMULA and bool(text.strip("' "))

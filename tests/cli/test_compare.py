@@ -21,8 +21,7 @@ from diptych.cli.variants import read_variants
 from diptych.errors import ConfigError
 from diptych.results.comparison import Comparison, Outcome, summarise
 from diptych.results.dotplot import _BAR, _CHANCE, _DOT, _MEAN, draw, span, ticks
-from diptych.results.paired import study_figures
-from diptych.results.record import read_samples
+from diptych.results.tested import read_tested
 from diptych_datamodules import phantom
 
 RECIPE = {
@@ -119,9 +118,10 @@ def test_from_recipe_to_table_and_nothing_twice(files, asked, commands, capsys):
         ranks = [tested[f"test/retrieval/{side}/median_rank"] for side in ("image_to_text", "text_to_image")]
         assert row["metrics"]["retrieval/median_rank"] == np.mean(ranks)
         assert row["metrics"]["zero_shot/auroc/macro"] == tested["test/zero_shot/auroc/macro"]
-        whole = study_figures(read_samples(folder / "samples.npz"), np.ones((1, 12)))
-        assert set(whole) == {"retrieval/r@5", "zero_shot/auroc/macro"}
-        assert {name: value[0] for name, value in whole.items()} == pytest.approx({m: row["metrics"][m] for m in whole})
+        whole = {
+            f"test/{name}": values[0] for name, (values, _) in read_tested(folder / "results.json").draws(0).items()
+        }
+        assert whole == tested
         assert row["metrics"]["distractor"] is None
         assert row["facts"]["steps"] == 4
         assert 0 < row["facts"]["seconds_per_step"] < 10
@@ -197,10 +197,10 @@ def test_from_recipe_to_table_and_nothing_twice(files, asked, commands, capsys):
     assert asked[-1]["pairs"] == 3
     assert not commands
 
-    # Without its samples it is tested again, and not trained.
-    (out / "plain/seed0/samples.npz").unlink()
+    # Without its predictions it is tested again, and not trained.
+    (out / "plain/seed0/predictions.csv").unlink()
     run(files, "--probe-pairs", "3", "--against", "words")
-    assert "plain seed 0 ... tested again, for its samples.npz is missing" in capsys.readouterr().out
+    assert "plain seed 0 ... tested again, for its predictions.csv is missing" in capsys.readouterr().out
     assert [c[0] for c in commands] == ["test"]
     reverse = json.loads((out / "compare.json").read_text())
     assert reverse["against"] == "words"

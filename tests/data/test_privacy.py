@@ -171,4 +171,4 @@ def test_the_page_names_every_file_of_a_run(table, tmp_path):
     for name in files:
         kind = next((kind for start, kind in kinds.items() if name.startswith(start)), Path(name).name)
         assert kind in page, name
-    assert np.all([word in page for word in ("private", "least_patients", "reports.csv")])
+    assert np.all([word in page for word in ("private", "least_patients", "predictions.csv")])

@@ -11,7 +11,8 @@ from evaluating import CLASSES, PROMPTS, Constant, Cosine, Radiographs, Words, e
 from torchmetrics.functional.retrieval import retrieval_hit_rate, retrieval_precision
 
 from diptych.errors import ConfigError, DataError
-from diptych.evaluation.class_retrieval import ClassRetrieval, Leaders, hits_among, hits_at
+from diptych.evaluation.class_retrieval import ClassRetrieval, Leaders, hits_at
+from diptych.metrics.class_retrieval import hits_among
 
 NAMES = list(CLASSES["classes"])
 TEXTS = {"Edema": PROMPTS["findings"]["Edema"]["positive"], "Nodule": ["nodule"]}

@@ -70,8 +70,14 @@ def test_a_sample_counted_on_two_processes_is_refused(gloo2):
 
 def test_ties_are_told_by_the_largest_score_of_all_processes(gloo2):
     near = ([0], [[1.0, 1 - 1e-5]])
-    assert gloo2(evaluating.task_ranks, [near, ([1], [[-100.0, 0.0]])]) == [[[2], [1, 2]], [[1], [1, 2]]]
-    assert gloo2(evaluating.task_ranks, [near, ([1], [[-1.0, 0.0]])]) == [[[1], [1, 2]], [[1], [1, 2]]]
+    assert gloo2(evaluating.task_ranks, [near, ([1], [[-100.0, 0.0]])]) == [
+        [[2], [1, 2], [[0, 1]]],
+        [[1], [1, 2], [[1, 0]]],
+    ]
+    assert gloo2(evaluating.task_ranks, [near, ([1], [[-1.0, 0.0]])]) == [
+        [[1], [1, 2], [[0, 1]]],
+        [[1], [1, 2], [[1, 0]]],
+    ]
 
 
 # -- retrieval ----------------------------------------------------------------------------------------------------------
@@ -151,7 +157,7 @@ def test_an_image_without_a_score_loses_against_all_and_counts_against_all():
     nan, scores = math.nan, torch.eye(3)
     scores[1] = nan
     block = [(torch.arange(3), scores)]
-    image_ranks, text_ranks = scoring.ranks(block, block, 3, torch.device("cpu"))
+    image_ranks, text_ranks, _ = scoring.ranks(block, block, 3, torch.device("cpu"))
     assert image_ranks.tolist() == [1, 3, 1]
     assert text_ranks.tolist() == [2, 3, 2]
 

@@ -16,6 +16,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from diptych.errors import ConfigError
 from diptych.metrics import generated_text as nlg
 from diptych.metrics import measures as metrics
+from diptych.metrics.bootstrap import as_metrics
 from diptych.metrics.clinical import clinical
 from diptych.reports.labeller import FINDINGS
 
@@ -196,7 +197,8 @@ def test_clinical_figures_are_scikit_learns(uncertain):
     real[:, 3], real[:, 7] = 0, np.nan  # absent from the references; Lung Lesion is claimed all the same
     predicted[:, 5] = np.nan  # in no generated report
     weights = np.stack([np.ones(50, int), *rng.integers(0, 3, (4, 50))])
-    figures, facts = clinical(predicted, real, weights, uncertain)
+    draws, facts = clinical(predicted, real, weights, uncertain)
+    figures = as_metrics(draws)
     assert facts["absent"] == ["Lung Lesion", "Atelectasis"]
     shown = [i for i, name in enumerate(FINDINGS) if name not in facts["absent"]]
     one, other = (np.isin(x, (1, -1) if uncertain else (1,)) for x in (real, predicted))
@@ -220,7 +222,7 @@ def test_recall_is_not_defined_where_no_reference_has_the_finding():
     predicted[1, 1] = 1  # a false alarm
     weights = np.ones((3, 10), int)
     weights[1, 0] = 0  # a resample without the only one
-    figures, _ = clinical(predicted, real, weights)
+    figures = as_metrics(clinical(predicted, real, weights)[0])
     recall, precision = (figures[f"{name}/Cardiomegaly"] for name in ("recall", "precision"))
     assert (recall.value, recall.low, recall.high) == (1, 1, 1)
     assert (precision.value, precision.low) == (0.5, pytest.approx(0.0125))

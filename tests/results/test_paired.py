@@ -7,9 +7,10 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from diptych.errors import ConfigError, DataError
-from diptych.results.paired import holm, over_seeds, over_studies, study_figures
-from diptych.results.record import read_samples, write_samples
+from diptych.errors import DataError
+from diptych.predictions.base import Predictions, named
+from diptych.predictions.reading import Tested
+from diptych.results.paired import holm, over_seeds, over_studies
 
 
 def test_over_seeds_is_the_paired_t_test():
@@ -61,32 +62,43 @@ def sampled(seed, skill):
     labels = np.stack([truth.integers(0, 2, 14), truth.integers(-1, 2, 14), np.zeros(14)], axis=1).astype(float)
     labels[3, 0] = math.nan
     return {
-        "retrieval/patients": PATIENTS,
-        "retrieval/image_ranks": rng.integers(1, 14 - skill, 14),
-        "retrieval/text_ranks": rng.integers(1, 14 - skill, 8),
-        "retrieval/text_first": FIRST,
-        "zero_shot/patients": PATIENTS,
-        "zero_shot/scores": np.nan_to_num(labels) * skill / 4 + rng.normal(size=(14, 3)),
-        "zero_shot/labels": labels,
+        "image_ranks": rng.integers(1, 14 - skill, 14),
+        "text_ranks": rng.integers(1, 14 - skill, 8),
+        "scores": np.nan_to_num(labels) * skill / 4 + rng.normal(size=(14, 3)),
+        "labels": labels,
     }
+
+
+def predicted(samples, patients):
+    """The same as predictions of a test."""
+    of_texts = np.full(14, np.nan)
+    of_texts[FIRST] = samples["text_ranks"]
+    findings = ["Edema", "Mass", "Hernia"]
+    columns = named("score", findings, samples["scores"]) | named("label", findings, samples["labels"])
+    predictions = {
+        "retrieval": Predictions("retrieval", {"image_rank": samples["image_ranks"], "text_rank": of_texts}),
+        "zero_shot": Predictions("binary", columns),
+    }
+    return Tested([f"i{i}" for i in range(14)], [f"p{patient}" for patient in patients], predictions)
 
 
 def plainly(samples, drawn):
     """R@5 and AUROC of some images, one at a time. ``drawn`` has an image as often as it was drawn."""
-    images = np.mean([samples["retrieval/image_ranks"][i] <= 5 for i in drawn])
-    texts = [samples["retrieval/text_ranks"][t] <= 5 for i in drawn for t in np.flatnonzero(i == FIRST)]
+    images = np.mean([samples["image_ranks"][i] <= 5 for i in drawn])
+    texts = [samples["text_ranks"][t] <= 5 for i in drawn for t in np.flatnonzero(i == FIRST)]
     aurocs = []
     for finding in (0, 1):
-        rows = [i for i in drawn if samples["zero_shot/labels"][i, finding] in (0, 1)]
-        labels = samples["zero_shot/labels"][rows, finding]
+        rows = [i for i in drawn if samples["labels"][i, finding] in (0, 1)]
+        labels = samples["labels"][rows, finding]
         if len(set(labels)) == 2:
-            aurocs.append(roc_auc_score(labels, samples["zero_shot/scores"][rows, finding]))
+            aurocs.append(roc_auc_score(labels, samples["scores"][rows, finding]))
     return (images + np.mean(texts)) / 2, np.mean(aurocs)
 
 
 def test_over_studies_is_a_bootstrap_of_both_variants_together():
     ours, theirs = ([sampled(seed + 10 * skill, skill) for seed in range(3)] for skill in (6, 1))
-    found = over_studies(ours, theirs, resamples=60, seed=4)
+    of_ours, of_theirs = ([predicted(samples, PATIENTS) for samples in side] for side in (ours, theirs))
+    found = over_studies(of_ours, of_theirs, resamples=60, seed=4)
     rng, differences = np.random.default_rng(4), []
     for _ in range(60):
         patients = rng.integers(10, size=10)
@@ -96,30 +108,14 @@ def test_over_studies_is_a_bootstrap_of_both_variants_together():
     low, high = np.percentile(differences, (2.5, 97.5), axis=0)
     assert found["retrieval/r@5"] == pytest.approx((low[0], high[0]))
     assert found["zero_shot/auroc/macro"] == pytest.approx((low[1], high[1]))
-    whole = study_figures(ours[0], np.ones((1, 14)))
-    assert [whole[name][0] for name in found] == pytest.approx(plainly(ours[0], range(14)))
-    assert over_studies(ours, ours, resamples=20) == dict.fromkeys(found, (0, 0))
+    whole = of_ours[0].draws(resamples=0)
+    names = ("retrieval/r@5", "zero_shot/auroc/macro")
+    assert [whole[name].values[0] for name in names] == pytest.approx(plainly(ours[0], range(14)))
+    assert whole.keys() == found.keys()
+    assert over_studies(of_ours, of_ours, resamples=20) == dict.fromkeys(found, (0, 0))
 
 
 def test_only_the_same_studies_are_paired():
-    other = sampled(1, 2) | {"retrieval/patients": PATIENTS[::-1]}
     with pytest.raises(DataError, match="of different studies"):
-        over_studies([sampled(0, 2)], [other])
-    assert over_studies([sampled(0, 2)], [{}]) == {}  # as of private data
-
-
-def test_samples_are_read_as_they_were_written(tmp_path):
-    samples = sampled(3, 3)
-    write_samples(tmp_path / "samples.npz", samples)
-    again = read_samples(tmp_path / "samples.npz")
-    assert set(again) == set(samples)
-    for name, values in samples.items():
-        np.testing.assert_array_equal(again[name], values)
-    write_samples(tmp_path / "samples.npz", {})
-    assert read_samples(tmp_path / "samples.npz") == {}
-    for content in (b"", b"PK\x03\x04no", b"\x80\x04."):  # the last is a pickle
-        (tmp_path / "samples.npz").write_bytes(content)
-        with pytest.raises(ConfigError, match=r"samples.npz' cannot be read .*; test the run anew"):
-            read_samples(tmp_path / "samples.npz")
-    with pytest.raises(ConfigError, match="test the run anew"):
-        read_samples(tmp_path / "absent.npz")
+        over_studies([predicted(sampled(0, 2), PATIENTS)], [predicted(sampled(1, 2), PATIENTS[::-1])])
+    assert over_studies([], []) == {}

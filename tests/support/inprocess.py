@@ -14,6 +14,7 @@ from unittest.mock import patch
 import torch
 
 from diptych.cli.main import main
+from diptych.cli.score import main as score
 
 QUIET = ("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false")
 
@@ -50,7 +51,25 @@ def fit_and_test(file: Path | str, run: Path, *options: str) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     done = diptych("test", "-c", str(run / "config.yaml"), "--run", str(run), "--ckpt_path", "best")
     assert done.returncode == 0, done.stderr
-    return results_of(run)
+    return rescored(run)
+
+
+def rescored(run: Path) -> dict[str, Any]:
+    """The results of a test, after ``diptych score`` has computed each figure from its predictions, with every digit."""
+    results = results_of(run)
+    if results["predictions"] is None:
+        return results
+    with contextlib.redirect_stdout(io.StringIO()):
+        score([str(run / results["predictions"]["file"]), "--write", str(run / "again.json")])
+    again = json.loads((run / "again.json").read_text())
+    (run / "again.json").unlink()
+    starts = tuple(f"test/{name}/" for name in results["predictions"]["of"])
+    assert again["metrics"] == {name: value for name, value in results["metrics"].items() if name.startswith(starts)}
+    for part in ("split_hash", "seed", "checkpoint", "head", "data"):
+        assert again[part] == results[part], part
+    for name in {name.partition("/")[0] for name in results["predictions"]["of"]}:
+        assert again["protocol"][name] == results["protocol"][name], name
+    return results
 
 
 def results_of(run: Path) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def _as_rank(*arguments):
 def two_give(gloo2, metrics, file, run, *options):
     """Tested on two processes, the figures are ``metrics``, those of one."""
     on_two(gloo2, "test", "-c", file, "--run", str(run), *options)
-    doubled = inprocess.results_of(run)["metrics"]
+    doubled = inprocess.rescored(run)["metrics"]
     assert doubled.keys() == metrics.keys()
     for name, value in metrics.items():
         assert doubled[name] == pytest.approx(value, abs=1e-6), name

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from inprocess import diptych, results_of
+from inprocess import diptych, rescored, results_of
 from mini import DDP, FINDINGS, IMAGE, TRAINER, config, installed, write_pairs, write_recipe
 from sklearn.metrics import log_loss, roc_auc_score
 from torch import nn
@@ -113,7 +113,7 @@ def probed(trained):
     file = recipe(folder, table, probe_of(checkpoint, resamples=50), "probe")
     done = diptych("test", "-c", file, "--run", str(folder / "probe"))
     assert done.returncode == 0, done.stderr
-    return results_of(folder / "probe")
+    return rescored(folder / "probe")
 
 
 def test_a_probe_equals_its_parts_put_together_by_hand(trained, probed):
@@ -185,7 +185,7 @@ def test_a_tower_is_tuned_tested_and_loaded_again(trained):
     assert done.returncode == 0, done.stderr
     done = diptych("test", "-c", f"{run}/config.yaml", "--run", run, "--ckpt_path", "best")
     assert done.returncode == 0, done.stderr
-    results = results_of(folder / "tune")
+    results = rescored(folder / "tune")
     assert results["metrics"]["test/finetune/auroc/macro"]["n"] == 10
     assert (
         results["metrics"]["test/finetune/auroc/macro"]["value"] > 0.8

@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from inprocess import diptych, results_of
+from inprocess import diptych, rescored
 from mini import DDP, IMAGE, TRAINER, write_masks, write_recipe
 from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score, roc_auc_score
@@ -76,7 +76,7 @@ def tested(tmp_path_factory):
     table = write_masks(folder / "masks")
     done = diptych("test", "-c", recipe(folder, table, "one"), "--run", str(folder / "run"))
     assert done.returncode == 0, done.stderr
-    return folder, table, results_of(folder / "run")
+    return folder, table, rescored(folder / "run")
 
 
 def test_the_figures_are_those_of_its_parts_by_hand(tested):

@@ -165,7 +165,7 @@ def written(tmp_path_factory):
 
 
 def reports_of(run):
-    with (run / "reports.csv").open(newline="") as file:
+    with (run / "predictions.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -182,7 +182,7 @@ def test_a_run_writes_what_is_there_and_says_how_it_was_measured(written):
     assert protocol["search"] == {"beams": 2, "length_penalty": 1.0, "block_ngram": 0}
     config_ = yaml.safe_load((run / "config.yaml").read_text())
     assert config_["checkpoint"]["monitor"] == config_["early_stopping"]["monitor"] == "val/generate/log_likelihood"
-    texts = " ".join(row["generated"] for row in reports_of(run))
+    texts = " ".join(row["generate/hypothesis"] for row in reports_of(run))
     assert texts.split()[0] not in json.dumps(result["metrics"])  # reports stay in their own file
 
 
@@ -190,16 +190,16 @@ def test_the_reports_of_the_test_are_written_in_order_and_give_the_figures(writt
     _, table, run = written
     rows = reports_of(run)
     expected = [row for row in csv.DictReader(table.open()) if row["split"] == "test"]
-    assert [row["reference"] for row in rows] == [row["text"] for row in expected]
+    assert [row["generate/reference"] for row in rows] == [row["text"] for row in expected]
     assert [row["id"] for row in rows] == [row["image"] for row in expected]
-    generated, references = ([row[name] for row in rows] for name in ("generated", "reference"))
+    generated, references = ([row[name] for row in rows] for name in ("generate/hypothesis", "generate/reference"))
     metrics = results_of(run)["metrics"]
     for name, value in nlg.scores(generated, references).items():
         assert metrics[f"test/generate/{name}"]["value"] == pytest.approx(float(value[0]), abs=1e-12), name
     labels = Rules()
     figures, _ = clinical(labels(generated), labels(references), np.ones((1, len(rows))))
     for name, metric in figures.items():
-        assert metrics[f"test/generate/clinical/{name}"]["value"] == pytest.approx(metric.value, abs=1e-12), name
+        assert metrics[f"test/generate/clinical/{name}"]["value"] == pytest.approx(metric.values[0], abs=1e-12), name
 
 
 def test_a_checkpoint_brings_its_vocabulary_and_writes_the_same(written, tmp_path):
@@ -211,7 +211,7 @@ def test_a_checkpoint_brings_its_vocabulary_and_writes_the_same(written, tmp_pat
     for row in reports_of(run)[:4]:
         picture = torch.from_numpy(np.array(Image.open(table.parent / row["id"])))
         with torch.no_grad():
-            assert task.write(task.memory(picture[None, None])) == [row["generated"]]
+            assert task.write(task.memory(picture[None, None])) == [row["generate/hypothesis"]]
     other = table.parent / "other.csv"  # the same pictures, and reports of other words
     other.write_text(table.read_text().replace("effusion", "pneumothorax"))
     file = recipe(tmp_path, other, "other")
@@ -219,14 +219,16 @@ def test_a_checkpoint_brings_its_vocabulary_and_writes_the_same(written, tmp_pat
         "test", "-c", file, "--run", str(tmp_path / "other"), "--ckpt_path", str(run / "checkpoints/best.ckpt")
     )
     assert done.returncode == 0, done.stderr
-    assert [row["generated"] for row in reports_of(tmp_path / "other")] == [row["generated"] for row in reports_of(run)]
+    assert [row["generate/hypothesis"] for row in reports_of(tmp_path / "other")] == [
+        row["generate/hypothesis"] for row in reports_of(run)
+    ]
     done = diptych(
         "validate", "-c", file, "--run", str(tmp_path / "val"), "--ckpt_path", str(run / "checkpoints/best.ckpt")
     )
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "val" / "results-val.json").read_text())["metrics"]
     assert {"val/generate/bleu/4", "val/generate/log_likelihood"} <= metrics.keys()
-    assert not (tmp_path / "val" / "reports.csv").exists()
+    assert not (tmp_path / "val" / "predictions.csv").exists()
 
 
 def test_a_diverged_model_has_no_figures(written, tmp_path):
@@ -266,7 +268,8 @@ def test_two_processes_write_as_one(written, gloo2):
     file = recipe(folder, table, "two", strategy=DDP)
     best = str(run / "checkpoints" / "best.ckpt")
     two_give(gloo2, results_of(run)["metrics"], file, folder / "two", "--ckpt_path", best)
-    assert reports_of(folder / "two") == reports_of(run)
+    both = [[(row["id"], row["generate/hypothesis"]) for row in reports_of(one)] for one in (folder / "two", run)]
+    assert both[0] == both[1]
 
 
 def test_what_generate_cannot_take_it_says():

@@ -82,7 +82,7 @@ def test_overwrite_removes_the_old_run_and_nothing_else(recipe, run):
     }
     ours = ("hpc_ckpt_3.ckpt", "results-val.json", "figures/epoch000-attention-0.png", "checkpoints/last.ckpt.part")
     ours += ("figures/test-attention-0.svg", "figures/test-attention-0.pdf")
-    ours += ("config-test.yaml", "reports.csv", "checkpoints/best-v1.ckpt")
+    ours += ("config-test.yaml", "predictions.csv", "checkpoints/best-v1.ckpt")
     for file in [*mine, *(run / name for name in ours)]:
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(str(file.relative_to(run)).encode())

@@ -55,10 +55,13 @@ class Run:
         """The file that ``diptych test`` writes last."""
         return self.folder / "results.json"
 
-    @property
-    def samples(self) -> Path:
-        """The values of each study of the test, which it writes before the results."""
-        return self.folder / "samples.npz"
+    def lacking(self) -> str:
+        """The file of predictions that its test should have left, and that is not there. Empty if there is nothing to miss."""
+        content = json.loads(self.results.read_text(encoding="utf-8"))
+        if "predictions" not in content:  # of a release before
+            return "predictions.csv"
+        name = (content["predictions"] or {}).get("file", "")  # a private run has none
+        return name if name and not (self.folder / name).is_file() else ""
 
     @property
     def last(self) -> Path:
@@ -111,9 +114,8 @@ class Run:
         if changed:
             return f"made again, for its {', '.join(changed)} changed"
         if self.results.is_file():
-            return (
-                self.unprobed() if self.samples.is_file() else f"tested again, for its {self.samples.name} is missing"
-            )
+            lacking = self.lacking()
+            return f"tested again, for its {lacking} is missing" if lacking else self.unprobed()
         return "taken up where it was interrupted" if self.last.is_file() else "made"
 
 
@@ -176,7 +178,7 @@ def carry_out(run: Run, recipe: Path, extra: Sequence[str]) -> str:
         # An interrupted run may have left files before its first checkpoint.
         command += ["--ckpt_path", "last"] if run.last.is_file() else ["--overwrite"]
         call(command, run.folder / "fit.log", f"{run.name}: diptych fit")
-    if not run.results.is_file() or not run.samples.is_file():
+    if not run.results.is_file() or run.lacking():
         command = ["test", "-c", str(run.folder / "config.yaml"), "--run", str(run.folder), "--ckpt_path", "last"]
         call(command, run.folder / "test.log", f"{run.name}: diptych test")
     _probe(run)
@@ -260,7 +262,8 @@ def _several(runs: Sequence[Run], jobs: int, command: Sequence[str], extra: Sequ
 
 def outcome(run: Run) -> Outcome:
     """The figures of a complete run."""
-    from diptych.results.record import read_results, read_samples
+    from diptych.results.record import read_results
+    from diptych.results.tested import read_tested
 
     results = read_results(run.results)
     probes = json.loads(run.probes.read_text(encoding="utf-8"))
@@ -276,7 +279,7 @@ def outcome(run: Run) -> Outcome:
         known, _, last = name.rpartition("/")
         figures, key = (chance, known) if last == "chance" else (metrics, name)
         figures[key] = math.nan if value is None else value
-    return Outcome(run.variant.name, run.seed, metrics, probes["facts"], chance, read_samples(run.samples))
+    return Outcome(run.variant.name, run.seed, metrics, probes["facts"], chance, read_tested(run.results))
 
 
 def _runs(

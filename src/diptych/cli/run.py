@@ -32,6 +32,7 @@ from diptych.model.initial import take_weights
 from diptych.model.module import AlignmentModule
 from diptych.nn.sync_norm import TowerNorms
 from diptych.plugins import nearest
+from diptych.predictions.table import Format
 from diptych.tasks.base import Task
 from diptych.training.callbacks import Bar, Results, Summary, Throughput
 from diptych.training.divergence import Divergence
@@ -102,6 +103,12 @@ class DiptychCLI(LightningCLI):
         )
         parser.add_argument(
             "--overwrite", action="store_true", help="fit: remove the run that the folder holds, and begin anew"
+        )
+        parser.add_argument(
+            "--predictions",
+            type=Format,
+            default="csv",
+            help="how a test writes what the model said of each image: csv, parquet, or none",
         )
         parser.add_lightning_class_args(Best, "checkpoint")
         parser.set_defaults(
@@ -222,7 +229,14 @@ class DiptychCLI(LightningCLI):
         plugins = _as_list(config.get("plugins"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             config["plugins"] = [*plugins, AtomicCheckpointIO()]
-        callbacks = [self._remove_files, Results(), _Monitors(), self._peers, *callbacks, Throughput()]
+        callbacks = [
+            self._remove_files,
+            Results(self.config[self.subcommand].predictions),
+            _Monitors(),
+            self._peers,
+            *callbacks,
+            Throughput(),
+        ]
         own = _as_list(config.get("callbacks"))
         if config.get("logger"):
             callbacks.append(LearningRateMonitor("step"))

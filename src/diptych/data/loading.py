@@ -41,7 +41,8 @@ class Loading:
             (``images.json``), and a run that goes on or is tested reads it again.
         intensity: how the files' values become grey: percentiles, and which window of a DICOM file.
         private: leave ids and texts of reports out of all that the run writes or prints: pictures, TensorBoard,
-            ``dropped.csv``, ``images.json``, ``reports.csv`` and errors. A sample is then called by its number in the split.
+            ``dropped.csv``, ``images.json`` and errors. A sample is then called by its number in the split, and a test writes
+            no ``predictions.csv``.
     """
 
     batch_size: int = 32

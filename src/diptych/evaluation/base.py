@@ -23,6 +23,8 @@ from diptych.evaluation.rows import SampleOrder
 from diptych.head import AlignmentHead
 from diptych.metrics import bootstrap
 from diptych.metrics.bootstrap import Metric
+from diptych.predictions.base import Columns, Predictions
+from diptych.predictions.kinds import figures_of
 from diptych.types import Batch, Embedding
 
 __all__ = ["NO_ROWS", "Array", "EmbedText", "Evaluator", "Head"]
@@ -50,9 +52,10 @@ class Evaluator(ABC):
     """Function that embeds uint8 images ``[B,1,H,V]`` with the present model. The module sets it before each pass."""
     count: int
     """Number of samples over all processes, known after ``compute``."""
-    samples: dict[str, Array]
-    """Values of each sample of the last pass, in the order of the data set, for ``samples.npz``. Empty if it keeps none.
-    ``patients`` ``[n]`` numbers the patients."""
+    index: Array
+    """Numbers ``[n]`` in the data set of the samples of the last pass, in order. Known after ``compute``."""
+    predictions: Predictions | None
+    """What ``compute`` kept of each of these samples, for ``predictions.csv``. None if it keeps nothing."""
     doubt: str = ""
     """One line that says why some metrics of the last ``compute`` tell nothing of the model. Empty if all do."""
 
@@ -60,7 +63,7 @@ class Evaluator(ABC):
         check_number(f"{name}: resamples", resamples, least=0, remedy="0 (no intervals) or more")
         self.name, self._resamples, self._seed = name, resamples, seed
         self._facts: dict[str, Any] = {}
-        self.samples = {}
+        self.index, self.predictions = np.zeros(0, np.int64), None
         self.count = 0
 
     def start(self, embed_text: EmbedText, findings: Sequence[str], intervals: bool = True) -> None:
@@ -76,7 +79,7 @@ class Evaluator(ABC):
         self._device = self._example.pooled.device
         self._samples = SampleOrder(self._device, self.name)
         self._facts = {}
-        self.samples = {}
+        self.index, self.predictions = np.zeros(0, np.int64), None
         self.count = 0
 
     @abstractmethod
@@ -99,12 +102,33 @@ class Evaluator(ABC):
         interval = f"{bootstrap.interval_name(self._resamples)}, seed {self._seed}"
         return {"interval": interval, "samples": self.count, **self._facts}
 
+    def _gather(self) -> None:
+        """Put the samples of all processes in order, and count them. Collective."""
+        self._group = self._samples.gather().numpy()
+        self.index, self.count = self._samples.index.numpy(), len(self._group)
+
     def _weights(self) -> Array:
         """Weights ``[1+R,n]`` of the samples of all processes, in order. The first row is all ones. Collective."""
-        group = self._samples.gather()
-        self.count = len(group)
-        self._patients = np.unique(group.numpy(), return_inverse=True)[1]
-        return bootstrap.figure_and_bootstrap(group.numpy(), self._resamples_here, self._seed)
+        self._gather()
+        return bootstrap.figure_and_bootstrap(self._group, self._resamples_here, self._seed)
+
+    def _figures(self, kind: str, columns: Columns, **settings: Any) -> tuple[dict[str, Metric], dict[str, Any]]:
+        """Keep what was found of each sample, and compute the metrics from it. ``_gather`` comes first.
+
+        Args:
+            kind: a name of :data:`diptych.predictions.kinds.KINDS`.
+            columns: of the samples of all processes, in order.
+            settings: what else the metrics depend on, in plain values.
+
+        Returns:
+            Metrics by name, and facts for the protocol.
+        """
+        self.predictions = Predictions(
+            kind, columns, {**settings, "resamples": self._resamples_here, "seed": self._seed}
+        )
+        draw = bootstrap.Resampling(self._group, self._resamples_here, self._seed)
+        figures, facts = figures_of(kind, columns, draw, settings)
+        return bootstrap.as_metrics(figures), facts
 
     def _labels_of(self, batch: Batch, rows: Tensor) -> Tensor:
         """The labels ``[n,L]`` of some rows of a batch."""

@@ -15,11 +15,12 @@ from diptych.evaluation import scoring
 from diptych.evaluation.base import NO_ROWS, Array, EmbedText, Evaluator, Head
 from diptych.evaluation.prompts import Entry, PromptSet, label_columns, load_prompts
 from diptych.evaluation.rows import gather_embedding, gather_rows, stack
-from diptych.metrics import measures as metrics
 from diptych.metrics.bootstrap import Metric
+from diptych.metrics.class_retrieval import shares_of
+from diptych.predictions.base import Column
 from diptych.types import Batch, Embedding
 
-__all__ = ["ClassRetrieval", "Leaders", "hits_among", "hits_at"]
+__all__ = ["ClassRetrieval", "Leaders", "hits_at"]
 
 _DEFINED = {
     "reports": "image_to_text as in GLoRIA (ICCV 2021): each image against the reports of all images of the set, its own "
@@ -69,36 +70,6 @@ def hits_at(right: Tensor, wrong: Tensor, ks: Sequence[int], slack: float) -> Te
     before = torch.searchsorted(-wrong.contiguous(), -(right - slack).contiguous(), right=True)
     place = torch.arange(1, right.shape[1] + 1) + before
     return torch.stack([((place <= k) & (right > -torch.inf)).sum(dim=1) for k in ks], dim=1)
-
-
-def hits_among(scores: Array, relevant: Array, ks: Sequence[int], slack: float, weights: Array) -> Array:
-    """The number of right candidates among the first ``k`` for one query, in each of many resampled sets.
-
-    >>> weights = np.array([[1, 1, 1], [0, 1, 2]])
-    >>> hits_among(np.array([0.9, 0.5, 0.1]), np.array([True, False, True]), (1, 2), 0.0, weights).tolist()
-    [[1, 1], [0, 1]]
-
-    Args:
-        scores: scores ``[n]`` of the candidates.
-        relevant: ``[n]`` bool, whether a candidate is right.
-        ks: cut-offs.
-        slack: scores closer than this are tied.
-        weights: ``[R,n]``, how often each candidate is in each set.
-
-    Returns:
-        ``[R,len(ks)]``, as :func:`hits_at` counts.
-    """
-    placed = np.where(np.isnan(scores), np.where(relevant, -np.inf, np.inf), scores) + np.where(relevant, 0, slack)
-    order = np.lexsort((relevant, -placed))  # among equals the wrong ones come first
-    order = order[(scores[order] > -np.inf) | ~relevant[order]]
-    deepest = max(ks)
-    for reach in (8 * deepest, len(order)):  # the rest of the ranking is rarely needed
-        upto = weights[:, order[:reach]].astype(np.int32).cumsum(axis=1)
-        if reach >= len(order) or (upto[:, -1] >= deepest).all():
-            break
-    right = relevant[order[:reach]]
-    taken = [np.diff(np.minimum(upto, k), axis=1, prepend=0)[:, right].sum(axis=1) for k in ks]
-    return np.stack(taken, axis=1)
 
 
 class ClassRetrieval(Evaluator):
@@ -195,7 +166,7 @@ class ClassRetrieval(Evaluator):
     def compute(self, head: Head) -> dict[str, Metric]:
         """P@k and Hit@k in both directions, over the whole set. Collective."""
         device = self._device
-        weights = self._weights()
+        self._gather()
         own, order = self._samples.own, self._samples.order
         without = int(distributed.sum_over_processes(torch.tensor(self._without, device=device)))
         skipped = None if self._columns else "the data set has no labels"
@@ -211,7 +182,7 @@ class ClassRetrieval(Evaluator):
         here = torch.cat(self._classes)
         classes, here = self._samples.values(here), here[own]
         used, own = classes >= 0, own[here >= 0]
-        here, weights, place = here[here >= 0], weights[:, used.numpy()], order[used]
+        here, place = here[here >= 0], order[used]
         # `place` ranks the used rows of all processes, in the order in which they are gathered.
         if self._texts == "reports":
             texts = gather_embedding(stack(self._reports).select(own), device).select(_ranks(place))
@@ -242,23 +213,27 @@ class ClassRetrieval(Evaluator):
         of_image = of_image[_ranks(place)]
         sizes = classes[used].bincount(minlength=len(self._columns)).numpy()
         self._describe(sizes, candidates.bincount(minlength=len(self._columns)).numpy(), n)
-        results = self._metrics("image_to_text", [metrics.mean(h, weights) for h in self._shares(of_image.numpy())], n)
+        names = [*(f"p@{k}" for k in self._precision), *(f"hit@{k}" for k in self._hits)]
+        entries = [entry.name for entry in self._columns]
+        columns: dict[str, Column] = {"class": [entries[c] if c >= 0 else "" for c in classes.tolist()]}
+
+        def add(values: Sequence[Array], start: str, names: Sequence[str]) -> None:
+            """Columns with the values of the used images, and NaN at the others."""
+            for name, value in zip(names, values, strict=True):
+                whole = np.full(len(used), np.nan, value.dtype)
+                whole[used.numpy()] = value
+                columns[f"{start}/{name}"] = whole
+
+        add(shares_of(of_image.numpy(), names), "image_to_text", names)
         if self._texts == "reports":
             self._merge(of_texts, device)
             of_text = hits_at(of_texts.right, of_texts.wrong, self._ks, slack)
-            return results | self._metrics(
-                "text_to_image", [metrics.mean(h, weights) for h in self._shares(of_text.numpy())], n
-            )
-        table = gather_rows(torch.cat(own_scores), device)[_ranks(place)].numpy()
-        asked = np.flatnonzero(sizes[candidates.numpy()])  # prompts of classes that some image has
-        shares, sets = np.zeros((len(self._ks), len(weights))), np.zeros(len(weights))
-        for j in asked:
-            right = classes[used].numpy() == int(candidates[j])
-            there = weights[:, right].any(axis=1)  # a resampled set may lack the class
-            shares += there * np.stack(self._shares(hits_among(table[:, j], right, self._ks, slack, weights)))
-            sets += there
-        means = np.divide(shares, sets, out=np.full(shares.shape, np.nan), where=sets > 0)
-        return results | self._metrics("text_to_image", list(means), len(asked))
+            add(shares_of(of_text.numpy(), names), "text_to_image", names)
+        else:
+            table = gather_rows(torch.cat(own_scores), device)[_ranks(place)].numpy()
+            prompts = [f"{j}/{entries[c]}" for j, c in enumerate(candidates.tolist())]
+            add(list(table.T), "prompt", prompts)
+        return self._figures("class_retrieval", columns)[0]
 
     def _merge(self, leaders: Leaders, device: torch.device) -> None:
         """Merge the leaders of all processes into these. Collective."""
@@ -266,17 +241,6 @@ class ClassRetrieval(Evaluator):
         leaders.right, leaders.wrong = leaders.right[:, :0], leaders.wrong[:, :0]
         flat = gathered.permute(1, 2, 0, 3).flatten(2)  # [2,T,W*k]
         leaders.merge(flat[0], flat[1])
-
-    def _shares(self, hits: Array) -> list[Array]:
-        """P@k and Hit@k of each row of ``hits`` ``[n,len(ks)]``, in the order of the cut-offs."""
-        p = len(self._precision)
-        return [hits[:, i] / k for i, k in enumerate(self._precision)] + [
-            (hits[:, p + i] > 0).astype(np.float64) for i in range(len(self._hits))
-        ]
-
-    def _metrics(self, side: str, values: Sequence[Array], n: int) -> dict[str, Metric]:
-        names = [*(f"p@{k}" for k in self._precision), *(f"hit@{k}" for k in self._hits)]
-        return {f"{side}/{name}": Metric.of(row, n) for name, row in zip(names, values, strict=True)}
 
     def _describe(self, images: Array, texts: Array, n: int) -> None:
         """Note the set in the protocol: what is absent, the value of chance, and the highest P@k where that is below 1."""

@@ -22,7 +22,8 @@ from diptych.evaluation.prompts import Entry, PromptSet, label_columns, load_pro
 from diptych.head import Grounds
 from diptych.metrics.bootstrap import Metric
 from diptych.metrics.localisation import MEASURES, flatness
-from diptych.metrics.regions import at_pixels, in_picture, region_measures, region_metrics, regions_of
+from diptych.metrics.regions import at_pixels, in_picture, region_measures, regions_of
+from diptych.predictions.base import named
 from diptych.types import Batch, Embedding
 
 __all__ = ["Grounding", "Phrase", "Picture", "map_of"]
@@ -230,7 +231,7 @@ class Grounding(Evaluator):
 
     def compute(self, head: Head) -> dict[str, Metric]:
         """The mean of each measure over the whole set, for each finding. Collective."""
-        weights = self._weights()
+        self._gather()
         if not self._columns:
             self._facts["skipped"] = "the data set names no findings"
             return {}
@@ -243,7 +244,10 @@ class Grounding(Evaluator):
         number = len(self._columns)
         none = torch.zeros(0, number, len(_MEASURES) + 1, dtype=torch.float64)
         table = self._samples.values(torch.cat([none, *self._values])).numpy()
-        results, facts = region_metrics(table, [entry.name for entry in self._columns], weights, _MEASURES)
+        names, columns = [entry.name for entry in self._columns], dict[str, NDArray[np.float64]]()
+        for m, measure in enumerate((*_MEASURES, "area")):
+            columns |= named(measure, names, table[..., m])
+        results, facts = self._figures("regions", columns)
         self._facts |= {
             "region": "union of the boxes" if boxed else "mask",
             "map": "heatmap of the words in braces, mean over words and phrases, bilinear to the network's input",

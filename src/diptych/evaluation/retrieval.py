@@ -11,10 +11,10 @@ from torch import Tensor
 from diptych import distributed
 from diptych.errors import ConfigError, DataError
 from diptych.evaluation import scoring
-from diptych.evaluation.base import NO_ROWS, Array, EmbedText, Evaluator, Head
+from diptych.evaluation.base import NO_ROWS, EmbedText, Evaluator, Head
 from diptych.evaluation.rows import gather_embedding, gather_rows, stack
-from diptych.metrics import measures as metrics
 from diptych.metrics.bootstrap import Metric
+from diptych.predictions.base import Chosen, Column
 from diptych.types import Batch, Embedding
 
 __all__ = ["Retrieval"]
@@ -66,7 +66,7 @@ class Retrieval(Evaluator):
     def compute(self, head: Head) -> dict[str, Metric]:
         """Recalls and median ranks in both directions, over the whole set. Collective."""
         device = self._device
-        weights = self._weights()
+        self._gather()
         own, order = self._samples.own, self._samples.order
         total = int(distributed.sum_over_processes(torch.tensor(sum(map(len, self._hashes)), device=device)))
         if total == 0:
@@ -90,8 +90,8 @@ class Retrieval(Evaluator):
 
         keep = len(own) * len(unique) * 4 <= self._keep_bytes
         passes: Iterable[tuple[Tensor, Tensor]] = list(own_blocks()) if keep else own_blocks()
-        image_ranks, text_ranks = scoring.ranks(passes, passes if keep else own_blocks(), len(unique), device)
-        image_ranks = gather_rows(image_ranks, device)[order]
+        image_ranks, text_ranks, best = scoring.ranks(passes, passes if keep else own_blocks(), len(unique), device)
+        image_ranks, best = (gather_rows(x, device)[order] for x in (image_ranks, best))
         self._facts |= {
             "images": self.count,
             "texts": len(unique),
@@ -105,21 +105,11 @@ class Retrieval(Evaluator):
                 f"{self.name}: {self.count} pairs hold {len(unique)} different reports, so image_to_text/"
                 f"{', '.join(certain)} is 1 whatever the model; give more pairs, or Retrieval smaller ks"
             )
-        self.samples = {
-            "patients": self._patients,
-            "image_ranks": image_ranks.numpy(),
-            "text_ranks": text_ranks.numpy(),
-            "text_first": first,  # the first image of each text
+        at_first = np.full(self.count, np.nan)
+        at_first[first] = text_ranks.numpy()
+        columns: dict[str, Column] = {
+            "image_rank": image_ranks.numpy(),
+            "text_rank": at_first,  # at the first image of each text
+            "top10": Chosen(self._samples.index.numpy()[first][best.numpy()]),
         }
-        results: dict[str, Metric] = {}
-        sides = {
-            "image_to_text": (image_ranks.numpy(), weights),
-            "text_to_image": (text_ranks.numpy(), weights[:, first]),
-        }
-        recalls: dict[str, list[Array]] = {f"r@{k}": [] for k in self._ks}
-        for side, (ranks, rank_weights) in sides.items():
-            for k in self._ks:
-                recalls[f"r@{k}"].append(metrics.recall_at(ranks, k, rank_weights))
-                results[f"{side}/r@{k}"] = Metric.of(recalls[f"r@{k}"][-1], len(ranks))
-            results[f"{side}/median_rank"] = Metric.of(metrics.median_rank(ranks, rank_weights), len(ranks))
-        return results | {name: Metric.of(np.mean(both, axis=0), self.count) for name, both in recalls.items()}
+        return self._figures("retrieval", columns, ks=list(self._ks))[0]

@@ -24,6 +24,8 @@ class SampleOrder:
         name: name of the evaluator or task that counts, for messages.
     """
 
+    index: Tensor
+    """Numbers ``[n]`` in the data set of the samples of all processes, rising. Known after ``gather``."""
     own: Tensor
     """Puts this process's samples in the order of their index. Known after ``gather``."""
     order: Tensor
@@ -50,8 +52,8 @@ class SampleOrder:
             DataError: a sample was counted twice.
         """
         index, self.own = torch.cat(self._index).sort(stable=True)
-        index, self.order = gather_rows(index, self.device).sort(stable=True)
-        if twice := index[1:][index[1:] == index[:-1]].tolist():
+        self.index, self.order = gather_rows(index, self.device).sort(stable=True)
+        if twice := self.index[1:][self.index[1:] == self.index[:-1]].tolist():
             raise DataError(
                 f"{self.name}: {len(set(twice))} samples were counted more than once (the first has index {twice[0]}); "
                 "evaluate with a sampler that repeats none, or mark the rows that fill up a batch as not valid"

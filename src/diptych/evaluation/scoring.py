@@ -10,22 +10,25 @@ from torch import Tensor
 
 from diptych import distributed
 from diptych.head import AlignmentHead
+from diptych.metrics.measures import TIE
 from diptych.types import Embedding
 
-__all__ = ["IMAGES", "TEXTS", "TIE", "blocks", "ranks"]
+__all__ = ["IMAGES", "TEXTS", "TIE", "TOP", "blocks", "ranks"]
 
 Emb = TypeVar("Emb", bound=Embedding)
 
+TOP = 10
+"""How many of the best texts of each image are kept."""
 IMAGES, TEXTS = 32, 1024
 """Most images and texts that are scored at a time."""
-TIE = 1e-6
-"""Scores closer than this share of the largest one are tied. A matrix product in float32 cannot tell them apart."""
 
 
 def ranks(
     first: Iterable[tuple[Tensor, Tensor]], second: Iterable[tuple[Tensor, Tensor]], texts: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Ranks of retrieval: of the right text for each image of this process ``[n]``, of the best right image for each text.
+
+    The third value are the columns of the ten best texts of each image of this process, ``[n,10]``, or of all there are.
 
     A rank is one more than the number of wrong candidates that are not surely below the right one. So ties and NaN count
     against the right one. Collective.
@@ -42,16 +45,21 @@ def ranks(
         largest = torch.cat([largest, scores[scores.isfinite()].abs()]).amax(dim=0, keepdim=True)
     best = distributed.max_over_processes(best.to(device)).cpu()
     slack = TIE * distributed.max_over_processes(largest.to(device)).cpu()
+    best_texts = [torch.zeros(0, min(TOP, texts), dtype=torch.int64)]
     image_ranks, beaten = [torch.zeros(0, dtype=torch.int64)], torch.zeros(texts, dtype=torch.int64)
     for column, scores in second:
         own = torch.arange(len(column)), column
+        best_texts.append(
+            scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).topk(min(TOP, texts)).indices
+        )
         above = ~(scores < _right(column, scores)[:, None] - slack)
         above[own] = False
         image_ranks.append(1 + above.sum(dim=1))
         above = ~(scores < best - slack)
         above[own] = False
         beaten += above.sum(dim=0)
-    return torch.cat(image_ranks), 1 + distributed.sum_over_processes(beaten.to(device)).cpu()
+    of_texts = 1 + distributed.sum_over_processes(beaten.to(device)).cpu()
+    return torch.cat(image_ranks), of_texts, torch.cat(best_texts)
 
 
 def _right(column: Tensor, scores: Tensor) -> Tensor:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from diptych.evaluation import scoring
-from diptych.evaluation.base import Array, EmbedText, Evaluator, Head
+from diptych.evaluation.base import EmbedText, Evaluator, Head
 from diptych.evaluation.prompts import Entry, PromptSet, label_columns, load_prompts
-from diptych.metrics import measures as metrics
 from diptych.metrics.bootstrap import Metric
-from diptych.metrics.classification import binary_values, with_macro
+from diptych.predictions.base import named
 from diptych.types import Batch, Embedding
 
 __all__ = ["ZeroShot"]
@@ -100,7 +99,7 @@ class ZeroShot(Evaluator):
 
     def compute(self, head: Head) -> dict[str, Metric]:
         """AUROC, accuracy and F1 of each finding or class, over the whole set. Collective."""
-        weights = self._weights()
+        self._gather()
         if not self._columns:
             self._facts["skipped"] = "the data set has no labels"
             return {}
@@ -108,36 +107,11 @@ class ZeroShot(Evaluator):
         scores = self._samples.values(torch.cat([empty, *self._scores])).numpy()
         labels = self._samples.values(torch.cat([empty, *self._labels])).numpy()
         names = [entry.name for entry in self._columns]
-        if self.prompts.kind == "multiclass":
-            return self._multiclass(names, scores, labels, weights)
-        return self._binary(names, scores, labels, weights)
-
-    def _binary(self, names: list[str], scores: Array, labels: Array, weights: Array) -> dict[str, Metric]:
-        values = binary_values(names, scores, labels, weights, self._threshold)
-        self._facts |= values.facts
-        self.samples = {"patients": self._patients, "scores": scores, "labels": labels}
-        return values.metrics()
-
-    def _multiclass(self, names: list[str], scores: Array, labels: Array, weights: Array) -> dict[str, Metric]:
-        single = (labels == 1).sum(axis=1) == 1
-        scores, true, weights = scores[single], (labels[single] == 1).argmax(axis=1), weights[:, single]
-        predicted, n = metrics.top_class(scores), len(scores)
-        values: dict[str, dict[str, Array]] = {"auroc": {}, "f1": {}}
-        absent = {}
-        for i, name in enumerate(names):
-            positive = int((true == i).sum())
-            if not 0 < positive < n:
-                absent[name] = {"positive": positive, "negative": n - positive}
-                continue
-            values["auroc"][name] = metrics.auroc(scores[:, i], true == i, weights)
-            values["f1"][name] = metrics.f1(predicted == i, true == i, weights)
-        self._facts |= {
-            "ties": "a tie at the top is wrong",
-            "absent": absent,
-            "excluded": {"none of the classes or several": int((~single).sum())},
-        }
-        accuracy = {"accuracy": Metric.of(metrics.accuracy(predicted, true, weights), n)}
-        return accuracy | with_macro(values, dict.fromkeys(names, n), n)
+        kind = "classes" if self.prompts.kind == "multiclass" else "binary"
+        settings = {} if kind == "classes" else {"threshold": self._threshold}
+        results, facts = self._figures(kind, named("score", names, scores) | named("label", names, labels), **settings)
+        self._facts |= facts
+        return results
 
 
 def _any(labels: Tensor) -> Tensor:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from diptych.metrics.measures import Array
 
-__all__ = ["Metric", "bootstrap_weights", "figure_and_bootstrap", "interval", "interval_name"]
+__all__ = [
+    "Draws", "Metric", "Resampling", "as_metrics", "bootstrap_weights", "figure_and_bootstrap", "interval", "interval_name",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,39 @@ class Metric:
         """
         low, high = interval(values[1:])
         return cls(float(values[0]), low, high, n)
+
+
+class Draws(NamedTuple):
+    """A figure of all samples, and the same of each resample."""
+
+    values: Array
+    """``[1+R]``"""
+    n: int
+    """Number of samples behind it."""
+
+
+def as_metrics(figures: Mapping[str, Draws], start: str = "") -> dict[str, Metric]:
+    """Figures with their intervals, each name with ``start`` before it.
+
+    >>> as_metrics({"f1": Draws(np.array([0.5]), 9)}, "test/")["test/f1"].value
+    0.5
+    """
+    return {f"{start}{name}": Metric.of(values, n) for name, (values, n) in figures.items()}
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How the samples of a set are drawn again, patient by patient."""
+
+    group: Array
+    """``[n]`` integers, the same for the samples of one patient."""
+    resamples: int
+    """Number of draws. 0 gives no interval."""
+    seed: int = 0
+
+    def weights(self, rows: Array | None = None) -> Array:
+        """Weights ``[1+R,n]``, as :func:`figure_and_bootstrap` gives them, of all samples or of the patients of ``rows``."""
+        return figure_and_bootstrap(self.group if rows is None else self.group[rows], self.resamples, self.seed)
 
 
 def interval(values: Array) -> tuple[float, float]:

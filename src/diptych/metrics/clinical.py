@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diptych.metrics import bootstrap
 from diptych.metrics import measures as metrics
+from diptych.metrics.bootstrap import Draws
 from diptych.metrics.classification import with_macro
 from diptych.reports.labeller import FINDINGS
 
@@ -33,7 +33,7 @@ def _measures(sums: Floats) -> list[Floats]:
 
 def clinical(
     generated: NDArray[Any], reference: NDArray[Any], weights: NDArray[Any], uncertain: bool = False
-) -> tuple[dict[str, bootstrap.Metric], dict[str, Any]]:
+) -> tuple[dict[str, Draws], dict[str, Any]]:
     """Precision, recall and F1 of the findings, named ``f1/micro``, ``f1/macro``, ``f1/<finding>`` and so on.
 
     The micro average is over all reports and all fourteen findings, "No Finding" among them. The macro average, and the
@@ -46,7 +46,7 @@ def clinical(
         uncertain: an uncertain finding counts as present, rather than as absent. One that is not mentioned is absent.
 
     Returns:
-        Metrics by name, and facts for the protocol.
+        Figures by name, and facts for the protocol.
     """
     predicted, real = (np.isin(labels, (1, -1) if uncertain else (1,)) for labels in (generated, reference))
     hits = np.stack([predicted & real, predicted, real], axis=2).astype(np.float64)  # [n,14,3]
@@ -58,7 +58,7 @@ def clinical(
                 values[measure][name] = value
     n = len(real)
     micro = _measures(metrics.sums(hits.sum(axis=1), weights))
-    by_name = {f"{key}/micro": bootstrap.Metric.of(value, n) for key, value in zip(_MEASURES, micro, strict=True)}
+    by_name = {f"{key}/micro": Draws(value, n) for key, value in zip(_MEASURES, micro, strict=True)}
     by_name |= with_macro(values, dict.fromkeys(FINDINGS, n), n)
     facts = {
         "positive": "present or uncertain" if uncertain else "present; uncertain and not mentioned count as absent",

@@ -16,19 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.metrics import measures as metrics
+from diptych.metrics.bootstrap import Draws
+from diptych.metrics.classification import with_macro
 
 __all__ = [
-    "CHALLENGE",
-    "COCO",
-    "IOUS",
-    "LIMIT",
-    "Matches",
-    "average_precision",
-    "best_threshold",
-    "challenge_scores",
-    "iou",
-]
-__all__ += ["match", "misses"]
+    "CHALLENGE", "COCO", "IOUS", "LIMIT", "Matches", "average_precision", "best_threshold", "box_figures", "challenge_scores",
+    "iou", "match", "misses",
+]  # fmt: skip
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -41,6 +35,8 @@ CHALLENGE, COCO = slice(0, 8), slice(2, 12)
 LIMIT = 100
 """How many predictions of a finding count in an image. The most confident ones do (COCO's ``maxDets``)."""
 _RECALLS = np.linspace(0, 1, 101)
+_MEASURES = {"ap": COCO, "ap50": slice(2, 3), "ap75": slice(7, 8), "ap40-75": CHALLENGE}
+"""Name of each average precision, with the part of :data:`IOUS` over which it is the mean."""
 
 
 def iou(one: Array, other: Array) -> Floats:
@@ -179,3 +175,38 @@ def best_threshold(matches: Matches) -> float:
     means = np.array([metrics.mean(of_image[~np.isnan(of_image)])[0] for of_image in scores])
     best = candidates[means == np.nanmax(means)]
     return float(best[len(best) // 2])
+
+
+def box_figures(
+    matches: Matches, names: Sequence[str], weights: Array, threshold: float | None, broken: bool = False
+) -> dict[str, Draws]:
+    """Every figure of a set, named ``ap|ap50|ap75|ap40-75/<finding>|macro``, ``challenge``, ``false_alarms``, ``missed``.
+
+    Args:
+        matches: of the whole set.
+        names: of the ``L`` findings. One without a box has no average precision.
+        weights: ``[1+R,n]``, how often each image counts. The first row is all ones.
+        threshold: lowest confidence of a prediction in the last three. Without it there are none of these.
+        broken: the model has diverged, and every figure is NaN.
+    """
+    add, n = (float("nan") if broken else 0.0), len(matches.truths)
+    present = {name: finding for finding, name in enumerate(names) if matches.truths[:, finding].any()}
+    values: dict[str, dict[str, Floats]] = {measure: {} for measure in _MEASURES}
+    for name, finding in present.items():
+        precision = average_precision(matches, finding, weights) + add
+        for measure, part in _MEASURES.items():
+            values[measure][name] = precision[:, part].mean(axis=1)
+    figures = with_macro(values, dict.fromkeys(present, n), n)
+    if threshold is None:
+        return figures
+    scores = challenge_scores(matches, threshold)
+    scored, boxes = ~np.isnan(scores), matches.truths.sum(axis=1)
+    normal, positive = boxes == 0, boxes > 0
+    alarms = scored[normal]  # an image without a box has a score only if something is predicted in it
+    boxes, missed = boxes[positive], misses(matches, threshold)[positive]
+    share = metrics.mean(missed / boxes, weights[:, positive] * boxes)  # of boxes, not of images
+    return figures | {
+        "challenge": Draws(metrics.mean(scores[scored], weights[:, scored]) + add, int(scored.sum())),
+        "false_alarms": Draws(metrics.mean(alarms, weights[:, normal]) + add, int(normal.sum())),
+        "missed": Draws(share + add, int(boxes.sum())),
+    }

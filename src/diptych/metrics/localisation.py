@@ -13,8 +13,12 @@ from numpy.typing import NDArray
 from scipy.special import entr
 
 from diptych.metrics import measures as metrics
+from diptych.metrics.bootstrap import Draws
+from diptych.metrics.classification import with_macro
 
-__all__ = ["MEASURES", "THRESHOLDS", "contrast_to_noise", "flatness", "measures", "overlap", "pointing", "stretch"]
+__all__ = [
+    "MEASURES", "THRESHOLDS", "contrast_to_noise", "flatness", "measures", "overlap", "pointing", "region_figures", "stretch",
+]  # fmt: skip
 
 Array = NDArray[Any]
 
@@ -111,3 +115,34 @@ def measures(heat: Array, inside: Array) -> tuple[float, ...]:
     iou, dice = overlap(heat, inside)
     auroc = float(metrics.auroc(heat, inside)[0])
     return pointing(heat, inside), contrast_to_noise(heat, inside), iou, dice, auroc
+
+
+def region_figures(
+    table: Array, names: Sequence[str], weights: Array, measures: Sequence[str] = MEASURES
+) -> tuple[dict[str, Draws], dict[str, Any]]:
+    """Means over images of :func:`measures`, named ``pointing/<finding>``, ``pointing/macro`` and so on.
+
+    Args:
+        table: ``[n,L,M+1]``, ``M`` measures of each image and finding, then the share of the picture that its region takes. All
+            are NaN where it has no region.
+        names: of the ``L`` findings.
+        weights: ``[1+R,n]``, how often each image counts. The first row is all ones.
+        measures: names of the ``M`` measures.
+
+    Returns:
+        Figures by name, and facts for the protocol.
+    """
+    shown = ~np.isnan(table[..., -1])  # [n,L]
+    own = {name: (table[rows, j], weights[:, rows]) for j, (name, rows) in enumerate(zip(names, shown.T, strict=True))}
+    own = {name: (values, mine) for name, (values, mine) in own.items() if len(values)}
+    counts = {name: len(values) for name, (values, _) in own.items()}
+    means = {
+        measure: {name: metrics.mean(values[:, m], mine) for name, (values, mine) in own.items()}
+        for m, measure in enumerate(measures)
+    }
+    facts = {
+        "images": counts,
+        "absent": [name for name in names if name not in own],
+        "chance": {f"pointing/{name}": float(values[:, -1].mean()) for name, (values, _) in own.items()},
+    }
+    return with_macro(means, counts, int(shown.any(axis=1).sum())), facts

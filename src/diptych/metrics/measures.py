@@ -13,11 +13,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["accuracy", "auroc", "best_f1_threshold", "f1", "mean", "median_rank", "recall_at", "sums", "top_class"]
+__all__ = [
+    "TIE",
+    "accuracy",
+    "auroc",
+    "best_f1_threshold",
+    "f1",
+    "mean",
+    "median_rank",
+    "recall_at",
+    "sums",
+    "top_class",
+]
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 
+TIE = 1e-6
+"""Scores closer than this share of the largest one are tied. A matrix product in float32 cannot tell them apart."""
 _BLOCK = 2**22
 """How many weights become float64 at a time: 32 MiB."""
 

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as nn_functional
 
 from diptych.errors import ConfigError, DataError
-from diptych.metrics import measures as metrics
-from diptych.metrics.bootstrap import Metric
-from diptych.metrics.classification import with_macro
-from diptych.metrics.localisation import MEASURES
 from diptych.metrics.localisation import measures as measures_of
 from diptych.types import Batch
 
-__all__ = ["at_pixels", "in_picture", "region_measures", "region_metrics", "regions_of"]
-
-
-Array = NDArray[Any]
+__all__ = ["at_pixels", "in_picture", "region_measures", "regions_of"]
 
 
 def at_pixels(maps: Tensor, height: int, width: int) -> Tensor:
@@ -104,34 +94,3 @@ def region_measures(heat: Tensor, region: Tensor, picture: Tensor) -> list[float
     counted = picture | region
     level, inside = heat[counted].numpy(), region[counted].numpy()
     return None if inside.all() else [*measures_of(level, inside), float(inside.mean())]
-
-
-def region_metrics(
-    table: Array, names: Sequence[str], weights: Array, measures: Sequence[str] = MEASURES
-) -> tuple[dict[str, Metric], dict[str, Any]]:
-    """Means over images of :func:`region_measures`, named ``pointing/<finding>``, ``pointing/macro`` and so on.
-
-    Args:
-        table: ``[n,L,M+1]``, ``M`` measures of each image and finding, then the share of the picture that its region takes. All
-            are NaN where it has no region.
-        names: of the ``L`` findings.
-        weights: ``[1+R,n]``, how often each image counts. The first row is all ones.
-        measures: names of the ``M`` measures.
-
-    Returns:
-        Metrics by name, and facts for the protocol.
-    """
-    shown = ~np.isnan(table[..., -1])  # [n,L]
-    own = {name: (table[rows, j], weights[:, rows]) for j, (name, rows) in enumerate(zip(names, shown.T, strict=True))}
-    own = {name: (values, mine) for name, (values, mine) in own.items() if len(values)}
-    counts = {name: len(values) for name, (values, _) in own.items()}
-    means = {
-        measure: {name: metrics.mean(values[:, m], mine) for name, (values, mine) in own.items()}
-        for m, measure in enumerate(measures)
-    }
-    facts = {
-        "images": counts,
-        "absent": [name for name in names if name not in own],
-        "chance": {f"pointing/{name}": float(values[:, -1].mean()) for name, (values, _) in own.items()},
-    }
-    return with_macro(means, counts, int(shown.any(axis=1).sum())), facts

@@ -6,8 +6,10 @@ import logging
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diptych import distributed
@@ -21,6 +23,7 @@ from diptych.head import AlignmentHead, HeadFactory, gather_pairs, tell_step
 from diptych.metrics.bootstrap import Metric
 from diptych.model.encoder import DualEncoder
 from diptych.model.optim import adamw_and_schedule, total_steps
+from diptych.predictions.base import Predictions
 from diptych.towers.base import unused_parameters
 from diptych.towers.image import ImageTower
 from diptych.towers.text import TextTower
@@ -268,6 +271,17 @@ class AlignmentModule(pl.LightningModule):
                 rank_zero_warn(f"{stage}/{evaluator.doubt}")
         # Every process has computed the same value, so nothing is left to reduce.
         self.log_dict({name: metric.value for name, metric in self.results.items()}, rank_zero_only=False)
+
+    @property
+    def index(self) -> NDArray[np.int64]:
+        """Numbers ``[n]`` in the data set of the samples of the last pass, in order."""
+        return next((e.index for e in self.evaluators if e.predictions is not None), np.zeros(0, np.int64))
+
+    @property
+    def predictions(self) -> dict[str, Predictions]:
+        """What the evaluators kept of each of these samples, by their names."""
+        kept = {evaluator.name: evaluator.predictions for evaluator in self.evaluators}
+        return {name: one for name, one in kept.items() if one is not None}
 
     def on_validation_epoch_start(self) -> None:
         """Clear the evaluators and embed their prompts."""

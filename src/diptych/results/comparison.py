@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from diptych.escaping import csv_rows, for_markdown
 from diptych.files import replace_text
-from diptych.metrics.measures import Array
+from diptych.predictions.reading import Tested
 from diptych.results.dotplot import Panel, draw
 from diptych.results.paired import RESAMPLES, Paired, holm, over_seeds, over_studies
 from diptych.results.record import plain
@@ -39,8 +39,8 @@ class Outcome:
     facts: dict[str, float]
     chance: dict[str, float] = field(default_factory=dict)
     """The figures of a model that knows nothing, as far as they are known."""
-    samples: Mapping[str, Array] = field(default_factory=dict)
-    """``samples.npz`` of its test."""
+    tested: Tested | None = None
+    """The predictions of its test. None if it kept none."""
 
 
 def _fact(value: float) -> str:
@@ -101,7 +101,9 @@ class Comparison:
             pairs = [(o, reference[o.seed]) for o in runs if o.seed in reference]
             if variant == self.against or not pairs:
                 continue
-            studies = over_studies([o.samples for o, _ in pairs], [other.samples for _, other in pairs])
+            tests = [[o.tested for o in side if o.tested is not None] for side in zip(*pairs, strict=True)]
+            paired_tests = all(len(side) == len(pairs) for side in tests)
+            studies = over_studies(tests[0], tests[1]) if paired_tests else {}
             for metric in self.metrics:
                 if not all(metric in o.metrics for pair in pairs for o in pair):
                     continue
@@ -228,7 +230,9 @@ class Comparison:
             "summary": {m: {v: asdict(s) for v, s in by_variant.items()} for m, by_variant in self.summary.items()},
             "against": self.against,
             "paired": {m: {v: asdict(one) for v, one in by_variant.items()} for m, by_variant in self.paired.items()},
-            "runs": [{k: v for k, v in asdict(o).items() if k != "samples"} for o in self.outcomes],
+            "runs": [
+                {k: v for k, v in asdict(replace(o, tested=None)).items() if k != "tested"} for o in self.outcomes
+            ],
             "missing": self.missing,
         }
         replace_text(folder / "compare.json", json.dumps(plain(content), indent=2, allow_nan=False) + "\n")

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from diptych.errors import DataError
-from diptych.metrics.bootstrap import bootstrap_weights, interval
-from diptych.metrics.measures import Array, auroc, recall_at
+from diptych.metrics.bootstrap import interval
+from diptych.metrics.measures import Array
+from diptych.predictions.reading import Tested
 
-__all__ = ["RESAMPLES", "Paired", "holm", "over_seeds", "over_studies", "study_figures"]
+__all__ = ["RESAMPLES", "Paired", "holm", "over_seeds", "over_studies"]
 
 RESAMPLES = 2000
 """Draws of the bootstrap over studies."""
-Samples = Mapping[str, Array]
-"""``samples.npz`` of a test: arrays by name, as ``retrieval/image_ranks``."""
 
 
 @dataclass(frozen=True)
@@ -76,39 +75,16 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected
 
 
-def study_figures(samples: Samples, weights: Array) -> dict[str, Array]:
-    """R@5 and macro AUROCs ``[R]`` of a test, in ``R`` weightings of its studies.
-
-    Args:
-        samples: of the test. A text goes with its first image. An evaluator with scores and labels has an AUROC.
-        weights: ``[R,n]``. Of a finding, only draws that hold both classes count.
-    """
-    figures = {}
-    if "retrieval/image_ranks" in samples:
-        of_images = recall_at(samples["retrieval/image_ranks"], 5, weights)
-        of_texts = recall_at(samples["retrieval/text_ranks"], 5, weights[:, samples["retrieval/text_first"]])
-        figures["retrieval/r@5"] = (of_images + of_texts) / 2
-    for name in sorted(name.removesuffix("/scores") for name in samples if name.endswith("/scores")):
-        values = []
-        for score, label in zip(samples[f"{name}/scores"].T, samples[f"{name}/labels"].T, strict=True):
-            known = (label == 0) | (label == 1)
-            if len(np.unique(label[known])) == 2:  # a finding with one class has no AUROC
-                values.append(auroc(score[known], label[known], weights[:, known]))
-        if values:
-            table = np.ma.masked_invalid(np.stack(values))
-            figures[f"{name}/auroc/macro"] = table.mean(axis=0).filled(np.nan)
-    return figures
-
-
 def over_studies(
-    ours: Sequence[Samples], theirs: Sequence[Samples], resamples: int = RESAMPLES, seed: int = 0
+    ours: Sequence[Tested], theirs: Sequence[Tested], resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
     """The 95 % percentile interval of each difference, by a bootstrap over the patients of the test set.
 
-    A draw takes the same patients for both variants and all seeds. The figures are means over the seeds.
+    A draw takes the same patients for both variants and all seeds. The figures are means over the seeds. Their names are
+    those of ``results.json`` without the stage.
 
     Args:
-        ours: the samples of each seed.
+        ours: the tests of each seed.
         theirs: those of the other variant, with the same seeds.
         resamples: draws of the bootstrap.
         seed: of the draws.
@@ -116,20 +92,17 @@ def over_studies(
     Raises:
         DataError: they are not of the same studies.
     """
-    patients = [
-        values for samples in (*ours, *theirs) for name, values in samples.items() if name.endswith("/patients")
-    ]
-    if not patients or not all([*ours, *theirs]):
+    everyone = [*ours, *theirs]
+    if not everyone:
         return {}
-    if any(not np.array_equal(values, patients[0]) for values in patients):
+    if any((one.ids, one.patients) != (everyone[0].ids, everyone[0].patients) for one in everyone):
         raise DataError(
             "two tests of the comparison are of different studies; remove the folders of one and start again"
         )
-    weights = bootstrap_weights(patients[0], resamples, seed)
-    sums: list[dict[str, Array]] = []
+    means: list[dict[str, Array]] = []
     for side in (ours, theirs):
-        each = [study_figures(samples, weights) for samples in side]
+        each = [one.draws(resamples, seed) for one in side]
         common = [name for name in each[0] if all(name in figures for figures in each)]
-        sums.append({name: np.mean([figures[name] for figures in each], axis=0) for name in common})
-    first, second = sums
-    return {name: interval(first[name] - second[name]) for name in first if name in second}
+        means.append({name: np.mean([figures[name].values for figures in each], axis=0) for name in common})
+    first, second = means
+    return {name: interval(first[name][1:] - second[name][1:]) for name in first if name in second}

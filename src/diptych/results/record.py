@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
 import os
 import platform
 import sys
-import zipfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from diptych.errors import ConfigError, shown
 from diptych.escaping import one_line
-from diptych.files import replace_bytes, replace_text
+from diptych.files import replace_text
 from diptych.metrics.bootstrap import Metric
-from diptych.metrics.measures import Array
 from diptych.plain import check_plain
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = [
-    "metric_table", "plain", "print_table", "read_results", "read_samples", "versions", "write_results", "write_samples",
-]  # fmt: skip
+__all__ = ["metric_table", "plain", "print_table", "read_results", "versions", "write_results"]
 
 _PACKAGES = ("diptych", "torch", "lightning", "transformers", "timm", "numpy")
 
@@ -55,6 +48,7 @@ def write_results(
     checkpoint_sha256: str | None,
     head: Mapping[str, Any] | str,
     data: Mapping[str, Any] | str,
+    predictions: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the results of a test, all or nothing.
 
@@ -68,6 +62,7 @@ def write_results(
         checkpoint_sha256: the file's :func:`diptych.files.sha256`.
         head: name or configuration of the head.
         data: name or configuration of the data.
+        predictions: ``file`` with what the model said of each sample, and ``of``, which says how figures follow from it.
 
     Returns:
         The content of the file.
@@ -86,6 +81,7 @@ def write_results(
         "checkpoint": None if checkpoint is None else {"path": os.fspath(checkpoint), "sha256": checkpoint_sha256},
         "head": head,
         "data": data,
+        "predictions": predictions,
         "versions": versions(),
     }
     written: dict[str, Any] = plain(content)
@@ -95,30 +91,6 @@ def write_results(
         "make room, or give another --run with --ckpt_path FILE, and test again",
     )
     return written
-
-
-def write_samples(path: str | os.PathLike[str], samples: Mapping[str, Array]) -> None:
-    """Write the values of each sample of a test, all or nothing: arrays by name, as ``retrieval/image_ranks``.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
-    file = io.BytesIO()
-    np.savez(file, **samples)  # type: ignore[arg-type]  # its stub takes the names for its own options
-    replace_bytes(path, file.getvalue())
-
-
-def read_samples(path: str | os.PathLike[str]) -> dict[str, Array]:
-    """Read what :func:`write_samples` wrote. Nothing in the file is run.
-
-    Raises:
-        ConfigError: there is no such file, or it is another one.
-    """
-    try:
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as content:
-            return dict(content)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"'{os.fspath(path)}' cannot be read ({one_line(str(error))}); test the run anew") from None
 
 
 def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:

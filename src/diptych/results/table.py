@@ -12,13 +12,14 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from diptych.errors import ConfigError, DataError
 from diptych.escaping import csv_rows, for_latex, for_markdown
 from diptych.files import replace_text
+from diptych.results.against import Against
 from diptych.results.runs import ResultsTable, RunResults, differences, read_run, tables, without_seed
 from diptych.results.seeds import Summary, cell, markdown, show, summarise
 
@@ -117,8 +118,8 @@ def _basis(table: ResultsTable, view: View) -> str:
     return f"{table.protocol['data']}; split {table.protocol['split_hash']}. {view.note(table)}"
 
 
-def page(shown: Sequence[ResultsTable], view: View) -> str:
-    """All tables as Markdown."""
+def page(shown: Sequence[ResultsTable], view: View, against: Against | None = None) -> str:
+    """All tables as Markdown, each with the differences from one run if asked."""
     parts = []
     for table, title, different in _titles(shown):
         header, *rows = view.cells(table)
@@ -130,37 +131,60 @@ def page(shown: Sequence[ResultsTable], view: View) -> str:
             )
         parts.append(markdown(header, rows))
         parts += [f"**{for_markdown(run.label)}:** {for_markdown(run.doubt)}." for run in table.runs if run.doubt]
+        if against is not None and (differences_ := against.cells(table, view.columns(table))):
+            parts += [for_markdown(against.note()), markdown(differences_[0], differences_[1:])]
     return "\n\n".join(parts) + "\n"
 
 
-def latex(shown: Sequence[ResultsTable], view: View) -> str:
-    """All tables as LaTeX, which needs the package booktabs."""
+def _tabular(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A table as LaTeX. The first ``left`` columns are on the left, the others on the right."""
+    header, *rows = ([for_latex(cell) for cell in row] for row in (header, *rows))
+    body = "\n".join(" & ".join(row) + r" \\" for row in rows)
+    return (
+        f"\\begin{{table}}\n\\caption{{{for_latex(caption)}}}\n"
+        f"\\begin{{tabular}}{{{'l' * left}{'r' * (len(header) - left)}}}\n\\toprule\n"
+        f"{' & '.join(header)} \\\\\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
+    )
+
+
+def latex(shown: Sequence[ResultsTable], view: View, against: Against | None = None) -> str:
+    """All tables as LaTeX, which needs the package booktabs, each with the differences from one run if asked."""
     parts = []
     for table, title, different in _titles(shown):
-        header, *rows = ([for_latex(cell) for cell in row] for row in view.cells(table))
+        header, *rows = view.cells(table)
         caption = f"{title}. {_basis(table, view)}"
         caption += f" Not to be compared with the first table: {different}." if different else ""
-        body = "\n".join(" & ".join(row) + r" \\" for row in rows)
-        parts.append(
-            f"\\begin{{table}}\n\\caption{{{for_latex(caption)}}}\n"
-            f"\\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}\n\\toprule\n"
-            f"{' & '.join(header)} \\\\\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
-        )
+        parts.append(_tabular(caption, header, rows))
+        if against is not None and (different_rows := against.cells(table, view.columns(table))):
+            parts.append(_tabular(f"{title}. {against.note()}", different_rows[0], different_rows[1:], left=2))
     return "\n".join(parts)
 
 
-def _csv(shown: Sequence[ResultsTable]) -> str:
-    """Every figure of every run, one a row, with its protocol."""
+def _csv(shown: Sequence[ResultsTable], against: Against | None) -> str:
+    """Every figure of every run, one a row, with its protocol, and its difference from one run if asked."""
     rows: list[list[object]] = [
         ["table", "run", "seed", "head", "metric", "value", "low", "high", "n", "protocol", "file"]
     ]
+    if against is not None:
+        rows[0] += [
+            f"difference from {against.base.label}",
+            "difference low",
+            "difference high",
+            "p",
+            "test",
+            "p (Holm)",
+        ]
     for table, title, _ in _titles(shown):
         protocol = json.dumps(table.protocol)
+        found = {} if against is None else against.of(table, table.metrics())
         for run in table.runs:
             for column in table.metrics():
                 if (m := table.get(run, column)) is not None:
                     figures = [m.value, m.low, m.high, m.n]
                     rows.append([title, run.label, run.seed, run.head, column, *figures, protocol, run.file])
+                    if against is not None:
+                        one = found.get(column, {}).get(run.label)
+                        rows[-1] += [None] * 6 if one is None else astuple(one)
     return csv_rows(rows)
 
 
@@ -208,6 +232,23 @@ def _draw_shares(shown: Sequence[ResultsTable], view: View, path: Path) -> None:
     draw_curves(panels, names, path, "95 % interval over " + ("seeds" if view.over_seeds else "patients"))
 
 
+def _against(argument: str, runs: list[RunResults], over_seeds: bool) -> Against:
+    """The differences from a run, which is one of ``runs`` by its name or path, or is added to them.
+
+    Raises:
+        ConfigError: a row is several seeds, or a run has no predictions.
+    """
+    if over_seeds:
+        raise ConfigError("--against compares single runs; leave out --over-seeds, or use diptych compare")
+    named = [run for run in runs if run.label == argument]
+    if not named:
+        other = read_run(argument)
+        named = [run for run in runs if run.file.resolve() == other.file.resolve()] or [other]
+    if named[0] not in runs:
+        runs.append(named[0])
+    return Against(named[0], runs)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run ``diptych table``. ``argv`` holds the words after it on the command line.
 
@@ -222,6 +263,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help="a results.json, or the folder of a run")
     parser.add_argument("--metrics", nargs="+", default=[], metavar="GLOB", help="columns, as 'auroc/*'; '*' for all")
+    parser.add_argument(
+        "--against",
+        metavar="[NAME=]RUN",
+        help="add each run's difference from this one, paired by image, with p-values",
+    )
     parser.add_argument("--over-seeds", action="store_true", help="mean and Student interval over the seeds of a model")
     for form, about in (("markdown", "the printed page"), ("latex", "the same as LaTeX"), ("plot", "the same as PNG")):
         parser.add_argument(f"--{form}", type=Path, metavar="FILE", help=f"write {about}")
@@ -233,14 +279,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if twice := [run.file for run in runs if files.count(run.file.resolve()) > 1]:
         raise ConfigError(f"'{twice[0]}' is given twice; give it once")
     view = View(args.metrics, args.over_seeds)
+    against = None if args.against is None else _against(args.against, runs, args.over_seeds)
     shown = [table for table in tables(runs) if view.columns(table)]
     if not shown:
         raise ConfigError(f"no metric fits --metrics {' '.join(args.metrics)}; write '*' to see them all")
-    text = page(shown, view)
+    text = page(shown, view, against)
     writers: dict[str, Callable[[Path], object]] = {
         "markdown": lambda path: replace_text(path, text),
-        "latex": lambda path: replace_text(path, latex(shown, view)),
-        "csv": lambda path: replace_text(path, _csv(shown)),
+        "latex": lambda path: replace_text(path, latex(shown, view, against)),
+        "csv": lambda path: replace_text(path, _csv(shown, against)),
         "plot": lambda path: _draw(shown, view, path),
         "shares": lambda path: _draw_shares(shown, view, path),
     }

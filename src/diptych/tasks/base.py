@@ -8,20 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diptych.checks import check_number
 from diptych.data.datamodule import RadiographDataModule, Split
 from diptych.data.sampling import mix
 from diptych.errors import ConfigError
-from diptych.metrics.bootstrap import Metric
+from diptych.evaluation.rows import Rows
+from diptych.metrics.bootstrap import Draws, Metric, Resampling
 from diptych.model.checkpoint import check_fit
 from diptych.model.optim import adamw_and_schedule, total_steps
+from diptych.predictions.base import Predictions, named
+from diptych.predictions.kinds import figures_of
 from diptych.towers.image import ImageTower
 from diptych.types import Batch
 
-__all__ = ["PyramidTask", "Task", "TrainedTask"]
+__all__ = ["PyramidTask", "Task", "TrainedTask", "classified"]
 
 
 class Task(pl.LightningModule):
@@ -47,6 +52,10 @@ class Task(pl.LightningModule):
         """The metrics of the last validation or test pass, with intervals."""
         self.protocol: dict[str, Any] = {}
         """All that the metrics depend on, for ``results.json``."""
+        self.index: NDArray[np.int64] = np.zeros(0, np.int64)
+        """Numbers ``[n]`` in the data set of the samples of the last pass, in order."""
+        self.predictions: dict[str, Predictions] = {}
+        """What the last pass kept of each of these samples, for ``predictions.csv``, by the first part of metrics' names."""
 
     @property
     def title(self) -> str:
@@ -93,6 +102,28 @@ class Task(pl.LightningModule):
         """Log the values of ``results``. They are the same on every process."""
         self.log_dict({name: value.value for name, value in self.results.items()}, rank_zero_only=False)
 
+    def keep_predictions(self, rows: Rows, predictions: dict[str, Predictions]) -> None:
+        """Keep columns with a value for each sample of ``rows``, which has been gathered."""
+        self.index, self.predictions = rows.samples.index.numpy(), predictions
+
+    def figures(
+        self, rows: Rows, group: NDArray[Any], name: str, kept: Predictions
+    ) -> tuple[dict[str, Draws], dict[str, Any]]:
+        """Keep predictions as the only ones, and compute their figures.
+
+        Args:
+            rows: the samples, gathered.
+            group: their patients ``[n]``.
+            name: first part of the metrics' names.
+            kept: what was found of each sample.
+
+        Returns:
+            Figures by name, and facts for the protocol.
+        """
+        self.keep_predictions(rows, {name: kept})
+        draw = Resampling(group, kept.settings["resamples"], kept.settings["seed"])
+        return figures_of(kept.kind, kept.columns, draw, kept.settings)
+
     def masks_of(self, batch: Batch) -> Tensor:
         """The masks ``[B,H,V]`` of a batch.
 
@@ -121,6 +152,13 @@ class Task(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose weights do not fit. The message names the missing and the unexpected ones."""
         check_fit(checkpoint, self, source="the checkpoint")
+
+
+def classified(names: Sequence[str], logits: Tensor, labels: Tensor, resamples: int) -> Predictions:
+    """Logits ``[n,L]`` of findings and their labels as predictions, of which the AUROC is measured."""
+    columns = named("score", names, logits.numpy()) | named("probability", names, logits.double().sigmoid().numpy())
+    settings = {"measures": ["auroc"], "resamples": resamples, "seed": 0}
+    return Predictions("binary", columns | named("label", names, labels.numpy()), settings)
 
 
 class TrainedTask(Task):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +20,7 @@ from diptych.errors import ConfigError, DataError
 from diptych.evaluation.rows import Rows
 from diptych.files import replace_picture
 from diptych.metrics import bootstrap, detection
-from diptych.metrics import measures as metrics
-from diptych.metrics.bootstrap import Metric
-from diptych.metrics.classification import with_macro
+from diptych.predictions.base import Boxes, Predictions
 from diptych.results.drawing import draw_boxes
 from diptych.tasks.base import PyramidTask
 from diptych.towers.image import STRIDES, ImageTower
@@ -32,8 +30,6 @@ __all__ = ["Detect", "Detections", "Detector", "clip_boxes", "squares"]
 
 _FLOOR = 0.05
 """Lowest confidence of a prediction. What is below is dropped."""
-_MEASURES = {"ap": detection.COCO, "ap50": slice(2, 3), "ap75": slice(7, 8), "ap40-75": detection.CHALLENGE}
-"""Name of each average precision, with the part of ``detection.IOUS`` over which it is the mean."""
 _GROUPS = 32
 """Groups of a group norm, in the pyramid network as in torchvision's head."""
 
@@ -304,23 +300,19 @@ class Detect(PyramidTask):
         """Compute average precision and the challenge's score over the whole set. A validation chooses the threshold."""
         patients, (facts, predicted, true) = self._rows.gather()
         names, (n_predicted, n_true) = self.label_names(), facts[:, :2].long().T.tolist()
-        matches = detection.match(_split(predicted, n_predicted), _split(true, n_true), len(names))
+        predictions, truths = _split(predicted, n_predicted), _split(true, n_true)
+        matches = detection.match(predictions, truths, len(names))
         boxes = matches.truths.sum(axis=0)
         if not boxes.any() and not self.trainer.sanity_checking:
             raise DataError(f"Detect: no image of '{stage}' of {self.data.protocol} has a box")
-        broken = 0.0 if facts[:, 2].all() else float("nan")  # a diverged model has no figures
-        if stage == "val" and boxes.any() and broken == 0 and not self.trainer.sanity_checking:
+        finite = facts[:, 2].bool()
+        if stage == "val" and boxes.any() and finite.all() and not self.trainer.sanity_checking:
             self.chosen.fill_(detection.best_threshold(matches))
-        weights = bootstrap.figure_and_bootstrap(patients.numpy(), resamples)
-        present = {name: finding for finding, name in enumerate(names) if boxes[finding]}
-        values: dict[str, dict[str, Any]] = {measure: {} for measure in _MEASURES}
-        for name, finding in present.items():
-            precision = detection.average_precision(matches, finding, weights) + broken
-            for measure, part in _MEASURES.items():
-                values[measure][name] = precision[:, part].mean(axis=1)
-        results = with_macro(values, dict.fromkeys(present, len(patients)), len(patients))
-        results |= self._at_threshold(matches, weights, broken)
-        self.results = {f"{stage}/detect/{name}": value for name, value in results.items()}
+        shown = [part if sound else None for part, sound in zip(predictions, finite.tolist(), strict=True)]
+        columns = {"boxes": Boxes(shown, names), "truth": Boxes(truths, names)}
+        settings = {"findings": list(names), "confidence": self._threshold(), "resamples": resamples, "seed": 0}
+        figures, _ = self.figures(self._rows, patients.numpy(), "detect", Predictions("boxes", columns, settings))
+        self.results = bootstrap.as_metrics(figures, f"{stage}/detect/")
         size = self.data.loading.image_size
         assert self.detector is not None  # configure_model comes first
         self.protocol["tower"]["detector_parameters"] = sum(value.numel() for value in self.detector.parameters())
@@ -337,21 +329,7 @@ class Detect(PyramidTask):
             "images": len(patients),
             "without a box": int((matches.truths.sum(axis=1) == 0).sum()),
             "boxes": {name: int(number) for name, number in zip(names, boxes, strict=True)},
-            "absent": [name for name in names if name not in present],
-        }
-
-    def _at_threshold(self, matches: detection.Matches, weights: NDArray[Any], broken: float) -> dict[str, Metric]:
-        """The score of the challenge, the false alarms and the misses, at the threshold."""
-        scores = detection.challenge_scores(matches, self._threshold())
-        scored, boxes = ~np.isnan(scores), matches.truths.sum(axis=1)
-        normal, positive = boxes == 0, boxes > 0
-        alarms = scored[normal]  # an image without a box has a score only if something is predicted in it
-        boxes, missed = boxes[positive], detection.misses(matches, self._threshold())[positive]
-        share = metrics.mean(missed / boxes, weights[:, positive] * boxes)  # of boxes, not of images
-        return {
-            "challenge": Metric.of(metrics.mean(scores[scored], weights[:, scored]) + broken, int(scored.sum())),
-            "false_alarms": Metric.of(metrics.mean(alarms, weights[:, normal]) + broken, int(normal.sum())),
-            "missed": Metric.of(share + broken, int(boxes.sum())),
+            "absent": [name for name, number in zip(names, boxes, strict=True) if not number],
         }
 
 

@@ -15,8 +15,8 @@ from diptych.evaluation.rows import Rows
 from diptych.files import replace_picture
 from diptych.metrics import bootstrap
 from diptych.metrics import measures as metrics
-from diptych.metrics.bootstrap import Metric
 from diptych.metrics.regions import in_picture
+from diptych.predictions.base import Predictions
 from diptych.results.drawing import draw_masks
 from diptych.tasks.base import Task
 from diptych.tasks.segment import overlaps
@@ -177,12 +177,15 @@ class FewShot(Task):
         is_query = queries[:, 0].bool().numpy()
         if not is_query.any():
             raise DataError(f"FewShot: no image of 'test' of {self.data.protocol} has a mask that is not empty")
-        weights = bootstrap.figure_and_bootstrap(patients.numpy()[is_query], self.resamples)
-        self.results = {}
-        for j, shots in enumerate(self.shots):
-            for m, name in enumerate(("dice", "iou", "auroc")):
-                means = metrics.mean(values[is_query, j, :, m].mean(axis=1), weights)
-                self.results[f"test/few_shot/{shots}-shot/{name}"] = Metric.of(means, int(is_query.sum()))
+        columns = {"query": is_query.astype(np.int64)} | {
+            f"{shots}-shot/episode{episode}/{name}": values[:, j, episode, m]
+            for j, shots in enumerate(self.shots)
+            for episode in range(self.episodes)
+            for m, name in enumerate(("dice", "iou", "auroc"))
+        }
+        kept = Predictions("episodes", columns, {"resamples": self.resamples, "seed": 0})
+        figures, _ = self.figures(self._rows, patients.numpy(), "few_shot", kept)
+        self.results = bootstrap.as_metrics(figures, "test/few_shot/")
         by_episode = values[is_query].mean(axis=0)  # [shots,episodes,3]
         self.protocol["few_shot"] = {
             "support": f"{self.episodes} episodes, drawn from 'train' with seed {self.seed}, the same for all queries",

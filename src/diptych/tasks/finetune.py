@@ -8,8 +8,7 @@ from diptych import distributed
 from diptych.checks import check_number
 from diptych.evaluation.rows import Rows
 from diptych.metrics import bootstrap
-from diptych.metrics.classification import binary_values
-from diptych.tasks.base import TrainedTask
+from diptych.tasks.base import TrainedTask, classified
 from diptych.tasks.probe import known_bce
 from diptych.towers.image import ImageTower
 from diptych.types import Batch
@@ -87,13 +86,12 @@ class FineTune(TrainedTask):
     def finish(self, stage: str, resamples: int) -> None:
         """Compute the AUROC of each finding over the whole set."""
         patients, (scores, labels) = self._rows.gather()
-        weights = bootstrap.figure_and_bootstrap(patients.numpy(), resamples)
-        values = binary_values(self.label_names(), scores.numpy(), labels.numpy(), weights)
-        aurocs = {name: value for name, value in values.metrics().items() if name.startswith("auroc/")}
-        self.results = {f"{stage}/finetune/{name}": value for name, value in aurocs.items()}
+        kept = classified(self.label_names(), scores, labels, resamples)
+        figures, facts = self.figures(self._rows, patients.numpy(), "finetune", kept)
+        self.results = bootstrap.as_metrics(figures, f"{stage}/finetune/")
         self.protocol["finetune"] = {
             "interval": bootstrap.interval_name(resamples),
             "samples": len(patients),
-            "absent": values.facts["absent"],
-            "excluded": values.facts["excluded"],
+            "absent": facts["absent"],
+            "excluded": facts["excluded"],
         }

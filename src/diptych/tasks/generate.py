@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -14,16 +14,14 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from diptych import distributed
 from diptych.checks import check_number
 from diptych.errors import ConfigError
-from diptych.escaping import csv_rows
 from diptych.evaluation.rows import Rows
-from diptych.files import replace_text
 from diptych.metrics import bootstrap
 from diptych.metrics import generated_text as nlg
 from diptych.metrics import measures as metrics
 from diptych.metrics.bootstrap import Metric
-from diptych.metrics.clinical import clinical
 from diptych.nn.functional import sine_code
-from diptych.reports.labeller import Labeller, Rules
+from diptych.predictions.base import Predictions, named
+from diptych.reports.labeller import FINDINGS, Labeller, Rules
 from diptych.reports.tokenizer import Tokenizer
 from diptych.tasks.base import TrainedTask
 from diptych.towers.image import ImageTower
@@ -135,7 +133,7 @@ class Generate(TrainedTask):
     - BLEU, METEOR, ROUGE-L and CIDEr (:mod:`diptych.metrics.generated_text`) compare words with the reference.
     - Precision, recall and F1 (:mod:`diptych.metrics.clinical`) compare the findings that a labeller reads in both.
 
-    A test writes its reports to the run's ``reports.csv``.
+    A test writes its reports to the run's ``predictions.csv``.
 
     Args:
         image: the tower. Its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
@@ -284,7 +282,7 @@ class Generate(TrainedTask):
     def begin(self) -> None:
         """Begin a pass, with no likelihoods and texts yet."""
         self._rows = Rows(self.device, 2)
-        self._texts: list[tuple[str, str, str]] = []  # of this process: id, reference, generated
+        self._texts: list[tuple[str, str]] = []  # of this process: reference, generated
 
     def collect(self, batch: Batch) -> None:
         """Keep the likelihoods of the reports of a batch. Outside training, write reports too."""
@@ -294,7 +292,7 @@ class Generate(TrainedTask):
         if self.trainer.state.fn != "fit":
             reports = self.write(memory)
             for row in batch.valid.nonzero().squeeze(1).tolist():
-                self._texts.append((batch.ids[row], text.raw[row], reports[row]))
+                self._texts.append((text.raw[row], reports[row]))
 
     def write(self, memory: Tensor) -> list[str]:
         """The reports that the decoder writes from the vectors ``[B,N,width]`` that ``memory`` returns."""
@@ -328,33 +326,30 @@ class Generate(TrainedTask):
             "reports": n,
         }
         if self.trainer.state.fn != "fit":
-            # A diverged model writes something too, which is often read as "No Finding".
-            self._measure(stage, weights, broken=not bool(likelihoods.isfinite().all()))
+            self._measure(stage, patients.numpy(), likelihoods[:, 0].double().numpy(), resamples)
 
-    def _measure(self, stage: str, weights: Any, broken: bool) -> None:
-        """Compare all generated reports with their references, and write a file of those of a test.
-
-        Every metric is NaN if the model is ``broken``.
-        """
-        columns = zip(*self._texts, strict=True) if self._texts else ((), (), ())
-        ids, references, reports = (self._rows.samples.texts(column) for column in columns)
-        text_scores = nlg.scores(reports, references, weights)
-        of_reports, of_references = self.labeller(reports), self.labeller(references)
-        finding_scores, facts = clinical(of_reports, of_references, weights, self.uncertain)
-        start = f"{stage}/generate"
-        self.results |= {f"{start}/{name}": Metric.of(values, len(ids)) for name, values in text_scores.items()}
-        self.results |= {f"{start}/clinical/{name}": value for name, value in finding_scores.items()}
-        if broken:
-            nan = float("nan")
-            self.results = {name: Metric(nan, nan, nan, value.n) for name, value in self.results.items()}
+    def _measure(self, stage: str, group: NDArray[Any], likelihood: NDArray[Any], resamples: int) -> None:
+        """Compare all generated reports with their references. Every metric is NaN if a likelihood is no number."""
+        columns = zip(*self._texts, strict=True) if self._texts else ((), ())
+        references, reports = (self._rows.samples.texts(column) for column in columns)
+        kept = Predictions(
+            "reports",
+            {
+                "reference": references,
+                "hypothesis": reports,
+                "log_likelihood": likelihood,
+                **named("reference_label", FINDINGS, self.labeller(references)),
+                **named("hypothesis_label", FINDINGS, self.labeller(reports)),
+            },
+            {"uncertain": self.uncertain, "resamples": resamples, "seed": 0},
+        )
+        figures, facts = self.figures(self._rows, group, "generate", kept)
+        if not np.isfinite(likelihood).all():  # as all other figures then
+            self.results = {name: Metric(*[float("nan")] * 3, value.n) for name, value in self.results.items()}
+        self.results |= bootstrap.as_metrics(figures, f"{stage}/generate/")
         self.protocol["generate"] |= {
             "search": {"beams": self.beams, "length_penalty": self.length_penalty, "block_ngram": self.block_ngram},
             "text": nlg.FACTS,
             "labeller": self.labeller.origin,
-            "clinical": facts,
+            **facts,
         }
-        if stage == "test" and self.trainer.is_global_zero and not self.data.loading.private:
-            path = Path(self.trainer.default_root_dir) / "reports.csv"
-            rows = zip(ids, references, reports, strict=True)
-            replace_text(path, csv_rows([("id", "reference", "generated"), *rows]))
-            rank_zero_info(f"written: {path}, with the reports themselves; keep it where the data may be")

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diptych import distributed
 from diptych.checks import check_number
 from diptych.evaluation.rows import Rows
 from diptych.metrics import bootstrap
-from diptych.metrics.classification import binary_values
 from diptych.metrics.localisation import MEASURES
-from diptych.metrics.regions import at_pixels, in_picture, region_measures, region_metrics, regions_of
-from diptych.tasks.base import TrainedTask
+from diptych.metrics.regions import at_pixels, in_picture, region_measures, regions_of
+from diptych.predictions.base import Predictions, named
+from diptych.tasks.base import TrainedTask, classified
 from diptych.tasks.probe import known_bce
 from diptych.towers.image import ImageTower
 from diptych.types import Batch
@@ -125,24 +127,29 @@ class MultipleInstance(TrainedTask):
         """Compute the AUROC of each finding over the whole set, and in a test the measures of the maps."""
         findings = self.label_names()
         patients, (scores, labels, map_values) = self._rows.gather()
-        weights = bootstrap.figure_and_bootstrap(patients.numpy(), resamples)
-        values = binary_values(findings, scores.numpy(), labels.numpy(), weights)
-        results = {name: value for name, value in values.metrics().items() if name.startswith("auroc/")}
+        kept = classified(findings, scores, labels, resamples)
+        figures, of_labels = self.figures(self._rows, patients.numpy(), "multiple_instance", kept)
         facts: dict[str, Any] = {
             "interval": bootstrap.interval_name(resamples),
             "trained on": "labels of whole images",
             "share": self.share,
             "samples": len(patients),
-            "absent": values.facts["absent"],
-            "excluded": values.facts["excluded"],
+            "absent": of_labels["absent"],
+            "excluded": of_labels["excluded"],
         }
         table = map_values.double().numpy().reshape(len(patients), len(findings), -1)
-        maps, of_maps = region_metrics(table, findings, weights)
+        columns: dict[str, NDArray[np.float64]] = {}
+        for m, measure in enumerate((*MEASURES, "area")):
+            columns |= named(measure, findings, table[..., m])
+        of_regions = Predictions("regions", columns, {"resamples": resamples, "seed": 0})
+        maps, of_maps = self.figures(self._rows, patients.numpy(), "multiple_instance/map", of_regions)
+        self.predictions = {"multiple_instance": kept}
         if of_maps["images"]:
-            results |= {f"map/{name}": value for name, value in maps.items()}
+            self.predictions["multiple_instance/map"] = of_regions
+            figures |= {f"map/{name}": value for name, value in maps.items()}
             facts["images with a region"] = of_maps["images"]
             facts["chance"] = {f"map/{name}": value for name, value in of_maps["chance"].items()}
         elif stage == "test" and len(findings) > 1:
             facts["map"] = "not measured: no boxes, and a mask does not say which of several findings it is of"
-        self.results = {f"{stage}/multiple_instance/{name}": value for name, value in results.items()}
+        self.results = bootstrap.as_metrics(figures, f"{stage}/multiple_instance/")
         self.protocol["multiple_instance"] = facts

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from diptych.data.splits import nested_share
 from diptych.errors import ConfigError, DataError
 from diptych.evaluation.rows import Rows
 from diptych.metrics import bootstrap
-from diptych.metrics.classification import BinaryValues, binary_values, with_macro
+from diptych.predictions.base import Predictions, named
 from diptych.tasks.base import Task
 from diptych.towers.image import ImageTower
 from diptych.types import Batch
@@ -182,8 +181,6 @@ class Probe(Task):
             patients[split], columns = rows.gather()
             with torch.inference_mode(False), torch.enable_grad():  # a copy made here can be trained on
                 features[split], labels[split] = (column.clone() for column in columns)
-        weights = bootstrap.figure_and_bootstrap(patients["test"].numpy(), self.resamples)
-
         shares = {percent: self._share(percent) for percent in self.percents}
         jobs = [(percent, seed) for percent in self.percents for seed in range(self.seeds)]
         scores = torch.zeros(len(jobs), *labels["test"].shape)
@@ -199,17 +196,21 @@ class Probe(Task):
         scores = distributed.sum_over_processes(scores.to(self.device)).cpu()
         epochs = distributed.sum_over_processes(epochs.to(self.device)).cpu()
 
-        self.results, fractions = {}, {}
+        columns = named("label", findings, labels["test"].numpy())
+        for (percent, seed), values in zip(jobs, scores.numpy(), strict=True):
+            columns |= named(f"{percent:g}%/seed{seed}/score", findings, values)
+        kept = Predictions("seeds", columns, {"resamples": self.resamples, "seed": 0})
+        figures, facts = self.figures(self._test_rows, patients["test"].numpy(), "probe", kept)
+        self.results = bootstrap.as_metrics(figures, "test/probe/")
+        fractions = {}
         for percent in self.percents:
             numbers = [i for i, job in enumerate(jobs) if job[0] == percent]
-            of_seeds = [binary_values(findings, scores[i].numpy(), labels["test"].numpy(), weights) for i in numbers]
             name = f"{percent:g}%"
-            self.results |= {f"test/probe/{name}/{key}": value for key, value in _over_seeds(of_seeds).items()}
             known = labels["train"][shares[percent]]
             fractions[name] = {
                 "images": len(shares[percent]),
                 "positives": dict(zip(findings, (known == 1).sum(0).tolist(), strict=True)),
-                "auroc of each seed": [value.metrics()["auroc/macro"].value for value in of_seeds],
+                "auroc of each seed": facts["auroc of each seed"][name],
                 "epochs of each seed": epochs[numbers].int().tolist(),
             }
         self.protocol["tower"]["features"] = features["test"].shape[1]
@@ -221,8 +222,8 @@ class Probe(Task):
                 self.resamples, f"the test's patients of the mean over {self.seeds} seeds"
             ),
             "fractions": fractions,
-            "absent": of_seeds[0].facts["absent"],
-            "excluded": of_seeds[0].facts["excluded"],
+            "absent": facts["absent"],
+            "excluded": facts["excluded"],
         }
         self.log_results()
 
@@ -246,13 +247,3 @@ class Probe(Task):
     def _share(self, percent: float) -> list[int]:
         """The training images of a fraction."""
         return nested_share(list(self.data.datasets["train"].patients), percent)
-
-
-def _over_seeds(of_seeds: Sequence[BinaryValues]) -> dict[str, bootstrap.Metric]:
-    """The mean AUROC over the seeds, of all samples and of each resample."""
-    first = of_seeds[0]
-    aurocs = {
-        finding: np.mean([values.values["auroc"][finding] for values in of_seeds], axis=0)
-        for finding in first.values["auroc"]
-    }
-    return with_macro({"auroc": aurocs}, first.counts, first.known)

@@ -16,8 +16,7 @@ from diptych.errors import ConfigError, DataError
 from diptych.evaluation.rows import Rows
 from diptych.files import replace_picture
 from diptych.metrics import bootstrap
-from diptych.metrics import measures as metrics
-from diptych.metrics.bootstrap import Metric
+from diptych.predictions.base import Predictions
 from diptych.results.drawing import draw_masks
 from diptych.tasks.base import PyramidTask
 from diptych.towers.image import ImageTower
@@ -206,15 +205,14 @@ class Segment(PyramidTask):
         """Compute Dice and IoU over the whole set."""
         patients, (pixels,) = self._rows.gather()
         counts = pixels.double().numpy()
-        weights = bootstrap.figure_and_bootstrap(patients.numpy(), resamples)
         positive = counts[:, 2] != 0
         if not positive.any() and not self.trainer.sanity_checking:
             raise DataError(f"Segment: no image of '{stage}' of {self.data.protocol} has a mask that is not empty")
-        self.results = {}
-        for name, values in zip(("dice", "iou"), overlaps(counts), strict=True):
-            for part, rows in (("all", np.ones_like(positive)), ("positive", positive)):
-                means = metrics.mean(values[rows], weights[:, rows])
-                self.results[f"{stage}/segment/{name}/{part}"] = Metric.of(means, int(rows.sum()))
+        dice, iou = overlaps(counts)
+        columns = {"dice": dice, "iou": iou, "pixels": counts[:, 2]}
+        kept = Predictions("overlap", columns, {"resamples": resamples, "seed": 0})
+        figures, _ = self.figures(self._rows, patients.numpy(), "segment", kept)
+        self.results = bootstrap.as_metrics(figures, f"{stage}/segment/")
         size = self.data.loading.image_size
         self.protocol["tower"]["decoder_parameters"] = sum(parameter.numel() for parameter in self.unet.parameters())
         self.protocol["segment"] = {

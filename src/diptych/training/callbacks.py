@@ -18,8 +18,9 @@ from diptych.data.datamodule import RadiographDataModule
 from diptych.files import sha256
 from diptych.model.encoder import DualEncoder
 from diptych.model.module import AlignmentModule
+from diptych.predictions.table import FORMATS, Format, need_format, write_table
 from diptych.radiographs.intensity import Intensity
-from diptych.results.record import print_table, write_results, write_samples
+from diptych.results.record import print_table, write_results
 from diptych.tasks.base import Task
 
 __all__ = ["Bar", "Results", "Summary", "Throughput"]
@@ -140,16 +141,26 @@ class Throughput(pl.Callback):
 class Results(pl.Callback):
     """Prints the figures at the end of a test, then writes them to ``results.json``, and lists dropped rows.
 
-    This callback runs before others, and prints before it writes. So the figures of a long test are seen even if something
-    cannot be written.
+    A test also writes what the model said of each sample (:mod:`diptych.predictions`). This callback runs before others, and
+    prints before it writes. So the figures of a long test are seen even if something cannot be written.
+
+    Args:
+        predictions: how predictions are written: ``csv``, ``parquet`` or ``none``. A private run writes none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, predictions: Format = "csv") -> None:
         self._printed = False
+        self._form: Format = predictions
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Begin a pass, whose figures are not printed yet."""
+        """Begin a pass, whose figures are not printed yet.
+
+        Raises:
+            ConfigError: the library that writes parquet is not installed.
+        """
         self._printed = False
+        if stage == "test":
+            need_format(self._form)
 
     @rank_zero_only
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -203,8 +214,7 @@ class Results(pl.Callback):
         if isinstance(datamodule, RadiographDataModule) and datamodule.dropped.rows:
             datamodule.dropped.write(Path(trainer.default_root_dir) / "dropped.csv", datamodule.loading.private)
 
-    @staticmethod
-    def _write_results(trainer: pl.Trainer, pl_module: AlignmentModule | Task, name: str) -> None:
+    def _write_results(self, trainer: pl.Trainer, pl_module: AlignmentModule | Task, name: str) -> None:
         datamodule = getattr(trainer, "datamodule", None)
         if not isinstance(datamodule, RadiographDataModule):
             return
@@ -216,10 +226,7 @@ class Results(pl.Callback):
             protocol["intensity"] = intensity.plain()
         if datamodule.overlaps:
             protocol["overlaps"] = datamodule.overlaps
-        if isinstance(pl_module, AlignmentModule) and name == "results.json":
-            evaluators = [] if datamodule.loading.private else pl_module.evaluators
-            content = {f"{e.name}/{key}": values for e in evaluators for key, values in e.samples.items()}
-            write_samples(Path(trainer.default_root_dir) / "samples.npz", content)
+        predictions = self._write_predictions(trainer, pl_module, datamodule) if name == "results.json" else None
         write_results(
             Path(trainer.default_root_dir) / name,
             metrics=pl_module.results,
@@ -230,5 +237,22 @@ class Results(pl.Callback):
             checkpoint_sha256=None if checkpoint is None else sha256(checkpoint),
             head=pl_module.title,
             data=type(datamodule).__name__,
+            predictions=predictions,
         )
         rank_zero_info(f"written: {Path(trainer.default_root_dir) / name}")
+
+    def _write_predictions(
+        self, trainer: pl.Trainer, pl_module: AlignmentModule | Task, datamodule: RadiographDataModule
+    ) -> dict[str, Any] | None:
+        """Write what the model said of each sample, and return what ``results.json`` says of it. None if nothing is written."""
+        folder = Path(trainer.default_root_dir)
+        for form in FORMATS:  # of an earlier test, whose figures are replaced
+            (folder / f"predictions.{form}").unlink(missing_ok=True)
+        kept = pl_module.predictions
+        if self._form == "none" or datamodule.loading.private or not kept:
+            return None
+        path, dataset = folder / f"predictions.{self._form}", datamodule.datasets["test"]
+        write_table(path, dataset.ids, dataset.patients, pl_module.index.tolist(), kept)
+        rank_zero_info(f"written: {path}, a row a test image; keep it where the data may be")
+        of = {name: {"kind": one.kind, **one.settings} for name, one in kept.items()}
+        return {"file": path.name, "of": of}

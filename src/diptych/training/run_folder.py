@@ -25,7 +25,7 @@ _RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
 """The variables in which launchers give a process its place. A launcher sets some of them."""
 _SLURM = "hpc_ckpt_*.ckpt"
 """Checkpoints that Lightning itself saved when SLURM's signal came."""
-_RESULTS = ("results*.json", "reports.csv")
+_RESULTS = ("results*.json", "predictions.csv", "predictions.parquet")
 _REST = ("config-*.yaml", "dropped.csv", "hparams.yaml", "diverged.json", "events.out.tfevents.*")
 _FIGURE = re.compile(r"((epoch\d+|test)-.+|(few_shot|detection|segmentation)\d+)\.(png|svg|pdf)")
 
