@@ -131,8 +131,9 @@ class Pair:
             if finding != "macro" and _has_scores(ours, finding) and _has_scores(theirs, finding):
                 label = np.asarray(ours.columns[f"label/{finding}"])
                 known = (label == 0) | (label == 1)
-                both = (np.asarray(one.columns[f"score/{finding}"])[known] for one in (ours, theirs))
-                return Difference(value, low, high, delong(*both, label[known] == 1, self._ours.group[known]), "DeLong")
+                first, second = (np.asarray(one.columns[f"score/{finding}"])[known] for one in (ours, theirs))
+                p = delong(first, second, label[known] == 1, self._ours.group[known])
+                return Difference(value, low, high, p, "DeLong")
         if theirs is not None and ours.kind == theirs.kind == "reports":
             chance = self._swapped(start)[local]
             p = math.nan if math.isnan(value) else _share(np.abs(chance[1:]) >= abs(chance[0]) - 1e-12)

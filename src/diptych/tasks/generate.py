@@ -345,7 +345,8 @@ class Generate(TrainedTask):
         )
         figures, facts = self.figures(self._rows, group, "generate", kept)
         if not np.isfinite(likelihood).all():  # as all other figures then
-            self.results = {name: Metric(*[float("nan")] * 3, value.n) for name, value in self.results.items()}
+            nan = float("nan")
+            self.results = {name: Metric(nan, nan, nan, value.n) for name, value in self.results.items()}
         self.results |= bootstrap.as_metrics(figures, f"{stage}/generate/")
         self.protocol["generate"] |= {
             "search": {"beams": self.beams, "length_penalty": self.length_penalty, "block_ngram": self.block_ngram},

@@ -196,10 +196,10 @@ class Probe(Task):
         scores = distributed.sum_over_processes(scores.to(self.device)).cpu()
         epochs = distributed.sum_over_processes(epochs.to(self.device)).cpu()
 
-        columns = named("label", findings, labels["test"].numpy())
+        found = named("label", findings, labels["test"].numpy())
         for (percent, seed), values in zip(jobs, scores.numpy(), strict=True):
-            columns |= named(f"{percent:g}%/seed{seed}/score", findings, values)
-        kept = Predictions("seeds", columns, {"resamples": self.resamples, "seed": 0})
+            found |= named(f"{percent:g}%/seed{seed}/score", findings, values)
+        kept = Predictions("seeds", found, {"resamples": self.resamples, "seed": 0})
         figures, facts = self.figures(self._test_rows, patients["test"].numpy(), "probe", kept)
         self.results = bootstrap.as_metrics(figures, "test/probe/")
         fractions = {}
