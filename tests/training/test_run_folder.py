@@ -72,7 +72,7 @@ def test_a_folder_that_holds_a_run_is_left_as_it_is(recipe, run):
     )
     assert contents(run) == before
     shutil.rmtree(run / "checkpoints")
-    refused(fit(recipe, run), "holds a run already (results.json")
+    refused(fit(recipe, run), "holds a run already (predictions.csv, results.json")
 
 
 def test_overwrite_removes_the_old_run_and_nothing_else(recipe, run):
