@@ -12,6 +12,8 @@ from peers import (
     coloured,
     converted,
     maps,
+    mgca_projector,
+    mgca_towers,
     named,
     pictures,
     pieces,
@@ -64,32 +66,6 @@ def test_gloria(tmp_path, folder):
     assert report["left_out"]["gloria.text_encoder.model.pooler.dense.weight"].startswith("the pooler")
     assert set(report["mapped"]) | set(report["left_out"]) == set(state)  # nothing is silent
     assert {"head.text_projection.weight", "head.scale.log_scale"} <= set(report["set"])
-
-
-def mgca_projector(inputs, outputs, convolution=False):
-    """The published projection. A Conv1d of one place stands for a linear layer where tokens are projected."""
-
-    def layer(a, b):
-        return nn.Conv1d(a, b, 1) if convolution else nn.Linear(a, b)
-
-    parts = [
-        layer(inputs, 40),
-        nn.BatchNorm1d(40),
-        nn.ReLU(),
-        layer(40, outputs),
-        nn.BatchNorm1d(outputs, affine=False),
-    ]
-    return seeded(nn.Sequential(*parts), seed=inputs)
-
-
-def mgca_towers(tower, texts):
-    """Image tower and text tower as MGCA's code names them. Its BERT has attention to pictures, and no types of tokens."""
-    state = named("img_encoder_q.model.", tower, without="fc.")
-    state |= named("text_encoder_q.model.", texts, without="embeddings.token_type")
-    state["text_encoder_q.model.embeddings.position_ids"] = torch.arange(260)[None]
-    state["text_encoder_q.model.encoder.layer.0.crossattention.self.query.weight"] = torch.zeros(128, 128)
-    texts.embeddings.token_type_embeddings.weight.zero_()
-    return state
 
 
 @torch.no_grad()

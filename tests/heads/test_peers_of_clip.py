@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from peers import (
+    OLD_SWIN,
     TEXTS,
     bert,
     check,
@@ -12,6 +13,7 @@ from peers import (
     converted,
     maps,
     named,
+    openai,
     pictures,
     pieces,
     resnet,
@@ -62,18 +64,6 @@ def test_medclip_with_a_resnet(tmp_path, folder):
     level = ((0.5862785803043838,), (0.27950088968644304,))
     check(model, x, tower(coloured(x, *level)), medclip_text(texts, head, folder))
     assert float(model.module.head.temperature) == pytest.approx(1 / torch.tensor(2.5).exp())
-
-
-OLD_SWIN = {
-    ".attention.q_proj": ".attention.self.query",
-    ".attention.k_proj": ".attention.self.key",
-    ".attention.v_proj": ".attention.self.value",
-    ".attention.o_proj": ".attention.output.dense",
-    ".attention.relative_position_bias.relative": ".attention.self.relative",
-    ".mlp.fc1": ".intermediate.dense",
-    ".mlp.fc2": ".output.dense",
-}
-"""Names of transformers 5 on the left; those of version 4, with which the weights were published, on the right."""
 
 
 @torch.no_grad()
@@ -147,41 +137,6 @@ def byte_pairs(path):
     wrapper = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<|endoftext|>", eos_token="<|endoftext|>")
     wrapper.save_pretrained(path)
     return str(path), backend, len(vocabulary)
-
-
-CLIP_NAMES = (
-    ("visual.class_embedding", "vision_model.embeddings.class_embedding"),
-    ("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
-    ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"),
-    ("visual.ln_pre.weight", "vision_model.pre_layrnorm.weight"),
-    ("visual.ln_pre.bias", "vision_model.pre_layrnorm.bias"),
-    ("visual.ln_post.weight", "vision_model.post_layernorm.weight"),
-    ("visual.ln_post.bias", "vision_model.post_layernorm.bias"),
-    ("token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
-    ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
-    ("ln_final.weight", "text_model.final_layer_norm.weight"),
-    ("ln_final.bias", "text_model.final_layer_norm.bias"),
-)
-
-
-def openai(model):
-    """transformers' CLIP under the names of OpenAI's code."""
-    theirs = model.state_dict()
-    state = {name: theirs[other].clone() for name, other in CLIP_NAMES}
-    for tower, start in (("vision_model", "visual.transformer"), ("text_model", "transformer")):
-        for i in range(2):
-            layer, block = f"{tower}.encoder.layers.{i}", f"{start}.resblocks.{i}"
-            for part in ("weight", "bias"):
-                thirds = [theirs[f"{layer}.self_attn.{letter}_proj.{part}"] for letter in "qkv"]
-                state[f"{block}.attn.in_proj_{part}"] = torch.cat(thirds)
-                state[f"{block}.attn.out_proj.{part}"] = theirs[f"{layer}.self_attn.out_proj.{part}"]
-                for own, other in (("ln_1", "layer_norm1"), ("ln_2", "layer_norm2")):
-                    state[f"{block}.{own}.{part}"] = theirs[f"{layer}.{other}.{part}"]
-                for own, other in (("c_fc", "fc1"), ("c_proj", "fc2")):
-                    state[f"{block}.mlp.{own}.{part}"] = theirs[f"{layer}.mlp.{other}.{part}"]
-    state["visual.proj"] = theirs["visual_projection.weight"].T.contiguous()
-    state["text_projection"] = theirs["text_projection.weight"].T.contiguous()
-    return state | {"logit_scale": theirs["logit_scale"]}
 
 
 @torch.no_grad()

@@ -34,6 +34,8 @@ def pieces(folder: str, text: str) -> dict[str, torch.Tensor]:
 def seeded(module: nn.Module, seed: int = 0) -> nn.Module:
     """Random weights of a sensible size, and running statistics that are not 0 and 1."""
     generator = torch.Generator().manual_seed(seed)
+    if next(module.parameters()).is_meta:  # shapes alone
+        return module.eval()
     for name, value in module.state_dict().items():
         if name.endswith("running_mean"):
             value.copy_(0.1 * torch.randn(value.shape, generator=generator))
@@ -113,3 +115,76 @@ def check(model, images, image_vectors, text_vectors, tolerance=1e-5):
         torch.testing.assert_close(model.embed_text(text).pooled[0], unit(vector), atol=tolerance, rtol=0)
     assert len(unit(image_vectors).round(decimals=3).unique(dim=0)) == len(images)  # the peer tells them apart
     return mine
+
+
+def mgca_projector(inputs, outputs, convolution=False):
+    """The published projection. A Conv1d of one place stands for a linear layer where tokens are projected."""
+
+    def layer(a, b):
+        return nn.Conv1d(a, b, 1) if convolution else nn.Linear(a, b)
+
+    parts = [
+        layer(inputs, 40),
+        nn.BatchNorm1d(40),
+        nn.ReLU(),
+        layer(40, outputs),
+        nn.BatchNorm1d(outputs, affine=False),
+    ]
+    return seeded(nn.Sequential(*parts), seed=inputs)
+
+
+def mgca_towers(tower, texts):
+    """Image tower and text tower as MGCA's code names them. Its BERT has attention to pictures, and no types of tokens."""
+    state = named("img_encoder_q.model.", tower, without="fc.")
+    state |= named("text_encoder_q.model.", texts, without="embeddings.token_type")
+    state["text_encoder_q.model.embeddings.position_ids"] = torch.arange(260)[None]
+    state["text_encoder_q.model.encoder.layer.0.crossattention.self.query.weight"] = torch.zeros(128, 128)
+    texts.embeddings.token_type_embeddings.weight.zero_()
+    return state
+
+
+OLD_SWIN = {
+    ".attention.q_proj": ".attention.self.query",
+    ".attention.k_proj": ".attention.self.key",
+    ".attention.v_proj": ".attention.self.value",
+    ".attention.o_proj": ".attention.output.dense",
+    ".attention.relative_position_bias.relative": ".attention.self.relative",
+    ".mlp.fc1": ".intermediate.dense",
+    ".mlp.fc2": ".output.dense",
+}
+"""Names of transformers 5 on the left; those of version 4, with which the weights were published, on the right."""
+
+
+CLIP_NAMES = (
+    ("visual.class_embedding", "vision_model.embeddings.class_embedding"),
+    ("visual.positional_embedding", "vision_model.embeddings.position_embedding.weight"),
+    ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight"),
+    ("visual.ln_pre.weight", "vision_model.pre_layrnorm.weight"),
+    ("visual.ln_pre.bias", "vision_model.pre_layrnorm.bias"),
+    ("visual.ln_post.weight", "vision_model.post_layernorm.weight"),
+    ("visual.ln_post.bias", "vision_model.post_layernorm.bias"),
+    ("token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
+    ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
+    ("ln_final.weight", "text_model.final_layer_norm.weight"),
+    ("ln_final.bias", "text_model.final_layer_norm.bias"),
+)
+
+
+def openai(model, layers=2):
+    """transformers' CLIP under the names of OpenAI's code."""
+    theirs = model.state_dict()
+    state = {name: theirs[other].clone() for name, other in CLIP_NAMES}
+    for tower, start in (("vision_model", "visual.transformer"), ("text_model", "transformer")):
+        for i in range(layers):
+            layer, block = f"{tower}.encoder.layers.{i}", f"{start}.resblocks.{i}"
+            for part in ("weight", "bias"):
+                thirds = [theirs[f"{layer}.self_attn.{letter}_proj.{part}"] for letter in "qkv"]
+                state[f"{block}.attn.in_proj_{part}"] = torch.cat(thirds)
+                state[f"{block}.attn.out_proj.{part}"] = theirs[f"{layer}.self_attn.out_proj.{part}"]
+                for own, other in (("ln_1", "layer_norm1"), ("ln_2", "layer_norm2")):
+                    state[f"{block}.{own}.{part}"] = theirs[f"{layer}.{other}.{part}"]
+                for own, other in (("c_fc", "fc1"), ("c_proj", "fc2")):
+                    state[f"{block}.mlp.{own}.{part}"] = theirs[f"{layer}.mlp.{other}.{part}"]
+    state["visual.proj"] = theirs["visual_projection.weight"].T.contiguous()
+    state["text_projection"] = theirs["text_projection.weight"].T.contiguous()
+    return state | {"logit_scale": theirs["logit_scale"]}
