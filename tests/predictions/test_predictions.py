@@ -15,9 +15,10 @@ from diptych.evaluation.class_retrieval import ClassRetrieval
 from diptych.evaluation.retrieval import Retrieval
 from diptych.evaluation.zero_shot import ZeroShot
 from diptych.metrics.bootstrap import as_metrics
+from diptych.predictions import table as tables_of
 from diptych.predictions.base import Boxes, Chosen, Predictions
 from diptych.predictions.reading import read_predictions
-from diptych.predictions.table import read_table, write_table
+from diptych.predictions.table import need_format, read_table, write_table
 from diptych.results.record import read_results, write_results
 
 IDS = ["a,b", 'two\nlines "quoted"', "=1+1", "'=1", "-5", " x", "é|", "007"]
@@ -288,3 +289,16 @@ def test_boxes_of_a_peer_have_thresholded_figures_only_with_a_confidence(tmp_pat
     assert read_results(tmp_path / "p.json")["metrics"]["test/peer/challenge"].value == 1
     with pytest.raises(DataError, match=r"line 2: peer/boxes has the finding 'Mass'; known are Nodule"):
         read_predictions(path, {"peer": {"kind": "boxes", "findings": ["Nodule"]}})
+
+
+def test_parquet_without_its_library_is_refused_before_the_test(monkeypatch):
+    def missing(name):
+        raise ImportError(name)
+
+    need_format("parquet")
+    monkeypatch.setattr(tables_of, "import_module", missing)
+    need_format("csv")
+    with pytest.raises(
+        ConfigError, match=r"predictions: parquet needs pyarrow: pip install 'diptych\[parquet\]'.*or give csv"
+    ):
+        need_format("parquet")

@@ -241,3 +241,11 @@ def test_the_table_says_whose_results_they_are(recipe, run, trained):
     text = table(run, trained)
     assert f"**run:** the checkpoint that was tested, {run}/checkpoints/best.ckpt, is gone" in text
     assert "**trained:**" not in text
+
+
+def test_predictions_are_written_as_asked(recipe, run):
+    for form, left in (("parquet", ["predictions.parquet"]), ("none", [])):
+        test = ("test", "-c", str(recipe), "--run", str(run), "--ckpt_path", "best", "--predictions", form)
+        assert inprocess.diptych(*test).returncode == 0
+        assert sorted(path.name for path in run.glob("predictions.*")) == left  # that of the test before is gone
+        assert (inprocess.rescored(run)["predictions"] is None) == (form == "none")
