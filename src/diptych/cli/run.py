@@ -229,14 +229,8 @@ class DiptychCLI(LightningCLI):
         plugins = _as_list(config.get("plugins"))
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             config["plugins"] = [*plugins, AtomicCheckpointIO()]
-        callbacks = [
-            self._remove_files,
-            Results(self.config[self.subcommand].predictions),
-            _Monitors(),
-            self._peers,
-            *callbacks,
-            Throughput(),
-        ]
+        results = Results(self.config[self.subcommand].predictions)
+        callbacks = [self._remove_files, results, _Monitors(), self._peers, *callbacks, Throughput()]
         own = _as_list(config.get("callbacks"))
         if config.get("logger"):
             callbacks.append(LearningRateMonitor("step"))
