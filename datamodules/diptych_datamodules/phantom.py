@@ -221,7 +221,8 @@ class Phantom(RadiographDataModule):
         """Where a split is cached. A folder holds one version's pictures of some phantoms, whatever their reports say."""
         if self.cache is None:
             return None
-        drawn = {name: value for name, value in self.options.items() if name != "filler"}
+        mix = self.options["mix"] and {name: float(share) for name, share in self.options["mix"].items()}
+        drawn = {name: value for name, value in self.options.items() if name != "filler"} | {"mix": mix}
         indices = self._indices(split)
         described = json.dumps([__version__, drawn, self.masks, self.size, indices.start, indices.stop])
         return self.cache / f"phantom-{split}-{hashlib.sha256(described.encode()).hexdigest()[:12]}"

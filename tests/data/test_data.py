@@ -145,6 +145,10 @@ def test_phantom_boxes_follow_the_picture_and_the_cache_equals_drawing(tmp_path)
     reworded = Phantom(tokenizer(), **options, filler=0.6, cache=str(tmp_path / "cache"), loading=plain.loading)
     reworded.prepare_data()
     assert len(sorted((tmp_path / "cache").iterdir())) == 2 * len(before)  # other reports of the same pictures
+    few = {**options, "train": 2, "val": 1, "test": 1}
+    for share in (1, 1.0):  # a recipe may write either
+        Phantom(tokenizer(), **few, mix={"Nodule": share}, cache=str(tmp_path / "cache")).prepare_data()
+    assert len(sorted((tmp_path / "cache").iterdir())) == 2 * len(before) + 3
     reworded.setup("fit")
     other, drawn = (module.datasets["train"].read(64, np.random.default_rng(0)) for module in (reworded, plain))
     assert np.array_equal(other.image, drawn.image)
