@@ -166,7 +166,7 @@ def tables(shared_data, openi, lite0):
 FOLD = ["--data.fractions", "{train: 0.8, val: 0, test: 0.2, fold: 3}", "--data.split_seed", "1"]
 
 
-def tested(row: dict[str, str]) -> bool:
+def in_fold(row: dict[str, str]) -> bool:
     """Whether a row is in the test set of ``FOLD``."""
     return assign(row["patient_id"], {"train": 0.8, "val": 0, "test": 0.2}, 1, turn=0.6) == "test"
 
@@ -200,7 +200,7 @@ def test_nih64_recipe_gives_the_figures_of_five_findings(trained):
 def test_nih64_model_is_tested_on_another_table(trained, tables, shared_data, tmp_path):
     """The same patients as somebody's test set: another table, its images below a root."""
     images = shared_data / "nih64" / "metadata.csv"
-    other = write_table(tmp_path / "other.csv", images, lambda row: "test" if tested(row) else "")
+    other = write_table(tmp_path / "other.csv", images, lambda row: "test" if in_fold(row) else "")
     theirs = ["--data.images", str(other), "--data.root", str(images.parent), "--data.image_columns.split", "split"]
     checkpoint = ["--ckpt_path", str(trained / "checkpoints" / "last.ckpt")]
     run("test", "nih64.yaml", tmp_path, *tables, *FOLD, *theirs, *checkpoint)
