@@ -149,8 +149,8 @@ def recall_chance(column: Tensor) -> float:
 
 def _recall(scores: Tensor, column: Tensor) -> float:
     block = [(column, scores.cpu())]
-    both = ranks(block, block, scores.shape[1], torch.device("cpu"))
-    return float(np.mean([(of_side <= _K).double().mean().item() for of_side in both]))
+    found = ranks(block, block, scores.shape[1], torch.device("cpu"))
+    return float(np.mean([(side <= _K).double().mean().item() for side in (found.of_images, found.of_texts)]))
 
 
 @torch.inference_mode()

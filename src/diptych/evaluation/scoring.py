@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from diptych.head import AlignmentHead
 from diptych.metrics.measures import TIE
 from diptych.types import Embedding
 
-__all__ = ["IMAGES", "TEXTS", "TIE", "TOP", "blocks", "ranks"]
+__all__ = ["IMAGES", "TEXTS", "TIE", "TOP", "Ranks", "blocks", "ranks"]
 
 Emb = TypeVar("Emb", bound=Embedding)
 
@@ -23,12 +23,21 @@ IMAGES, TEXTS = 32, 1024
 """Most images and texts that are scored at a time."""
 
 
+class Ranks(NamedTuple):
+    """Ranks of retrieval, and what came first."""
+
+    of_images: Tensor
+    """``[n]``: of the right text, for each image of this process."""
+    of_texts: Tensor
+    """``[T]``: of the best right image, for each text."""
+    best: Tensor
+    """``[n,10]``, or as many as there are texts: the columns of the best texts of each image of this process."""
+
+
 def ranks(
     first: Iterable[tuple[Tensor, Tensor]], second: Iterable[tuple[Tensor, Tensor]], texts: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Ranks of retrieval: of the right text for each image of this process ``[n]``, of the best right image for each text.
-
-    The third value are the columns of the ten best texts of each image of this process, ``[n,10]``, or of all there are.
+) -> Ranks:
+    """Ranks of retrieval, in both directions.
 
     A rank is one more than the number of wrong candidates that are not surely below the right one. So ties and NaN count
     against the right one. Collective.
@@ -59,7 +68,7 @@ def ranks(
         above[own] = False
         beaten += above.sum(dim=0)
     of_texts = 1 + distributed.sum_over_processes(beaten.to(device)).cpu()
-    return torch.cat(image_ranks), of_texts, torch.cat(best_texts)
+    return Ranks(torch.cat(image_ranks), of_texts, torch.cat(best_texts))
 
 
 def _right(column: Tensor, scores: Tensor) -> Tensor:
