@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diptych.errors import ConfigError
 from diptych.peer import Weights
-from diptych_heads.peers.parts import IMAGE, TEXT
+from diptych_heads.peers.parts import IMAGE, TEXT, vit_shape
 
 __all__ = ["clip_head", "clip_text", "clip_vit"]
 
@@ -58,14 +58,7 @@ def clip_vit(
     state |= weights.move(
         r"visual\.transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)", rf"{IMAGE}blocks.\1.attn.qkv.\2"
     )
-    args = {
-        "img_size": patch * round((tokens - 1) ** 0.5),
-        "patch_size": patch,
-        "embed_dim": width,
-        "depth": len(blocks),
-        "num_heads": width // 64,
-    }
-    return args, state
+    return vit_shape(width, patch, tokens, len(blocks)), state
 
 
 def clip_text(weights: Weights, activation: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -12,7 +12,9 @@ from torch import Tensor
 from diptych.errors import ConfigError
 from diptych.peer import Weights
 
-__all__ = ["CLINICAL_BERT", "IMAGE", "TEXT", "bert", "fold_norm", "grey", "one_level", "projected", "resnet", "vit"]
+__all__ = [
+    "CLINICAL_BERT", "IMAGE", "TEXT", "bert", "fold_norm", "grey", "one_level", "projected", "resnet", "vit", "vit_shape",
+]  # fmt: skip
 
 IMAGE = "encoder.image.backbone."
 TEXT = "encoder.text.model."
@@ -102,6 +104,21 @@ def resnet(weights: Weights, prefix: str) -> tuple[str, dict[str, Tensor]]:
     return name, state
 
 
+def vit_shape(width: int, patch: int, tokens: int, depth: int) -> dict[str, Any]:
+    """A ViT's shape as arguments of timm. It has one head of attention for 64 of its width, and one class token.
+
+    >>> vit_shape(768, 16, 197, 12)["img_size"]
+    224
+    """
+    return {
+        "img_size": patch * round((tokens - 1) ** 0.5),
+        "patch_size": patch,
+        "embed_dim": width,
+        "depth": depth,
+        "num_heads": width // 64,
+    }
+
+
 def vit(weights: Weights, prefix: str, **more: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A ViT under timm's names: its shape as arguments of timm, and its weights. The classifier is left out.
 
@@ -114,14 +131,7 @@ def vit(weights: Weights, prefix: str, **more: Any) -> tuple[dict[str, Any], dic
     tokens = weights.shape(f"{prefix}pos_embed")[1]
     own = re.escape(prefix)
     blocks = {match[1] for match in weights.matching(rf"{own}blocks\.(\d+)\.norm1\.weight")}
-    args = {
-        "img_size": patch * round((tokens - 1) ** 0.5),
-        "patch_size": patch,
-        "embed_dim": width,
-        "depth": len(blocks),
-        "num_heads": width // 64,
-        **more,
-    }
+    args = vit_shape(width, patch, tokens, len(blocks)) | more
     state = weights.move(rf"{own}(patch_embed\.proj\.weight)", rf"{IMAGE}\1", grey)
     state |= weights.move(rf"{own}(cls_token|pos_embed|patch_embed\.proj\.bias|norm\..*|blocks\..*)", rf"{IMAGE}\1")
     weights.leave(rf"{own}(head|pre_logits)\..*", "a classifier")

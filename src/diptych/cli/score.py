@@ -13,7 +13,8 @@ from typing import Any
 from diptych.checks import check_number
 from diptych.errors import ConfigError
 from diptych.metrics.bootstrap import Metric, as_metrics, interval_name
-from diptych.predictions.reading import RESAMPLES, Tested, read_predictions
+from diptych.predictions.kinds import RESAMPLES
+from diptych.predictions.reading import Tested, read_predictions
 from diptych.results.record import print_table, read_results, write_results
 from diptych.results.tested import settings_of
 

@@ -24,7 +24,7 @@ from diptych.head import AlignmentHead
 from diptych.metrics import bootstrap
 from diptych.metrics.bootstrap import Metric
 from diptych.predictions.base import Columns, Predictions
-from diptych.predictions.kinds import figures_of
+from diptych.predictions.kinds import with_draws
 from diptych.types import Batch, Embedding
 
 __all__ = ["NO_ROWS", "Array", "EmbedText", "Evaluator", "Head"]
@@ -126,8 +126,7 @@ class Evaluator(ABC):
         self.predictions = Predictions(
             kind, columns, {**settings, "resamples": self._resamples_here, "seed": self._seed}
         )
-        draw = bootstrap.Resampling(self._group, self._resamples_here, self._seed)
-        figures, facts = figures_of(kind, columns, draw, settings)
+        figures, facts = with_draws(self.predictions, self._group)
         return bootstrap.as_metrics(figures), facts
 
     def _labels_of(self, batch: Batch, rows: Tensor) -> Tensor:

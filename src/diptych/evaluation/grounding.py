@@ -23,7 +23,7 @@ from diptych.head import Grounds
 from diptych.metrics.bootstrap import Metric
 from diptych.metrics.localisation import MEASURES, flatness
 from diptych.metrics.regions import at_pixels, in_picture, region_measures, regions_of
-from diptych.predictions.base import named
+from diptych.predictions.kinds import named_regions
 from diptych.types import Batch, Embedding
 
 __all__ = ["Grounding", "Phrase", "Picture", "map_of"]
@@ -244,9 +244,7 @@ class Grounding(Evaluator):
         number = len(self._columns)
         none = torch.zeros(0, number, len(_MEASURES) + 1, dtype=torch.float64)
         table = self._samples.values(torch.cat([none, *self._values])).numpy()
-        names, columns = [entry.name for entry in self._columns], dict[str, NDArray[np.float64]]()
-        for m, measure in enumerate((*_MEASURES, "area")):
-            columns |= named(measure, names, table[..., m])
+        columns = named_regions([entry.name for entry in self._columns], table, _MEASURES)
         results, facts = self._figures("regions", columns)
         self._facts |= {
             "region": "union of the boxes" if boxed else "mask",

@@ -19,12 +19,14 @@ from diptych.metrics.bootstrap import Draws, Resampling
 from diptych.metrics.class_retrieval import class_retrieval
 from diptych.metrics.classification import binary_values, class_values, with_macro
 from diptych.metrics.localisation import MEASURES, region_figures
-from diptych.predictions.base import Array, Boxes, Columns
+from diptych.predictions.base import Array, Boxes, Columns, Predictions, named
 
-__all__ = ["KINDS", "Figures", "Kind", "figures_of", "names_of"]
+__all__ = ["KINDS", "RESAMPLES", "Figures", "Kind", "figures_of", "named_regions", "names_of", "with_draws"]
 
 Settings = Mapping[str, Any]
 Figures = tuple[dict[str, Draws], dict[str, Any]]
+RESAMPLES = 1000
+"""Draws of the bootstrap where nothing else is said."""
 _FINDING = r"(?P<finding>.+)"
 _SHARE = r"(?P<share>[\d.]+(?:e[+-]?\d+)?%)/seed(?P<seed>\d+)"
 
@@ -36,6 +38,20 @@ def names_of(columns: Columns, start: str) -> list[str]:
     ['Edema']
     """
     return [name[len(start) + 1 :] for name in columns if name.startswith(f"{start}/")]
+
+
+def named_regions(names: Sequence[str], table: Array, measures: Sequence[str] = MEASURES) -> dict[str, Array]:
+    """The columns of the kind ``regions``.
+
+    Args:
+        names: of the ``L`` findings.
+        table: ``[n,L,M+1]``, as :func:`diptych.metrics.localisation.region_figures` takes it.
+        measures: names of the ``M`` measures.
+    """
+    columns: dict[str, Array] = {}
+    for m, measure in enumerate((*measures, "area")):
+        columns |= named(measure, names, table[..., m])
+    return columns
 
 
 def _table(columns: Columns, start: str, names: Sequence[str]) -> Array:
@@ -264,3 +280,17 @@ def figures_of(
         settings: what else the figures depend on.
     """
     return KINDS[kind].figures(columns, draw, settings)
+
+
+def with_draws(kept: Predictions, group: Array, resamples: int | None = None, seed: int | None = None) -> Figures:
+    """Figures of predictions by name, with draws of the patients ``group`` ``[n]``, and facts for the protocol.
+
+    Args:
+        kept: predictions of samples.
+        group: the patients of these samples.
+        resamples: draws of the bootstrap. None takes those of the settings, or else :data:`RESAMPLES`.
+        seed: of the draws. None takes that of the settings, or else 0.
+    """
+    number = kept.settings.get("resamples", RESAMPLES) if resamples is None else resamples
+    draw = Resampling(group, number, kept.settings.get("seed", 0) if seed is None else seed)
+    return figures_of(kept.kind, kept.columns, draw, kept.settings)

@@ -14,16 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.errors import DataError, shown
-from diptych.metrics.bootstrap import Draws, Resampling
+from diptych.metrics.bootstrap import Draws
 from diptych.plugins import nearest
 from diptych.predictions.base import Array, Boxes, Column, Predictions
-from diptych.predictions.kinds import KINDS, figures_of
+from diptych.predictions.kinds import KINDS, with_draws
 from diptych.predictions.table import Table, read_table
 
-__all__ = ["RESAMPLES", "Tested", "read_predictions"]
+__all__ = ["Tested", "read_predictions"]
 
-RESAMPLES = 1000
-"""Draws of the bootstrap where nothing else is said."""
 _DOCUMENTED = "docs/evaluation.md lists the columns"
 _LABELS = {0.0, 1.0, -1.0}
 
@@ -52,12 +50,8 @@ class Tested:
             resamples: draws of the bootstrap. None takes those of the settings.
             seed: of the draws, likewise.
         """
-        group, found = self.group, {}
-        for name, kept in self.predictions.items():
-            number = kept.settings.get("resamples", RESAMPLES) if resamples is None else resamples
-            draw = Resampling(group, number, kept.settings.get("seed", 0) if seed is None else seed)
-            found[name] = figures_of(kept.kind, kept.columns, draw, kept.settings)
-        return found
+        group = self.group
+        return {name: with_draws(kept, group, resamples, seed) for name, kept in self.predictions.items()}
 
     def draws(self, resamples: int | None = None, seed: int | None = None) -> dict[str, Draws]:
         """All figures, named as in ``results.json`` without the stage. The arguments are those of ``figures``."""

@@ -18,11 +18,12 @@ from diptych.escaping import csv_rows, text_of_cell
 from diptych.files import replace_bytes, replace_text
 from diptych.predictions.base import Boxes, Chosen, Column, Predictions
 
-__all__ = ["FORMATS", "Format", "Table", "need_format", "read_table", "write_table"]
+__all__ = ["ENDINGS", "Format", "Table", "need_format", "read_table", "write_table"]
 
 Format = Literal["csv", "parquet", "none"]
 """How a test writes its predictions. ``none`` writes no file."""
-FORMATS = ("csv", "parquet", "none")
+ENDINGS = ("csv", "parquet")
+"""The endings of files of predictions."""
 _OWN = ("id", "patient")
 
 

@@ -18,11 +18,11 @@ from diptych.data.datamodule import RadiographDataModule, Split
 from diptych.data.sampling import mix
 from diptych.errors import ConfigError
 from diptych.evaluation.rows import Rows
-from diptych.metrics.bootstrap import Draws, Metric, Resampling
+from diptych.metrics.bootstrap import Draws, Metric
 from diptych.model.checkpoint import check_fit
 from diptych.model.optim import adamw_and_schedule, total_steps
 from diptych.predictions.base import Predictions, named
-from diptych.predictions.kinds import figures_of
+from diptych.predictions.kinds import with_draws
 from diptych.towers.image import ImageTower
 from diptych.types import Batch
 
@@ -121,8 +121,7 @@ class Task(pl.LightningModule):
             Figures by name, and facts for the protocol.
         """
         self.keep_predictions(rows, {name: kept})
-        draw = Resampling(group, kept.settings["resamples"], kept.settings["seed"])
-        return figures_of(kept.kind, kept.columns, draw, kept.settings)
+        return with_draws(kept, group)
 
     def masks_of(self, batch: Batch) -> Tensor:
         """The masks ``[B,H,V]`` of a batch.

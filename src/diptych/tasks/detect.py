@@ -301,13 +301,12 @@ class Detect(PyramidTask):
         patients, (facts, predicted, true) = self._rows.gather()
         names, (n_predicted, n_true) = self.label_names(), facts[:, :2].long().T.tolist()
         predictions, truths = _split(predicted, n_predicted), _split(true, n_true)
-        matches = detection.match(predictions, truths, len(names))
-        boxes = matches.truths.sum(axis=0)
+        boxes = np.bincount(true[:, 4].long().numpy(), minlength=len(names))
         if not boxes.any() and not self.trainer.sanity_checking:
             raise DataError(f"Detect: no image of '{stage}' of {self.data.protocol} has a box")
         finite = facts[:, 2].bool()
         if stage == "val" and boxes.any() and finite.all() and not self.trainer.sanity_checking:
-            self.chosen.fill_(detection.best_threshold(matches))
+            self.chosen.fill_(detection.best_threshold(detection.match(predictions, truths, len(names))))
         shown = [part if sound else None for part, sound in zip(predictions, finite.tolist(), strict=True)]
         columns = {"boxes": Boxes(shown, names), "truth": Boxes(truths, names)}
         settings = {"findings": list(names), "confidence": self._threshold(), "resamples": resamples, "seed": 0}
@@ -327,7 +326,7 @@ class Detect(PyramidTask):
             "missed": "boxes that no prediction hits at IoU 0.40",
             "interval": bootstrap.interval_name(resamples),
             "images": len(patients),
-            "without a box": int((matches.truths.sum(axis=1) == 0).sum()),
+            "without a box": n_true.count(0),
             "boxes": {name: int(number) for name, number in zip(names, boxes, strict=True)},
             "absent": [name for name, number in zip(names, boxes, strict=True) if not number],
         }

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diptych import distributed
@@ -16,7 +14,8 @@ from diptych.evaluation.rows import Rows
 from diptych.metrics import bootstrap
 from diptych.metrics.localisation import MEASURES
 from diptych.metrics.regions import at_pixels, in_picture, region_measures, regions_of
-from diptych.predictions.base import Predictions, named
+from diptych.predictions.base import Predictions
+from diptych.predictions.kinds import named_regions
 from diptych.tasks.base import TrainedTask, classified
 from diptych.tasks.probe import known_bce
 from diptych.towers.image import ImageTower
@@ -138,10 +137,7 @@ class MultipleInstance(TrainedTask):
             "excluded": of_labels["excluded"],
         }
         table = map_values.double().numpy().reshape(len(patients), len(findings), -1)
-        columns: dict[str, NDArray[np.float64]] = {}
-        for m, measure in enumerate((*MEASURES, "area")):
-            columns |= named(measure, findings, table[..., m])
-        of_regions = Predictions("regions", columns, {"resamples": resamples, "seed": 0})
+        of_regions = Predictions("regions", named_regions(findings, table), {"resamples": resamples, "seed": 0})
         maps, of_maps = self.figures(self._rows, patients.numpy(), "multiple_instance/map", of_regions)
         self.predictions = {"multiple_instance": kept}
         if of_maps["images"]:

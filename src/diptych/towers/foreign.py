@@ -40,16 +40,13 @@ _REBUILDING = {
 class _StandIn:
     """Stands for an object of any other class. It keeps what the file gives it, and does nothing."""
 
-    path = ""
+    state: Any
+    items: dict[Any, Any]
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> _StandIn:
+    def __new__(cls, *_: Any, **__: Any) -> _StandIn:  # whatever a file calls it with
         made = object.__new__(cls)
         made.state, made.items = None, {}
         return made
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.state: Any
-        self.items: dict[Any, Any]
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -152,7 +149,7 @@ def _load(path: Path, unread: set[str]) -> Any:
             if module == "torch" and isinstance(number := getattr(torch, name, None), torch.dtype):
                 return number
             unread.add(one_line(f"{module}.{name}"))
-            return type("StandIn", (_StandIn,), {"path": f"{module}.{name}"})
+            return type("StandIn", (_StandIn,), {})  # without source, which torch's legacy format would compare
 
     def load(file: Any, **options: Any) -> Any:
         return Unpickler(file, **options).load()

@@ -18,7 +18,7 @@ from diptych.data.datamodule import RadiographDataModule
 from diptych.files import sha256
 from diptych.model.encoder import DualEncoder
 from diptych.model.module import AlignmentModule
-from diptych.predictions.table import FORMATS, Format, need_format, write_table
+from diptych.predictions.table import ENDINGS, Format, need_format, write_table
 from diptych.radiographs.intensity import Intensity
 from diptych.results.record import print_table, write_results
 from diptych.tasks.base import Task
@@ -246,8 +246,8 @@ class Results(pl.Callback):
     ) -> dict[str, Any] | None:
         """Write what the model said of each sample, and return what ``results.json`` says of it. None if nothing is written."""
         folder = Path(trainer.default_root_dir)
-        for form in FORMATS:  # of an earlier test, whose figures are replaced
-            (folder / f"predictions.{form}").unlink(missing_ok=True)
+        for ending in ENDINGS:  # of an earlier test, whose figures are replaced
+            (folder / f"predictions.{ending}").unlink(missing_ok=True)
         kept = pl_module.predictions
         if self._form == "none" or datamodule.loading.private or not kept:
             return None
