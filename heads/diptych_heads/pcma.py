@@ -85,8 +85,8 @@ class Pcma(ScaledHead[Observations]):
         temperature: inferred. Of all contrasts at the start, at least 0.01.
         learn_temperature: inferred. False keeps it fixed.
         mask_sentences: inferred. Whether a sentence of the image's own report is no negative, whichever report holds it.
-            False, for such sentences then count in the right pair alone: on long reports of stock phrases that teaches to
-            rank by them (docs/heads/pcma.md has the figures).
+            A masked sentence counts in the right pair alone. On long reports of stock phrases the head then learned to rank by
+            them (docs/heads/pcma.md has the figures).
         region_places: inferred. Whether the queries see the place of a patch: a sine code of row and column is added to the
             patches that they attend to, as in DETR.
         joining: inferred. How the cosine and ``S`` become one, as in :class:`diptych_heads.joining.Join`.
