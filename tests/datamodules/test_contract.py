@@ -146,6 +146,7 @@ def test_what_is_missing_is_named_with_where_to_get_it(name, roots, tmp_path):
         "siim": "train-rle.csv",
         "nih": "test_list.txt",
         "openi": "ecgen-radiology",
+        "chestx_det10": "test.json",
         "chexpert": "CheXpert-v1.0-small/train.csv",
         "mimic_cxr": "mimic-cxr-2.0.0-split.csv.gz",
     }

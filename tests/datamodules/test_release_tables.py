@@ -92,7 +92,7 @@ def test_siim_leaky_split_leaks_what_is_said_and_warns(stub, recwarn):
     positive = [record.id for record in module.datasets["test"].records if record.labels[0]]
     assert np.mean([key in train for key in positive]) == pytest.approx(0.32, abs=0.01)
     warnings = " ".join(str(warning.message) for warning in recwarn)
-    assert "images are in both 'test' and 'train', as published" in warnings
+    assert "are in both 'test' and 'train', as published" in warnings
     assert "leaky" in module.protocol
 
 

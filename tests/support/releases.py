@@ -7,6 +7,7 @@ RELEASES = {
     "siim": {},
     "nih": {"boxes": True},
     "openi": {},
+    "chestx_det10": {},
     "chexpert": {"reports": "df_chexpert_plus_240401.csv"},
     "mimic_cxr": {},
 }

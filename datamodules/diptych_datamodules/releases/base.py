@@ -65,11 +65,13 @@ class ReleaseDataset(RadiographDataset):
         """The mask ``[side,side]``. None, if the set has no masks."""
         return None
 
-    def read(self, index: int, rng: np.random.Generator) -> Sample:
-        """The image with its boxes and mask, in pixels of the user's file. Nothing is random."""
-        record = self.records[index]
-        assert record.path is not None  # those without were left out
-        image, native, notes, _ = read_image(record.path, self.intensity)
+    def regions(
+        self, record: Record, native: tuple[int, int]
+    ) -> tuple[NDArray[np.float32] | None, NDArray[np.bool_] | None]:
+        """Boxes ``[K,5]`` and mask in pixels of the user's file. ``native`` is its height and width.
+
+        Here the release's pictures are all :attr:`side` wide. A release of other pictures overrides this.
+        """
         boxes, mask = record.boxes, self.mask(record)
         if boxes is not None and native != (self.side, self.side):
             boxes = boxes.copy()
@@ -79,6 +81,14 @@ class ReleaseDataset(RadiographDataset):
 
             size = (native[1], native[0])
             mask = np.asarray(cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_AREA)) > 127
+        return boxes, mask
+
+    def read(self, index: int, rng: np.random.Generator) -> Sample:
+        """The image with its boxes and mask, in pixels of the user's file. Nothing is random."""
+        record = self.records[index]
+        assert record.path is not None  # those without were left out
+        image, native, notes, _ = read_image(record.path, self.intensity)
+        boxes, mask = self.regions(record, native)
         if native != image.shape:  # packed: boxes and masks shrink as the picture did
             longer = max(image.shape)
             if boxes is not None:

@@ -22,6 +22,8 @@ OBTAIN = {
     "chexpert/plus": "get df_chexpert_plus_240401.csv of CheXpert Plus from stanfordaimi.azurewebsites.net",
     "chexpert/test": "get test_labels.csv and test/ of CheXlocalize from stanfordaimi.azurewebsites.net, or groundtruth.csv of "
     "rajpurkarlab/cheXpert-test-set-labels",
+    "chestx_det10": "get train.json and test.json of github.com/Deepwise-AILab/ChestX-Det10-Dataset, and train_data.zip and "
+    "test_data.zip, whose addresses its README has",
     "mimic_cxr": "get MIMIC-CXR-JPG from physionet.org/content/mimic-cxr-jpg",
     "mimic_cxr/reports": "get mimic-cxr-reports.zip from physionet.org/content/mimic-cxr and name it as data.reports",
     "mimic_cxr/2.1.0": "get MIMIC-CXR-JPG 2.1.0, which adds it",
@@ -157,6 +159,15 @@ RELEASES: dict[str, Facts] = {
             Part(("df_chexpert_plus_240401.csv",), "reports", "chexpert/plus", option="reports=df_chexpert_plus_240401.csv"),
         ),
         {"frontal": "false"},
+    ),
+    "chestx_det10": Facts(
+        3_543, "images", "chestx_det10/official",
+        (
+            Part(("train.json",), "boxes of the training images", "chestx_det10"),
+            Part(("test.json",), "boxes of the test images", "chestx_det10"),
+            Part(("train_data/*", "images/*", "images_[0-9]*/*"), "training images", "chestx_det10"),
+            Part(("test_data/*", "images/*", "images_[0-9]*/*"), "test images", "chestx_det10"),
+        ),
     ),
     "mimic_cxr": Facts(
         377_110, "images", "mimic_cxr/official",

@@ -45,7 +45,7 @@ class Protocol:
     rows: bool = False
     """Whether rows of the table are split, of which an image may have several."""
     leaky: bool = False
-    """Whether an image can be in several splits."""
+    """Whether an image, or a patient, can be in several splits."""
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -78,6 +78,16 @@ PROTOCOLS: dict[str, Protocol] = {
     "nih/chexnet": Protocol(
         "given", {"train": 78_468, "val": 11_219, "test": 22_433},
         "The lists of the arnoweng/CheXNet repository, 70/10/20 by patient: ANOTHER test set than the release's.",
+    ),
+    "chestx_det10/official": Protocol(
+        "given", {"test": 542},
+        "The release's test.json. Training images of its patients are left out, and a tenth of the other patients of "
+        "train.json, by hash, validates.",
+    ),
+    "chestx_det10/official-leaky": Protocol(
+        "given", {"test": 542},
+        "As published: train.json as it is, with images of the test's patients. For comparison with published figures alone.",
+        leaky=True,
     ),
     "openi/hash": Protocol(
         "shares", {"train": 70, "val": 10, "test": 20}, "70/10/20 by report, by hash.",

@@ -238,7 +238,7 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
             if self.leaky:
                 for one, other, both in shared_patients(patients):
                     rank_zero_warn(
-                        f"{self.protocol}: {len(both)} images are in both '{one}' and '{other}', as published"
+                        f"{self.protocol}: {len(both)} patients (or images) are in both '{one}' and '{other}', as published"
                     )
             else:
                 with self._discreet():

@@ -14,6 +14,7 @@ from PIL import Image
 from diptych.checks import check_choice, check_number
 from diptych.errors import DataError
 from diptych_datamodules.phantoms.findings import FINDINGS, check_mix
+from diptych_datamodules.phantoms.layouts.boxed import write_chestx_det10
 from diptych_datamodules.phantoms.layouts.cohort import (
     BOX_COLUMNS,
     Options,
@@ -62,6 +63,7 @@ LAYOUTS: Mapping[str, Writer] = {
     "siim": write_siim,
     "nih": write_nih,
     "openi": write_openi,
+    "chestx_det10": write_chestx_det10,
 }
 """The layouts by name."""
 
@@ -84,7 +86,7 @@ def write_layout(
 
     Args:
         layout: one of :data:`LAYOUTS`.
-        n: number of studies (``png``, ``mimic_cxr``, ``chexpert``, ``openi``) or images (``rsna``, ``siim``, ``nih``).
+        n: number of studies (``png``, ``mimic_cxr``, ``chexpert``, ``openi``) or images (the others).
         out: a new or empty folder. Or one that this function wrote before, whose content is then replaced.
         seed: another seed gives another collection.
         size: pixels a side that phantoms are drawn at. DICOM files are 1024x1024 in any case.
@@ -148,6 +150,7 @@ _CONTENTS = (
     "stage_2_detailed_class_info.csv", "stage_2_train_images", "train-rle.csv", "dicom-images-train",
     "Data_Entry_2017_v2020.csv", "BBox_List_2017.csv", "train_val_list.txt", "test_list.txt", "chexnet", "images_001",
     "images_002", "ecgen-radiology", "NLMCXR_png", "kaggle",
+    "train.json", "test.json", "train_data", "test_data",
 )  # fmt: skip
 """All that any layout writes into its folder. Nothing else is ever removed from one."""
 
