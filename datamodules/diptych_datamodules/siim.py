@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.checks import check_choice
 from diptych.data.datamodule import RadiographDataset
 from diptych.data.loading import Loading
+from diptych.data.splits import uniform
 from diptych.data.tables import find_file, scan_table
 from diptych.errors import DataError
 from diptych.reports.tokenizer import Tokenizer
@@ -58,6 +60,14 @@ class _SiimDataset(ReleaseDataset):
         return rle_decode(record.runs, self.side, source=record.id)
 
 
+def _balanced(assigned: Sequence[tuple[Record, str]]) -> list[tuple[Record, str]]:
+    """The same, but in ``train`` at most as many images without a mask as with one. Those first by hash stay."""
+    train = [record for record, which in assigned if which == "train"]
+    negative = sorted((record.id for record in train if record.runs == ("-1",)), key=lambda key: uniform(key, 0))
+    kept = set(negative[: len(train) - len(negative)])
+    return [(r, which) for r, which in assigned if which != "train" or r.runs != ("-1",) or r.id in kept]
+
+
 class Siim(Release):
     """``train-rle.csv`` (or ``stage_2_train.csv``) and a tree of DICOM files named by image.
 
@@ -65,6 +75,9 @@ class Siim(Release):
         root: the folder that holds the table and ``dicom-images-train`` (or ``stage_2_images``). PNG or JPEG copies will do.
         tokenizer: linked from the text tower by the command line. There are no reports.
         split: ``siim/image-level``, or ``siim/gloria-rows-leaky`` to compare with figures published on it.
+        negatives: how many training images without a mask stay. ``all`` keeps each. ``balanced`` keeps at most as many as there
+            are images with one, drawn by hash, as GLoRIA and MGCA do before they train a segmentation. ``val`` and ``test``
+            keep all.
         percent: share of the training images. Those of 1 % are among those of 10 %.
         strict: refuse a release in which a row lacks its file or a file its row. Otherwise they are left out, and counted.
         loading: how samples are loaded.
@@ -82,11 +95,14 @@ class Siim(Release):
         tokenizer: Tokenizer | None = None,
         *,
         split: str = "siim/image-level",
+        negatives: Literal["all", "balanced"] = "all",
         percent: float = 100.0,
         strict: bool = False,
         loading: Loading = Loading(),  # noqa: B008  # frozen, and the command line shows its fields
     ) -> None:
         super().__init__(root, tokenizer, split=split, percent=percent, strict=strict, loading=loading)
+        check_choice("data.negatives", negatives, ["all", "balanced"])
+        self.negatives = negatives
         self.findings = ("Pneumothorax",)
         self._rows: list[str] = []
 
@@ -113,11 +129,18 @@ class Siim(Release):
     def assign(self, records: Sequence[Record]) -> tuple[str, list[tuple[Record, str]]]:
         """Splits by image. The leaky protocol splits rows, and an image is in the split of each of its rows."""
         if not PROTOCOLS[self.split].rows:
-            return super().assign(records)
-        assigned = split(self.split, self._rows, self._rows)
-        of_id = {record.id: record for record in records}
-        places = dict.fromkeys(zip(self._rows, assigned.splits, strict=True))
-        return assigned.name, [(of_id[key], name) for key, name in places]
+            name, assigned = super().assign(records)
+        else:
+            rows = split(self.split, self._rows, self._rows)
+            of_id = {record.id: record for record in records}
+            places = dict.fromkeys(zip(self._rows, rows.splits, strict=True))
+            name, assigned = rows.name, [(of_id[key], which) for key, which in places]
+        return name, assigned if self.negatives == "all" else _balanced(assigned)
+
+    @property
+    def protocol(self) -> str:
+        """The split, its share, and which images without a mask are trained on."""
+        return super().protocol if self.negatives == "all" else f"{super().protocol}, negatives {self.negatives}"
 
     def data(self, records: Sequence[Record]) -> RadiographDataset:
         """A data set with masks."""

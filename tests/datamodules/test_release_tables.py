@@ -9,6 +9,7 @@ from mini import installed
 from diptych.data.loading import Loading
 from diptych.data.splits import shared_patients
 from diptych.data.tables import find_file, scan_table
+from diptych.errors import ConfigError
 from diptych_datamodules import nih
 from diptych_datamodules.nih import FINDINGS, Nih
 from diptych_datamodules.openi import read_reports
@@ -81,6 +82,44 @@ def test_siim_real_table_and_every_mask(stub):
     assert sizes == {"train": 8_433, "val": 1_807, "test": 1_807}
     assert module.split_hash == protocols.PROTOCOLS["siim/image-level"].hash
     assert not shared_patients({split: dataset.ids for split, dataset in module.datasets.items()})
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("split", ["siim/image-level", "siim/gloria-rows-leaky"])
+def test_siim_negatives_are_sampled_to_the_positives_as_published(stub, split):
+    root = stub("siim-pneumothorax-train-rle.csv.gz", "train-rle.csv.gz")
+    rows = list(scan_table(find_file(root, ["train-rle.csv"], ""), ["ImageId", "EncodedPixels"]))
+    empty = {key for key, code in rows if code == "-1"}
+    whole, balanced, tenth = (
+        Siim(root, split=split, negatives=negatives, percent=percent, loading=LOADING)
+        for negatives, percent in (("all", 100), ("balanced", 100), ("balanced", 10))
+    )
+    for module in (whole, balanced, tenth):
+        module.setup("test")
+    before, after = (module.datasets["train"].ids for module in (whole, balanced))
+    positive = {key for key in before if key not in empty}
+    # GLoRIA's loader: n_pos images with a mask, as many others without replacement, then the share of both.
+    assert {key for key in after if key not in empty} == positive
+    assert len(after) == len(set(after)) == 2 * len(positive) < len(before)
+    assert set(after) <= set(before)
+    assert abs(len(tenth.datasets["train"]) - 0.1 * len(after)) < 1
+    assert set(tenth.datasets["train"].ids) < set(after)
+    for which in ("val", "test"):
+        assert list(balanced.datasets[which].ids) == list(whole.datasets[which].ids)
+    assert balanced.protocol == f"{whole.protocol}, negatives balanced"
+
+
+def test_siim_with_few_negatives_keeps_them_and_refuses_another_rule(tmp_path):
+    (tmp_path / "dicom-images-train").mkdir()
+    rows = [f"{i:02d},{'-1' if i % 5 == 0 else '2 3'}" for i in range(40)]
+    (tmp_path / "train-rle.csv").write_text("\n".join(["ImageId,EncodedPixels", *rows]))
+    for i in range(40):
+        (tmp_path / f"dicom-images-train/{i:02d}.png").touch()
+    both = [Siim(str(tmp_path), negatives=negatives, loading=LOADING) for negatives in ("all", "balanced")]
+    ids = [{name: list(dataset.ids) for name, dataset in module.build().items()} for module in both]
+    assert ids[0] == ids[1]
+    with pytest.raises(ConfigError, match=r"data.negatives is 'none'; choose among: all, balanced"):
+        Siim(str(tmp_path), negatives="none", loading=LOADING)
 
 
 @pytest.mark.real

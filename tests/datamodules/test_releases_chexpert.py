@@ -160,6 +160,29 @@ def test_uncertain_labels_by_a_models_word(root, tmp_path):
         made(root, uncertain="self", predictions=str(path))
 
 
+def test_zeros_and_mixed_are_the_published_rule(root):
+    """GLoRIA's and MGCA's loaders: ``fillna(0)``, then -1 becomes what their table of the five findings says."""
+    mapping = {"Atelectasis": 1, "Cardiomegaly": 0, "Consolidation": 0, "Edema": 1, "Pleural Effusion": 1}
+    module = made(root, labels="competition", uncertain="mixed", missing="zeros")
+    other = made(root, labels="competition", uncertain="mixed")
+    table = {}
+    for split in ("train", "valid"):
+        for row in csv.DictReader((root / f"CheXpert-v1.0-small/{split}.csv").open()):
+            values = {name: float(row[name] or 0) for name in mapping}
+            table[row["Path"].partition(f"{split}/")[2]] = [
+                mapping[name] if value == -1 else value for name, value in values.items()
+            ]
+    kept = 0
+    for record, before in zip(everything(module), everything(other), strict=True):
+        assert record.labels.tolist() == table[record.id]
+        kept += int(np.isnan(before.labels).sum())
+        known = ~np.isnan(before.labels)
+        assert (record.labels[known] == before.labels[known]).all()
+    assert kept
+    assert "uncertain mixed, missing zeros" in module.protocol
+    assert "uncertain mixed, missing keep" in other.protocol
+
+
 @pytest.mark.parametrize("layout", ["CheXpert-v1.0", "here", "batches", "elsewhere"])
 def test_whatever_release_the_paths_begin_with(root, tmp_path, layout):
     expected = made(root)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from detection_twins import by_pycocotools, slow_challenge
+from detection_twins import by_mgca, by_pycocotools, slow_challenge
 
 from diptych.metrics import detection
 from diptych.metrics.detection import IOUS
@@ -72,6 +72,30 @@ def test_a_weighting_is_the_set_with_its_images_repeated():
             expected = by_pycocotools([predicted[i] for i in again], [truth[i] for i in again], 4, IOUS)[:, finding]
             np.testing.assert_allclose(values[row], expected, atol=1e-9)
         assert np.isnan(values[4]).all()
+
+
+@pytest.mark.parametrize("findings", [2, 4])
+def test_mgcas_figure_is_that_of_its_published_loop(findings):
+    predicted, truth = random_set(17, findings=findings, most=4)
+    for shown in predicted[::3]:  # a third of the images is silent at one half
+        shown[:, 5] *= 0.5
+    predicted[1] = predicted[1][:0]
+    names = [f"finding {i}" for i in range(findings)]
+    figures = detection.box_figures(detection.match(predicted, truth, findings), names, np.ones((1, 60)), None)
+    ours, published = figures["ap40-75/macro"].values[0], figures["mgca/ap40-75/macro"].values[0]
+    assert published == pytest.approx(by_mgca(predicted, truth), abs=1e-6)
+    assert abs(published - ours) > 0.03
+    kept = [len(real) > 0 and (shown[:, 5] >= 0.5).any() for shown, real in zip(predicted, truth, strict=True)]
+    assert 0 < sum(kept) == figures["mgca/ap40-75/macro"].n < 60
+
+
+def test_mgcas_figure_of_a_silent_model_is_not_defined():
+    box = np.array([[0.0, 0, 10, 10, 0]])
+    silent = detection.match([np.array([[0.0, 0, 10, 10, 0, 0.49]])], [box], 1)
+    figures = detection.box_figures(silent, ["Nodule"], np.ones((1, 1)), None)
+    assert figures["ap40-75/macro"].values[0] == 1
+    assert np.isnan(figures["mgca/ap40-75/macro"].values[0])
+    assert figures["mgca/ap40-75/Nodule"].n == 0
 
 
 @pytest.mark.parametrize("threshold", [0.05, 0.5, 0.97])

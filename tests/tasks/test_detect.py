@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from detection_twins import by_pycocotools, slow_challenge
+from detection_twins import by_mgca, by_pycocotools, slow_challenge
 from inprocess import diptych, fit_and_test, results_of
 from mini import DDP, IMAGE, SHIPPED, write_pairs, write_recipe
 from PIL import Image
@@ -24,7 +24,9 @@ from diptych_datamodules.phantoms.layouts.write import write_layout
 from diptych_datamodules.rsna import Rsna
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-NAMES = {f"{name}/{of}" for name in ("ap", "ap50", "ap75", "ap40-75") for of in ("macro", "Lung Opacity")}
+NAMES = {
+    f"{name}/{of}" for name in ("ap", "ap50", "ap75", "ap40-75", "mgca/ap40-75") for of in ("macro", "Lung Opacity")
+}
 NAMES |= {"challenge", "false_alarms", "missed"}
 
 
@@ -221,7 +223,8 @@ def test_a_run_finds_the_rectangles_and_says_how_it_was_measured(detected):
     table = diptych("table", str(detected[2]))
     assert table.returncode == 0, table.stderr
     header = next(line for line in table.stdout.splitlines() if line.startswith("| run"))
-    columns = ["ap/macro", "ap50/macro", "ap75/macro", "ap40-75/macro", "challenge", "false_alarms", "missed"]
+    columns = ["ap/macro", "ap50/macro", "ap75/macro", "ap40-75/macro", "mgca/ap40-75/macro"]
+    columns += ["challenge", "false_alarms", "missed"]
     assert header.replace("|", " ").split() == ["run", *columns]
 
 
@@ -252,6 +255,7 @@ def test_the_figures_are_those_of_its_parts_by_hand(detected, monkeypatch):
     assert values["ap40-75/macro"] == pytest.approx(precision[:8].mean(), abs=1e-6)
     assert values["ap/macro"] == pytest.approx(precision[2:].mean(), abs=1e-6)
     assert (values["ap50/macro"], values["ap75/macro"]) == pytest.approx((precision[2], precision[7]), abs=1e-6)
+    assert values["mgca/ap40-75/macro"] == pytest.approx(by_mgca(predicted, truth), abs=1e-6)
     threshold = round(float(task.chosen), 2)
     scores = [slow_challenge(shown, real, threshold) for shown, real in zip(predicted, truth, strict=True)]
     assert values["challenge"] == pytest.approx(np.mean([score for score in scores if score is not None]), abs=1e-6)

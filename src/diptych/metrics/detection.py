@@ -8,7 +8,7 @@ of confidence leaves the matches of those above it as they are. So every metric 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,8 @@ from diptych.metrics.bootstrap import Draws
 from diptych.metrics.classification import with_macro
 
 __all__ = [
-    "CHALLENGE", "COCO", "IOUS", "LIMIT", "Matches", "average_precision", "best_threshold", "box_figures", "challenge_scores",
-    "iou", "match", "misses",
+    "CHALLENGE", "COCO", "IOUS", "LIMIT", "MGCA", "Matches", "as_mgca", "average_precision", "best_threshold", "box_figures",
+    "challenge_scores", "iou", "match", "misses",
 ]  # fmt: skip
 
 Array = NDArray[Any]
@@ -34,6 +34,8 @@ CHALLENGE, COCO = slice(0, 8), slice(2, 12)
 """Places in :data:`IOUS` of the RSNA challenge's 0.40:0.05:0.75, and of COCO's 0.50:0.05:0.95."""
 LIMIT = 100
 """How many predictions of a finding count in an image. The most confident ones do (COCO's ``maxDets``)."""
+MGCA = 0.5
+"""Lowest confidence of a prediction in MGCA's rule (:func:`as_mgca`)."""
 _RECALLS = np.linspace(0, 1, 101)
 _MEASURES = {"ap": COCO, "ap50": slice(2, 3), "ap75": slice(7, 8), "ap40-75": CHALLENGE}
 """Name of each average precision, with the part of :data:`IOUS` over which it is the mean."""
@@ -147,6 +149,26 @@ def average_precision(matches: Matches, finding: int, weights: Array | None = No
     return values
 
 
+def as_mgca(matches: Matches) -> Matches:
+    """What counts by the rule of MGCA's published detector (Wang et al., NeurIPS 2022, arXiv 2210.06044).
+
+    Predictions count from a confidence of 0.5 on. An image without such a prediction is dropped, with the boxes that were
+    missed in it. An image without a box is dropped too, with its false alarms. The mAP of MGCA, and of the papers that use its
+    code, is the :func:`average_precision` of the rest over :data:`CHALLENGE`. It forgives silence, and false alarms on normals.
+
+    >>> box, none = np.array([[0.0, 0, 4, 4, 0]]), np.zeros((0, 6))
+    >>> matches = match([np.array([[0.0, 0, 4, 4, 0, 0.9]]), none], [box, box], findings=1)
+    >>> [float(average_precision(one, 0)[0, 0].round(3)) for one in (matches, as_mgca(matches))]
+    [0.505, 1.0]
+    """
+    sure = matches.score >= MGCA
+    shown = np.bincount(matches.image[sure], minlength=len(matches.truths)) > 0
+    kept = shown & (matches.truths.sum(axis=1) > 0)
+    own = sure & kept[matches.image]
+    truths = matches.truths * kept[:, None]
+    return Matches(matches.image[own], matches.finding[own], matches.score[own], matches.hit[:, own], truths)
+
+
 def challenge_scores(matches: Matches, threshold: float) -> Floats:
     """The RSNA challenge's score of each image ``[n]``: the mean over 0.40:0.05:0.75 of ``TP / (TP + FP + FN)``.
 
@@ -180,7 +202,9 @@ def best_threshold(matches: Matches) -> float:
 def box_figures(
     matches: Matches, names: Sequence[str], weights: Array, threshold: float | None, broken: bool = False
 ) -> dict[str, Draws]:
-    """Every figure of a set, named ``ap|ap50|ap75|ap40-75/<finding>|macro``, ``challenge``, ``false_alarms``, ``missed``.
+    """Every figure of a set.
+
+    They are named ``ap|ap50|ap75|ap40-75|mgca/ap40-75/<finding>|macro``, ``challenge``, ``false_alarms`` and ``missed``.
 
     Args:
         matches: of the whole set.
@@ -196,7 +220,7 @@ def box_figures(
         precision = average_precision(matches, finding, weights) + add
         for measure, part in _MEASURES.items():
             values[measure][name] = precision[:, part].mean(axis=1)
-    figures = with_macro(values, dict.fromkeys(present, n), n)
+    figures = with_macro(values, dict.fromkeys(present, n), n) | _mgca_figures(matches, present, weights, add)
     if threshold is None:
         return figures
     scores = challenge_scores(matches, threshold)
@@ -210,3 +234,15 @@ def box_figures(
         "false_alarms": Draws(metrics.mean(alarms, weights[:, normal]) + add, int(normal.sum())),
         "missed": Draws(share + add, int(boxes.sum())),
     }
+
+
+def _mgca_figures(matches: Matches, present: Mapping[str, int], weights: Array, add: float) -> dict[str, Draws]:
+    """MGCA's mAP. A finding whose boxes are all dropped is in no mean, unless that is so of every finding."""
+    kept = as_mgca(matches)
+    counted = {name: finding for name, finding in present.items() if kept.truths[:, finding].any()} or present
+    values = {
+        name: average_precision(kept, finding, weights)[:, CHALLENGE].mean(axis=1) + add
+        for name, finding in counted.items()
+    }
+    images = int(kept.truths.any(axis=1).sum())
+    return with_macro({"mgca/ap40-75": values}, dict.fromkeys(counted, images), images)

@@ -170,6 +170,7 @@ class Detect(PyramidTask):
 
     - ``detect/ap/<finding>|macro`` is COCO's average precision, the mean over IoU 0.50:0.05:0.95.
     - ``ap50`` and ``ap75`` are the average precision at one IoU. ``ap40-75`` is the mean over 0.40:0.05:0.75.
+    - ``mgca/ap40-75`` is the same by MGCA's published rule (:func:`~diptych.metrics.detection.as_mgca`), which drops images.
     - ``challenge`` is the score of the RSNA challenge.
     - ``false_alarms`` is the share of images without a box in which something is predicted.
     - ``missed`` is the share of boxes that no prediction hits.
@@ -320,6 +321,7 @@ class Detect(PyramidTask):
             "detector": "FCOS with a feature pyramid network",
             "measured": f"boxes of all images, cut to the input of {size} x {size} pixels",
             "ap": f"101 recalls, {detection.LIMIT} predictions of an image at most, confidence from {_FLOOR}",
+            "mgca": f"as published: confidence from {detection.MGCA}; images without such a prediction or a box dropped",
             "threshold": f"{self.threshold}, fixed" if self.threshold is not None else "the highest challenge on val",
             "thresholds": {"challenge": self._threshold()},
             "challenge": "image without box: 0 where something is predicted, otherwise left out",
