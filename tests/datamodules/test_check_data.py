@@ -28,6 +28,7 @@ SHAPE = {
     "siim": ("train-rle.csv", "dicom-images-train", "*/*/*.dcm"),
     "nih": ("Data_Entry_2017_v2020.csv", "images_001", "images/*.png"),
     "chestx_det10": ("train.json", "train_data", "*.png"),
+    "object_cxr": ("train.csv", "train", "*.jpg"),
     "openi": ("ecgen-radiology", "NLMCXR_png", "*.png"),
     "chexpert": ("CheXpert-v1.0-small/train.csv", "CheXpert-v1.0-small/train", "*/*/*.jpg"),
     "mimic_cxr": ("mimic-cxr-2.0.0-split.csv.gz", "files", "*/*/*/*.jpg"),

@@ -147,6 +147,7 @@ def test_what_is_missing_is_named_with_where_to_get_it(name, roots, tmp_path):
         "nih": "test_list.txt",
         "openi": "ecgen-radiology",
         "chestx_det10": "test.json",
+        "object_cxr": "dev.csv",
         "chexpert": "CheXpert-v1.0-small/train.csv",
         "mimic_cxr": "mimic-cxr-2.0.0-split.csv.gz",
     }

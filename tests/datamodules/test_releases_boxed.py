@@ -1,14 +1,17 @@
 """Readers of the sets of boxed findings and objects on miniatures, against their tables read by hand."""
 
+import csv
 import json
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from diptych.data.loading import Loading
 from diptych.errors import DataError
 from diptych_datamodules.chestx_det10 import FINDINGS, ChestxDet10
+from diptych_datamodules.object_cxr import ObjectCxr, read_shapes, shapes_mask
 from diptych_datamodules.phantoms.layouts.write import write_layout
 
 LOADING = Loading(image_size=32, batch_size=4, eval_batch_size=4, workers=0)
@@ -117,3 +120,92 @@ def test_an_image_in_both_det10_tables_is_refused(roots, tmp_path):
     shutil.copy(root / "train.json", root / "test.json")
     with pytest.raises(DataError, match="stands twice, here or in the other table"):
         ready(ChestxDet10, root)
+
+
+# --- object-CXR
+
+
+def inside(kind, numbers, x, y):
+    """Whether a point is inside of a shape, by its equation. A polygon by the crossings of a ray to the right."""
+    points = list(zip(numbers[::2], numbers[1::2], strict=True))
+    if kind == "2":
+        crossings = 0
+        for (x0, y0), (x1, y1) in zip(points, points[1:] + points[:1], strict=True):
+            if (y0 > y) != (y1 > y) and x < x0 + (y - y0) * (x1 - x0) / (y1 - y0):
+                crossings += 1
+        return crossings % 2 == 1
+    (x0, y0), (x1, y1) = points
+    if kind == "0":
+        return x0 <= x <= x1 and y0 <= y <= y1
+    return ((2 * x - x0 - x1) / (x1 - x0)) ** 2 + ((2 * y - y0 - y1) / (y1 - y0)) ** 2 <= 1
+
+
+def test_object_cxr_shapes_are_the_white_objects(roots):
+    root = roots("object_cxr")
+    assert (root / "train.csv").read_text().startswith("image_name,annotation\n")
+    module = ready(ObjectCxr, root, masks=True)
+    assert {record.id.split("/")[0] for record in module.datasets["test"].records} == {"dev"}
+    assert len(all_records(module)) == 40
+    cells = {f"{name}/{row['image_name'][:-4]}": row["annotation"]
+             for name in ("train", "dev") for row in csv.DictReader((root / f"{name}.csv").open())}  # fmt: skip
+    kinds, sizes = set(), set()
+    for split, dataset in module.datasets.items():
+        for index, record in enumerate(dataset.records):
+            sample, cell = module.native(split, index), cells[record.id]
+            parts = [part.split() for part in cell.split(";") if part]
+            kinds |= {part[0] for part in parts}
+            sizes.add(sample.image.shape)
+            assert sample.labels.tolist() == [float(bool(cell))]
+            for box, (_, *words) in zip(sample.boxes.tolist(), parts, strict=True):
+                xs, ys = [int(word) for word in words[::2]], [int(word) for word in words[1::2]]
+                assert box == [min(xs), min(ys), max(xs), max(ys), 0]
+            assert sample.mask.shape == sample.image.shape
+            white = sample.image > 225  # elsewhere the picture is at most 191
+            assert (white != sample.mask).mean() < 0.01
+            assert bool(white.any()) == bool(cell)
+    assert kinds == {"0", "1", "2"}
+    assert len(sizes) > 2
+
+
+def test_masks_of_shapes_against_their_equations():
+    for cell in ("0 3 5 20 11", "1 4 4 30 20", "2 2 2 30 6 18 30", "2 4 4 28 8 8 16 28 28 2 30;0 1 1 6 3"):
+        mask = shapes_mask(read_shapes(cell, "here"), (34, 40))
+        parts = [part.split() for part in cell.split(";")]
+        far = np.zeros((34, 40), int)  # how many of a pixel's eight neighbours and itself are inside
+        for y in range(34):
+            for x in range(40):
+                near = [(x + dx, y + dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
+                far[y, x] = sum(any(inside(k, list(map(float, w)), *at) for k, *w in parts) for at in near)
+        assert mask[far == 9].all()
+        assert not mask[far == 0].any()
+
+
+def test_object_cxr_official_reads_the_third_table(roots, tmp_path):
+    root = shutil.copytree(roots("object_cxr"), tmp_path / "copy")
+    with pytest.raises(DataError, match=r"no test.csv .*archive.org"):
+        ready(ObjectCxr, root, split="object_cxr/official")
+    shutil.copytree(root / "dev", root / "test")
+    text = (root / "dev.csv").read_text()
+    (root / "test.csv").write_text(text.replace("image_name", "image_path").replace("\n0", "\n/path/0"))
+    module = ready(ObjectCxr, root, split="object_cxr/official")
+    ids = {split: [key.split("/") for key in dataset.ids] for split, dataset in module.datasets.items()}
+    assert {split: {name for name, _ in keys} for split, keys in ids.items()} == {
+        "train": {"train"}, "val": {"dev"}, "test": {"test"},
+    }  # fmt: skip
+    assert [key for _, key in ids["val"]] == [key for _, key in ids["test"]]
+
+
+@pytest.mark.parametrize("shape", ["3 1 1 4 4", "0 1 1 4", "0 1 1 4 4 5 5", "2 1 1 4 4", "0 a b c d", "1"])
+def test_bad_shapes_are_named(shape):
+    with pytest.raises(DataError, match=r"train.csv: '00002' has the shape '.*'; write 0, 1 or 2"):
+        read_shapes(f"0 1 1 4 4;{shape}", "train.csv: '00002'")
+
+
+def test_smaller_copies_of_object_cxr_are_refused(roots, tmp_path):
+    root = shutil.copytree(roots("object_cxr"), tmp_path / "copy")
+    module = ready(ObjectCxr, root)
+    split, index = next((s, i) for s, d in module.datasets.items() for i, r in enumerate(d.records) if len(r.boxes))
+    path = module.datasets[split].records[index].path
+    Image.open(path).resize((4, 4)).save(path)
+    with pytest.raises(DataError, match="outside of the picture, which is 4x4; give the images at their released size"):
+        module.native(split, index)

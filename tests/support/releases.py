@@ -8,6 +8,7 @@ RELEASES = {
     "nih": {"boxes": True},
     "openi": {},
     "chestx_det10": {},
+    "object_cxr": {"masks": True},
     "chexpert": {"reports": "df_chexpert_plus_240401.csv"},
     "mimic_cxr": {},
 }

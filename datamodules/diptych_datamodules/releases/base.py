@@ -45,7 +45,7 @@ class Record:
     boxes: NDArray[np.float32] | None = None
     """``[K,5]``, in pixels of a picture that is :attr:`ReleaseDataset.side` wide."""
     runs: tuple[str, ...] = ()
-    """Run-length codes of its mask."""
+    """Codes of its mask, as the release writes them."""
     given: str = ""
     """The split that the release names. Empty, if a protocol decides."""
 

@@ -24,6 +24,8 @@ OBTAIN = {
     "rajpurkarlab/cheXpert-test-set-labels",
     "chestx_det10": "get train.json and test.json of github.com/Deepwise-AILab/ChestX-Det10-Dataset, and train_data.zip and "
     "test_data.zip, whose addresses its README has",
+    "object_cxr": "get train.csv, dev.csv, train.zip and dev.zip of object-CXR from archive.org/download/object-CXR or "
+    "academictorrents.com",
     "mimic_cxr": "get MIMIC-CXR-JPG from physionet.org/content/mimic-cxr-jpg",
     "mimic_cxr/reports": "get mimic-cxr-reports.zip from physionet.org/content/mimic-cxr and name it as data.reports",
     "mimic_cxr/2.1.0": "get MIMIC-CXR-JPG 2.1.0, which adds it",
@@ -168,6 +170,18 @@ RELEASES: dict[str, Facts] = {
             Part(("train_data/*", "images/*", "images_[0-9]*/*"), "training images", "chestx_det10"),
             Part(("test_data/*", "images/*", "images_[0-9]*/*"), "test images", "chestx_det10"),
         ),
+    ),
+    "object_cxr": Facts(
+        9_000, "images of train.csv and dev.csv", "object_cxr/dev",
+        (
+            Part(("train.csv",), "shapes of the training images", "object_cxr"),
+            Part(("dev.csv",), "shapes of the development images", "object_cxr"),
+            Part(("train/*",), "training images", "object_cxr"),
+            Part(("dev/*",), "development images", "object_cxr"),
+            Part(("test.csv",), "shapes of the test images", "object_cxr", splits=("object_cxr/official",)),
+            Part(("test/*",), "test images", "object_cxr", splits=("object_cxr/official",)),
+        ),
+        {"masks": "true"},
     ),
     "mimic_cxr": Facts(
         377_110, "images", "mimic_cxr/official",

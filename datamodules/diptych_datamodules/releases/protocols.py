@@ -89,6 +89,15 @@ PROTOCOLS: dict[str, Protocol] = {
         "As published: train.json as it is, with images of the test's patients. For comparison with published figures alone.",
         leaky=True,
     ),
+    "object_cxr/dev": Protocol(
+        "given", {"test": 1_000},
+        "The 1,000 images of dev.csv are the test, since the challenge's own is not public; a tenth of train.csv, by hash, "
+        "validates.",
+    ),
+    "object_cxr/official": Protocol(
+        "given", {"train": 8_000, "val": 1_000, "test": 1_000},
+        "The challenge's train.csv, dev.csv and test.csv.",
+    ),
     "openi/hash": Protocol(
         "shares", {"train": 70, "val": 10, "test": 20}, "70/10/20 by report, by hash.",
     ),

@@ -1,4 +1,4 @@
-"""Phantoms as the sets whose findings or objects are boxed: ChestX-Det10."""
+"""Phantoms as the sets whose findings or objects are boxed: ChestX-Det10 and object-CXR."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from diptych_datamodules.phantoms.layouts.cohort import BOX_COLUMNS, Options, box_rows, sample_cohort, write_csv
+from diptych_datamodules.phantoms.layouts.cohort import BOX_COLUMNS, Options, box_rows, sample_cohort, stream, write_csv
 from diptych_datamodules.phantoms.plan import render
 
-__all__ = ["write_chestx_det10"]
+__all__ = ["write_chestx_det10", "write_object_cxr"]
 
 _DET10 = {"Lung Opacity": "Fibrosis", "Pleural Effusion": "Effusion", "Support Devices": "", "Cardiomegaly": ""}
 
@@ -45,3 +45,31 @@ def write_chestx_det10(n: int, out: Path, options: Options, progress: Callable[[
     for split, listed in rows.items():
         (out / f"{split}.json").write_text(json.dumps(listed))
     write_csv(out / "phantom_boxes.csv", BOX_COLUMNS, truth)
+
+
+def write_object_cxr(n: int, out: Path, options: Options, progress: Callable[[int], None]) -> None:
+    """Write ``n`` images as object-CXR, of which three in eight are in ``dev``.
+
+    Sizes differ from image to image. Every second image has one to three white objects: a bar (a rectangle), a button (an
+    ellipse) or a pendant (a polygon). Shapes are in pixels of their own image, and images without objects have an empty cell.
+    """
+    rows: dict[str, list[tuple[str, str]]] = {"train": [], "dev": []}
+    for i in range(n):
+        rng, name = stream(options, 8, i), f"{i + 1:05d}.jpg"
+        size = (options.size + 8 * (i % 3), options.size + 4 * (i % 2))
+        drawn = Image.fromarray(render(options.plan(i), options.size).image // 2 + 64).resize(size)
+        pencil, shapes = ImageDraw.Draw(drawn), []
+        for _ in range(int(rng.integers(1, 4)) if i % 2 else 0):
+            kind, (width, height) = int(rng.integers(3)), rng.integers(6, 12, 2).tolist()
+            x, y = (int(rng.integers(2, side - 14)) for side in size)
+            box = (x, y, x + width, y + height)
+            points = box if kind < 2 else (x, y, x + width, y + height // 2, x + width // 2, y + height)
+            (pencil.rectangle, pencil.ellipse, pencil.polygon)[kind](points, fill=255)
+            shapes.append(" ".join(map(str, (kind, *points))))
+        split = "dev" if i % 4 == 3 or i % 8 == 2 else "train"
+        (out / split).mkdir(exist_ok=True)
+        drawn.save(out / split / name, quality=100, subsampling=0)
+        rows[split].append((name, ";".join(shapes)))
+        progress(i + 1)
+    for split, listed in rows.items():
+        write_csv(out / f"{split}.csv", ("image_name", "annotation"), listed)

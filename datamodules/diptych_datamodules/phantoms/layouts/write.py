@@ -14,7 +14,7 @@ from PIL import Image
 from diptych.checks import check_choice, check_number
 from diptych.errors import DataError
 from diptych_datamodules.phantoms.findings import FINDINGS, check_mix
-from diptych_datamodules.phantoms.layouts.boxed import write_chestx_det10
+from diptych_datamodules.phantoms.layouts.boxed import write_chestx_det10, write_object_cxr
 from diptych_datamodules.phantoms.layouts.cohort import (
     BOX_COLUMNS,
     Options,
@@ -64,6 +64,7 @@ LAYOUTS: Mapping[str, Writer] = {
     "nih": write_nih,
     "openi": write_openi,
     "chestx_det10": write_chestx_det10,
+    "object_cxr": write_object_cxr,
 }
 """The layouts by name."""
 
@@ -150,7 +151,8 @@ _CONTENTS = (
     "stage_2_detailed_class_info.csv", "stage_2_train_images", "train-rle.csv", "dicom-images-train",
     "Data_Entry_2017_v2020.csv", "BBox_List_2017.csv", "train_val_list.txt", "test_list.txt", "chexnet", "images_001",
     "images_002", "ecgen-radiology", "NLMCXR_png", "kaggle",
-    "train.json", "test.json", "train_data", "test_data",
+    "train.json", "test.json", "train_data", "test_data", "train", "dev",
+    "train.csv", "dev.csv",
 )  # fmt: skip
 """All that any layout writes into its folder. Nothing else is ever removed from one."""
 
