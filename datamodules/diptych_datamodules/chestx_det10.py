@@ -15,7 +15,6 @@ from diptych.errors import DataError, shown
 from diptych.reports.tokenizer import Tokenizer
 from diptych_datamodules.releases.base import Record, Release, index_images
 from diptych_datamodules.releases.facts import OBTAIN
-from diptych_datamodules.releases.protocols import PROTOCOLS
 
 __all__ = ["FINDINGS", "ChestxDet10"]
 
@@ -101,17 +100,4 @@ class ChestxDet10(Release):
                 given = assign(patient, _VALIDATION, 0) if _LISTS[name] == "train" else "test"
                 records[key] = Record(key, images.get(key), patient, labels=labels, boxes=boxes, given=given)
         self.counted = len(records)
-        return self._without_shared(list(records.values()))
-
-    def _without_shared(self, records: list[Record]) -> list[Record]:
-        """The records without the training images of the test's patients."""
-        if PROTOCOLS[self.split].leaky:
-            return records
-        tested = {record.patient for record in records if record.given == "test"}
-        kept = []
-        for record in records:
-            if record.given != "test" and record.patient in tested:
-                self.dropped.add("patient of the test set", record.id)
-            else:
-                kept.append(record)
-        return kept
+        return self.apart(list(records.values()))

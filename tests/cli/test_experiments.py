@@ -77,7 +77,9 @@ def test_a_trained_model_is_evaluated_on_every_release(tmp_path):
             assert any(re.search("/(auroc|dice|challenge|clinical/f1)(/|$)", name) for name in result["metrics"])
             assert result["protocol"]["tower"]["head"] == "diptych_heads.global_.Global"
             continue
-        assert ("NIH" in str(result["protocol"].get("overlaps"))) == (layout in {"rsna", "siim", "chestx_det10"})
+        assert ("NIH" in str(result["protocol"].get("overlaps"))) == (
+            layout in {"rsna", "siim", "chestx_det10", "covidx"}
+        )
         assert any(name.startswith("test/zero_shot/auroc/") for name in result["metrics"])
         measured = {name.split("/")[1] for name in result["metrics"]} & {"zero_shot", "retrieval", "class_retrieval"}
         retrieval = {"class_" * ("5x200" in file.stem) + "retrieval"} if "retrieval" in file.stem else set()

@@ -29,6 +29,8 @@ SHAPE = {
     "nih": ("Data_Entry_2017_v2020.csv", "images_001", "images/*.png"),
     "chestx_det10": ("train.json", "train_data", "*.png"),
     "object_cxr": ("train.csv", "train", "*.jpg"),
+    "covidx": ("train.txt", "train", "*.*"),
+    "tbx11k": ("lists/TBX11K_train.txt", "imgs", "*/*.png"),
     "openi": ("ecgen-radiology", "NLMCXR_png", "*.png"),
     "chexpert": ("CheXpert-v1.0-small/train.csv", "CheXpert-v1.0-small/train", "*/*/*.jpg"),
     "mimic_cxr": ("mimic-cxr-2.0.0-split.csv.gz", "files", "*/*/*/*.jpg"),

@@ -148,6 +148,8 @@ def test_what_is_missing_is_named_with_where_to_get_it(name, roots, tmp_path):
         "openi": "ecgen-radiology",
         "chestx_det10": "test.json",
         "object_cxr": "dev.csv",
+        "covidx": "test.txt",
+        "tbx11k": "lists",
         "chexpert": "CheXpert-v1.0-small/train.csv",
         "mimic_cxr": "mimic-cxr-2.0.0-split.csv.gz",
     }

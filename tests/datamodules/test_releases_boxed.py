@@ -11,8 +11,10 @@ from PIL import Image
 from diptych.data.loading import Loading
 from diptych.errors import DataError
 from diptych_datamodules.chestx_det10 import FINDINGS, ChestxDet10
+from diptych_datamodules.covidx import CLASSES, Covidx
 from diptych_datamodules.object_cxr import ObjectCxr, read_shapes, shapes_mask
 from diptych_datamodules.phantoms.layouts.write import write_layout
+from diptych_datamodules.tbx11k import ACTIVITY, Tbx11k
 
 LOADING = Loading(image_size=32, batch_size=4, eval_batch_size=4, workers=0)
 
@@ -84,7 +86,7 @@ def test_det10_official_leaves_out_training_images_of_tested_patients(roots, rec
     names = {row["file_name"][:-4] for row in json.loads((root / "train.json").read_text())}
     kept = {key for split in ("train", "val") for key in module.datasets[split].ids}
     assert kept == {key for key in names if key[:8] not in tested} < names
-    assert module.dropped.counts() == {"patient of the test set": len(names - kept)}
+    assert module.dropped.counts() == {"patient of the test split": len(names - kept)}
     assert not (patients(module, "train") | patients(module, "val")) & patients(module, "test")
     assert not patients(module, "train") & patients(module, "val")
 
@@ -209,3 +211,137 @@ def test_smaller_copies_of_object_cxr_are_refused(roots, tmp_path):
     Image.open(path).resize((4, 4)).save(path)
     with pytest.raises(DataError, match="outside of the picture, which is 4x4; give the images at their released size"):
         module.native(split, index)
+
+
+# --- TBX11K
+
+
+def test_tbx11k_is_what_its_lists_and_annotations_say(roots):
+    root = roots("tbx11k")
+    # Keys of the released json, as its first and last lines have them.
+    content = {
+        name: json.loads((root / f"annotations/json/TBX11K_{name}.json").read_text()) for name in ("train", "val")
+    }
+    assert set(content["train"]) == {"info", "licenses", "categories", "images", "annotations"}
+    assert [row["name"] for row in content["train"]["categories"]] == [*ACTIVITY, "PulmonaryTuberculosis"]
+    image, annotation = content["train"]["images"][0], content["train"]["annotations"][0]
+    assert {"id", "file_name", "width", "height"} <= set(image)
+    assert set(annotation) == {"id", "image_id", "category_id", "iscrowd", "area", "bbox", "width", "height"}
+    lists = {name: (root / f"lists/TBX11K_{name}.txt").read_text().split() for name in ("train", "val")}
+    plain, activity, classes = (ready(Tbx11k, root, labels=name) for name in ("tuberculosis", "activity", "classes"))
+    assert set(plain.datasets["test"].ids) == {line.split("/")[1][:-4] for line in lists["val"]}
+    assert len(all_records(plain)) == 40 == sum(map(len, lists.values()))
+    folder = {line.split("/")[1][:-4]: line.split("/")[0] for name in lists for line in lists[name]}
+    boxes = {}
+    for part in content.values():
+        names = {row["id"]: row["file_name"].split("/")[1][:-4] for row in part["images"]}
+        for row in part["annotations"]:
+            x, y, width, height = row["bbox"]
+            scaled = [value * 48 / 512 for value in (x, y, x + width, y + height)]
+            boxes.setdefault(names[row["image_id"]], []).append((*scaled, row["category_id"] - 1))
+    unsure = 0
+    for split, dataset in plain.datasets.items():
+        for index, key in enumerate(dataset.ids):
+            samples = [module.native(split, index) for module in (plain, activity, classes)]
+            expected = np.array(boxes.get(key, [])).reshape(-1, 5)
+            for sample, column in zip(samples, (0, None, 2), strict=True):
+                assert np.allclose(sample.boxes[:, :4], expected[:, :4], atol=1e-4)
+                assert (sample.boxes[:, 4] == (expected[:, 4] if column is None else column)).all()
+            assert samples[0].labels.tolist() == [folder[key] == "tb"]
+            assert samples[2].labels.tolist() == [folder[key] == name for name in ("health", "sick", "tb")]
+            if folder[key] == "tb" and key not in boxes:
+                unsure += 1
+                assert np.isnan(samples[1].labels).all()
+            else:
+                assert samples[1].labels.tolist() == [k in expected[:, 4] for k in (0, 1)]
+    assert unsure == 1  # as in the release
+    assert len(boxes) > 5
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("lists/TBX11K_train.txt", "health/", "other/", "is not in TBX11K_train.json, stands twice, or is not below health"),
+        ("lists/TBX11K_val.txt", "tb/tb0001", "tb/tb9999", "'tb/tb9999.png' is not in TBX11K_val.json"),
+        ("annotations/json/TBX11K_train.json", '"bbox"', '"box"', "no COCO annotations .KeyError: 'bbox'"),
+        ("annotations/json/TBX11K_train.json", "ActiveTuberculosis", "Silicosis", "the category 'Silicosis'; known are"),
+    ],
+)  # fmt: skip
+def test_bad_tbx11k_files_are_named(roots, tmp_path, file, old, new, message):
+    root = shutil.copytree(roots("tbx11k"), tmp_path / "copy", ignore=shutil.ignore_patterns("imgs"))
+    (root / "imgs").symlink_to(roots("tbx11k") / "imgs")
+    text = (root / file).read_text()
+    if old not in text:  # the first image of tuberculosis is in the other list
+        file, message = file.replace("val", "train"), message.replace("val", "train")
+        text = (root / file).read_text()
+    (root / file).write_text(text.replace(old, new))
+    with pytest.raises(DataError, match=message):
+        ready(Tbx11k, root)
+
+
+# --- COVIDx
+
+
+def test_covidx_lists_labels_and_sources(roots):
+    root = roots("covidx")
+    module = ready(Covidx, root)
+    lines = {
+        (split, line) for split in ("train", "val", "test") for line in (root / f"{split}.txt").read_text().splitlines()
+    }
+    assert any(line.count(" ") == 4 for _, line in lines)  # a name with a space
+    stems = [line.split(" ")[1].rsplit(".", 1)[0] for split, line in lines if split == "train"]
+    assert len(set(stems)) < len(stems)  # names that differ by their endings
+    patients_of_one_number = set()
+    for split, line in lines:
+        words = line.split(" ")
+        name = " ".join(words[1:-2])
+        (record,) = [r for r in module.datasets[split].records if r.id == f"{split}/{name}"]
+        assert record.labels.tolist() == [{"positive": 1, "negative": 0}[words[-2]]]
+        assert str(record.path) == str(root / split / name)
+        if words[0] == "1":
+            patients_of_one_number.add(record.patient)
+    assert len(patients_of_one_number) == 2  # of two sources
+    three = ready(Covidx, root, split="covidx/cxr-3a")
+    assert three.findings == CLASSES == ("Normal", "Pneumonia", "COVID-19")
+    names = ("normal", "pneumonia", "COVID-19")
+    for split, dataset in three.datasets.items():
+        listed = "test" if split == "test" else "train"
+        rows = {
+            f"{listed}/{' '.join(line.split(' ')[1:-2])}": line.split(" ")[-2]
+            for line in (root / f"{listed}_COVIDx_CXR-3A.txt").read_text().splitlines()
+        }
+        for record in dataset.records:
+            assert record.labels.tolist() == [rows[record.id] == name for name in names]
+
+
+def test_covidx_keeps_the_test_and_tells_of_what_leaves(roots, tmp_path):
+    root = shutil.copytree(roots("covidx"), tmp_path / "copy")
+    before = ready(Covidx, root)
+    assert before.dropped.counts() == {}
+    (root / "train.txt").open("a").write((root / "train.txt").read_text().splitlines()[0] + "\n")
+    tested, validated = ((root / f"{split}.txt").read_text().split(" ")[0] for split in ("test", "val"))
+    sources = [(root / f"{split}.txt").read_text().splitlines()[0].split(" ")[-1] for split in ("test", "val")]
+    for patient, source, name in zip((tested, validated), sources, ("a.png", "b.png"), strict=True):
+        (root / "train.txt").open("a").write(f"{patient} {name} negative {source}\n")
+    (root / "val.txt").open("a").write(f"{tested} c.png positive {sources[0]}\n")
+    module = ready(Covidx, root)
+    rules = {(rule, key) for rule, key, _ in module.dropped.rows}
+    first = module.datasets["train"].ids[0]
+    assert rules == {
+        ("duplicate row", first), ("patient of the test split", "train/a.png"), ("patient of the val split", "train/b.png"),
+        ("patient of the test split", "val/c.png"),
+    }  # fmt: skip
+    assert module.split_hash == before.split_hash
+    text = (root / "train.txt").read_text()
+    (root / "train.txt").write_text(
+        text + text.splitlines()[0].replace("positive", "x").replace("negative", "x") + "\n"
+    )
+    with pytest.raises(
+        DataError, match=r"train.txt, line \d+: '.* x .*' is not patient, file, negative or positive, source"
+    ):
+        ready(Covidx, root)
+    swapped = {"positive": "negative", "negative": "positive"}
+    words = text.splitlines()[0].split(" ")
+    (root / "train.txt").write_text(f"{text}{' '.join([*words[:-2], swapped[words[-2]], words[-1]])}\n")
+    with pytest.raises(DataError, match="stands above with another label"):
+        ready(Covidx, root)

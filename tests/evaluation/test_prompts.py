@@ -15,7 +15,7 @@ def prompts(tmp_path):
 
 def test_shipped_prompt_sets_load():
     assert shipped_prompts() == [
-        "chestx_det10", "chexpert", "chexpert5x200", "grounding", "nih", "phantom", "rsna", "siim",
+        "chestx_det10", "chexpert", "chexpert5x200", "covidx", "grounding", "nih", "phantom", "rsna", "siim", "tbx11k",
     ]  # fmt: skip
     sets = {name: load_prompts(name) for name in shipped_prompts()}
     assert all(name == prompt_set.name and prompt_set.source for name, prompt_set in sets.items())

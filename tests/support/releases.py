@@ -6,6 +6,8 @@ RELEASES = {
     "rsna": {"masks": True},
     "siim": {},
     "nih": {"boxes": True},
+    "covidx": {},
+    "tbx11k": {},
     "openi": {},
     "chestx_det10": {},
     "object_cxr": {"masks": True},

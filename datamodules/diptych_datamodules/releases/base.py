@@ -28,6 +28,7 @@ from diptych_datamodules.releases.protocols import PROTOCOLS, choose, split
 __all__ = ["LabelVectors", "Record", "Release", "ReleaseDataset", "image_file", "index_images"]
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+_RANK = {str(split): rank for rank, split in enumerate(SPLITS)}
 _VALUES = {"": float("nan"), "1.0": 1.0, "0.0": 0.0, "-1.0": -1.0, "1": 1.0, "0": 0.0, "-1": -1.0}
 
 
@@ -219,6 +220,24 @@ class Release(RadiographDataModule):
         assigned = split(self.split, [record.id for record in unassigned], [record.patient for record in unassigned])
         named = [(record, record.given) for record in records if record.given]
         return assigned.name, named + list(zip(unassigned, assigned.splits, strict=True))
+
+    def apart(self, records: Sequence[Record]) -> list[Record]:
+        """The records without patients in several splits, where lists share them: the test keeps its own, then validation.
+
+        What leaves the other splits is counted. A leaky protocol keeps everything.
+        """
+        if self.leaky:
+            return list(records)
+        last: dict[str, int] = {}
+        for record in records:
+            last[record.patient] = max(last.get(record.patient, 0), _RANK[record.given])
+        kept = []
+        for record in records:
+            if _RANK[record.given] == last[record.patient]:
+                kept.append(record)
+            else:
+                self.dropped.add(f"patient of the {SPLITS[last[record.patient]]} split", record.id)
+        return kept
 
     def data(self, records: Sequence[Record]) -> RadiographDataset:
         """The data set of one split."""

@@ -26,6 +26,9 @@ OBTAIN = {
     "test_data.zip, whose addresses its README has",
     "object_cxr": "get train.csv, dev.csv, train.zip and dev.zip of object-CXR from archive.org/download/object-CXR or "
     "academictorrents.com",
+    "covidx": "get COVIDx CXR from kaggle.com/datasets/andyczhao/covidx-cxr2, and lists of other versions from labels/ of "
+    "lindawangg/COVID-Net",
+    "tbx11k": "get TBX11K from mmcheng.net/tb or kaggle.com/datasets/usmanshams/tbx-11, unpack it",
     "mimic_cxr": "get MIMIC-CXR-JPG from physionet.org/content/mimic-cxr-jpg",
     "mimic_cxr/reports": "get mimic-cxr-reports.zip from physionet.org/content/mimic-cxr and name it as data.reports",
     "mimic_cxr/2.1.0": "get MIMIC-CXR-JPG 2.1.0, which adds it",
@@ -182,6 +185,44 @@ RELEASES: dict[str, Facts] = {
             Part(("test/*",), "test images", "object_cxr", splits=("object_cxr/official",)),
         ),
         {"masks": "true"},
+    ),
+    "covidx": Facts(
+        84_818, "images of three lists", "covidx/cxr-4",
+        (
+            *(
+                Part((f"{split}.txt",), f"the {split} split", "covidx", splits=("covidx/cxr-4",))
+                for split in ("train", "val", "test")
+            ),
+            Part(("train/*",), "training images", "covidx"),
+            Part(("val/*",), "validation images", "covidx", splits=("covidx/cxr-4",)),
+            Part(("test/*",), "test images", "covidx"),
+            *(
+                Part(
+                    (f"{split}_COVIDx_CXR-3A.txt",), f"the {split} split of three classes", "covidx",
+                    splits=("covidx/cxr-3a",),
+                )
+                for split in ("train", "test")
+            ),
+            *(
+                Part((f"{split}_COVIDx_CXR-3B.txt", f"{split}.txt"), f"the {split} split", "covidx", splits=("covidx/cxr-3",))
+                for split in ("train", "test")
+            ),
+            *(
+                Part((f"{split}_COVIDx9B.txt", f"{split}.txt"), f"the {split} split", "covidx", splits=("covidx/cxr-2",))
+                for split in ("train", "test")
+            ),
+        ),
+    ),
+    "tbx11k": Facts(
+        8_400, "images of two lists", "tbx11k/val",
+        (
+            *(Part((f"lists/TBX11K_{name}.txt",), f"the {name} split", "tbx11k") for name in ("train", "val")),
+            *(
+                Part((f"annotations/json/TBX11K_{name}.json",), f"boxes of the {name} split", "tbx11k")
+                for name in ("train", "val")
+            ),
+            Part(("imgs/*",), "images", "tbx11k"),
+        ),
     ),
     "mimic_cxr": Facts(
         377_110, "images", "mimic_cxr/official",

@@ -98,6 +98,26 @@ PROTOCOLS: dict[str, Protocol] = {
         "given", {"train": 8_000, "val": 1_000, "test": 1_000},
         "The challenge's train.csv, dev.csv and test.csv.",
     ),
+    "covidx/cxr-4": Protocol(
+        "given", {"test": 8_482}, "COVIDx CXR-4: train.txt, val.txt and test.txt of its Kaggle release.",
+    ),
+    "covidx/cxr-3": Protocol(
+        "given", {"test": 400},
+        "COVIDx CXR-3, positive or negative (3B): 400 images test, and a tenth of the training patients, by hash, validates.",
+    ),
+    "covidx/cxr-3a": Protocol(
+        "given", {"test": 400},
+        "COVIDx CXR-3, three classes (3A): 400 images test, and a tenth of the training patients, by hash, validates.",
+    ),
+    "covidx/cxr-2": Protocol(
+        "given", {"test": 400},
+        "COVIDx CXR-2 (V9B): 400 images test, and a tenth of the training patients, by hash, validates.",
+    ),
+    "tbx11k/val": Protocol(
+        "given", {"test": 1_800},
+        "TBX11K_val.txt is the test, since the labels of the test are not public; a tenth of TBX11K_train.txt, by hash, "
+        "validates.",
+    ),
     "openi/hash": Protocol(
         "shares", {"train": 70, "val": 10, "test": 20}, "70/10/20 by report, by hash.",
     ),

@@ -14,7 +14,12 @@ from PIL import Image
 from diptych.checks import check_choice, check_number
 from diptych.errors import DataError
 from diptych_datamodules.phantoms.findings import FINDINGS, check_mix
-from diptych_datamodules.phantoms.layouts.boxed import write_chestx_det10, write_object_cxr
+from diptych_datamodules.phantoms.layouts.boxed import (
+    write_chestx_det10,
+    write_covidx,
+    write_object_cxr,
+    write_tbx11k,
+)
 from diptych_datamodules.phantoms.layouts.cohort import (
     BOX_COLUMNS,
     Options,
@@ -65,6 +70,8 @@ LAYOUTS: Mapping[str, Writer] = {
     "openi": write_openi,
     "chestx_det10": write_chestx_det10,
     "object_cxr": write_object_cxr,
+    "covidx": write_covidx,
+    "tbx11k": write_tbx11k,
 }
 """The layouts by name."""
 
@@ -152,7 +159,8 @@ _CONTENTS = (
     "Data_Entry_2017_v2020.csv", "BBox_List_2017.csv", "train_val_list.txt", "test_list.txt", "chexnet", "images_001",
     "images_002", "ecgen-radiology", "NLMCXR_png", "kaggle",
     "train.json", "test.json", "train_data", "test_data", "train", "dev",
-    "train.csv", "dev.csv",
+    "train.csv", "dev.csv", "val", "test", "train.txt", "val.txt", "test.txt", "train_COVIDx_CXR-3A.txt",
+    "test_COVIDx_CXR-3A.txt", "imgs", "lists", "annotations",
 )  # fmt: skip
 """All that any layout writes into its folder. Nothing else is ever removed from one."""
 
