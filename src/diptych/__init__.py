@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from diptych.towers.text import ScratchText as ScratchText
     from diptych.towers.text import TextTower as TextTower
     from diptych.towers.text import TransformersText as TransformersText
+    from diptych.towers.transformers_image import TransformersImage as TransformersImage
     from diptych.training.figures import Figures as Figures
     from diptych.types import Batch as Batch
     from diptych.types import Dims as Dims

@@ -42,6 +42,7 @@ _BY_MODULE = {
     "tasks.trained_image": "TrainedImage",
     "towers.base": "Tower",
     "towers.image": "ImageTower TimmImage",
+    "towers.transformers_image": "TransformersImage",
     "towers.text": "ScratchText TextTower TransformersText",
     "training.figures": "Figures",
     "types": "Batch Dims Embedding Features Pairs TextBatch TokenEmbedding",

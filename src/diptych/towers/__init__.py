@@ -1,6 +1,7 @@
 """Image towers and text towers.
 
 - ``base``: what both have. ``image`` and ``text``: the towers.
+- ``transformers_image``: image towers of transformers. ``colour``: what towers of other projects' models share.
 - ``backbone``: timm's models inside image towers. ``text_model``: transformers' models and tokenizers inside text towers.
 - ``architecture``: the shape of a tower, as a checkpoint stores it. ``weights``: files of weights from other projects.
 """

@@ -127,13 +127,17 @@ def shape_fields(kind: type) -> frozenset[str]:
     return frozenset(own - set(inspect.signature(PretrainedConfig).parameters) | {"model_type"})
 
 
-def transformers_architecture(architecture: str) -> Any:
+def transformers_architecture(architecture: str, panel: str) -> Any:
     """The transformers configuration that a checkpoint holds.
 
+    Args:
+        architecture: JSON.
+        panel: ``image`` or ``text``.
+
     Raises:
-        ConfigError: it is of no text encoder, or holds more than its shape.
+        ConfigError: it is of no model that transformers knows, or holds more than its shape.
     """
-    where = "the text tower's stored architecture"
+    where = f"the {panel} tower's stored architecture"
     fields = read_json(architecture, where)
     model_type = fields.get("model_type")
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:

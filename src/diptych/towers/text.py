@@ -282,12 +282,12 @@ class TransformersText(_EncoderText):
         architecture: str | None = None,
     ) -> None:
         if architecture is None:
-            with quiet_loading(name):
+            with quiet_loading(f"text tower '{name}'"):
                 config = AutoConfig.from_pretrained(name, trust_remote_code=False)
             tokenizer = load_tokenizer(name, max_tokens, lower_case)
         else:
             check_no_weights(f"text tower '{name}'", pretrained, weights)
-            config = transformers_architecture(architecture)
+            config = transformers_architecture(architecture, "text")
             tokenizer = Tokenizer(None, max_tokens)
         model, origin = load_text_model(name, config, pretrained, weights, weights_prefix)
         super().__init__(

@@ -22,14 +22,21 @@ from diptych.files import sha256
 from diptych.reports.tokenizer import Tokenizer
 from diptych.towers.weights import check_loaded, files_of, load_whole, read_weights
 
-__all__ = ["load_text_model", "load_tokenizer", "looks_back_only", "most_pieces", "quiet_loading"]
+__all__ = [
+    "from_pretrained", "hashes", "load_text_model", "load_tokenizer", "looks_back_only", "most_pieces", "quiet_loading",
+]  # fmt: skip
 
 _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def quiet_loading(name: str) -> Iterator[None]:
-    """Within it, transformers prints no reports and no bars. A failure becomes one line with a remedy."""
+def quiet_loading(of: str, files: str = "tokenizer files") -> Iterator[None]:
+    """Within it, transformers prints no reports and no bars. A failure becomes one line with a remedy.
+
+    Args:
+        of: what is loaded, for the message.
+        files: what a folder needs beside config.json and weights.
+    """
     log: Any = transformers_logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
@@ -39,8 +46,8 @@ def quiet_loading(name: str) -> Iterator[None]:
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"text tower '{name}' could not be loaded ({reason}); give the path of a local folder with config.json, "
-            "weights and tokenizer files, or a hub name with the network allowed (HF_HUB_OFFLINE unset)"
+            f"{of} could not be loaded ({reason}); give the path of a local folder with config.json, "
+            f"weights and {files}, or a hub name with the network allowed (HF_HUB_OFFLINE unset)"
         ) from error
     finally:
         log.set_verbosity(verbosity)
@@ -80,23 +87,59 @@ def load_text_model(
         if prefix is not None:
             return _load_files(kind(config, **bare), files, of, name, prefix)
         try:
-            with quiet_loading(name):
-                model, info = _from_pretrained(kind, name, config, bare)
+            with quiet_loading(of):
+                model, info = _read_pretrained(kind, name, config, bare)
             whole = not info["missing_keys"] and not info["mismatched_keys"]
         except Exception:  # damaged files and wrong shapes fail in many ways; _load_files says which
             whole = False
         if not whole:  # transformers knows no other project's prefix
             return _load_files(kind(config, **bare), files, of, name, prefix)
         _check(model, info, of, f"'{name}'")
-        return model, {"name": name, **_hashes(files)}
-    with quiet_loading(name):
-        model, info = _from_pretrained(kind, name, config, bare)
+        return model, {"name": name, **hashes(files)}
+    with quiet_loading(of):
+        model, info = _read_pretrained(kind, name, config, bare)
     _check(model, info, of, f"'{name}'")
+    return model, {"name": name, "weights": _commit(name, config)}
+
+
+def from_pretrained(
+    kind: Any, name: str, config: Any, *, of: str, files: str, **options: Any
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A model of transformers with the weights of the hub or of a folder, all of them, and their origin in plain values.
+
+    Names of older files are translated by transformers. Files other than safetensors are read as tensors alone.
+
+    Args:
+        kind: class of the model.
+        name: on the hub, or a folder.
+        config: of transformers.
+        of: what is loaded, for messages.
+        files: what a folder needs beside config.json and weights, for messages.
+        options: further arguments of the class.
+
+    Raises:
+        ConfigError: the weights cannot be had whole.
+    """
+    own = files_of(name, of=of) if Path(name).is_dir() else []
+    try:
+        with quiet_loading(of, files):
+            model, info = _read_pretrained(kind, name, config, options)
+    except Exception:  # damaged files fail in many ways; read_weights says how, and names the file
+        for file in own:
+            read_weights(file, of=of)
+        raise
+    _check(model, info, of, f"'{name}'")
+    if own:
+        return model, {"name": name, **hashes(own)}
+    return model, {"name": name, "weights": _commit(name, config)}
+
+
+def _commit(name: str, config: Any) -> str:
     commit = getattr(config, "_commit_hash", None)
-    return model, {"name": name, "weights": f"{name}@{commit}" if commit else name}
+    return f"{name}@{commit}" if commit else name
 
 
-def _from_pretrained(kind: Any, name: str, config: Any, bare: dict[str, Any]) -> Any:
+def _read_pretrained(kind: Any, name: str, config: Any, bare: dict[str, Any]) -> Any:
     return kind.from_pretrained(
         name, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **bare
     )
@@ -116,7 +159,7 @@ def _load_files(
         state |= read_weights(file, of=of)
     place = f"'{files[0]}'" if len(files) == 1 else f"'{files[0].parent}'"
     prefix = load_whole(model, state, of=of, file=place, prefix=prefix, convert=_rename_norms)
-    return model, {"name": name, **_hashes(files), "prefix": prefix}
+    return model, {"name": name, **hashes(files), "prefix": prefix}
 
 
 def _rename_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -128,7 +171,8 @@ def _rename_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _hashes(files: list[Path]) -> dict[str, Any]:
+def hashes(files: list[Path]) -> dict[str, Any]:
+    """Where weights come from, in plain values: the file and its hash, or the folder and the hashes of its files."""
     if len(files) == 1:
         return {"weights": str(files[0]), "sha256": sha256(files[0])}
     return {"weights": str(files[0].parent), "sha256": [sha256(file) for file in files]}
@@ -156,7 +200,7 @@ def load_tokenizer(name: str, max_tokens: int, lower_case: bool | None) -> Token
     Raises:
         ConfigError: it cannot be loaded, is of a kind that does not give words, or its case cannot be set.
     """
-    with quiet_loading(name):
+    with quiet_loading(f"text tower '{name}'"):
         wrapper = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         backend: Backend | None = getattr(wrapper, "backend_tokenizer", None)
     if backend is None:
