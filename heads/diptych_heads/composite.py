@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from diptych.checks import check_number
 from diptych.errors import ConfigError
-from diptych.head import AlignmentHead, Extracts, Grounds, HeadFactory, Observes, ScoresMatchings, WeighsWords
+from diptych.head import (
+    AlignmentHead,
+    Compares,
+    Extracts,
+    Grounds,
+    HeadFactory,
+    Observes,
+    ScoresMatchings,
+    WeighsWords,
+)
 from diptych.types import Dims, Embedding, Features, Pairs
 
 __all__ = ["Composite", "MemberEmbeddings"]
@@ -44,6 +53,7 @@ class Composite(AlignmentHead[MemberEmbeddings]):
     paper: ClassVar[str] = "those of its members"
 
     heatmap: Callable[[MemberEmbeddings, MemberEmbeddings], Tensor]
+    cosines: Callable[[MemberEmbeddings, MemberEmbeddings], Tensor]
     observations: Callable[[MemberEmbeddings], Tensor]
     extracts: Callable[[MemberEmbeddings], Tensor]
     local_scores: Callable[[MemberEmbeddings, MemberEmbeddings], Tensor]
@@ -85,6 +95,8 @@ class Composite(AlignmentHead[MemberEmbeddings]):
         for name, head in reversed(list(self._heads.items())):  # reversed: the first member is set last, and stays
             if isinstance(head, Grounds):
                 self.heatmap = partial(_answer, head.heatmap, name)
+            if isinstance(head, Compares):
+                self.cosines = partial(_answer, head.cosines, name)
             if isinstance(head, Observes):
                 self.observations = partial(_answer, head.observations, name)
             if isinstance(head, Extracts):

@@ -15,6 +15,7 @@ from diptych.head import ScaledHead
 from diptych.nn import functional as F
 from diptych.nn.norm import GlobalBatchNorm
 from diptych.types import Dims, Features, Pairs, TokenEmbedding
+from diptych_heads.equations.attention import word_cosines
 
 __all__ = ["MGCA", "AttendedEmbedding", "assign", "clipped_shares", "swapped_prediction", "token_loss"]
 
@@ -286,6 +287,10 @@ class MGCA(ScaledHead[AttendedEmbedding]):
         with F.without_autocast(image.tokens):
             attention = attend(text.tokens, image.tokens, image.mask, self.token_temperature)
         return attention.masked_fill(~text.mask.unsqueeze(-1), 0.0)
+
+    def cosines(self, image: AttendedEmbedding, text: AttendedEmbedding) -> Tensor:
+        """Cosine ``[B,N_words,N_regions]`` of each word with the regions of its own image. A padded word's is zero."""
+        return word_cosines(image.tokens, text.tokens, text.mask)
 
 
 class _Projection(nn.Module):

@@ -13,7 +13,7 @@ from diptych.errors import ConfigError
 from diptych.head import ScaledHead
 from diptych.nn import functional as F
 from diptych.types import Dims, Features, Pairs, TokenEmbedding
-from diptych_heads.equations.attention import SHARPNESS, Attention, attention_entropy, region_attention
+from diptych_heads.equations.attention import SHARPNESS, Attention, attention_entropy, region_attention, word_cosines
 from diptych_heads.joining import Join, Joining
 
 __all__ = ["TokenHead"]
@@ -139,3 +139,7 @@ class TokenHead(ScaledHead[TokenEmbedding]):
         """Attention ``[B,N_words,N_regions]`` of each word over its own image. A padded word's is zero."""
         words = self.words_over_temperature(text).tokens
         return region_attention(image.tokens, words, text.mask, self.region_scale, self.attention)
+
+    def cosines(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:
+        """Cosine ``[B,N_words,N_regions]`` of each word with the regions of its own image. A padded word's is zero."""
+        return word_cosines(image.tokens, text.tokens, text.mask)

@@ -21,6 +21,7 @@ from diptych.types import Dims, E, Embedding, Features, Pairs, map_leaves
 
 __all__ = [
     "AlignmentHead",
+    "Compares",
     "Extracts",
     "FollowsTraining",
     "Grounds",
@@ -101,6 +102,14 @@ class Grounds(Protocol[E_contra]):
 
     def heatmap(self, image: E_contra, text: E_contra) -> Tensor:
         """Attention ``[B,N_words,N_regions]`` of each word over the regions of its own image. It sums to 1 over regions."""
+
+
+@runtime_checkable
+class Compares(Protocol[E_contra]):
+    """A head whose words and regions are vectors of one space, so that their cosines are on a fixed scale."""
+
+    def cosines(self, image: E_contra, text: E_contra) -> Tensor:
+        """Cosine ``[B,N_words,N_regions]`` of each word with the regions of its own image. A padded word's is zero."""
 
 
 @runtime_checkable

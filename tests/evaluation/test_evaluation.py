@@ -319,12 +319,13 @@ def test_protocol_says_what_was_done(prompts):
     assert json.loads(json.dumps(evaluator.protocol))["texts"] == len(set(data.texts))
 
 
-def test_zero_shot_does_not_depend_on_order_or_batch_size(prompts):
+@pytest.mark.parametrize("options", [{}, {"protocol": "chexzero"}, {"protocol": "gloria", "drawn_prompts": 1}])
+def test_zero_shot_does_not_depend_on_order_or_batch_size(options, prompts):
     data = Radiographs()
-    expected = evaluate(ZeroShot(prompts(), resamples=20), data, Words())
+    expected = evaluate(ZeroShot(prompts(), resamples=20, **options), data, Words())
     order = np.random.default_rng(1).permutation(data.n).tolist()
     for size in (1, 7, 83):
-        assert evaluate(ZeroShot(prompts(), resamples=20), data, Words(), rows=order, size=size) == expected
+        assert evaluate(ZeroShot(prompts(), resamples=20, **options), data, Words(), rows=order, size=size) == expected
 
 
 def test_constant_scores_are_chance(prompts):
@@ -386,6 +387,7 @@ def test_prompts_for_other_findings_are_refused(prompts):
         (lambda: Retrieval(ks=()), "at least one cut-off"),
         (lambda: Retrieval(ks=(0,)), "each 1 or more"),
         (lambda: Retrieval(resamples=-1), "resamples is -1"),
+        (lambda: Retrieval(duplicates="merged"), "retrieval: duplicates is 'merged'; choose among: folded, kept"),
     ],
 )
 def test_arguments_are_checked(make, message):

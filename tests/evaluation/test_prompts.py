@@ -15,7 +15,8 @@ def prompts(tmp_path):
 
 def test_shipped_prompt_sets_load():
     assert shipped_prompts() == [
-        "chestx_det10", "chexpert", "chexpert5x200", "covidx", "grounding", "nih", "phantom", "rsna", "siim", "tbx11k",
+        "biovil", "biovil_four", "chestx_det10", "chexpert", "chexpert5x200", "chexzero", "covidx", "gloria", "grounding",
+        "nih", "phantom", "rsna", "siim", "tbx11k",
     ]  # fmt: skip
     sets = {name: load_prompts(name) for name in shipped_prompts()}
     assert all(name == prompt_set.name and prompt_set.source for name, prompt_set in sets.items())
@@ -83,7 +84,7 @@ def test_bad_classes_are_refused(prompts, classes, message):
 def test_unknown_prompt_set_lists_the_nearest_first(tmp_path):
     with pytest.raises(ConfigError, match="no prompt set is called 'RSN'; shipped are rsna, "):
         load_prompts("RSN")
-    with pytest.raises(ConfigError, match=r"there is no file 'a/b\.yaml'; shipped sets are chexpert, chexpert5x200"):
+    with pytest.raises(ConfigError, match=r"there is no file 'a/b\.yaml'; shipped sets are biovil, biovil_four, chest"):
         load_prompts("a/b.yaml")
     (tmp_path / "a.yaml").write_text("name: [")
     with pytest.raises(ConfigError, match="is not YAML"):

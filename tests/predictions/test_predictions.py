@@ -39,6 +39,9 @@ def evaluators(folder):
     yield ZeroShot(prompts, resamples=30, seed=3)
     yield ZeroShot(prompts, threshold="best_f1", name="best", resamples=0)
     yield ZeroShot(str(classes), name="which", resamples=30)
+    yield ZeroShot(prompts, name="chexzero", resamples=30, protocol="chexzero")
+    yield ZeroShot(prompts, name="gloria", resamples=30, protocol="gloria", drawn_prompts=1)
+    yield Retrieval(resamples=30, duplicates="kept", name="kept")
     yield ClassRetrieval(str(classes), "reports", name="reports", resamples=30)
     yield ClassRetrieval(str(classes), "prompts", name="prompts", resamples=30)
 

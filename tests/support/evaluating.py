@@ -176,9 +176,13 @@ def task_evaluate(path, classes, shares, sizes):
         evaluators = [
             Retrieval(resamples=20),
             Retrieval(resamples=20, keep_bytes=0),
+            Retrieval(resamples=20, duplicates="kept"),
             ZeroShot(path, resamples=20),
             ZeroShot(path, threshold="best_f1", resamples=20),
             ZeroShot(classes, resamples=20),
+            ZeroShot(path, resamples=20, protocol="chexzero"),
+            ZeroShot(path, resamples=20, protocol="gloria", drawn_prompts=1),
+            ZeroShot(classes, resamples=20, protocol="convirt"),
         ]
         for evaluator in evaluators:
             found = evaluate(evaluator, data, head, rows=shares[rank], size=sizes[rank], fill=rank)

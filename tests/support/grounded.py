@@ -32,6 +32,9 @@ class Sees(Cosine):
         scores = torch.einsum("bre,bwe->bwr", image.tokens, text.tokens)
         return (4 * scores).softmax(dim=2).masked_fill(~text.mask[..., None], 0.0)
 
+    def cosines(self, image, text):
+        return torch.einsum("bre,bwe->bwr", image.tokens, text.tokens).masked_fill(~text.mask[..., None], 0.0)
+
 
 class Blind(Cosine):
     """The same attention everywhere."""
@@ -101,12 +104,12 @@ def ground(evaluator, data, head, rows=None, size=8, findings=FINDINGS, **option
     return evaluator.compute(head)
 
 
-def task_ground(path, shares, sizes):
+def task_ground(path, shares, sizes, cosines=()):
     """This process's share of the rows, and with it the metrics, count and protocol, with boxes and with masks."""
     rank, answers = distributed.rank(), []
-    for head in (Sees(), Blind()):
+    for head in (Sees(),) if cosines else (Sees(), Blind()):
         for options in ({}, {"boxes": False, "masks": True, "findings": ("Nodule",)}):
-            evaluator = Grounding(path, resamples=20)
+            evaluator = Grounding(path, resamples=20, cosines=cosines)
             found = ground(evaluator, Boxed(), head, shares[rank], sizes[rank], fill=rank, **options)
             answers.append((found, evaluator.count, evaluator.protocol))
     return answers

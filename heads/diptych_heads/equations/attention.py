@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from diptych.nn.functional import full, without_autocast
+from diptych.nn.functional import full, unit, without_autocast
 
-__all__ = ["SHARPNESS", "Attention", "attention_entropy", "attention_logits", "region_attention"]
+__all__ = ["SHARPNESS", "Attention", "attention_entropy", "attention_logits", "region_attention", "word_cosines"]
 
 Attention = Literal["unit", "raw", "softmax", "scan"]
 """How words attend to regions, as :func:`attention_logits` defines it."""
@@ -66,6 +66,24 @@ def region_attention(
         s = full(regions) @ full(words).transpose(1, 2)  # [B,R,N]
         logits = region_scale * attention_logits(s, mask.unsqueeze(1), form)
         return logits.softmax(1).transpose(1, 2).masked_fill(~mask.unsqueeze(-1), 0.0)
+
+
+def word_cosines(regions: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+    """The cosine of each word with each region of the image of its own pair.
+
+    >>> word_cosines(torch.tensor([[[3.0, 0.0], [0.0, 1.0]]]), torch.tensor([[[2.0, 0.0]]]), torch.tensor([[True]]))
+    tensor([[[1., 0.]]])
+
+    Args:
+        regions: ``[B,R,E]``, of any length.
+        words: ``[B,N,E]``, of any length.
+        mask: ``[B,N]``, True at real words.
+
+    Returns:
+        ``[B,N,R]``, -1 to 1. A padded word's is zero.
+    """
+    with without_autocast(regions):
+        return (unit(full(words)) @ unit(full(regions)).transpose(1, 2)).masked_fill(~mask.unsqueeze(-1), 0.0)
 
 
 def attention_entropy(attention: Tensor, mask: Tensor) -> Tensor:

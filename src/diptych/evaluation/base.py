@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diptych.checks import check_number
 from diptych.errors import DataError
-from diptych.evaluation.rows import SampleOrder
+from diptych.evaluation.rows import SampleOrder, stack
 from diptych.head import AlignmentHead
 from diptych.metrics import bootstrap
 from diptych.metrics.bootstrap import Metric
@@ -27,7 +27,7 @@ from diptych.predictions.base import Columns, Predictions
 from diptych.predictions.kinds import with_draws
 from diptych.types import Batch, Embedding
 
-__all__ = ["NO_ROWS", "Array", "EmbedText", "Evaluator", "Head"]
+__all__ = ["NO_ROWS", "Array", "EmbedText", "Evaluator", "Head", "embed_once"]
 
 EmbedText = Callable[[list[str]], Embedding]
 Head = AlignmentHead[Any]
@@ -35,6 +35,26 @@ Array = NDArray[Any]
 
 NO_ROWS = torch.zeros(0, dtype=torch.int64)
 """The numbers of no rows, to select an empty part of an embedding."""
+
+
+def embed_once(embed_text: EmbedText) -> EmbedText:
+    """A function like ``embed_text`` that embeds each different text once, whoever asks for it and how often.
+
+    >>> asked = []
+    >>> embed = embed_once(lambda texts: asked.extend(texts) or Embedding(torch.zeros(len(texts), 1)))
+    >>> len(embed(["a", "b", "a"]).pooled), len(embed(["b", "c"]).pooled), asked
+    (3, 2, ['a', 'b', 'c'])
+    """
+    known: dict[str, Embedding] = {}
+
+    def embed(texts: list[str]) -> Embedding:
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        if new:
+            embedded = embed_text(new)
+            known.update((text, embedded.select(torch.tensor([i]))) for i, text in enumerate(new))
+        return stack([known[text] for text in texts])
+
+    return embed
 
 
 class Evaluator(ABC):

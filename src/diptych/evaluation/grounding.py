@@ -19,7 +19,7 @@ from diptych.errors import ConfigError, DataError
 from diptych.evaluation import scoring
 from diptych.evaluation.base import EmbedText, Evaluator, Head
 from diptych.evaluation.prompts import Entry, PromptSet, label_columns, load_prompts
-from diptych.head import Grounds
+from diptych.head import Compares, Grounds
 from diptych.metrics.bootstrap import Metric
 from diptych.metrics.localisation import MEASURES, flatness
 from diptych.metrics.regions import at_pixels, in_picture, region_measures, regions_of
@@ -28,7 +28,10 @@ from diptych.types import Batch, Embedding
 
 __all__ = ["Grounding", "Phrase", "Picture", "map_of"]
 
-_MEASURES = (*MEASURES, "entropy")
+_FIXED = (
+    "iou@c and dice@c: the mask is where the cosine is above c; mean over the words in braces and the phrases, bilinear to the "
+    "network's input (after RadZero, arXiv 2504.07416)"
+)
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ class Grounding(Evaluator):
     - ``auroc``: of the pixels in the region against the others.
     - ``entropy``: of the marked words' attention over the regions, before any mean, over the logarithm of their number. 0 is a
       single region, 1 is all alike.
+    - ``iou@c`` and ``dice@c``: of the pixels where the cosine of words and regions is above ``c``, for each of ``cosines``. So
+      a mask needs no stretching, and may be empty (RadZero, arXiv 2504.07416).
 
     Args:
         prompts: the phrases, by the name of a shipped prompt set or the path of a YAML file. Entries that the data set does
@@ -119,6 +124,7 @@ class Grounding(Evaluator):
         name: first part of the metrics' names.
         resamples: number of bootstrap resamples for the intervals. 0 gives none.
         seed: seed of the bootstrap.
+        cosines: fixed thresholds of the cosine, each from -1 to 1. The head must have ``cosines``. None are empty.
     """
 
     def __init__(
@@ -128,11 +134,17 @@ class Grounding(Evaluator):
         name: str = "grounding",
         resamples: int = 1000,
         seed: int = 0,
+        cosines: Sequence[float] = (),
     ) -> None:
         super().__init__(name, resamples, seed)
         self.prompts: PromptSet = load_prompts(prompts)
         check_number(f"{name}: pictures", pictures, least=0, whole=True, remedy="0 (none) or more")
         self._wanted = pictures
+        for threshold in cosines:
+            check_number(f"{name}: cosines", threshold, least=-1, most=1)
+        self._cosines = tuple(dict.fromkeys(cosines))
+        fixed = [f"{measure}@{threshold:g}" for threshold in self._cosines for measure in ("iou", "dice")]
+        self._measures = (*MEASURES, *fixed, "entropy")
         self.pictures: list[Picture] = []
         """Pictures of this process's first images, known after the pass."""
         self.findings: Sequence[str] = ()
@@ -169,10 +181,15 @@ class Grounding(Evaluator):
                 f"{self.name}: the head {type(head).__name__} has no heatmap, so it grounds no phrase; train one with word "
                 "matchings, as local_pooling, or leave this evaluator out"
             )
+        if self._cosines and not isinstance(head, Compares):
+            raise ConfigError(
+                f"{self.name}: the head {type(head).__name__} has no cosines of words and regions, so no fixed threshold "
+                "fits it; leave cosines out, or train one that has them, as local_pooling"
+            )
         rows = self._samples.add(batch)
         if not self._columns or len(rows) == 0:
             return
-        values = torch.full((len(rows), len(self._columns), len(_MEASURES) + 1), torch.nan, dtype=torch.float64)
+        values = torch.full((len(rows), len(self._columns), len(self._measures) + 1), torch.nan, dtype=torch.float64)
         self._values.append(values)
         if batch.boxes is None and batch.masks is None:
             self._counts[0] += len(rows)
@@ -183,9 +200,9 @@ class Grounding(Evaluator):
         for j, (entry, columns) in enumerate(self._columns.items()):
             regions = regions_of(batch, rows, columns, self.findings, self.name)  # [n,H,V]
             present = regions.flatten(1).any(dim=1).nonzero().flatten()
-            maps, entropies, number = self._maps(entry, image, rows[present], inputs, head)
-            for i, heat, entropy in zip(present.tolist(), maps, entropies.tolist(), strict=True):
-                measures = region_measures(heat, regions[i], picture_areas[i])
+            maps, levels, entropies, number = self._maps(entry, image, rows[present], inputs, head)
+            for i, heat, level, entropy in zip(present.tolist(), maps, levels, entropies.tolist(), strict=True):
+                measures = region_measures(heat, regions[i], picture_areas[i], level, self._cosines)
                 if measures is None:
                     self._counts[2] += 1
                     continue
@@ -200,30 +217,41 @@ class Grounding(Evaluator):
 
     def _maps(
         self, entry: Entry, image: Embedding, rows: Tensor, inputs: Tensor, head: Grounds[Any]
-    ) -> tuple[Tensor, Tensor, int]:
-        """A finding in some rows, on the CPU: maps ``[n,H,V]`` over the network's input, entropies ``[n]``, and ``R``."""
-        parts, entropies, number = [torch.zeros(0, *inputs.shape[-2:])], [torch.zeros(0)], 0
+    ) -> tuple[Tensor, Tensor, Tensor, int]:
+        """A finding in some rows, on the CPU.
+
+        Returns:
+            Maps and cosines, each ``[n,H,V]`` over the network's input, entropies ``[n]``, and ``R``. Where no threshold is
+            asked for, the cosines are zero.
+        """
+        none = torch.zeros(0, *inputs.shape[-2:])
+        parts, levels, entropies, number = [none], [none], [torch.zeros(0)], 0
         for start in range(0, len(rows), scoring.IMAGES):
             # A block is filled up with the first images. Products of one shape round alike, whatever the batch.
             block = rows[torch.arange(start, start + scoring.IMAGES) % len(rows)]
             images = image.select(block)
-            maps, flat = [], []
+            maps, cosines, flat = [], [], []
             for phrase, text in self._phrases[entry]:
-                heat = head.heatmap(images, text.select(torch.zeros(len(block), dtype=torch.int64))).double()
+                texts = text.select(torch.zeros(len(block), dtype=torch.int64))
+                heat = head.heatmap(images, texts).double()
                 maps.append(map_of(heat, phrase, type(head).__name__))
+                if self._cosines and isinstance(head, Compares):
+                    cosines.append(head.cosines(images, texts)[:, list(phrase.words)].double().mean(dim=1))
                 flat.append(flatness(heat[:, list(phrase.words)].cpu().numpy()).mean(axis=1))
             whole = torch.stack(maps).mean(dim=0)[: len(rows) - start]
             number = whole.shape[1]
             parts.append(at_pixels(whole, *inputs.shape[-2:]).float().cpu())  # float hides the last bits
+            level = torch.stack(cosines).mean(dim=0)[: len(rows) - start] if cosines else torch.zeros_like(whole)
+            levels.append(at_pixels(level, *inputs.shape[-2:]).float().cpu())
             entropies.append(torch.from_numpy(np.mean(flat, axis=0))[: len(rows) - start].float())
-        return torch.cat(parts), torch.cat(entropies), number
+        return torch.cat(parts), torch.cat(levels), torch.cat(entropies), number
 
     def _picture(self, batch: Batch, i: int, entry: Entry, region: Tensor, heat: Tensor, values: Tensor) -> Picture:
         boxes = None
         if batch.boxes is not None:
             own = [box for box in batch.boxes[i].cpu().numpy() if int(box[4]) in self._columns[entry]]
             boxes = np.stack(own)
-        measures = ", ".join(f"{name} {value:.2f}" for name, value in zip(_MEASURES, values.tolist(), strict=True))
+        measures = ", ".join(f"{name} {value:.2f}" for name, value in zip(self._measures, values.tolist(), strict=True))
         text = f"{batch.ids[i]}, {entry.name}: {measures}"
         sample = Sample(batch.image[i, 0].cpu().numpy(), text=text, boxes=boxes, mask=region.numpy())
         index = int(batch.index[i])
@@ -242,9 +270,9 @@ class Grounding(Evaluator):
         if without:
             raise DataError(f"{self.name}: {without} of {self.count} images have neither boxes nor masks; drop these")
         number = len(self._columns)
-        none = torch.zeros(0, number, len(_MEASURES) + 1, dtype=torch.float64)
+        none = torch.zeros(0, number, len(self._measures) + 1, dtype=torch.float64)
         table = self._samples.values(torch.cat([none, *self._values])).numpy()
-        columns = named_regions([entry.name for entry in self._columns], table, _MEASURES)
+        columns = named_regions([entry.name for entry in self._columns], table, self._measures)
         results, facts = self._figures("regions", columns)
         self._facts |= {
             "region": "union of the boxes" if boxed else "mask",
@@ -252,6 +280,7 @@ class Grounding(Evaluator):
             "picture": "the rectangle of pixels that are not black; the bars of a letterbox are left out",
             "measures": "cnr signed; miou and dice at 0.1, 0.2, 0.3, 0.4, 0.5 of the map stretched to 0..1; ties miss",
             "excluded": {"the region fills the picture": full},
+            **({"cosines": _FIXED} if self._cosines else {}),
             **facts,
         }
         return results

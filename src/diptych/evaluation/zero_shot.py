@@ -6,13 +6,26 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from scipy.special import expit
 from torch import Tensor
+from torch.nn import functional as nn_functional
 
+from diptych.errors import ConfigError
 from diptych.evaluation import scoring
 from diptych.evaluation.base import EmbedText, Evaluator, Head
 from diptych.evaluation.prompts import Entry, PromptSet, label_columns, load_prompts
+from diptych.evaluation.protocols import (
+    PROTOCOLS,
+    ProtocolName,
+    check_prompts,
+    draw_prompts,
+    join_sides,
+    mean_vector,
+    reduce_side,
+    z_scores,
+)
 from diptych.metrics.bootstrap import Metric
-from diptych.predictions.base import named
+from diptych.predictions.base import Column, named
 from diptych.types import Batch, Embedding
 
 __all__ = ["ZeroShot"]
@@ -21,15 +34,26 @@ __all__ = ["ZeroShot"]
 class ZeroShot(Evaluator):
     """Zero-shot classification by prompts. :mod:`diptych.evaluation.prompts` describes prompt sets.
 
-    With a binary set, the score of a finding is the mean similarity to its positive prompts, minus the mean similarity to
-    its negative prompts. Samples whose label is uncertain (-1) or missing (NaN) are left out of that finding and counted. A
-    finding that has only one class in the data is listed as ``absent``, and is in no mean. The metrics are
-    ``auroc|accuracy|f1/<finding>|macro``.
+    With a binary set, each finding has a score. Samples whose label is uncertain (-1) or missing (NaN) are left out of that
+    finding and counted. A finding that has only one class in the data is listed as ``absent``, and is in no mean. The
+    metrics are ``auroc|accuracy|f1/<finding>|macro``.
 
-    With a multi-class set, the score of a class is the mean similarity to its prompts. Only samples with exactly one of the
-    classes are used. A tie at the top is wrong. The metrics are ``auroc|f1/<class>|macro``, and one ``accuracy``.
+    With a multi-class set, each class has a score. Only samples with exactly one of the classes are used. A tie at the top
+    is wrong. The metrics are ``auroc|f1/<class>|macro``, and one ``accuracy``.
 
-    The bootstrap draws patients and keeps the threshold.
+    The protocol says what the score is (:data:`diptych.evaluation.protocols.PROTOCOLS`). ``diptych`` and ``gloria`` take the
+    head's own score of image and prompt. ``chexzero``, ``biovil`` and ``convirt`` take the cosine of the pooled vectors, as
+    published. So does any protocol with ``average_prompts``, as a mean of texts has no words.
+
+    - ``diptych``: mean score over the positive prompts, minus that over the negative ones. Of a class it is the mean.
+    - ``chexzero``: logit of the soft-max of two cosines, with the averaged vectors of the positive and the negative prompts.
+    - ``gloria``: the highest score among drawn prompts. Then each side's or class's values are standardised over the test
+      set. It is transductive: the score of an image depends on the other images.
+    - ``biovil``: as ``chexzero``, with one prompt a side.
+    - ``convirt``: the probability of the texts given the image, at temperature 0.1. The score is its logit, or of a class
+      its logarithm.
+
+    The bootstrap draws patients. It keeps the threshold, and the z-scores of ``gloria``.
 
     Args:
         prompts: name of a shipped prompt set, or path of a YAML file.
@@ -37,7 +61,14 @@ class ZeroShot(Evaluator):
             score with the best F1 on the evaluated split itself, which is optimistic, and usual in the field.
         name: first part of the metrics' names. Give different ones to evaluate several prompt sets.
         resamples: number of bootstrap resamples for the intervals. 0 gives none.
-        seed: seed of the bootstrap.
+        seed: seed of the bootstrap, and of the prompts that ``gloria`` draws.
+        protocol: how the score is made.
+        average_prompts: whether the text vectors of each side or class are averaged to one, of length 1. ``chexzero`` always
+            does so.
+        drawn_prompts: how many prompts of each side or class ``gloria`` draws, 1 or more. None is 5, as in its code.
+
+    Raises:
+        ConfigError: the protocol cannot ask the prompt set, or an argument is of another protocol.
     """
 
     def __init__(
@@ -47,13 +78,36 @@ class ZeroShot(Evaluator):
         name: str = "zero_shot",
         resamples: int = 1000,
         seed: int = 0,
+        protocol: ProtocolName = "diptych",
+        average_prompts: bool = False,
+        drawn_prompts: int | None = None,
     ) -> None:
         super().__init__(name, resamples, seed)
         self.prompts: PromptSet = load_prompts(prompts)
+        check_prompts(protocol, self.prompts, average_prompts, name)
+        rule = PROTOCOLS[protocol]
+        if drawn_prompts is not None and not rule.draws:
+            raise ConfigError(
+                f"{name}: drawn_prompts is {drawn_prompts}, and protocol {protocol} draws none; leave it out, or take gloria"
+            )
+        if rule.draws:
+            self.prompts = draw_prompts(
+                self.prompts, rule.draws if drawn_prompts is None else drawn_prompts, seed, name
+            )
         self._threshold = threshold
+        self._protocol, self._rule = protocol, rule
+        self._averages = average_prompts or rule.averages
+        self._pooled = rule.pooled or self._averages
+        self._described = {
+            "protocol": protocol,
+            "rule": rule.rule,
+            "source": rule.source,
+            "score": "cosine of the pooled vectors" if self._pooled else "the head's similarity",
+            "text_vectors": "mean over a side's prompts, of length 1" if self._averages else "one a prompt",
+        }
 
     def start(self, embed_text: EmbedText, findings: Sequence[str], intervals: bool = True) -> None:
-        """Begin a pass: find the columns that label each prompt entry, and embed the prompts.
+        """Begin a pass: find the columns that label each prompt entry, and embed each different prompt once.
 
         Raises:
             ConfigError: the data set labels none of the prompt set's findings, or not every one of its classes.
@@ -62,7 +116,7 @@ class ZeroShot(Evaluator):
         self._columns: dict[Entry, list[int]] = {}
         self._scores: list[Tensor] = []
         self._labels: list[Tensor] = []
-        self._facts = dict(self.prompts.facts)
+        self._facts = self.prompts.facts | self._described
         if not findings:
             return
         self._columns = label_columns(self.prompts, findings, self.name)
@@ -71,8 +125,19 @@ class ZeroShot(Evaluator):
             "not_labelled": [entry.name for entry in self.prompts.entries if entry not in self._columns],
             "any_of": {name: labels for name, labels in labels_of.items() if name not in findings},
         }
-        texts = [text for entry in self._columns for text in (*entry.positive, *entry.negative)]
+        sides = [side for entry in self._columns for side in (entry.positive, entry.negative) if side]
+        self._lengths = [1 + bool(entry.negative) for entry in self._columns]
+        if self._rule.draws:
+            self._facts["drawn"] = {entry.name: [*entry.positive, *entry.negative] for entry in self._columns}
+        texts = list(dict.fromkeys(text for side in sides for text in side))
+        place = {text: i for i, text in enumerate(texts)}
+        self._sides = [torch.tensor([place[text] for text in side]) for side in sides]
         self._prompts = embed_text(texts).to("cpu")
+        if self._pooled:
+            self._vectors = nn_functional.normalize(self._prompts.pooled.double(), dim=1)
+        if self._averages:
+            self._vectors = torch.stack([mean_vector(self._vectors[side]) for side in self._sides])
+            self._sides = [torch.tensor([i]) for i in range(len(sides))]
 
     @torch.no_grad()
     def update(self, batch: Batch, image: Embedding, text: Embedding | None, head: Head) -> None:
@@ -81,19 +146,17 @@ class ZeroShot(Evaluator):
         if not self._columns or len(rows) == 0:
             return
         labels, scores = self._labels_of(batch, rows), self._prompt_scores(batch, rows, image, head)
-        columns, at = [], 0
-        for entry in self._columns:
-            positive, negative = len(entry.positive), len(entry.negative)
-            score = scores[:, at : at + positive].mean(dim=1)
-            if negative:
-                score = score - scores[:, at + positive : at + positive + negative].mean(dim=1)
-            columns.append(score.float())  # drops the last bits, which depend on the size of the batch
-            at += positive + negative
-        self._scores.append(torch.stack(columns, dim=1))
+        kept = torch.stack([reduce_side(self._protocol, scores[:, side]) for side in self._sides], dim=1)
+        if not self._rule.transductive:
+            kept = join_sides(self._protocol, kept, self._lengths)
+        self._scores.append(kept.float())  # drops the last bits, which depend on the size of the batch
         self._labels.append(torch.stack([_any(labels[:, c]) for c in self._columns.values()], dim=1))
 
     def _prompt_scores(self, batch: Batch, rows: Tensor, image: Embedding, head: Head) -> Tensor:
-        """The scores ``[n,P]``, in float64, of some rows of a batch with every prompt."""
+        """The scores ``[n,P]``, in float64, of some rows of a batch with every different text."""
+        if self._pooled:
+            vectors = nn_functional.normalize(image.select(rows).pooled.cpu().double(), dim=1)
+            return vectors @ self._vectors.T
         blocks = scoring.blocks(head, image.select(rows), self._prompts, self._device)
         return torch.cat([block for _, block in blocks]).double()
 
@@ -103,13 +166,23 @@ class ZeroShot(Evaluator):
         if not self._columns:
             self._facts["skipped"] = "the data set has no labels"
             return {}
-        empty = torch.zeros(0, len(self._columns))
-        scores = self._samples.values(torch.cat([empty, *self._scores])).numpy()
-        labels = self._samples.values(torch.cat([empty, *self._labels])).numpy()
+        transductive = self._rule.transductive
+        empty = torch.zeros(0, len(self._sides) if transductive else len(self._columns))
+        values = self._samples.values(torch.cat([empty, *self._scores]))
+        if transductive:
+            values = join_sides(self._protocol, z_scores(values.double()), self._lengths).float()
+            self._facts["transductive"] = f"z-scores over the {self.count} images of this test set, held in resamples"
+        scores = values.numpy()
+        labels = self._samples.values(torch.cat([torch.zeros(0, len(self._columns)), *self._labels])).numpy()
         names = [entry.name for entry in self._columns]
-        kind = "classes" if self.prompts.kind == "multiclass" else "binary"
-        settings = {} if kind == "classes" else {"threshold": self._threshold}
-        results, facts = self._figures(kind, named("score", names, scores) | named("label", names, labels), **settings)
+        binary = self.prompts.kind == "binary"
+        columns: dict[str, Column] = {**named("score", names, scores)}
+        if binary and self._rule.probability:
+            columns |= named("probability", names, expit(scores))
+        columns |= named("label", names, labels)
+        settings = {"threshold": self._threshold} if binary else {}
+        kind = "binary" if binary else "classes"
+        results, facts = self._figures(kind, columns, **settings, protocol=self._protocol)
         self._facts |= facts
         return results
 

@@ -17,7 +17,8 @@ from diptych.metrics.bootstrap import Draws
 from diptych.metrics.classification import with_macro
 
 __all__ = [
-    "MEASURES", "THRESHOLDS", "contrast_to_noise", "flatness", "measures", "overlap", "pointing", "region_figures", "stretch",
+    "MEASURES", "THRESHOLDS", "contrast_to_noise", "flatness", "measures", "overlap", "overlap_above", "pointing",
+    "region_figures", "stretch",
 ]  # fmt: skip
 
 Array = NDArray[Any]
@@ -88,14 +89,32 @@ def overlap(heat: Array, inside: Array, thresholds: Sequence[float] = THRESHOLDS
     """
     if np.isnan(heat).any():
         return float("nan"), float("nan")
-    level, area = stretch(heat), int(inside.sum())
-    shares = []
-    for threshold in thresholds:
-        bright = level >= threshold
-        both, either = int((bright & inside).sum()), int((bright | inside).sum())
-        shares.append((both / either, 2 * both / (int(bright.sum()) + area)))
-    iou, dice = np.mean(shares, axis=0)
+    level = stretch(heat)
+    iou, dice = np.mean([_iou_and_dice(level >= threshold, inside) for threshold in thresholds], axis=0)
     return float(iou), float(dice)
+
+
+def overlap_above(heat: Array, inside: Array, threshold: float) -> tuple[float, float]:
+    """IoU and Dice of the region with the pixels above one threshold of the map as it is (RadZero, arXiv 2504.07416).
+
+    It is for maps on a fixed scale, as cosines.
+
+    >>> overlap_above(np.array([-0.5, 0.2, 0.7]), np.array([False, False, True]), threshold=0.2)
+    (1.0, 1.0)
+
+    Args:
+        heat: the map.
+        inside: the region, which has at least one pixel.
+        threshold: pixels above it are the mask. One that is equal is not.
+    """
+    if np.isnan(heat).any():
+        return float("nan"), float("nan")
+    return _iou_and_dice(heat > threshold, inside)
+
+
+def _iou_and_dice(bright: Array, inside: Array) -> tuple[float, float]:
+    both, either = int((bright & inside).sum()), int((bright | inside).sum())
+    return both / either, 2 * both / (int(bright.sum()) + int(inside.sum()))
 
 
 def flatness(weights: Array) -> Array:

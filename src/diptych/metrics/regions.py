@@ -11,6 +11,7 @@ from torch.nn import functional as nn_functional
 
 from diptych.errors import ConfigError, DataError
 from diptych.metrics.localisation import measures as measures_of
+from diptych.metrics.localisation import overlap_above
 from diptych.types import Batch
 
 __all__ = ["at_pixels", "in_picture", "region_measures", "regions_of"]
@@ -81,8 +82,12 @@ def regions_of(batch: Batch, rows: Tensor, columns: Sequence[int], findings: Seq
     return regions
 
 
-def region_measures(heat: Tensor, region: Tensor, picture: Tensor) -> list[float] | None:
+def region_measures(
+    heat: Tensor, region: Tensor, picture: Tensor, cosines: Tensor | None = None, thresholds: Sequence[float] = ()
+) -> list[float] | None:
     """The measures of a map (:mod:`diptych.metrics.localisation`), and the share of the picture that its region takes.
+
+    Between the two are IoU and Dice at each threshold of the cosines, if there are any.
 
     There are none (None) where the region fills the picture.
 
@@ -90,7 +95,13 @@ def region_measures(heat: Tensor, region: Tensor, picture: Tensor) -> list[float
         heat: the map ``[H,V]``.
         region: ``[H,V]`` bool.
         picture: ``[H,V]`` bool, as :func:`in_picture` gives it. Pixels of the region outside it count too.
+        cosines: a map ``[H,V]`` on a fixed scale.
+        thresholds: of that map.
     """
     counted = picture | region
     level, inside = heat[counted].numpy(), region[counted].numpy()
-    return None if inside.all() else [*measures_of(level, inside), float(inside.mean())]
+    if inside.all():
+        return None
+    pixels = None if cosines is None else cosines[counted].numpy()
+    fixed = () if pixels is None else [v for t in thresholds for v in overlap_above(pixels, inside, t)]
+    return [*measures_of(level, inside), *fixed, float(inside.mean())]

@@ -16,7 +16,7 @@ from diptych import distributed
 from diptych.data.datamodule import RadiographDataModule
 from diptych.data.sampling import mix
 from diptych.errors import ConfigError, DataError
-from diptych.evaluation.base import Evaluator
+from diptych.evaluation.base import Evaluator, embed_once
 from diptych.evaluation.retrieval import Retrieval
 from diptych.evaluation.rows import stack
 from diptych.head import AlignmentHead, HeadFactory, gather_pairs, tell_step
@@ -250,9 +250,10 @@ class AlignmentModule(pl.LightningModule):
     def _start(self) -> None:
         datamodule = self._datamodule()
         findings = () if datamodule is None else datamodule.findings
+        embed_prompts = embed_once(self.embed_prompts)
         for evaluator in self.evaluators:
             evaluator.embed_image = self.embed_image
-            evaluator.start(self.embed_prompts, findings, intervals=self.trainer.state.fn != "fit")
+            evaluator.start(embed_prompts, findings, intervals=self.trainer.state.fn != "fit")
 
     def _evaluate(self, batch: Batch) -> tuple[Embedding, Embedding | None]:
         image = self.embed_image(batch.image)

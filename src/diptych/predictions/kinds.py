@@ -28,6 +28,8 @@ Figures = tuple[dict[str, Draws], dict[str, Any]]
 RESAMPLES = 1000
 """Draws of the bootstrap where nothing else is said."""
 _FINDING = r"(?P<finding>.+)"
+_FIXED = r"(?:iou|dice)@-?[\d.]+(?:e-?\d+)?"
+"""Overlap at a fixed threshold of a map."""
 _SHARE = r"(?P<share>[\d.]+(?:e[+-]?\d+)?%)/seed(?P<seed>\d+)"
 
 
@@ -181,7 +183,8 @@ def _reports(columns: Columns, draw: Resampling, settings: Settings) -> Figures:
 def _regions(columns: Columns, draw: Resampling, settings: Settings) -> Figures:
     """How well maps point at the regions of findings."""
     names = names_of(columns, "area")
-    measures = [name for name in (*MEASURES, "entropy") if names_of(columns, name)]
+    fixed = dict.fromkeys(match[0] for match in (re.match(_FIXED, name) for name in columns) if match)
+    measures = [name for name in (*MEASURES, *fixed, "entropy") if names_of(columns, name)]
     table = np.stack([_table(columns, measure, names) for measure in (*measures, "area")], axis=2)  # [n,L,M+1]
     return region_figures(table, names, draw.weights(), measures)
 
@@ -244,7 +247,7 @@ KINDS: dict[str, Kind] = {
         given="class",
     ),
     "regions": Kind(
-        {f"(pointing|cnr|miou|dice|auroc|entropy|area)/{_FINDING}": "number"},
+        {f"(pointing|cnr|miou|dice|auroc|entropy|area|{_FIXED})/{_FINDING}": "number"},
         _regions,
         f"pointing/{_FINDING}",
         [f"{name}/{{finding}}" for name in (*MEASURES, "area")],
