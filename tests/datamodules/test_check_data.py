@@ -32,9 +32,12 @@ SHAPE = {
     "covidx": ("train.txt", "train", "*.*"),
     "tbx11k": ("lists/TBX11K_train.txt", "imgs", "*/*.png"),
     "openi": ("ecgen-radiology", "NLMCXR_png", "*.png"),
+    "padchest": ("PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz", "0", "*.png"),
+    "vindr_cxr": ("annotations/annotations_train.csv", "train", "*.dicom"),
     "chexpert": ("CheXpert-v1.0-small/train.csv", "CheXpert-v1.0-small/train", "*/*/*.jpg"),
     "mimic_cxr": ("mimic-cxr-2.0.0-split.csv.gz", "files", "*/*/*/*.jpg"),
 }
+MORE = {"nih": "images_002", "padchest": "54"}  # a second folder of images
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +108,8 @@ def test_a_complete_set(name, roots, tmp_path):
 def test_what_is_missing_is_named_with_where_it_is_obtained(name, which, roots, tmp_path):
     copy = shutil.copytree(roots(name), tmp_path / "copy", ignore=shutil.ignore_patterns("kaggle"))
     victims = [copy / SHAPE[name][which == "folder"]]
-    if name == "nih" and which == "folder":
-        victims.append(copy / "images_002")
+    if name in MORE and which == "folder":
+        victims.append(copy / MORE[name])
     for victim in victims:
         victim.unlink() if victim.is_file() else shutil.rmtree(victim)
     done, report = check(name, copy, tmp_path / "out", "--part")

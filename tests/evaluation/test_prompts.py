@@ -16,7 +16,7 @@ def prompts(tmp_path):
 def test_shipped_prompt_sets_load():
     assert shipped_prompts() == [
         "biovil", "biovil_four", "chestx_det10", "chexpert", "chexpert5x200", "chexzero", "covidx", "gloria", "grounding",
-        "nih", "phantom", "rsna", "siim", "tbx11k",
+        "nih", "padchest", "phantom", "rsna", "siim", "tbx11k", "vindr_cxr",
     ]  # fmt: skip
     sets = {name: load_prompts(name) for name in shipped_prompts()}
     assert all(name == prompt_set.name and prompt_set.source for name, prompt_set in sets.items())

@@ -8,6 +8,8 @@ RELEASES = {
     "nih": {"boxes": True},
     "covidx": {},
     "tbx11k": {},
+    "vindr_cxr": {},
+    "padchest": {},
     "openi": {},
     "chestx_det10": {},
     "object_cxr": {"masks": True},

@@ -16,6 +16,10 @@ OBTAIN = {
     "siim": "get the SIIM-ACR Pneumothorax Segmentation data (kaggle.com/c/siim-acr-pneumothorax-segmentation)",
     "nih": "get it from nihcc.app.box.com/v/ChestXray-NIHCC",
     "nih/chexnet": "get it from ChestX-ray14/labels of the arnoweng/CheXNet repository",
+    "vindr_cxr": "get VinDr-CXR 1.0.0 from physionet.org/content/vindr-cxr",
+    "vindr_cxr/kaggle": "get the VinBigData Chest X-ray Abnormalities Detection data "
+    "(kaggle.com/c/vinbigdata-chest-xray-abnormalities-detection)",
+    "padchest": "get PadChest from bimcv.cipf.es/bimcv-projects/padchest",
     "openi": "get NLMCXR_reports.tgz and NLMCXR_png.tgz from openi.nlm.nih.gov/faq, or the Kaggle copy "
     "(raddar/chest-xrays-indiana-university)",
     "chexpert": "get CheXpert-v1.0 or CheXpert-v1.0-small from stanfordaimi.azurewebsites.net",
@@ -129,6 +133,31 @@ RELEASES: dict[str, Facts] = {
             Part(("BBox_List_2017.csv",), "boxes", "nih", option="boxes=true"),
         ),
         {"boxes": "true"},
+    ),
+    "vindr_cxr": Facts(
+        18_000, "images", "vindr_cxr/official",
+        (
+            *(
+                Part((f"annotations/{name}.csv", f"{name}.csv"), holds, "vindr_cxr", splits=("vindr_cxr/official",))
+                for name, holds in (
+                    ("image_labels_train", "three readers' labels"), ("image_labels_test", "the test's labels"),
+                    ("annotations_train", "three readers' boxes"), ("annotations_test", "the test's boxes"),
+                )
+            ),
+            Part(("train.csv",), "three readers' boxes", "vindr_cxr/kaggle", splits=("vindr_cxr/kaggle",)),
+            Part(("train/*",), "training images", "vindr_cxr"),
+            Part(("test/*",), "test images", "vindr_cxr", splits=("vindr_cxr/official",)),
+        ),
+    ),
+    "padchest": Facts(
+        160_861, "images", "padchest/physician",
+        (
+            Part(
+                ("PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv",), "labels, reports and patients", "padchest",
+            ),
+            Part(("[0-9]*/*", "images/*"), "images", "padchest"),
+        ),
+        {"views": "all"},
     ),
     "openi": Facts(
         3_955, "reports", "openi/hash",

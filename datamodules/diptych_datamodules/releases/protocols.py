@@ -118,6 +118,23 @@ PROTOCOLS: dict[str, Protocol] = {
         "TBX11K_val.txt is the test, since the labels of the test are not public; a tenth of TBX11K_train.txt, by hash, "
         "validates.",
     ),
+    "vindr_cxr/official": Protocol(
+        "given", {"test": 3_000},
+        "The release's test of 3,000 images, read by five; a tenth of the 15,000 training images, by hash, validates.",
+    ),
+    "vindr_cxr/kaggle": Protocol(
+        "filled", {"train": 10_500, "val": 1_500, "test": 3_000},
+        "The 15,000 labelled images of the VinBigData challenge (2021), 70/10/20 by hash: its own test has no labels.",
+        "dc90d4effe0c5776",
+    ),
+    "padchest/physician": Protocol(
+        "given", {"test": 39_053},
+        "The 39,053 images that physicians labelled are the test, as CheXzero (Tiu et al., 2022) has it; other images of their "
+        "patients are in no split, and a tenth of the other patients, by hash, validates.",
+    ),
+    "padchest/hash": Protocol(
+        "shares", {"train": 70, "val": 10, "test": 20}, "70/10/20 by patient, by hash.",
+    ),
     "openi/hash": Protocol(
         "shares", {"train": 70, "val": 10, "test": 20}, "70/10/20 by report, by hash.",
     ),

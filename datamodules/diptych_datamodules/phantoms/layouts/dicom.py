@@ -18,17 +18,18 @@ from pydicom.uid import UID, JPEGBaseline8Bit
 from diptych_datamodules.phantoms.layouts.cohort import BOX_COLUMNS, Options, box_rows, stream, write_csv
 from diptych_datamodules.phantoms.plan import PhantomPlan, PhantomRadiograph, render
 
-__all__ = ["rle_encode", "write_dicom", "write_rsna", "write_siim"]
+__all__ = ["RSNA_MIX", "dicom_uids", "rle_encode", "write_dicom", "write_rsna", "write_siim"]
 
 _SIDE = 1024  # both releases store 1024x1024
 _INVERTED = 9
 _CAPTURE = UID("1.2.840.10008.5.1.4.1.1.7")
 _ROOT = "1.2.276.0.7230010.3.1"
-_RSNA_MIX = {
+RSNA_MIX = {
     "Lung Opacity": 1.5, "Consolidation": 1.2, "Nodule": 0.6, "Pleural Effusion": 0.8, "Pneumothorax": 0.5, "Cardiomegaly": 0.7,
     "Atelectasis": 0.6, "Support Devices": 0.6,
 }  # fmt: skip
-_SIIM_MIX = {**_RSNA_MIX, "Pneumothorax": 2.2}
+"""How often each finding is among the phantoms of sets with boxes."""
+_SIIM_MIX = {**RSNA_MIX, "Pneumothorax": 2.2}
 
 
 def rle_encode(mask: NDArray[np.bool_]) -> str:
@@ -50,7 +51,7 @@ def rle_encode(mask: NDArray[np.bool_]) -> str:
     return " ".join(f"{gap} {length}" for gap, length in zip(gaps, ends - starts, strict=True))
 
 
-def _uids(rng: np.random.Generator) -> tuple[str, str, str]:
+def dicom_uids(rng: np.random.Generator) -> tuple[str, str, str]:
     """Study, series and instance, looking like those of the releases."""
     process, second = int(rng.integers(1000, 32_000)), 1_517_870_000 + int(rng.integers(10_000))
     tail = f"8323329.{process}.{second}.{int(rng.integers(100_000, 999_999))}"
@@ -110,10 +111,10 @@ def write_rsna(n: int, out: Path, options: Options, progress: Callable[[int], No
     boxes: list[list[object]] = []
     for i in range(n):
         rng = stream(options, 4, i)
-        radiograph = render(options.plan(i, mix=_RSNA_MIX), options.size)
+        radiograph = render(options.plan(i, mix=RSNA_MIX), options.size)
         patient = str(uuid.UUID(bytes=rng.bytes(16), version=4))
         path = out / "stage_2_train_images" / f"{patient}.dcm"
-        write_dicom(path, _native(radiograph), radiograph.plan, patient, _uids(rng), inverted=i % _INVERTED == 4)
+        write_dicom(path, _native(radiograph), radiograph.plan, patient, dicom_uids(rng), inverted=i % _INVERTED == 4)
         scale = _SIDE / options.size
         opacities = [f.box for f in radiograph.findings if f.name in ("Lung Opacity", "Consolidation")]
         for x0, y0, x1, y1 in opacities:
@@ -140,7 +141,7 @@ def write_siim(n: int, out: Path, options: Options, progress: Callable[[int], No
     for i in range(n + 1):
         rng = stream(options, 5, i)
         radiograph = render(options.plan(i, mix=_SIIM_MIX), options.size)
-        uids = _uids(rng)
+        uids = dicom_uids(rng)
         path = out.joinpath("dicom-images-train", uids[0], uids[1], f"{uids[2]}.dcm")
         patient = str(uuid.UUID(bytes=rng.bytes(16), version=4))
         write_dicom(path, _native(radiograph), radiograph.plan, patient, uids, inverted=i % _INVERTED == 4)
@@ -152,7 +153,7 @@ def write_siim(n: int, out: Path, options: Options, progress: Callable[[int], No
         rows += [(uids[2], f" {rle_encode(part)}") for part in parts] or [(uids[2], " -1")]
         boxes += box_rows(uids[2], radiograph, _SIDE / options.size)
         progress(i + 1)
-    rows.append((_uids(stream(options, 6))[2], " -1"))  # the row without a file
+    rows.append((dicom_uids(stream(options, 6))[2], " -1"))  # the row without a file
     write_csv(out / "train-rle.csv", ("ImageId", " EncodedPixels"), rows)
     write_csv(out / "phantom_boxes.csv", BOX_COLUMNS, boxes)
 

@@ -29,8 +29,10 @@ from diptych_datamodules.phantoms.layouts.cohort import (
     write_csv,
 )
 from diptych_datamodules.phantoms.layouts.dicom import rle_encode, write_rsna, write_siim
+from diptych_datamodules.phantoms.layouts.padchest import write_padchest
 from diptych_datamodules.phantoms.layouts.png import write_nih, write_openi
 from diptych_datamodules.phantoms.layouts.reports import write_chexpert, write_mimic_cxr
+from diptych_datamodules.phantoms.layouts.vindr_cxr import write_vindr_cxr
 from diptych_datamodules.phantoms.plan import check_size, render
 
 __all__ = ["LAYOUTS", "main", "rle_encode", "write_layout", "write_png"]
@@ -72,6 +74,8 @@ LAYOUTS: Mapping[str, Writer] = {
     "object_cxr": write_object_cxr,
     "covidx": write_covidx,
     "tbx11k": write_tbx11k,
+    "vindr_cxr": write_vindr_cxr,
+    "padchest": write_padchest,
 }
 """The layouts by name."""
 
@@ -94,7 +98,7 @@ def write_layout(
 
     Args:
         layout: one of :data:`LAYOUTS`.
-        n: number of studies (``png``, ``mimic_cxr``, ``chexpert``, ``openi``) or images (the others).
+        n: number of studies (``png``, ``mimic_cxr``, ``chexpert``, ``openi``, ``padchest``) or images (the others).
         out: a new or empty folder. Or one that this function wrote before, whose content is then replaced.
         seed: another seed gives another collection.
         size: pixels a side that phantoms are drawn at. DICOM files are 1024x1024 in any case.
@@ -161,6 +165,7 @@ _CONTENTS = (
     "train.json", "test.json", "train_data", "test_data", "train", "dev",
     "train.csv", "dev.csv", "val", "test", "train.txt", "val.txt", "test.txt", "train_COVIDx_CXR-3A.txt",
     "test_COVIDx_CXR-3A.txt", "imgs", "lists", "annotations",
+    "0", "54", "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz",
 )  # fmt: skip
 """All that any layout writes into its folder. Nothing else is ever removed from one."""
 
