@@ -112,15 +112,6 @@ def test_interval_leaves_undefined_resamples_out():
     assert Metric.of(np.array([0.5, 0.4, 0.4]), 3) == Metric(0.5, 0.4, 0.4, 3)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_best_f1_threshold_is_the_best_of_all(seed):
-    scores, labels = case(seed, n=40)
-    threshold = metrics.best_f1_threshold(scores, labels)
-    tried = {float(t): f1_score(labels, scores >= t) for t in np.unique(scores)}
-    assert tried[threshold] == pytest.approx(max(tried.values()), abs=1e-12)
-    assert threshold == max(t for t, value in tried.items() if value == pytest.approx(max(tried.values()), abs=1e-12))
-
-
 def test_f1_of_classes_equals_scikit_learn():
     rng = np.random.default_rng(0)
     real, predicted = rng.integers(0, 5, 83), rng.integers(0, 5, 83)

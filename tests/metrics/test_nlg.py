@@ -11,7 +11,7 @@ import pytest
 from nltk.stem.porter import PorterStemmer
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
-from sklearn.metrics import precision_recall_fscore_support
+from sklearn.metrics import classification_report, precision_recall_fscore_support
 
 from diptych.errors import ConfigError
 from diptych.metrics import generated_text as nlg
@@ -213,6 +213,28 @@ def test_clinical_figures_are_scikit_learns(uncertain):
                     assert figures[f"{name}/{FINDINGS[column]}"].value == pytest.approx(single, abs=1e-9)
     assert not any("Lung Lesion" in name for name in figures)
     assert figures["f1/micro"].low <= figures["f1/micro"].high
+
+
+def test_published_clinical_figures_are_those_of_the_report_that_f1chexbert_prints():
+    rng = np.random.default_rng(1)
+    values = np.array([1.0, 0, -1, np.nan])
+    predicted, real = (rng.choice(values, (40, 14), p=[0.2, 0.3, 0.1, 0.4]) for _ in range(2))
+    real[:, 3] = 0  # a finding that no reference has
+    predicted[:4], real[2:6] = 0, 0  # reports without findings
+    rows = rng.integers(0, 40, 60)
+    weights = np.stack([np.ones(40, int), np.bincount(rows, minlength=40)])
+    figures, _ = clinical(predicted, real, weights)
+    five = ["Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion"]
+    columns = {14: list(range(14)), 5: [FINDINGS.index(name) for name in five]}
+    for draw, own in enumerate((np.arange(40), rows)):
+        for number, at in columns.items():
+            twin = classification_report(
+                real[own][:, at] == 1, predicted[own][:, at] == 1, output_dict=True, zero_division=0
+            )
+            for average, key in (("micro", "micro avg"), ("macro", "macro avg"), ("example", "samples avg")):
+                for name, of_twin in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
+                    ours = figures[f"{name}_{number}/{average}"].values[draw]
+                    assert ours == pytest.approx(twin[key][of_twin], abs=1e-12), (name, number, average)
 
 
 def test_recall_is_not_defined_where_no_reference_has_the_finding():

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 from diptych.errors import ConfigError, DataError
 from diptych.metrics import generated_text as nlg
@@ -104,7 +104,7 @@ def test_swapped_reports_are_those_of_a_loop_over_patients():
             assert found[name][k] == pytest.approx(value[0] - second[name][0], abs=1e-12), name
 
 
-def run_of(folder, seed, skill, ids=None, private=False):
+def run_of(folder, seed, skill, ids=None, private=False, number=0):
     """A run of 60 images of 30 patients with two findings, and its results."""
     truth, rng = np.random.default_rng(7), np.random.default_rng(seed)
     labels = truth.integers(0, 2, (60, 2)).astype(float)
@@ -121,7 +121,7 @@ def run_of(folder, seed, skill, ids=None, private=False):
         metrics=as_metrics(tested.draws(), "test/"),
         protocol={"data": "D", "zero_shot": {"interval": "I"}},
         split_hash="s",
-        seed=0,
+        seed=number,
         checkpoint=None,
         checkpoint_sha256=None,
         head="H",
@@ -177,3 +177,17 @@ def test_what_cannot_be_paired_is_named(tmp_path):
     (tmp_path / "a/results.json").write_text(json.dumps(broken | {"predictions": {"file": 3}}))
     with pytest.raises(ConfigError, match=r"'predictions' is not what 'diptych test' writes; test the run anew"):
         main([b, "--against", a])
+
+
+def test_one_row_of_several_seeds_has_the_spread_over_seeds_and_the_interval_over_patients(tmp_path, capsys):
+    tests = [run_of(tmp_path / f"lp/seed{k}", k, 1.0, number=k) for k in range(3)]
+    run_of(tmp_path / "other", 5, 1.0, private=True)
+    main([*(str(tmp_path / f"lp/seed{k}") for k in range(3)), str(tmp_path / "other"), "--over-seeds"])
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if line.startswith("| lp"))
+    means = np.mean([one.draws(1000)["zero_shot/auroc/macro"].values for one in tests], axis=0)
+    low, high = np.percentile(means[1:], [2.5, 97.5])
+    values = [one.draws(0)["zero_shot/auroc/macro"].values[0] for one in tests]
+    half = t.ppf(0.975, 2) * np.std(values, ddof=1) / math.sqrt(3)
+    assert f"{np.mean(values):.3f} ± {half:.3f} ({low:.3f} to {high:.3f})" in row
+    assert "other has none: a run without predictions." in printed

@@ -11,8 +11,19 @@ import numpy as np
 from diptych.metrics.measures import Array
 
 __all__ = [
-    "Draws", "Metric", "Resampling", "as_metrics", "bootstrap_weights", "figure_and_bootstrap", "interval", "interval_name",
+    "Draws", "Interval", "Metric", "Resampling", "as_metrics", "bootstrap_weights", "figure_and_bootstrap", "interval",
+    "interval_name",
 ]  # fmt: skip
+
+
+class Interval(NamedTuple):
+    """An interval that takes the place of the bootstrap's (:mod:`diptych.metrics.few` says where)."""
+
+    low: float
+    """NaN if there is none."""
+    high: float
+    name: str
+    """How it was made, or why there is none."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +34,23 @@ class Metric:
     low: float
     high: float
     n: int
+    interval: str = ""
+    """``DeLong`` or ``too few`` (:mod:`diptych.metrics.few`). Empty if it is the one that the protocol names."""
 
     @classmethod
-    def of(cls, values: Array, n: int) -> Metric:
+    def of(cls, values: Array, n: int, instead: Interval | None = None) -> Metric:
         """Make a metric of ``values`` ``[1+R]``: the figure itself, then that of each resample.
 
         >>> Metric.of(np.array([0.8, 0.7, 0.7, 0.9, 0.9]), n=12)
-        Metric(value=0.8, low=0.7, high=0.9, n=12)
+        Metric(value=0.8, low=0.7, high=0.9, n=12, interval='')
+
+        Args:
+            values: ``[1+R]``. Without resamples the metric has no interval.
+            n: number of samples behind it.
+            instead: the interval, if the bootstrap's does not hold.
         """
+        if instead is not None and len(values) > 1 and not np.isnan(values[0]):
+            return cls(float(values[0]), instead.low, instead.high, n, instead.name)
         low, high = interval(values[1:])
         return cls(float(values[0]), low, high, n)
 
@@ -42,6 +62,8 @@ class Draws(NamedTuple):
     """``[1+R]``"""
     n: int
     """Number of samples behind it."""
+    instead: Interval | None = None
+    """The interval, if the bootstrap's does not hold."""
 
 
 def as_metrics(figures: Mapping[str, Draws], start: str = "") -> dict[str, Metric]:
@@ -50,7 +72,7 @@ def as_metrics(figures: Mapping[str, Draws], start: str = "") -> dict[str, Metri
     >>> as_metrics({"f1": Draws(np.array([0.5]), 9)}, "test/")["test/f1"].value
     0.5
     """
-    return {f"{start}{name}": Metric.of(values, n) for name, (values, n) in figures.items()}
+    return {f"{start}{name}": Metric.of(draws.values, draws.n, draws.instead) for name, draws in figures.items()}
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
-"""The difference of two AUROCs on the same samples, by DeLong's test."""
+"""How an AUROC, and the difference of two, vary with the patients, by DeLong's covariance."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["components", "delong"]
+__all__ = ["Spread", "components", "delong", "logit_interval", "mean_spread"]
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -49,19 +51,96 @@ def delong(ours: Array, theirs: Array, positive: Array, group: Array) -> float:
     """
     if np.isnan(ours).any() or np.isnan(theirs).any():
         return math.nan
-    gap = components(ours, positive) - components(theirs, positive)
     member = np.unique(group, return_inverse=True)[1]
-    patients = int(member.max()) + 1
-    difference, sums, spread = float(gap[positive].mean()), [], 0.0
-    for own in (positive, ~positive):
-        each = np.bincount(member[own], minlength=patients)
-        number, of_class = int((each > 0).sum()), int(own.sum())
-        if number < 2:
-            return math.nan
-        above = np.bincount(member[own], gap[own], minlength=patients) - each * difference  # [patients]
-        sums.append(above / of_class)
-        spread += number / (number - 1) * float(sums[-1] @ sums[-1])
-    spread += 2 * patients / (patients - 1) * float(sums[0] @ sums[1])
-    if spread <= 0:
-        return 1.0 if difference == 0 else 0.0
-    return math.erfc(abs(difference) / math.sqrt(2 * spread))
+    gap = components(ours, positive) - components(theirs, positive)
+    spread = Spread.of(gap, positive, member, int(member.max()) + 1)
+    if min(spread.patients) < 2:
+        return math.nan
+    variance = _variance([spread])[0]
+    if variance <= 0:
+        return 1.0 if spread.value == 0 else 0.0
+    return math.erfc(abs(spread.value) / math.sqrt(2 * variance))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What each patient adds to an AUROC, or to a difference of two."""
+
+    value: float
+    """The AUROC, or the difference."""
+    up: Floats
+    """``[P]``: how far the patient's positives move it from its value."""
+    down: Floats
+    """``[P]``: the same of the negatives."""
+    patients: tuple[int, int]
+    """How many patients have a positive, and how many a negative."""
+    of_either: int
+    """How many have any of the two."""
+
+    @classmethod
+    def of(cls, values: Array, positive: Array, member: Array, patients: int) -> Spread:
+        """The spread of what samples ``[n]`` add (:func:`components`, or a mean or a difference of them).
+
+        Args:
+            values: ``[n]``.
+            positive: ``[n]`` bool, both classes among them.
+            member: ``[n]``, the patient's number, from 0 to ``patients - 1``.
+            patients: ``P``.
+        """
+        value, sides, numbers = float(values[positive].mean()), [], []
+        for own in (positive, ~positive):
+            each = np.bincount(member[own], minlength=patients)
+            sides.append((np.bincount(member[own], values[own], minlength=patients) - each * value) / int(own.sum()))
+            numbers.append(int((each > 0).sum()))
+        return cls(value, sides[0], sides[1], (numbers[0], numbers[1]), len(np.unique(member)))
+
+
+def mean_spread(spreads: Sequence[Spread]) -> Spread:
+    """The spread of the mean of AUROCs of several models on the same samples."""
+    value, up, down = (np.mean([getattr(s, name) for s in spreads], axis=0) for name in ("value", "up", "down"))
+    return replace(spreads[0], value=float(value), up=up, down=down)
+
+
+def _variance(spreads: Sequence[Spread]) -> tuple[float, float]:
+    """The variance of the mean of the values, and its degrees of freedom by Satterthwaite (Biometrics Bulletin 2, 1946).
+
+    The variances of the two classes and of several values count as independent of each other in the degrees of freedom.
+    """
+    total, shares = 0.0, 0.0
+    halves = []
+    for side in (0, 1):
+        scaled = []
+        for spread in spreads:
+            number, own = spread.patients[side], (spread.up, spread.down)[side]
+            scaled.append(math.sqrt(number / (number - 1)) * own / len(spreads))
+            shares += float(scaled[-1] @ scaled[-1]) ** 2 / (number - 1)
+        halves.append(np.sum(scaled, axis=0))
+        total += float(halves[-1] @ halves[-1])
+    up, down = (np.mean([getattr(spread, name) for spread in spreads], axis=0) for name in ("up", "down"))
+    patients = max(spread.of_either for spread in spreads)
+    total += 2 * patients / (patients - 1) * float(up @ down)
+    return total, total**2 / shares if shares > 0 else math.nan
+
+
+def logit_interval(spreads: Sequence[Spread]) -> tuple[float, float] | None:
+    """The 95 % interval of the mean of AUROCs: DeLong's variance with patients as clusters, on the logit scale.
+
+    Student's t with Satterthwaite's degrees of freedom takes the normal's place, since the variance itself is estimated from
+    few patients. None if it is not defined: a class of one patient, or no spread, as with an AUROC of 1.
+
+    >>> positive, member = np.array([1, 1, 1, 0, 0, 0], bool), np.arange(6)
+    >>> values = components(np.array([6.0, 5, 2, 4, 3, 1]), positive)
+    >>> low, high = logit_interval([Spread.of(values, positive, member, 6)])
+    >>> f"{low:.2f} to {high:.2f}"
+    '0.03 to 1.00'
+    """
+    from scipy.special import expit, logit, stdtrit
+
+    if min(min(spread.patients) for spread in spreads) < 2:
+        return None
+    value = float(np.mean([spread.value for spread in spreads]))
+    variance, freedom = _variance(spreads)
+    if not 0 < value < 1 or not variance > 0 or math.isnan(freedom):
+        return None
+    half = float(stdtrit(freedom, 0.975)) * math.sqrt(variance) / (value * (1 - value))
+    return float(expit(logit(value) - half)), float(expit(logit(value) + half))

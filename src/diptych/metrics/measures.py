@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 __all__ = [
     "TIE",
     "accuracy",
+    "area",
     "auroc",
-    "best_f1_threshold",
     "f1",
     "mean",
     "median_rank",
+    "ranked",
+    "ratio",
     "recall_at",
     "sums",
     "top_class",
@@ -53,18 +55,41 @@ def auroc(scores: Array, labels: Array, weights: Array | None = None) -> Floats:
     """
     if np.isnan(scores).any() or len(scores) == 0:
         return np.full(_rows(weights), np.nan)
+    return np.concatenate([area(up, down) for up, down in ranked(scores, labels, weights)])
+
+
+def ranked(scores: Array, labels: Array, weights: Array | None = None) -> Iterator[tuple[Floats, Floats]]:
+    """The weight of the positives and of the negatives at each distinct score, lowest first. It comes in blocks of weightings.
+
+    >>> [(up.tolist(), down.tolist()) for up, down in ranked(np.array([0.9, 0.4, 0.4]), np.array([1, 1, 0]))]
+    [([[1.0, 1.0]], [[1.0, 0.0]])]
+
+    Args:
+        scores: ``[n]``, of which one at least and none NaN.
+        labels: ``[n]``, 0 or 1.
+        weights: ``[R,n]``.
+
+    Yields:
+        Two arrays ``[r,D]``.
+    """
     order = np.argsort(scores, kind="stable")
-    ranked = scores[order]
-    starts = np.flatnonzero(np.r_[True, ranked[1:] != ranked[:-1]])  # first sample of each distinct score
+    ordered = scores[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])  # first sample of each distinct score
     positive = (labels[order] == 1).astype(np.float64)
-    values = []
     for block in _blocks(weights, len(scores)):
         block = block[:, order]
-        up = np.add.reduceat(block * positive, starts, axis=1)  # [R,distinct scores]
-        down = np.add.reduceat(block * (1 - positive), starts, axis=1)
-        below = np.cumsum(down, axis=1) - down / 2
-        values.append(_ratio((up * below).sum(axis=1), up.sum(axis=1) * down.sum(axis=1)))
-    return np.concatenate(values)
+        up = np.add.reduceat(block * positive, starts, axis=1)
+        yield up, np.add.reduceat(block * (1 - positive), starts, axis=1)
+
+
+def area(up: Floats, down: Floats) -> Floats:
+    """The AUROC ``[r]`` of weights ``[r,D]`` of positives and negatives at each distinct score, lowest first.
+
+    >>> area(np.array([[0.0, 1.0, 1.0]]), np.array([[1.0, 1.0, 0.0]])).tolist()
+    [0.875]
+    """
+    below = np.cumsum(down, axis=1) - down / 2
+    return ratio((up * below).sum(axis=1), up.sum(axis=1) * down.sum(axis=1))
 
 
 def accuracy(predicted: Array, labels: Array, weights: Array | None = None) -> Floats:
@@ -87,20 +112,7 @@ def f1(predicted: Array, labels: Array, weights: Array | None = None) -> Floats:
     positive, real = predicted.astype(bool), labels.astype(bool)
     hits = np.stack([positive & real, positive.astype(np.int64) + real], axis=1).astype(np.float64)  # [n,2]
     total = sums(hits, weights)
-    return _ratio(2 * total[:, 0], total[:, 1])
-
-
-def best_f1_threshold(scores: Array, labels: Array) -> float:
-    """The score ``t`` for which ``scores >= t`` has the highest F1. A tie goes to the highest. One label must be positive.
-
-    >>> best_f1_threshold(np.array([0.9, 0.6, 0.2]), np.array([1, 1, 0]))
-    0.6
-    """
-    order = np.argsort(-scores, kind="stable")
-    ranked, hits = scores[order], np.cumsum(labels[order] == 1)
-    last = np.flatnonzero(np.r_[ranked[1:] != ranked[:-1], True])  # a threshold takes all of a tie or none
-    values = 2 * hits[last] / (last + 1 + hits[-1])
-    return float(ranked[last[np.argmax(values)]])
+    return ratio(2 * total[:, 0], total[:, 1])
 
 
 def top_class(scores: Array) -> NDArray[np.int64]:
@@ -144,7 +156,7 @@ def median_rank(ranks: Array, weights: Array | None = None) -> Floats:
 def mean(hits: Array, weights: Array | None = None) -> Floats:
     """Mean ``[R]`` of a value of each sample ``[n]``. It is NaN where no sample has weight."""
     sums = [(block @ hits.astype(np.float64), block.sum(axis=1)) for block in _blocks(weights, len(hits))]
-    return _ratio(np.concatenate([hit for hit, _ in sums]), np.concatenate([total for _, total in sums]))
+    return ratio(np.concatenate([hit for hit, _ in sums]), np.concatenate([total for _, total in sums]))
 
 
 def sums(values: Array, weights: Array | None = None) -> Floats:
@@ -165,6 +177,7 @@ def _blocks(weights: Array | None, n: int) -> Iterator[Floats]:
         yield weights[start : start + step].astype(np.float64)
 
 
-def _ratio(above: Floats, below: Floats) -> Floats:
-    ratio: Floats = np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)
-    return ratio
+def ratio(above: Floats, below: Floats) -> Floats:
+    """``above / below``. It is NaN where ``below`` is 0."""
+    quotient: Floats = np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
+    return quotient

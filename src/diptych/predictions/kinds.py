@@ -17,11 +17,25 @@ from diptych.metrics import detection
 from diptych.metrics import measures as metrics
 from diptych.metrics.bootstrap import Draws, Resampling
 from diptych.metrics.class_retrieval import class_retrieval
-from diptych.metrics.classification import binary_values, class_values, with_macro
+from diptych.metrics.classification import BinaryValues, binary_values, class_values, with_macro
+from diptych.metrics.curves import AT
+from diptych.metrics.delong import mean_spread
+from diptych.metrics.few import intervals
 from diptych.metrics.localisation import MEASURES, region_figures
 from diptych.predictions.base import Array, Boxes, Columns, Predictions, named
 
-__all__ = ["KINDS", "RESAMPLES", "Figures", "Kind", "figures_of", "named_regions", "names_of", "with_draws"]
+__all__ = [
+    "KINDS",
+    "RESAMPLES",
+    "SHARES",
+    "Figures",
+    "Kind",
+    "figures_of",
+    "logistic",
+    "named_regions",
+    "names_of",
+    "with_draws",
+]
 
 Settings = Mapping[str, Any]
 Figures = tuple[dict[str, Draws], dict[str, Any]]
@@ -31,6 +45,8 @@ _FINDING = r"(?P<finding>.+)"
 _FIXED = r"(?:iou|dice)@-?[\d.]+(?:e-?\d+)?"
 """Overlap at a fixed threshold of a map."""
 _SHARE = r"(?P<share>[\d.]+(?:e[+-]?\d+)?%)/seed(?P<seed>\d+)"
+SHARES = re.compile(_SHARE)
+"""The beginning of the names of a probe's columns: the share of the labels, and the seed."""
 
 
 def names_of(columns: Columns, start: str) -> list[str]:
@@ -68,8 +84,18 @@ def _binary(columns: Columns, draw: Resampling, settings: Settings) -> Figures:
     if not names_of(columns, of):
         of, threshold = "probability", "half" if threshold == "zero" else threshold
     names = names_of(columns, of)
-    scores, labels = _table(columns, of, names), _table(columns, "label", names)
-    values = binary_values(names, scores, labels, draw.weights(), threshold)
+    known = names_of(columns, "probability")
+    values = binary_values(
+        names,
+        _table(columns, of, names),
+        _table(columns, "label", names),
+        draw.weights(),
+        threshold,
+        chosen=settings.get("thresholds"),
+        probabilities=_table(columns, "probability", names) if set(names) <= set(known) else None,
+        group=draw.group,
+        at=settings.get("at", AT),
+    )
     wanted = settings.get("measures", values.values)
     figures = {name: value for name, value in values.figures().items() if name.partition("/")[0] in wanted}
     return figures, values.facts
@@ -78,11 +104,12 @@ def _binary(columns: Columns, draw: Resampling, settings: Settings) -> Figures:
 def _classes(columns: Columns, draw: Resampling, settings: Settings) -> Figures:
     """Scores of classes, of which each sample has one."""
     names = names_of(columns, "score")
-    return class_values(names, _table(columns, "score", names), _table(columns, "label", names), draw.weights())
+    tables = (_table(columns, start, names) for start in ("score", "label"))
+    return class_values(names, *tables, draw.weights(), draw.group)
 
 
 def _seeds(columns: Columns, draw: Resampling, settings: Settings) -> Figures:
-    """The mean AUROC over the seeds of each share of the labels."""
+    """Means over the seeds of each share of the labels. Scores are logits, so that they give probabilities."""
     names, weights = names_of(columns, "label"), draw.weights()
     labels = _table(columns, "label", names)
     shares: dict[str, list[str]] = {}
@@ -90,20 +117,54 @@ def _seeds(columns: Columns, draw: Resampling, settings: Settings) -> Figures:
         if match is not None and match[0] not in shares.setdefault(match["share"], []):
             shares[match["share"]].append(match[0])
     figures: dict[str, Draws] = {}
-    facts: dict[str, Any] = {"auroc of each seed": {}, "absent": {}, "excluded": {}}
+    facts: dict[str, Any] = {"auroc of each seed": {}, "thresholds of each seed": {}, "absent": {}, "excluded": {}}
     for share, seeds in shares.items():
-        values = [
-            binary_values(names, _table(columns, f"{seed}/score", names), labels, weights, "zero") for seed in seeds
-        ]
-        aurocs = {
-            name: np.mean([of_seed.values["auroc"][name] for of_seed in values], axis=0)
-            for name in values[0].values["auroc"]
+        values = []
+        for seed in seeds:
+            logits = _table(columns, f"{seed}/score", names)
+            values.append(
+                binary_values(
+                    names,
+                    logits,
+                    labels,
+                    weights,
+                    settings.get("threshold", "zero"),
+                    chosen=settings.get("thresholds", {}).get(seed),
+                    probabilities=logistic(logits.astype(np.float64)),
+                    group=draw.group,
+                    at=settings.get("at", AT),
+                )
+            )
+        every = [one.values for one in values]
+        of_all = {
+            measure: {
+                name: np.mean([of_seed[measure][name] for of_seed in every], axis=0)
+                for name in by_name
+                if all(name in of_seed.get(measure, ()) for of_seed in every)
+            }
+            for measure, by_name in every[0].items()
         }
-        means = with_macro({"auroc": aurocs}, values[0].counts, values[0].known)
+        of_all = {measure: by_name for measure, by_name in of_all.items() if by_name or measure == "auroc"}
+        spreads = {name: mean_spread([one.spreads[name] for one in values]) for name in _common(values)}
+        means = with_macro(of_all, values[0].counts, values[0].known, intervals(spreads, of_all))
         figures |= {f"{share}/{name}": value for name, value in means.items()}
         facts["auroc of each seed"][share] = [float(v.figures()["auroc/macro"].values[0]) for v in values]
-        facts |= {key: values[0].facts[key] for key in ("absent", "excluded")}
+        facts["thresholds of each seed"][share] = [one.facts["thresholds"] for one in values]
+        facts |= {key: values[0].facts[key] for key in ("threshold", "absent", "excluded")}
     return figures, facts
+
+
+def _common(values: Sequence[BinaryValues]) -> list[str]:
+    return [name for name in values[0].spreads if all(name in one.spreads for one in values)]
+
+
+def logistic(logits: Array) -> Array:
+    """Probabilities of logits of any shape.
+
+    >>> logistic(np.array([0.0, -800.0])).tolist()
+    [0.5, 0.0]
+    """
+    return np.exp(-np.logaddexp(0, -logits))
 
 
 def _retrieval(columns: Columns, draw: Resampling, settings: Settings) -> Figures:
@@ -176,7 +237,7 @@ def _reports(columns: Columns, draw: Resampling, settings: Settings) -> Figures:
     figures |= {f"clinical/{name}": value for name, value in of_findings.items()}
     if not np.isfinite(np.asarray(columns.get("log_likelihood", 0.0))).all():
         # A diverged model writes something too, which is often read as "No Finding".
-        figures = {name: Draws(np.full_like(values, np.nan), number) for name, (values, number) in figures.items()}
+        figures = {name: Draws(np.full_like(draws.values, np.nan), draws.n) for name, draws in figures.items()}
     return figures, {"clinical": facts}
 
 
@@ -254,7 +315,7 @@ KINDS: dict[str, Kind] = {
         "area/.+",
     ),
     "binary": Kind(
-        {f"(score|probability)/{_FINDING}": "number", f"label/{_FINDING}": "label"},
+        {f"score/{_FINDING}": "number", f"probability/{_FINDING}": "probability", f"label/{_FINDING}": "label"},
         _binary,
         f"(score|probability)/{_FINDING}",
         ["label/{finding}"],

@@ -240,6 +240,7 @@ def _is_rank(value: float) -> bool:
 
 _CHECKS: dict[str, tuple[Callable[[float], bool], str]] = {
     "number": (lambda value: True, "give a number, or leave it empty"),
+    "probability": (lambda v: 0 <= v <= 1 or math.isnan(v), "give a number from 0 to 1 (or call it a score)"),
     "label": (
         lambda v: v in _LABELS or math.isnan(v),
         "give 1 (present), 0 (absent), -1 (uncertain), or leave it empty",

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from diptych.errors import DataError
-from diptych.metrics.bootstrap import interval
-from diptych.metrics.measures import Array
+from diptych.metrics.bootstrap import Draws, interval
+from diptych.metrics.few import TOO_FEW
 from diptych.predictions.reading import Tested
 
-__all__ = ["RESAMPLES", "Paired", "holm", "over_seeds", "over_studies"]
+__all__ = ["RESAMPLES", "Paired", "holm", "mean_draws", "over_seeds", "over_studies"]
 
 RESAMPLES = 2000
 """Draws of the bootstrap over studies."""
@@ -75,6 +75,32 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected
 
 
+def mean_draws(tests: Sequence[Tested], resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Draws]:
+    """The mean over seeds of each figure that all tests have, and the same of each draw of patients.
+
+    A draw takes the same patients for all seeds. Where one of the seeds has other intervals for want of patients
+    (:mod:`diptych.metrics.few`), the mean has none.
+
+    Args:
+        tests: of each seed, one at least.
+        resamples: draws of the bootstrap.
+        seed: of the draws.
+
+    Raises:
+        DataError: they are not of the same samples.
+    """
+    if any((one.ids, one.patients) != (tests[0].ids, tests[0].patients) for one in tests):
+        raise DataError("tests of one model are of different test sets; test its seeds on the same one")
+    each = [one.draws(resamples, seed) for one in tests]
+    means = {}
+    for name in each[0]:
+        if all(name in figures for figures in each):
+            own = [figures[name] for figures in each]
+            few = TOO_FEW if any(draws.instead for draws in own) else None
+            means[name] = Draws(np.mean([draws.values for draws in own], axis=0), own[0].n, few)
+    return means
+
+
 def over_studies(
     ours: Sequence[Tested], theirs: Sequence[Tested], resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
@@ -99,10 +125,5 @@ def over_studies(
         raise DataError(
             "two tests of the comparison are of different studies; remove the folders of one and start again"
         )
-    means: list[dict[str, Array]] = []
-    for side in (ours, theirs):
-        each = [one.draws(resamples, seed) for one in side]
-        common = [name for name in each[0] if all(name in figures for figures in each)]
-        means.append({name: np.mean([figures[name].values for figures in each], axis=0) for name in common})
-    first, second = means
-    return {name: interval(first[name][1:] - second[name][1:]) for name in first if name in second}
+    first, second = (mean_draws(side, resamples, seed) for side in (ours, theirs))
+    return {name: interval(first[name].values[1:] - second[name].values[1:]) for name in first if name in second}

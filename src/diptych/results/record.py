@@ -54,7 +54,7 @@ def write_results(
 
     Args:
         path: the JSON file. Its folder is made.
-        metrics: figures by name. NaN is written as null.
+        metrics: figures by name. NaN is written as null. ``interval`` is written where it is not the protocol's.
         protocol: how they were made, as ``{evaluator.name: evaluator.protocol}``.
         split_hash: hash of the data set's split, if it has one.
         seed: the run's seed.
@@ -73,6 +73,7 @@ def write_results(
     content = {
         "metrics": {
             name: {"value": metric.value, "low": metric.low, "high": metric.high, "n": metric.n}
+            | ({"interval": metric.interval} if metric.interval else {})
             for name, metric in metrics.items()
         },
         "protocol": protocol,
@@ -131,7 +132,9 @@ def metric_table(metrics: Mapping[str, Metric], title: str | None = None) -> Tab
         figures = (metric.value, metric.low, metric.high)
         digits = 3 if all(math.isnan(figure) or abs(figure) <= 1 for figure in figures) else 1  # ranks are above 1
         value, low, high = ("-" if math.isnan(figure) else f"{figure:.{digits}f}" for figure in figures)
-        view.add_row(Text(one_line(name)), value, "-" if low == high == "-" else f"{low} - {high}", str(metric.n))
+        ends = metric.interval or "-" if low == high == "-" else f"{low} - {high}"
+        ends += f" ({metric.interval})" if metric.interval and ends != metric.interval else ""
+        view.add_row(Text(one_line(name)), value, Text(one_line(ends)), str(metric.n))
     return view
 
 
@@ -154,7 +157,10 @@ def _metric(row: object, where: str) -> Metric:
         if isinstance(figure, bool) or not isinstance(figure, int | float | None if key != "n" else int):
             raise ConfigError(f"'{where}.{key}' is {shown(figure)}, and must be a number; test the run anew")
     value, low, high = (float("nan") if row[key] is None else float(row[key]) for key in ("value", "low", "high"))
-    return Metric(value, low, high, row["n"])
+    name = row.get("interval", "")
+    if not isinstance(name, str):
+        raise ConfigError(f"'{where}.interval' is {shown(name)}, and must be a name; test the run anew")
+    return Metric(value, low, high, row["n"], name)
 
 
 def plain(value: Any) -> Any:

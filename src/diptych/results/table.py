@@ -14,14 +14,20 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 
 from diptych.errors import ConfigError, DataError
 from diptych.escaping import csv_rows, for_latex, for_markdown
 from diptych.files import replace_text
+from diptych.metrics.bootstrap import Metric, as_metrics
+from diptych.metrics.few import FEW
+from diptych.predictions.kinds import RESAMPLES
 from diptych.results.against import Against
+from diptych.results.paired import mean_draws
 from diptych.results.runs import ResultsTable, RunResults, differences, read_run, tables, without_seed
 from diptych.results.seeds import Summary, cell, markdown, show, summarise
+from diptych.results.tested import read_tested
 
 __all__ = ["View", "latex", "main", "page", "read_run", "tables"]
 
@@ -86,9 +92,15 @@ class View:
         summary = self.summary(table, runs, column)
         if summary is not None and summary.undefined and summary.n == 1:
             return "undefined"
-        if summary is None or self.over_seeds or math.isnan(summary.low):
+        if summary is None:
             return cell(summary)
-        return f"{show(summary.mean)} ({show(summary.low)} to {show(summary.high)})"
+        if self.over_seeds:
+            of_mean = over_patients(tuple(run.file for run in runs))[0].get(f"{table.name}/{column}")
+            return f"{cell(summary)}{_patients(of_mean)}"
+        name = next(m.interval for run in runs if (m := table.get(run, column)) is not None)
+        if math.isnan(summary.low):
+            return f"{cell(summary)} ({name})" if name else cell(summary)
+        return f"{show(summary.mean)} ({show(summary.low)} to {show(summary.high)}{', ' if name else ''}{name})"
 
     def cells(self, table: ResultsTable) -> Iterator[list[str]]:
         """The header, then the rows, as text."""
@@ -101,9 +113,54 @@ class View:
     def note(self, table: ResultsTable) -> str:
         """What the intervals are, in a sentence."""
         if self.over_seeds:
-            return "Mean over seeds ± half of the 95 % interval (Student's t over seeds)."
+            lacking = [
+                f"{label} has none: {why}"
+                for label, runs in self.rows(table).items()
+                if (why := over_patients(tuple(run.file for run in runs))[1])
+            ]
+            return (
+                "Mean over seeds ± half of the 95 % interval (Student's t over seeds). In brackets: the mean's 95 % percentile "
+                f"bootstrap over patients, {RESAMPLES} resamples, the same for all seeds.{' '.join(['', *lacking])}"
+            )
         interval = table.protocol.get("interval")
-        return "Without intervals." if interval is None else f"In brackets: {interval}."
+        if interval is None:
+            return "Without intervals."
+        named = {m.interval for run in table.runs for name in self.columns(table) if (m := table.get(run, name))} - {""}
+        return f"In brackets: {interval}{', where no other is named' if named else ''}.{_few(named)}"
+
+
+@cache
+def over_patients(files: tuple[Path, ...]) -> tuple[dict[str, Metric], str]:
+    """The mean over runs of each figure, with its interval over patients, by its name without the stage.
+
+    Args:
+        files: ``results.json`` of each seed.
+
+    Returns:
+        The figures, and why there are none. The reason is empty if there are some.
+    """
+    try:
+        tests = [read_tested(file) for file in files]
+        if any(test is None for test in tests):
+            return {}, "a run without predictions."
+        return as_metrics(mean_draws([test for test in tests if test is not None], RESAMPLES), "test/"), ""
+    except (ConfigError, DataError) as error:
+        return {}, f"{error}."
+
+
+def _patients(metric: Metric | None) -> str:
+    if metric is None or math.isnan(metric.low):
+        return f" ({metric.interval})" if metric is not None and metric.interval else ""
+    return f" ({show(metric.low)} to {show(metric.high)})"
+
+
+def _few(named: set[str]) -> str:
+    """What the intervals of figures of few patients are, for a note."""
+    said = {
+        "DeLong": f" DeLong: on the logit scale, for an AUROC of fewer than {FEW} patients of either class.",
+        "too few": " Too few: patients of either class, so that no interval holds.",
+    }
+    return "".join(text for name, text in said.items() if name in named)
 
 
 def _titles(shown: Sequence[ResultsTable]) -> Iterator[tuple[ResultsTable, str, str]]:
@@ -163,7 +220,7 @@ def latex(shown: Sequence[ResultsTable], view: View, against: Against | None = N
 def _csv(shown: Sequence[ResultsTable], against: Against | None) -> str:
     """Every figure of every run, one a row, with its protocol, and its difference from one run if asked."""
     rows: list[list[object]] = [
-        ["table", "run", "seed", "head", "metric", "value", "low", "high", "n", "protocol", "file"]
+        ["table", "run", "seed", "head", "metric", "value", "low", "high", "n", "interval", "protocol", "file"]
     ]
     if against is not None:
         rows[0] += [
@@ -180,7 +237,7 @@ def _csv(shown: Sequence[ResultsTable], against: Against | None) -> str:
         for run in table.runs:
             for column in table.metrics():
                 if (m := table.get(run, column)) is not None:
-                    figures = [m.value, m.low, m.high, m.n]
+                    figures = [m.value, m.low, m.high, m.n, m.interval]
                     rows.append([title, run.label, run.seed, run.head, column, *figures, protocol, run.file])
                     if against is not None:
                         one = found.get(column, {}).get(run.label)
