@@ -92,7 +92,7 @@ def _binary(columns: Columns, draw: Resampling, settings: Settings) -> Figures:
         draw.weights(),
         threshold,
         chosen=settings.get("thresholds"),
-        probabilities=_table(columns, "probability", names) if set(names) <= set(known) else None,
+        probabilities=_table(columns, "probability", names).astype(np.float64) if set(names) <= set(known) else None,
         group=draw.group,
         at=settings.get("at", AT),
     )
