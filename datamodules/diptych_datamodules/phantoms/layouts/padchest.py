@@ -43,11 +43,13 @@ def write_padchest(n: int, out: Path, options: Options, progress: Callable[[int]
 
     As in the release, PNG files have 16 bits, some labels begin with a blank, and cells span lines. Every 19th image has no
     labels (``nan``), and every 17th an empty one beside the others. The first file of the 6th study is broken, and has a name
-    that the release's broken files have. Patients of the test are labelled by physicians, and one image of another patient.
+    that the release's broken files have. Physicians label the patients of the test, and the first study of another.
     """
     broken = sorted(BROKEN)
     rows: list[list[object]] = []
-    for i, study in enumerate(sample_cohort(n, options)):
+    studies = sample_cohort(n, options)
+    mixed = max((study.patient for study in studies if study.split == "train" and study.number > 1), default=-1)
+    for i, study in enumerate(studies):
         plan, rng = study.plan, stream(options, 11, i)
         pictures = [("PA" if plan.view == "PA" else "AP_horizontal", render(plan, options.size).image)]
         if plan.view == "PA" and i % 3 == 0:
@@ -55,7 +57,7 @@ def write_padchest(n: int, out: Path, options: Options, progress: Callable[[int]
         labels = list(dict.fromkeys(_SPANISH[spec.name][0] for spec in plan.specs)) or ["normal"]
         sentences = [f"{_SPANISH[spec.name][1]} {_SIDES.get(spec.side, '')}".strip() for spec in plan.specs]
         report = "".join(f" {sentence} ." for sentence in sentences or ["sin hallazg patolog edad pacient"])
-        number = f"{rng.integers(10**18, 2 * 10**18)}{rng.integers(10**17, 9 * 10**17)}"
+        number = f"1{i:05d}{rng.integers(10**15, 9 * 10**15)}{rng.integers(10**16, 9 * 10**16)}"
         for k, (projection, picture) in enumerate(pictures):
             row = len(rows)
             name = broken[0] if i == 5 and not k else f"{number}_{row:02d}-{rng.integers(200):03d}-{k:03d}"
@@ -65,7 +67,7 @@ def write_padchest(n: int, out: Path, options: Options, progress: Callable[[int]
             fine = picture.astype(np.uint16) * 256 + rng.integers(0, 256, picture.shape, dtype=np.uint16)
             encoded = cv2.imencode(".png", fine)[1].tobytes()
             path.write_bytes(encoded[: len(encoded) // 2] if i == 5 and not k else encoded)
-            physician = study.split == "test" or row == 0
+            physician = study.split == "test" or (study.patient == mixed and study.number == 1)
             rows.append(
                 [row, path.name, path.parent.name, 20140915, number, f"{study.patient:039d}", 1960.0, plan.sex,
                  _SHOWN.get(projection, "nan"), projection, "Manual review of DICOM fields", "No", "CR", "Phantom",
