@@ -20,6 +20,7 @@ from diptych.reports.text import sentence_spans
 from diptych.reports.tokenizer import Tokenizer
 from diptych_datamodules.mimic_reports import Fallback, ReportTexts, Section, choose_text, find_sections
 from diptych_datamodules.mimic_views import StudyImage, ViewChoice, view_rank
+from diptych_datamodules.ms_cxr import patients_of
 from diptych_datamodules.releases.base import LabelVectors, Record, Release, ReleaseDataset, image_file
 from diptych_datamodules.releases.facts import OBTAIN
 from diptych_datamodules.releases.protocols import split as assign_splits
@@ -74,6 +75,7 @@ class MimicCxr(Release):
         test_labels: those of the labeller, or of the radiologist that release 2.1.0 adds for the test.
         subset: for 5x200: a csv with a column ``dicom_id`` that lists the test images. They are drawn, if it is not given.
         subset_seed: another seed draws other test images.
+        exclude: MS-CXR's json file. Its patients are neither trained nor validated on, so that it can be a test.
         percent: share of the training images. Those of 1 % are among those of 10 %.
         strict: refuse a release with missing images or empty reports. Otherwise they are left out, and counted.
         loading: how samples are loaded.
@@ -102,6 +104,7 @@ class MimicCxr(Release):
         test_labels: Literal["labeller", "radiologist"] = "labeller",
         subset: str | None = None,
         subset_seed: int = 0,
+        exclude: str | None = None,
         percent: float = 100.0,
         strict: bool = False,
         loading: Loading = Loading(),  # noqa: B008  # frozen, and the command line shows its fields
@@ -119,6 +122,7 @@ class MimicCxr(Release):
             )
         listed = None if subset is None else Path(subset)
         self.subset = Subset(split, FINDINGS, f"{root}: the training images", listed, subset_seed)
+        self.exclude = None if exclude is None else Path(exclude)
         self.chosen: dict[str, str] = {}
         """The images of the subset and their classes."""
         self.reports = ReportTexts(
@@ -137,7 +141,8 @@ class MimicCxr(Release):
         """The split, and which images, what text and whose labels were read."""
         sentences = "" if self.sentences is None else f", {self.sentences} sentences a time"
         labels = self.labels if self.test_labels == "labeller" else f"{self.labels}, test by radiologist"
-        return f"{super().protocol}, {self.views}, {self.reports}{sentences}, labels {labels}"
+        excluded = "" if self.exclude is None else f", patients of {self.exclude.name} excluded"
+        return f"{super().protocol}, {self.views}, {self.reports}{sentences}, labels {labels}{excluded}"
 
     def records(self) -> list[Record]:
         """Every image of the split table. Texts, labels and files are looked for once the views are chosen."""
@@ -157,7 +162,11 @@ class MimicCxr(Release):
             else:
                 raise DataError(f"{tables[0]}: '{key}' stands there twice, and not the same; get it anew")
         self.counted = len(images)
-        return list(images.values())
+        left_out = set() if self.exclude is None else patients_of(self.exclude)
+        excluded = {key for key, record in images.items() if record.patient in left_out and record.given != "test"}
+        for key in sorted(excluded):
+            self.dropped.add("in the excluded set", key)
+        return [record for key, record in images.items() if key not in excluded]
 
     def assign(self, records: Sequence[Record]) -> tuple[str, list[tuple[Record, str]]]:
         """The splits of the release or of the subset, for the images that are read. These get text, labels and file."""

@@ -150,6 +150,8 @@ def test_what_is_missing_is_named_with_where_to_get_it(name, roots, tmp_path):
         "object_cxr": "dev.csv",
         "covidx": "test.txt",
         "tbx11k": "lists",
+        "ms_cxr": "MS_CXR_Local_Alignment_v1.1.0.json",
+        "rexgradient": "metadata/valid_metadata_view_position.json",
         "padchest": "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz",
         "vindr_cxr": "annotations/annotations_train.csv",
         "chexpert": "CheXpert-v1.0-small/train.csv",

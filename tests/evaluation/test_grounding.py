@@ -319,7 +319,7 @@ def trained(tmp_path_factory):
 
 
 CASES = ["rsna", pytest.param("siim", marks=pytest.mark.slow), pytest.param("nih", marks=pytest.mark.slow)]
-CASES += [pytest.param(name, marks=pytest.mark.slow) for name in ("chestx_det10", "vindr_cxr")]
+CASES += [pytest.param(name, marks=pytest.mark.slow) for name in ("chestx_det10", "vindr_cxr", "ms_cxr")]
 
 
 @pytest.mark.parametrize("source", [*CASES, pytest.param("real", marks=pytest.mark.real)])

@@ -10,6 +10,8 @@ RELEASES = {
     "tbx11k": {},
     "vindr_cxr": {},
     "padchest": {},
+    "ms_cxr": {"split": "ms_cxr/official"},
+    "rexgradient": {},
     "openi": {},
     "chestx_det10": {},
     "object_cxr": {"masks": True},

@@ -20,6 +20,9 @@ OBTAIN = {
     "vindr_cxr/kaggle": "get the VinBigData Chest X-ray Abnormalities Detection data "
     "(kaggle.com/c/vinbigdata-chest-xray-abnormalities-detection)",
     "padchest": "get PadChest from bimcv.cipf.es/bimcv-projects/padchest",
+    "ms_cxr": "get MS-CXR 1.1.0 from physionet.org/content/ms-cxr, and put its json beside MIMIC-CXR-JPG's files/, or name it "
+    "as data.annotations",
+    "rexgradient": "get metadata/ and deid_png.part* from huggingface.co/datasets/rajpurkarlab/ReXGradient-160K",
     "openi": "get NLMCXR_reports.tgz and NLMCXR_png.tgz from openi.nlm.nih.gov/faq, or the Kaggle copy "
     "(raddar/chest-xrays-indiana-university)",
     "chexpert": "get CheXpert-v1.0 or CheXpert-v1.0-small from stanfordaimi.azurewebsites.net",
@@ -156,6 +159,27 @@ RELEASES: dict[str, Facts] = {
                 ("PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv",), "labels, reports and patients", "padchest",
             ),
             Part(("[0-9]*/*", "images/*"), "images", "padchest"),
+        ),
+        {"views": "all"},
+    ),
+    "ms_cxr": Facts(
+        1_162, "pairs of image and phrase", "ms_cxr/all",
+        (
+            Part(
+                ("MS_CXR_Local_Alignment_v1.1.0.json", "MS_CXR_Local_Alignment_v1.0.0.json"), "phrases and boxes", "ms_cxr",
+                instead=("annotations",),
+            ),
+            Part(("files/*",), "images", "mimic_cxr"),
+        ),
+    ),
+    "rexgradient": Facts(
+        160_000, "studies", "rexgradient/official",
+        (
+            *(
+                Part((f"metadata/{name}_metadata_view_position.json",), "reports, views and paths", "rexgradient")
+                for name in ("train", "valid", "test")
+            ),
+            Part(("deid_png/*",), "images", "rexgradient"),
         ),
         {"views": "all"},
     ),

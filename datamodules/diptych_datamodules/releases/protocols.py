@@ -135,6 +135,14 @@ PROTOCOLS: dict[str, Protocol] = {
     "padchest/hash": Protocol(
         "shares", {"train": 70, "val": 10, "test": 20}, "70/10/20 by patient, by hash.",
     ),
+    "ms_cxr/all": Protocol(
+        "given", {"test": 1_162}, "Every pair of an image and a phrase is in the test, as BioViL (ECCV 2022) has it.",
+    ),
+    "ms_cxr/official": Protocol("given", {}, "The split of release 1.1.0."),
+    "rexgradient/official": Protocol(
+        "given", {"train": 238_968, "val": 17_007, "test": 17_029},
+        "The release's train, valid and public test, by patient.",
+    ),
     "openi/hash": Protocol(
         "shares", {"train": 70, "val": 10, "test": 20}, "70/10/20 by report, by hash.",
     ),

@@ -26,11 +26,11 @@ from diptych.metrics.regions import at_pixels, in_picture, region_measures, regi
 from diptych.predictions.kinds import named_regions
 from diptych.types import Batch, Embedding
 
-__all__ = ["Grounding", "Phrase", "Picture", "map_of"]
+__all__ = ["Grounding", "Phrase", "Picture", "map_of", "word_weights"]
 
 _FIXED = (
-    "iou@c and dice@c: the mask is where the cosine is above c; mean over the words in braces and the phrases, bilinear to the "
-    "network's input (after RadZero, arXiv 2504.07416)"
+    "iou@c and dice@c: the mask is where the cosine is above c; mean over the same words as the map, bilinear to the network's "
+    "input (after RadZero, arXiv 2504.07416)"
 )
 
 
@@ -97,6 +97,19 @@ def map_of(heat: Tensor, phrase: Phrase, head: str = "the head") -> Tensor:
     return heat[:, list(phrase.words)].mean(dim=1)
 
 
+def word_weights(heat: Tensor) -> Tensor:
+    """The weight ``[B,N_words]`` of each word in the mean over a whole text. Padding has none.
+
+    >>> word_weights(torch.tensor([[[0.5, 0.5], [1.0, 0.0]], [[0.0, 1.0], [0.0, 0.0]]])).tolist()
+    [[0.5, 0.5], [1.0, 0.0]]
+
+    Args:
+        heat: maps ``[B,N_words,N_regions]``, as ``Grounds.heatmap`` returns them, zero at padding.
+    """
+    words = (heat != 0).any(dim=2).to(heat)
+    return words / words.sum(dim=1, keepdim=True).clamp(min=1)
+
+
 class Grounding(Evaluator):
     """Zero-shot grounding: compares the map of a finding's phrases with its boxes or its mask.
 
@@ -125,6 +138,8 @@ class Grounding(Evaluator):
         resamples: number of bootstrap resamples for the intervals. 0 gives none.
         seed: seed of the bootstrap.
         cosines: fixed thresholds of the cosine, each from -1 to 1. The head must have ``cosines``. None are empty.
+        texts: look for each image's own text in place of the prompts, as for MS-CXR. All its words are taken. It is held
+            against the boxes of every finding that the image has.
     """
 
     def __init__(
@@ -135,6 +150,7 @@ class Grounding(Evaluator):
         resamples: int = 1000,
         seed: int = 0,
         cosines: Sequence[float] = (),
+        texts: bool = False,
     ) -> None:
         super().__init__(name, resamples, seed)
         self.prompts: PromptSet = load_prompts(prompts)
@@ -145,6 +161,7 @@ class Grounding(Evaluator):
         self._cosines = tuple(dict.fromkeys(cosines))
         fixed = [f"{measure}@{threshold:g}" for threshold in self._cosines for measure in ("iou", "dice")]
         self._measures = (*MEASURES, *fixed, "entropy")
+        self._texts = texts
         self.pictures: list[Picture] = []
         """Pictures of this process's first images, known after the pass."""
         self.findings: Sequence[str] = ()
@@ -159,21 +176,24 @@ class Grounding(Evaluator):
         super().start(embed_text, findings, intervals)
         self.findings = tuple(findings)
         self.pictures = []
-        self._columns = label_columns(self.prompts, findings, self.name, partly=True) if findings else {}
+        if self._texts:
+            self._columns = {Entry(finding, ()): [i] for i, finding in enumerate(findings)}
+        else:
+            self._columns = label_columns(self.prompts, findings, self.name, partly=True) if findings else {}
         self._phrases: dict[Entry, list[tuple[Phrase, Embedding]]] = {}
         for entry in self._columns:
             phrases = [Phrase.parse(text) for text in entry.positive]
             self._phrases[entry] = [(phrase, embed_text([phrase.text])) for phrase in phrases]
         self._values: list[Tensor] = []
         self._counts = torch.zeros(3, dtype=torch.int64)  # images: without regions, with boxes, filled by a region
-        self._facts = dict(self.prompts.facts)
+        self._facts = {"prompts": "each image's own text"} if self._texts else dict(self.prompts.facts)
 
     @torch.no_grad()
     def update(self, batch: Batch, image: Embedding, text: Embedding | None, head: Head) -> None:
         """Compare the maps of the valid images with the regions of each finding.
 
         Raises:
-            ConfigError: the head cannot ground words.
+            ConfigError: the head cannot ground words, or there is no text where ``texts`` is set.
             DataError: a mask does not say which of several findings it is of.
         """
         if not isinstance(head, Grounds):
@@ -185,6 +205,10 @@ class Grounding(Evaluator):
             raise ConfigError(
                 f"{self.name}: the head {type(head).__name__} has no cosines of words and regions, so no fixed threshold "
                 "fits it; leave cosines out, or train one that has them, as local_pooling"
+            )
+        if self._texts and text is None:
+            raise ConfigError(
+                f"{self.name}: texts is true, and the data set has no texts; leave it out, and name prompts"
             )
         rows = self._samples.add(batch)
         if not self._columns or len(rows) == 0:
@@ -200,7 +224,7 @@ class Grounding(Evaluator):
         for j, (entry, columns) in enumerate(self._columns.items()):
             regions = regions_of(batch, rows, columns, self.findings, self.name)  # [n,H,V]
             present = regions.flatten(1).any(dim=1).nonzero().flatten()
-            maps, levels, entropies, number = self._maps(entry, image, rows[present], inputs, head)
+            maps, levels, entropies, number = self._maps(entry, image, text, rows[present], inputs, head)
             for i, heat, level, entropy in zip(present.tolist(), maps, levels, entropies.tolist(), strict=True):
                 measures = region_measures(heat, regions[i], picture_areas[i], level, self._cosines)
                 if measures is None:
@@ -216,7 +240,7 @@ class Grounding(Evaluator):
                     self.pictures = sorted(self.pictures, key=lambda picture: picture.index)[: self._wanted]
 
     def _maps(
-        self, entry: Entry, image: Embedding, rows: Tensor, inputs: Tensor, head: Grounds[Any]
+        self, entry: Entry, image: Embedding, own: Embedding | None, rows: Tensor, inputs: Tensor, head: Grounds[Any]
     ) -> tuple[Tensor, Tensor, Tensor, int]:
         """A finding in some rows, on the CPU.
 
@@ -238,6 +262,14 @@ class Grounding(Evaluator):
                 if self._cosines and isinstance(head, Compares):
                     cosines.append(head.cosines(images, texts)[:, list(phrase.words)].double().mean(dim=1))
                 flat.append(flatness(heat[:, list(phrase.words)].cpu().numpy()).mean(axis=1))
+            if self._texts and own is not None:
+                texts = own.select(block)
+                heat = head.heatmap(images, texts).double()
+                weights = word_weights(heat)
+                maps.append((weights[..., None] * heat).sum(dim=1))
+                if self._cosines and isinstance(head, Compares):
+                    cosines.append((weights[..., None] * head.cosines(images, texts).double()).sum(dim=1))
+                flat.append((weights.cpu().numpy() * flatness(heat.cpu().numpy())).sum(axis=1))
             whole = torch.stack(maps).mean(dim=0)[: len(rows) - start]
             number = whole.shape[1]
             parts.append(at_pixels(whole, *inputs.shape[-2:]).float().cpu())  # float hides the last bits
@@ -276,7 +308,8 @@ class Grounding(Evaluator):
         results, facts = self._figures("regions", columns)
         self._facts |= {
             "region": "union of the boxes" if boxed else "mask",
-            "map": "heatmap of the words in braces, mean over words and phrases, bilinear to the network's input",
+            "map": f"heatmap of {'all words' if self._texts else 'the words in braces'}, mean over words"
+            f"{'' if self._texts else ' and phrases'}, bilinear to the network's input",
             "picture": "the rectangle of pixels that are not black; the bars of a letterbox are left out",
             "measures": "cnr signed; miou and dice at 0.1, 0.2, 0.3, 0.4, 0.5 of the map stretched to 0..1; ties miss",
             "excluded": {"the region fills the picture": full},

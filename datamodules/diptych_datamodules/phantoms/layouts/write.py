@@ -20,6 +20,7 @@ from diptych_datamodules.phantoms.layouts.boxed import (
     write_object_cxr,
     write_tbx11k,
 )
+from diptych_datamodules.phantoms.layouts.by_json import write_ms_cxr, write_rexgradient
 from diptych_datamodules.phantoms.layouts.cohort import (
     BOX_COLUMNS,
     Options,
@@ -76,6 +77,8 @@ LAYOUTS: Mapping[str, Writer] = {
     "tbx11k": write_tbx11k,
     "vindr_cxr": write_vindr_cxr,
     "padchest": write_padchest,
+    "ms_cxr": write_ms_cxr,
+    "rexgradient": write_rexgradient,
 }
 """The layouts by name."""
 
@@ -98,7 +101,8 @@ def write_layout(
 
     Args:
         layout: one of :data:`LAYOUTS`.
-        n: number of studies (``png``, ``mimic_cxr``, ``chexpert``, ``openi``, ``padchest``) or images (the others).
+        n: number of studies (``png``, ``mimic_cxr``, ``chexpert``, ``openi``, ``padchest``, ``ms_cxr``,
+            ``rexgradient``) or images (the others).
         out: a new or empty folder. Or one that this function wrote before, whose content is then replaced.
         seed: another seed gives another collection.
         size: pixels a side that phantoms are drawn at. DICOM files are 1024x1024 in any case.
@@ -165,6 +169,7 @@ _CONTENTS = (
     "train.json", "test.json", "train_data", "test_data", "train", "dev",
     "train.csv", "dev.csv", "val", "test", "train.txt", "val.txt", "test.txt", "train_COVIDx_CXR-3A.txt",
     "test_COVIDx_CXR-3A.txt", "imgs", "lists", "annotations",
+    "MS_CXR_Local_Alignment_v1.1.0.json", "metadata", "deid_png",
     "0", "54", "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz",
 )  # fmt: skip
 """All that any layout writes into its folder. Nothing else is ever removed from one."""
