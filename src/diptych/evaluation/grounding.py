@@ -287,7 +287,9 @@ class Grounding(Evaluator):
         text = f"{batch.ids[i]}, {entry.name}: {measures}"
         sample = Sample(batch.image[i, 0].cpu().numpy(), text=text, boxes=boxes, mask=region.numpy())
         index = int(batch.index[i])
-        return Picture(index, f"{index}-{entry.name.lower().replace(' ', '_')}", sample, entry.name, heat.numpy())
+        return Picture(
+            index, f"{index}-{re.sub(r'[^a-z0-9]+', '_', entry.name.lower())}", sample, entry.name, heat.numpy()
+        )
 
     def compute(self, head: Head) -> dict[str, Metric]:
         """The mean of each measure over the whole set, for each finding. Collective."""
