@@ -43,6 +43,7 @@ _BY_MODULE = {
     "towers.base": "Tower",
     "towers.image": "ImageTower TimmImage",
     "towers.transformers_image": "TransformersImage",
+    "towers.open_clip": "OpenClipImage OpenClipText",
     "towers.text": "ScratchText TextTower TransformersText",
     "training.figures": "Figures",
     "types": "Batch Dims Embedding Features Pairs TextBatch TokenEmbedding",

@@ -134,6 +134,11 @@ class Tokenizer:
         return int(self._ready().get_vocab_size())
 
     @property
+    def pad_id(self) -> int:
+        """Number of the padding piece."""
+        return int((self._ready().padding or {"pad_id": 0})["pad_id"])
+
+    @property
     def lower_case(self) -> bool | None:
         """Whether case is folded. None where the backend does not tell."""
         normalizer = self._ready().normalizer
@@ -205,8 +210,7 @@ class Tokenizer:
         pieces = self.max_tokens if to_max else min(self.max_tokens, _round_up(longest))
         words = self.max_tokens if to_max else min(self.max_tokens, _round_up(most_words))
         most_sentences = words if to_max else max((len(r.hashes) for r in reports), default=0)
-        padding = self._ready().padding or {"pad_id": 0}
-        input_ids = torch.full((rows, pieces), int(padding["pad_id"]), dtype=torch.int64)
+        input_ids = torch.full((rows, pieces), self.pad_id, dtype=torch.int64)
         attention_mask = torch.zeros(rows, pieces, dtype=torch.bool)
         word_of_piece = torch.full((rows, pieces), -1, dtype=torch.int64)
         mask = torch.zeros(rows, words, dtype=torch.bool)
