@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from collections import Counter
 
 import lightning.pytorch as pl
 import numpy as np
@@ -16,6 +17,7 @@ from diptych.data.loading import Loading
 from diptych.data.tables import Columns
 from diptych.errors import ConfigError
 from diptych.evaluation.retrieval import Retrieval
+from diptych.evaluation.zero_shot import ZeroShot
 from diptych.model.checkpoint import read_checkpoint
 from diptych.model.inference import load_module
 from diptych.model.module import AlignmentModule
@@ -171,6 +173,22 @@ def test_what_cannot_be_trained_says_so(tmp_path, table):
         trainer(tmp_path, max_epochs=-1).fit(model, data(table, model))
     with pytest.raises(ConfigError, match="share a name"):
         module(evaluators=[Retrieval(), Retrieval()])
+
+
+def test_a_test_embeds_each_prompt_once_for_all_evaluators(table, tmp_path, monkeypatch):
+    sides = {name: {"positive": [f"{name} is seen"], "negative": ["nothing is seen"]} for name in FINDINGS}
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({"name": "p", "version": 1, "source": "here", "findings": sides}))
+    names = ["diptych", "chexzero", "biovil", "convirt"]
+    evaluators = [ZeroShot(f"{tmp_path}/p.yaml", name=f"as_{name}", resamples=0, protocol=name) for name in names]
+    model, asked = module(LocalPooling, evaluators=[Retrieval(resamples=0), *evaluators]), Counter()
+    model.tokenizer.learn(["effusion nodule is seen nothing normal"] * 5)
+    real = model.embed_prompts
+    monkeypatch.setattr(model, "embed_prompts", lambda texts: asked.update(texts) or real(texts))
+    trainer(tmp_path).test(model, data(table, model), verbose=False)
+    assert {"Effusion is seen", "Nodule is seen", "nothing is seen"} < set(asked)
+    assert set(asked.values()) == {1}
+    assert [model.protocol[f"as_{name}"]["protocol"] for name in names] == names
+    assert [model.predictions[f"as_{name}"].settings["protocol"] for name in names] == names
 
 
 @pytest.fixture(scope="module")

@@ -246,7 +246,7 @@ class Grounding(Evaluator):
 
         Returns:
             Maps and cosines, each ``[n,H,V]`` over the network's input, entropies ``[n]``, and ``R``. Where no threshold is
-            asked for, the cosines are zero.
+            asked for, the maps stand for the cosines too.
         """
         none = torch.zeros(0, *inputs.shape[-2:])
         parts, levels, entropies, number = [none], [none], [torch.zeros(0)], 0
@@ -273,10 +273,12 @@ class Grounding(Evaluator):
             whole = torch.stack(maps).mean(dim=0)[: len(rows) - start]
             number = whole.shape[1]
             parts.append(at_pixels(whole, *inputs.shape[-2:]).float().cpu())  # float hides the last bits
-            level = torch.stack(cosines).mean(dim=0)[: len(rows) - start] if cosines else torch.zeros_like(whole)
-            levels.append(at_pixels(level, *inputs.shape[-2:]).float().cpu())
+            if cosines:
+                level = torch.stack(cosines).mean(dim=0)[: len(rows) - start]
+                levels.append(at_pixels(level, *inputs.shape[-2:]).float().cpu())
             entropies.append(torch.from_numpy(np.mean(flat, axis=0))[: len(rows) - start].float())
-        return torch.cat(parts), torch.cat(levels), torch.cat(entropies), number
+        whole = torch.cat(parts)
+        return whole, torch.cat(levels) if self._cosines else whole, torch.cat(entropies), number
 
     def _picture(self, batch: Batch, i: int, entry: Entry, region: Tensor, heat: Tensor, values: Tensor) -> Picture:
         boxes = None

@@ -116,7 +116,7 @@ class ZeroShot(Evaluator):
         self._columns: dict[Entry, list[int]] = {}
         self._scores: list[Tensor] = []
         self._labels: list[Tensor] = []
-        self._facts = self.prompts.facts | self._described
+        self._facts |= self.prompts.facts | self._described
         if not findings:
             return
         self._columns = label_columns(self.prompts, findings, self.name)
