@@ -138,8 +138,8 @@ class Grounding(Evaluator):
         resamples: number of bootstrap resamples for the intervals. 0 gives none.
         seed: seed of the bootstrap.
         cosines: fixed thresholds of the cosine, each from -1 to 1. The head must have ``cosines``. None are empty.
-        texts: look for each image's own text in place of the prompts, as for MS-CXR. All its words are taken. It is held
-            against the boxes of every finding that the image has.
+        texts: look for each image's own text in place of the prompts, where a data set pairs phrases with boxes. All its words
+            are taken. It is held against the boxes of every finding that the image has.
     """
 
     def __init__(

@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from diptych_datamodules.ms_cxr import FINDINGS
 from diptych_datamodules.phantoms.lateral import render_lateral
 from diptych_datamodules.phantoms.layouts.cohort import BOX_COLUMNS, Options, box_rows, sample_cohort, stream, write_csv
 from diptych_datamodules.phantoms.layouts.dicom import RSNA_MIX
@@ -19,12 +18,16 @@ from diptych_datamodules.phantoms.plan import PhantomRadiograph, render
 
 __all__ = ["write_ms_cxr", "write_rexgradient"]
 
+_CATEGORIES = (
+    "Pneumonia", "Pneumothorax", "Consolidation", "Atelectasis", "Edema", "Cardiomegaly", "Lung Opacity", "Pleural Effusion",
+)  # fmt: skip
+
 
 def _phrases(radiograph: PhantomRadiograph) -> dict[tuple[str, str], list[tuple[float, ...]]]:
     """Boxes by finding and phrase. Two places of one finding on one side share a phrase."""
     found: dict[tuple[str, str], list[tuple[float, ...]]] = {}
     for finding in radiograph.findings:
-        if finding.name in FINDINGS:
+        if finding.name in _CATEGORIES:
             words = [finding.severity or "", finding.side or "", finding.name.lower()]
             phrase = f"there is {' '.join(filter(None, words))} in this study"
             found.setdefault((finding.name, phrase), []).append(finding.box)
@@ -52,7 +55,7 @@ def write_ms_cxr(n: int, out: Path, options: Options, progress: Callable[[int], 
             for box in boxes:
                 x0, y0, x1, y1 = (round(v * s) for v, s in zip(box, (across, down) * 2, strict=True))
                 annotations.append(
-                    {"id": len(annotations) + 1, "category_id": FINDINGS.index(finding) + 1, "image_id": i,
+                    {"id": len(annotations) + 1, "category_id": _CATEGORIES.index(finding) + 1, "image_id": i,
                      "bbox": [x0, y0, x1 - x0, y1 - y0], "label_text": phrase, "split": study.split}
                 )  # fmt: skip
         if phrases:
@@ -65,7 +68,7 @@ def write_ms_cxr(n: int, out: Path, options: Options, progress: Callable[[int], 
         progress(i + 1)
     content = {
         "info": {"version": "1.1.0", "description": "MS-CXR"},
-        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(FINDINGS)],
+        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(_CATEGORIES)],
         "images": images,
         "annotations": annotations,
     }

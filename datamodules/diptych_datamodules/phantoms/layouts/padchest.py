@@ -8,7 +8,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from diptych_datamodules.padchest import BROKEN
 from diptych_datamodules.phantoms.lateral import render_lateral
 from diptych_datamodules.phantoms.layouts.cohort import Options, sample_cohort, stream, write_csv
 from diptych_datamodules.phantoms.plan import render
@@ -23,6 +22,7 @@ _HEADER = (
     "Exposure_DICOM", "ExposureInuAs_DICOM", "ExposureTime", "RelativeXRayExposure_DICOM", "ReportID", "Report",
     "MethodLabel", "Labels", "Localizations", "LabelsLocalizationsBySentence", "labelCUIS", "LocalizationsCUIS",
 )  # fmt: skip
+_BROKEN = "216840111366964012819207061112010307142602253_04-014-084"  # one of the files that the release has broken
 # The label of each finding, and how a report of the release has it: in stems, without accents.
 _SPANISH = {
     "Atelectasis": ("laminar atelectasis", "atelectasi laminar"),
@@ -45,7 +45,6 @@ def write_padchest(n: int, out: Path, options: Options, progress: Callable[[int]
     labels (``nan``), and every 17th an empty one beside the others. The first file of the 6th study is broken, and has a name
     that the release's broken files have. Physicians label the patients of the test, and the first study of another.
     """
-    broken = sorted(BROKEN)
     rows: list[list[object]] = []
     studies = sample_cohort(n, options)
     mixed = max((study.patient for study in studies if study.split == "train" and study.number > 1), default=-1)
@@ -60,7 +59,7 @@ def write_padchest(n: int, out: Path, options: Options, progress: Callable[[int]
         number = f"1{i:05d}{rng.integers(10**15, 9 * 10**15)}{rng.integers(10**16, 9 * 10**16)}"
         for k, (projection, picture) in enumerate(pictures):
             row = len(rows)
-            name = broken[0] if i == 5 and not k else f"{number}_{row:02d}-{rng.integers(200):03d}-{k:03d}"
+            name = _BROKEN if i == 5 and not k else f"{number}_{row:02d}-{rng.integers(200):03d}-{k:03d}"
             listed = str([*labels, ""]) if row % 17 == 5 else "nan" if row % 19 == 7 else str(labels)
             path = out / ("0" if i < n // 2 else "54") / f"{name}.png"
             path.parent.mkdir(exist_ok=True)

@@ -11,9 +11,21 @@ import numpy as np
 from diptych_datamodules.phantoms.layouts.cohort import BOX_COLUMNS, Options, box_rows, stream, write_csv
 from diptych_datamodules.phantoms.layouts.dicom import RSNA_MIX, dicom_uids, write_dicom
 from diptych_datamodules.phantoms.plan import render
-from diptych_datamodules.vindr_cxr import FINDINGS, KAGGLE
 
-__all__ = ["write_vindr_cxr"]
+__all__ = ["KAGGLE_CLASSES", "VINDR_LABELS", "write_vindr_cxr"]
+
+VINDR_LABELS = (
+    "Aortic enlargement", "Atelectasis", "Calcification", "Cardiomegaly", "Clavicle fracture", "Consolidation", "Edema",
+    "Emphysema", "Enlarged PA", "ILD", "Infiltration", "Lung Opacity", "Lung cavity", "Lung cyst", "Mediastinal shift",
+    "Nodule/Mass", "Pleural effusion", "Pleural thickening", "Pneumothorax", "Pulmonary fibrosis", "Rib fracture",
+    "Other lesion", "COPD", "Lung tumor", "Pneumonia", "Tuberculosis", "Other diseases", "No finding",
+)  # fmt: skip
+"""The columns of the tables of labels."""
+KAGGLE_CLASSES = {
+    "Atelectasis": 1, "Cardiomegaly": 3, "Consolidation": 4, "Lung Opacity": 7, "Nodule/Mass": 8, "Pleural effusion": 10,
+    "Pneumothorax": 12, "No finding": 14,
+}  # fmt: skip
+"""The challenge's number of each class that phantoms have."""
 
 _NAMES = {"Nodule": "Nodule/Mass", "Pleural Effusion": "Pleural effusion", "Support Devices": ""}
 _CORNERS = ("x_min", "y_min", "x_max", "y_max")
@@ -50,16 +62,16 @@ def write_vindr_cxr(n: int, out: Path, options: Options, progress: Callable[[int
                 if name and not (order == 2 and rng.random() < 1 / 3):
                     drawn.append((name, (np.array(finding.box) * scale + (order == 1)).round().astype(int).tolist()))
             seen = {name for name, _ in drawn} | ({"Tuberculosis"} if i % 5 == 3 else set())
-            labels[part].append([image, *reader, *(int(name in seen) for name in FINDINGS[:-1]), int(not seen)])
+            labels[part].append([image, *reader, *(int(name in seen) for name in VINDR_LABELS[:-1]), int(not seen)])
             lines = drawn or [("No finding", ["", "", "", ""])]
             boxes[part] += [[image, *reader, name, *box] for name, box in lines]
             if part == "train":
-                kaggle += [[image, name, KAGGLE.index(name), *reader, *box] for name, box in lines]
+                kaggle += [[image, name, KAGGLE_CLASSES[name], *reader, *box] for name, box in lines]
         truth += [[*row[:5], *(np.array(row[5:], float) * scale)] for row in box_rows(image, radiograph)]
         progress(i + 1)
     (out / "annotations").mkdir()
     for part, column in (("train", ["rad_id"]), ("test", [])):
-        write_csv(out / "annotations" / f"image_labels_{part}.csv", ["image_id", *column, *FINDINGS], labels[part])
+        write_csv(out / "annotations" / f"image_labels_{part}.csv", ["image_id", *column, *VINDR_LABELS], labels[part])
         write_csv(
             out / "annotations" / f"annotations_{part}.csv", ["image_id", *column, "class_name", *_CORNERS], boxes[part]
         )
