@@ -58,6 +58,9 @@ class _LabelMatchedDataset(RadiographDataset):
         text = self.reports[near[rng.integers(len(near))]]
         return Sample(image.pixels, text=text, labels=row.labels, notes=image.notes)
 
+    def labels_of(self, index: int) -> NDArray[np.float32] | None:
+        return self.rows[index].labels
+
     def texts(self) -> Iterable[str]:
         return self.reports
 

@@ -89,6 +89,10 @@ class PhantomDataset(RadiographDataset):
         texts = self._texts(plan)
         return Sample(image, text=texts[rng.integers(len(texts))], labels=plan.truth, boxes=boxes, mask=mask)
 
+    def labels_of(self, index: int) -> NDArray[np.float32] | None:
+        """The labels of one phantom, without drawing."""
+        return self.plans[index].truth
+
     def texts(self) -> Iterable[str]:
         """The reports, without drawing."""
         return [text for _, text in self.texts_by_patient()]

@@ -200,6 +200,9 @@ class _TabularDataset(RadiographDataset):
             mask = np.asarray(grey) > 127
         return Sample(image, text=row.text, labels=row.labels, mask=mask, notes=notes)
 
+    def labels_of(self, index: int) -> NDArray[np.float32] | None:
+        return self.rows[index].labels
+
     def texts(self) -> Iterable[str]:
         return [text for _, text in self.texts_by_patient()]
 

@@ -31,6 +31,7 @@ _BY_MODULE = {
     "reports.chexbert": "Chexbert",
     "reports.labeller": "Labeller Rules",
     "reports.tokenizer": "Tokenizer",
+    "tasks.attentive_probe": "AttentiveProbe",
     "tasks.base": "PyramidTask Task TrainedTask",
     "tasks.detect": "Detect",
     "tasks.few_shot": "FewShot",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diptych import distributed
 from diptych.tasks.detect import Detector
-from diptych.tasks.probe import known_bce
+from diptych.tasks.losses import known_bce
 from diptych.tasks.segment import dice_loss
 from diptych.towers.image import STRIDES
 

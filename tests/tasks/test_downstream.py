@@ -17,13 +17,16 @@ from diptych.errors import ConfigError
 from diptych.model.checkpoint import read_checkpoint
 from diptych.model.inference import load_module
 from diptych.model.optim import parameter_groups
-from diptych.tasks.probe import Probe, fit_linear, masked_bce
+from diptych.tasks.linear import fit_linear
+from diptych.tasks.losses import LabelLoss
+from diptych.tasks.probe import Probe
 from diptych.tasks.trained_image import TrainedImage
 from diptych.towers.image import TimmImage
 from diptych_datamodules.tabular import Columns, Tabular
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-OPTIONS = {"lr": 1e-2, "weight_decay": 0.01, "epochs": 12, "patience": 3, "batch_size": 8}
+LOSS = LabelLoss()
+OPTIONS = {"loss": LOSS, "lr": 1e-2, "weight_decay": 0.01, "epochs": 12, "patience": 3, "batch_size": 8}
 
 
 def random_set(n, seed=0, width=6):
@@ -39,8 +42,8 @@ def test_the_loss_is_that_of_the_known_labels():
     known = (labels == 0) | (labels == 1)
     assert not known.all()
     expected = log_loss(labels[known].numpy(), logits[known].sigmoid().numpy())
-    assert float(masked_bce(logits, labels)) == pytest.approx(expected, rel=1e-9)
-    assert float(masked_bce(logits, torch.full((40, 3), torch.nan).double())) == 0
+    assert float(LOSS.mean(logits, labels)) == pytest.approx(expected, rel=1e-9)
+    assert float(LOSS.mean(logits, torch.full((40, 3), torch.nan).double())) == 0
 
 
 def test_a_linear_layer_is_trained_as_torch_would_and_kept_at_its_best():
@@ -60,9 +63,9 @@ def test_a_linear_layer_is_trained_as_torch_would_and_kept_at_its_best():
         for start in range(0, 50, 8):
             rows = order[start : start + 8]
             optimizer.zero_grad()
-            masked_bce(layer(train[0][rows]), train[1][rows]).backward()
+            LOSS.mean(layer(train[0][rows]), train[1][rows]).backward()
             optimizer.step()
-        losses.append(float(masked_bce(layer(val[0]), val[1]).detach()))
+        losses.append(float(LOSS.mean(layer(val[0]), val[1]).detach()))
         weights.append(layer.weight.detach().clone())
         if len(losses) - 1 - int(np.argmin(losses)) >= 3:
             break
@@ -127,7 +130,7 @@ def test_a_probe_equals_its_parts_put_together_by_hand(trained, probed):
         for split in ("train", "val", "test"):
             batches = list(data.evaluation_loader(split))
             sets[split] = torch.cat([tower(b.image).pooled for b in batches]), torch.cat([b.labels for b in batches])
-    options = {"lr": 5e-4, "weight_decay": 1e-6, "epochs": 50, "patience": 10, "batch_size": 48}
+    options = {"loss": LOSS, "lr": 5e-4, "weight_decay": 1e-6, "epochs": 50, "patience": 10, "batch_size": 48}
     for percent in (20, 100):
         rows = nested_share(data.datasets["train"].patients, percent)
         aurocs = []

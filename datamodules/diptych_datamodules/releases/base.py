@@ -99,6 +99,10 @@ class ReleaseDataset(RadiographDataset):
                 mask = scale_to(mask.astype(np.uint8) * np.uint8(255), longer) > 127
         return Sample(image, text=record.text, labels=record.labels, boxes=boxes, mask=mask, notes=notes)
 
+    def labels_of(self, index: int) -> NDArray[np.float32] | None:
+        """The labels of one image, which is not read."""
+        return self.records[index].labels
+
     def texts(self) -> Iterable[str]:
         """Every report."""
         return [text for _, text in self.texts_by_patient()]

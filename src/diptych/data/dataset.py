@@ -57,6 +57,10 @@ class RadiographDataset(ABC):
             rng: the only source of chance, as for one caption of several. It depends on seed, epoch and index.
         """
 
+    def labels_of(self, index: int) -> NDArray[np.float32] | None:
+        """The labels ``[L]`` of one sample. A subclass that knows them without reading the image says so here."""
+        return self.read(index, np.random.default_rng(0)).labels
+
     @abstractmethod
     def texts(self) -> Iterable[str]:
         """Every report of the split, from which a scratch tower learns its vocabulary. No image is read."""
@@ -86,6 +90,10 @@ class Subset(RadiographDataset):
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         """Read one sample of the whole data set, by its number in the subset."""
         return self.dataset.read(self.kept[index], rng)
+
+    def labels_of(self, index: int) -> NDArray[np.float32] | None:
+        """The labels of one sample of the whole data set."""
+        return self.dataset.labels_of(self.kept[index])
 
     def texts(self) -> Iterable[str]:
         """Every report of the whole data set."""

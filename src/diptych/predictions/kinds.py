@@ -20,7 +20,7 @@ from diptych.metrics.class_retrieval import class_retrieval
 from diptych.metrics.classification import BinaryValues, binary_values, class_values, with_macro
 from diptych.metrics.curves import AT
 from diptych.metrics.delong import mean_spread
-from diptych.metrics.few import intervals
+from diptych.metrics.few import TOO_FEW, intervals
 from diptych.metrics.localisation import MEASURES, region_figures
 from diptych.predictions.base import Array, Boxes, Columns, Predictions, named
 
@@ -44,7 +44,7 @@ RESAMPLES = 1000
 _FINDING = r"(?P<finding>.+)"
 _FIXED = r"(?:iou|dice)@-?[\d.]+(?:e-?\d+)?"
 """Overlap at a fixed threshold of a map."""
-_SHARE = r"(?P<share>[\d.]+(?:e[+-]?\d+)?%)/seed(?P<seed>\d+)"
+_SHARE = r"(?P<share>[\d.]+(?:e[+-]?\d+)?%|\d+-shot)/seed(?P<seed>\d+)"
 SHARES = re.compile(_SHARE)
 """The beginning of the names of a probe's columns: the share of the labels, and the seed."""
 
@@ -119,6 +119,16 @@ def _seeds(columns: Columns, draw: Resampling, settings: Settings) -> Figures:
     figures: dict[str, Draws] = {}
     facts: dict[str, Any] = {"auroc of each seed": {}, "thresholds of each seed": {}, "absent": {}, "excluded": {}}
     for share, seeds in shares.items():
+        if settings.get("classes") == "exclusive":
+            tables = [_table(columns, f"{seed}/score", names) for seed in seeds]
+            each = [class_values(names, table, labels, weights, draw.group) for table in tables]
+            for name, one in each[0][0].items():
+                means_of = np.mean([found[name].values for found, _ in each], axis=0)
+                instead = one.instead if one.instead is None or len(each) == 1 else TOO_FEW  # DeLong's is of one seed
+                figures[f"{share}/{name}"] = Draws(means_of, one.n, instead)
+            facts["auroc of each seed"][share] = [float(found["auroc/macro"].values[0]) for found, _ in each]
+            facts |= {key: each[0][1][key] for key in ("absent", "excluded")}
+            continue
         values = []
         for seed in seeds:
             logits = _table(columns, f"{seed}/score", names)
@@ -322,7 +332,7 @@ KINDS: dict[str, Kind] = {
         "label/.+",
     ),
     "classes": Kind(
-        {f"score/{_FINDING}": "number", f"label/{_FINDING}": "label"},
+        {f"(score|probability)/{_FINDING}": "number", f"label/{_FINDING}": "label"},
         _classes,
         f"score/{_FINDING}",
         ["label/{finding}"],

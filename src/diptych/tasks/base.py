@@ -153,8 +153,25 @@ class Task(pl.LightningModule):
         check_fit(checkpoint, self, source="the checkpoint")
 
 
-def classified(names: Sequence[str], logits: Tensor, labels: Tensor, resamples: int) -> Predictions:
-    """Logits ``[n,L]`` of findings and their labels as predictions, of which the AUROC is measured."""
+def classified(
+    names: Sequence[str], logits: Tensor, labels: Tensor, resamples: int, *, exclusive: bool = False
+) -> Predictions:
+    """Logits ``[n,L]`` of findings and their labels as predictions, of which the AUROC is measured.
+
+    Args:
+        names: of the ``L`` findings.
+        logits: a higher one means that the finding is more likely there.
+        labels: ``[n,L]``
+        resamples: number of bootstrap resamples.
+        exclusive: whether a sample has one of the findings. Accuracy and F1 are measured too, and probabilities sum to 1.
+    """
+    if exclusive:
+        columns = named("score", names, logits.numpy()) | named(
+            "probability", names, logits.double().softmax(1).numpy()
+        )
+        return Predictions(
+            "classes", columns | named("label", names, labels.numpy()), {"resamples": resamples, "seed": 0}
+        )
     columns = named("score", names, logits.numpy()) | named("probability", names, logits.double().sigmoid().numpy())
     settings = {"measures": ["auroc"], "resamples": resamples, "seed": 0}
     return Predictions("binary", columns | named("label", names, labels.numpy()), settings)

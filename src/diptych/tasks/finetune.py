@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from diptych import distributed
@@ -9,7 +11,7 @@ from diptych.checks import check_number
 from diptych.evaluation.rows import Rows
 from diptych.metrics import bootstrap
 from diptych.tasks.base import TrainedTask, classified
-from diptych.tasks.probe import known_bce
+from diptych.tasks.losses import Classes, ClassWeights, LabelLoss, check_classes, check_exclusive
 from diptych.towers.image import ImageTower
 from diptych.types import Batch
 
@@ -17,11 +19,12 @@ __all__ = ["FineTune"]
 
 
 class FineTune(TrainedTask):
-    """Multi-label classification by a linear layer, with the tower trained along.
+    """Classification by a linear layer, with the tower trained along.
 
     With a ``layer_decay`` the tower's lower layers learn more slowly. The loss is the binary cross-entropy of the known
-    labels. ``data.percent`` takes a share of the training images. The metric is ``finetune/auroc/<finding>|macro`` over the
-    whole set. A finding with one class only is listed as absent.
+    labels, or the soft-max cross-entropy of exclusive classes. ``data.percent`` takes a share of the training images. The
+    metric is ``finetune/auroc/<finding>|macro`` over the whole set. Exclusive classes have ``accuracy`` and ``f1`` too. A
+    finding with one class only is listed as absent.
 
     Args:
         image: the tower. Its ``layer_decay``, ``frozen`` and ``freeze_layers`` hold here.
@@ -30,10 +33,14 @@ class FineTune(TrainedTask):
         warmup: number of steps of linear warm-up. Below 1, their share of all steps.
         lr_floor: learning rate at the end of the cosine, as a share of ``lr``.
         dropout: probability of dropout before the linear layer.
+        classes: ``independent`` for findings, each on its own. ``exclusive`` for a soft-max over classes of which a study has
+            one. Studies with none or several are left out.
+        class_weights: ``balanced`` gives each class the same share of the loss
+            (:func:`~diptych.tasks.losses.balanced_weights`), counted in the training images.
         resamples: number of bootstrap resamples of the test. 0 gives no intervals.
 
     Raises:
-        ConfigError: an argument is out of its range.
+        ConfigError: an argument is out of its range, or the classes are exclusive and the data have one.
     """
 
     monitor = "val/finetune/auroc/macro"
@@ -47,18 +54,33 @@ class FineTune(TrainedTask):
         warmup: float = 0.05,
         lr_floor: float = 0.01,
         dropout: float = 0.0,
+        classes: Classes = "independent",
+        class_weights: ClassWeights = "none",
         resamples: int = 1000,
     ) -> None:
         super().__init__(image, lr=lr, weight_decay=weight_decay, warmup=warmup, lr_floor=lr_floor, resamples=resamples)
         check_number("FineTune: dropout", dropout, least=0, below=1)
+        check_classes("FineTune", classes, class_weights)
+        self.classes, self.class_weights = classes, class_weights
+        self.label_loss = LabelLoss(classes)
         self.dropout = nn.Dropout(dropout)
         self.linear: nn.Linear | None = None
 
     def configure_model(self) -> None:
         """Freeze what the linear layer does not read, and make it when the data set has said how many findings there are."""
+        check_exclusive("FineTune", self.classes, self.label_names())
         self.train_what_is_used(lambda image: [self.image(image).pooled])
         if self.linear is None:
             self.linear = nn.Linear(self.image.width, len(self.label_names()))
+
+    def on_fit_start(self) -> None:
+        """Count the training labels, if classes are weighted."""
+        if self.class_weights == "none":
+            return
+        train = self.data.datasets["train"]
+        labels = [train.labels_of(index) for index in range(len(train))]
+        known = torch.from_numpy(np.stack([label for label in labels if label is not None]))
+        self.label_loss = LabelLoss.of(known, self.classes, self.class_weights)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits ``[B,L]`` of radiographs ``[B,1,H,V]``."""
@@ -69,7 +91,7 @@ class FineTune(TrainedTask):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss."""
         assert batch.labels is not None  # label_names() has looked
-        loss = distributed.mean_loss(*known_bce(self(batch.image), batch.labels))
+        loss = distributed.mean_loss(*self.label_loss.total(self(batch.image), batch.labels))
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
 
@@ -86,10 +108,13 @@ class FineTune(TrainedTask):
     def finish(self, stage: str, resamples: int) -> None:
         """Compute the AUROC of each finding over the whole set."""
         patients, (scores, labels) = self._rows.gather()
-        kept = classified(self.label_names(), scores, labels, resamples)
+        exclusive = self.classes == "exclusive"
+        kept = classified(self.label_names(), scores, labels, resamples, exclusive=exclusive)
         figures, facts = self.figures(self._rows, patients.numpy(), "finetune", kept)
         self.results = bootstrap.as_metrics(figures, f"{stage}/finetune/")
         self.protocol["finetune"] = {
+            "classes": self.classes,
+            "class_weights": self.class_weights,
             "interval": bootstrap.interval_name(resamples),
             "samples": len(patients),
             "absent": facts["absent"],

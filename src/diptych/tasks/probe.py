@@ -1,4 +1,4 @@
-"""Linear probe: a linear layer on a frozen image tower, trained from 1, 10 and 100 % of the labels."""
+"""Linear probe: a linear layer on a frozen image tower, trained from shares of the labels, or from a few of each class."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych import distributed
-from diptych.checks import check_number
+from diptych.checks import check_choice, check_number
 from diptych.data.datamodule import Split
 from diptych.data.splits import nested_share
 from diptych.errors import ConfigError, DataError
@@ -18,87 +18,30 @@ from diptych.evaluation.rows import Rows
 from diptych.metrics import bootstrap
 from diptych.predictions.base import Predictions, named
 from diptych.tasks.base import Task
+from diptych.tasks.linear import LinearFit, best_fit, fit_linear, fit_logistic, k_shot_labels
+from diptych.tasks.losses import Classes, ClassWeights, LabelLoss, check_classes, check_exclusive
 from diptych.towers.image import ImageTower
 from diptych.types import Batch
 
-__all__ = ["LinearFit", "Probe", "fit_linear", "known_bce", "masked_bce"]
+__all__ = ["Probe"]
+
+Solver = Literal["adamw", "lbfgs"]
+CS = tuple(10.0**power for power in range(-6, 7))
+"""The range in which CLIP's authors look for the ``c`` of a logistic regression (arXiv 2103.00020), in steps of ten."""
+_ITERATIONS = 1000
 
 
 @dataclass(frozen=True)
-class LinearFit:
-    """A trained linear layer, and when its training was best."""
+class _Job:
+    """One linear layer to be trained: from which images, with which labels."""
 
-    weight: Tensor
-    """``[L,D]``"""
-    bias: Tensor
-    """``[L]``"""
-    epochs: int
-    """Number of epochs up to the lowest validation loss."""
-    loss: float
-    """The lowest validation loss."""
-
-
-def known_bce(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of the binary cross-entropy of ``[n,L]`` over the known labels (1 and 0), and how many are known."""
-    known = (labels == 0) | (labels == 1)
-    terms = nn.functional.binary_cross_entropy_with_logits(logits, labels.where(known, 0.0), reduction="none")
-    return (terms * known).sum(), known.sum()
-
-
-def masked_bce(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean of the binary cross-entropy of ``[n,L]`` over the known labels (1 and 0). It is 0 where none is known.
-
-    >>> masked_bce(torch.zeros(1, 3), torch.tensor([[1.0, -1.0, torch.nan]]))
-    tensor(0.6931)
-    """
-    total, known = known_bce(logits, labels)
-    return total / known.clamp_min(1)
-
-
-def fit_linear(
-    train: tuple[Tensor, Tensor],
-    val: tuple[Tensor, Tensor],
-    *,
-    seed: int,
-    lr: float,
-    weight_decay: float,
-    epochs: int,
-    patience: int,
-    batch_size: int,
-) -> LinearFit:
-    """Train a linear layer with AdamW, and return it as it was at the lowest validation loss.
-
-    Args:
-        train: features ``[n,D]`` and labels ``[n,L]`` to train on. Labels other than 1 and 0 are left out of the loss.
-        val: features and labels of the validation loss.
-        seed: seed of the first weights and of the order of samples.
-        lr: learning rate.
-        weight_decay: weight decay of AdamW.
-        epochs: largest number of epochs.
-        patience: training ends after so many epochs without a lower validation loss.
-        batch_size: samples in a batch. The last batch of an epoch may be smaller.
-    """
-    (x, y), (x_val, y_val) = train, val
-    generator = torch.Generator().manual_seed(seed)
-    bound = x.shape[1] ** -0.5  # as torch.nn.Linear starts
-    weight, bias = (
-        ((2 * torch.rand(shape, generator=generator) - 1) * bound).requires_grad_()
-        for shape in ((y.shape[1], x.shape[1]), (y.shape[1],))
-    )
-    optimizer = torch.optim.AdamW([weight, bias], lr=lr, weight_decay=weight_decay)
-    best = LinearFit(weight.detach().clone(), bias.detach().clone(), 0, float("inf"))
-    for epoch in range(1, epochs + 1):
-        for rows in torch.split(torch.randperm(len(x), generator=generator), batch_size):
-            optimizer.zero_grad()
-            torch.autograd.backward(masked_bce(nn.functional.linear(x[rows], weight, bias), y[rows]))
-            optimizer.step()
-        with torch.no_grad():
-            loss = float(masked_bce(nn.functional.linear(x_val, weight, bias), y_val))
-        if loss < best.loss:
-            best = LinearFit(weight.detach().clone(), bias.detach().clone(), epoch, loss)
-        elif epoch - best.epochs >= patience:
-            break
-    return best
+    share: str
+    """``1%``, or ``4-shot``."""
+    seed: int
+    rows: Tensor
+    """``[n]``: the training images."""
+    labels: Tensor
+    """``[n,L]``"""
 
 
 class Probe(Task):
@@ -108,20 +51,29 @@ class Probe(Task):
     each fraction and seed, a linear layer is trained on the features, stopped by the loss on ``val``, and tested. Fractions
     hold whole patients, and a larger one contains the smaller.
 
-    The metric is ``probe/<percent>%/auroc/<finding>|macro``, the mean over the seeds. Its interval is a bootstrap of that
-    mean over the patients of the test. ``results.json`` has the value of each seed too. A finding that has only one class in
-    the test is listed as absent, and is in no mean.
+    The metric is ``probe/<percent>%/auroc/<finding>|macro``, the mean over the seeds, and ``probe/<k>-shot/...`` for ``shots``.
+    Exclusive classes have ``accuracy`` and ``f1`` too. The interval is a bootstrap of that mean over the patients of the test.
+    ``results.json`` has the value of each seed too. A finding that has only one class in the test is listed as absent, and is
+    in no mean.
 
     Args:
         image: the tower. It is frozen here, whatever its own setting.
-        percents: shares of the training images whose labels are used.
-        seeds: number of linear layers for each fraction.
+        percents: shares of the training images whose labels are used. It may be empty if there are ``shots``.
+        shots: numbers ``k`` of images of each class (:func:`~diptych.tasks.linear.k_shot_labels`). Each seed draws others.
+            ``val`` is used as a whole.
+        seeds: number of linear layers for each fraction. L-BFGS has no chance in it, so a fraction in percent has one.
         features: ``pooled`` for the tower's pooled vector, ``mean`` for the mean of its regions.
-        lr: learning rate of AdamW. MGCA has 5e-4.
+        solver: ``adamw``, or ``lbfgs`` for logistic regression (:func:`~diptych.tasks.linear.fit_logistic`).
+        lr: learning rate of AdamW. MGCA has 5e-4. Of several, each seed takes the one with the lowest loss on ``val``.
+        c: inverse strength of the penalty of ``lbfgs``. Of several, likewise. The default is CLIP's range.
         weight_decay: weight decay of AdamW. MGCA has 1e-6.
         epochs: largest number of epochs. MGCA has 50.
         patience: training ends after so many epochs without a lower validation loss. MGCA has 10.
         batch_size: images in a batch. MGCA has 48.
+        classes: ``independent`` for findings, each on its own. ``exclusive`` for a soft-max over classes of which a study has
+            one. Studies with none or several are left out.
+        class_weights: ``balanced`` gives each class the same share of the loss
+            (:func:`~diptych.tasks.losses.balanced_weights`), counted in the images that the layer is trained on.
         resamples: number of bootstrap resamples. 0 gives no intervals.
 
     Raises:
@@ -135,33 +87,51 @@ class Probe(Task):
         image: ImageTower,
         *,
         percents: Sequence[float] = (1, 10, 100),
+        shots: Sequence[int] = (),
         seeds: int = 3,
         features: Literal["pooled", "mean"] = "pooled",
-        lr: float = 5e-4,
+        solver: Solver = "adamw",
+        lr: float | Sequence[float] = 5e-4,
+        c: float | Sequence[float] = CS,
         weight_decay: float = 1e-6,
         epochs: int = 50,
         patience: int = 10,
         batch_size: int = 48,
+        classes: Classes = "independent",
+        class_weights: ClassWeights = "none",
         resamples: int = 1000,
     ) -> None:
         super().__init__(image)
-        if not percents or not all(0 < percent <= 100 for percent in percents):
+        if not (percents or shots) or not all(0 < percent <= 100 for percent in percents):
             raise ConfigError(f"Probe: percents is {list(percents)}; give numbers above 0 and at most 100")
-        for name, value in (("seeds", seeds), ("epochs", epochs), ("patience", patience), ("batch_size", batch_size)):
+        if len(set(shots)) < len(shots):
+            raise ConfigError(f"Probe: shots is {list(shots)}; give different numbers")
+        counts = {"seeds": seeds, "epochs": epochs, "patience": patience, "batch_size": batch_size}
+        for name, value in [*counts.items(), *(("shots", k) for k in shots)]:
             check_number(f"Probe: {name}", value, least=1, whole=True)
         check_number("Probe: resamples", resamples, least=0, remedy="0 (no intervals) or more")
+        check_choice("Probe: solver", solver, ["adamw", "lbfgs"])
+        check_classes("Probe", classes, class_weights)
         self.image.freeze()
-        self.percents, self.seeds, self.features, self.resamples = tuple(percents), seeds, features, resamples
+        self.percents, self.shots, self.seeds, self.features = tuple(percents), tuple(shots), seeds, features
+        self.solver, self.classes, self.class_weights, self.resamples = solver, classes, class_weights, resamples
+        self.settings = _several("c", c) if solver == "lbfgs" else _several("lr", lr)
         self.options: dict[str, Any] = {
-            "lr": lr,
             "weight_decay": weight_decay,
             "epochs": epochs,
             "patience": patience,
             "batch_size": batch_size,
         }
+        if solver == "lbfgs":
+            self.options = {"iterations": _ITERATIONS}
 
     def on_test_epoch_start(self) -> None:
-        """Begin the pass over the test, with no features yet."""
+        """Begin the pass over the test, with no features yet.
+
+        Raises:
+            ConfigError: the classes are exclusive, and there is one only.
+        """
+        check_exclusive("Probe", self.classes, self.label_names())
         self._test_rows = self._rows()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -181,46 +151,50 @@ class Probe(Task):
             patients[split], columns = rows.gather()
             with torch.inference_mode(False), torch.enable_grad():  # a copy made here can be trained on
                 features[split], labels[split] = (column.clone() for column in columns)
-        shares = {percent: self._share(percent) for percent in self.percents}
-        jobs = [(percent, seed) for percent in self.percents for seed in range(self.seeds)]
+        jobs = self._jobs(labels["train"])
         scores = torch.zeros(len(jobs), *labels["test"].shape)
-        epochs = torch.zeros(len(jobs))
-        for number, (percent, seed) in enumerate(jobs):
+        outcomes = torch.zeros(len(jobs), 2, dtype=torch.float64)
+        for number, job in enumerate(jobs):
             if number % distributed.world_size() == distributed.rank():  # each layer is trained on one process
-                share = shares[percent]
-                train = features["train"][share], labels["train"][share]
+                train = features["train"][job.rows], job.labels
                 with torch.inference_mode(False), torch.enable_grad():
-                    layer = fit_linear(train, (features["val"], labels["val"]), seed=seed, **self.options)
+                    layer = self._fit(train, (features["val"], labels["val"]), job.seed)
                 scores[number] = nn.functional.linear(features["test"], layer.weight, layer.bias)
-                epochs[number] = layer.epochs
+                outcomes[number] = torch.tensor([layer.epochs, layer.setting])
         scores = distributed.sum_over_processes(scores.to(self.device)).cpu()
-        epochs = distributed.sum_over_processes(epochs.to(self.device)).cpu()
+        outcomes = distributed.sum_over_processes(outcomes.to(self.device)).cpu()
 
         found = named("label", findings, labels["test"].numpy())
-        for (percent, seed), values in zip(jobs, scores.numpy(), strict=True):
-            found |= named(f"{percent:g}%/seed{seed}/score", findings, values)
-        kept = Predictions("seeds", found, {"resamples": self.resamples, "seed": 0})
+        for job, values in zip(jobs, scores.numpy(), strict=True):
+            found |= named(f"{job.share}/seed{job.seed}/score", findings, values)
+        settings = {"resamples": self.resamples, "seed": 0}
+        kept = Predictions(
+            "seeds", found, settings | ({} if self.classes == "independent" else {"classes": self.classes})
+        )
         figures, facts = self.figures(self._test_rows, patients["test"].numpy(), "probe", kept)
         self.results = bootstrap.as_metrics(figures, "test/probe/")
-        fractions = {}
-        for percent in self.percents:
-            numbers = [i for i, job in enumerate(jobs) if job[0] == percent]
-            name = f"{percent:g}%"
-            known = labels["train"][shares[percent]]
-            fractions[name] = {
-                "images": len(shares[percent]),
-                "positives": dict(zip(findings, (known == 1).sum(0).tolist(), strict=True)),
-                "auroc of each seed": facts["auroc of each seed"][name],
-                "epochs of each seed": epochs[numbers].int().tolist(),
-            }
+        fractions: dict[str, dict[str, Any]] = {}
+        for job, (epochs, setting) in zip(jobs, outcomes.tolist(), strict=True):
+            positives = dict(zip(findings, (job.labels == 1).sum(0).tolist(), strict=True))
+            of_share = fractions.setdefault(job.share, {"images": len(job.rows), "positives": positives})
+            of_share["auroc of each seed"] = facts["auroc of each seed"][job.share]
+            name = "iterations" if self.solver == "lbfgs" else "epochs"
+            of_share.setdefault(f"{name} of each seed", []).append(int(epochs))
+            if len(self.settings) > 1:
+                name = "c" if self.solver == "lbfgs" else "lr"
+                of_share.setdefault(f"{name} of each seed", []).append(setting)
         self.protocol["tower"]["features"] = features["test"].shape[1]
+        chosen = self.settings[0] if len(self.settings) == 1 else f"lowest loss on val of {list(self.settings)}"
         self.protocol["probe"] = {
+            "solver": self.solver,
+            "c" if self.solver == "lbfgs" else "lr": chosen,
             **self.options,
+            "classes": self.classes,
+            "class_weights": self.class_weights,
             "features": f"{self.features}, tower frozen and in evaluation mode",
-            "stopped by": "loss on val",
-            "interval": bootstrap.interval_name(
-                self.resamples, f"the test's patients of the mean over {self.seeds} seeds"
-            ),
+            "stopped by": "convergence" if self.solver == "lbfgs" else "loss on val",
+            "seeds": 1 if self.solver == "lbfgs" and not self.shots else self.seeds,
+            "interval": bootstrap.interval_name(self.resamples, "the test's patients of the mean over the seeds"),
             "fractions": fractions,
             "absent": facts["absent"],
             "excluded": facts["excluded"],
@@ -244,6 +218,34 @@ class Probe(Task):
             self._collect(rows, batch)
         return rows
 
-    def _share(self, percent: float) -> list[int]:
-        """The training images of a fraction."""
-        return nested_share(list(self.data.datasets["train"].patients), percent)
+    def _jobs(self, labels: Tensor) -> list[_Job]:
+        """The layers to be trained from the training labels ``[n,L]``."""
+        patients, names = list(self.data.datasets["train"].patients), self.label_names()
+        jobs = []
+        for percent in self.percents:
+            rows = torch.tensor(nested_share(patients, percent))
+            seeds = 1 if self.solver == "lbfgs" else self.seeds
+            jobs += [_Job(f"{percent:g}%", seed, rows, labels[rows]) for seed in range(seeds)]
+        for k in self.shots:
+            for seed in range(self.seeds):
+                few = k_shot_labels(labels, names, k, seed, self.classes)
+                rows = (~few.isnan()).any(1).nonzero().squeeze(1)
+                jobs.append(_Job(f"{k}-shot", seed, rows, few[rows]))
+        return jobs
+
+    def _fit(self, train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], seed: int) -> LinearFit:
+        """The layer with the lowest loss on ``val`` of all settings."""
+        loss = LabelLoss.of(train[1], self.classes, self.class_weights)
+        if self.solver == "lbfgs":
+            return best_fit([fit_logistic(train, val, loss=loss, c=c, **self.options) for c in self.settings])
+        return best_fit([fit_linear(train, val, loss=loss, seed=seed, lr=lr, **self.options) for lr in self.settings])
+
+
+def _several(name: str, values: float | Sequence[float]) -> tuple[float, ...]:
+    """One or several numbers above 0, as a tuple."""
+    several = tuple(values) if isinstance(values, Sequence) else (values,)
+    if not several:
+        raise ConfigError(f"Probe: {name} is empty; give a number above 0, or several")
+    for value in several:
+        check_number(f"Probe: {name}", value, above=0)
+    return several
