@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from diptych.reports.labeller import Labeller as Labeller
     from diptych.reports.labeller import Rules as Rules
     from diptych.reports.tokenizer import Tokenizer as Tokenizer
+    from diptych.tasks.attentive_probe import AttentiveProbe as AttentiveProbe
     from diptych.tasks.base import PyramidTask as PyramidTask
     from diptych.tasks.base import Task as Task
     from diptych.tasks.base import TrainedTask as TrainedTask
