@@ -123,9 +123,9 @@ def _seeds(columns: Columns, draw: Resampling, settings: Settings) -> Figures:
             tables = [_table(columns, f"{seed}/score", names) for seed in seeds]
             each = [class_values(names, table, labels, weights, draw.group) for table in tables]
             for name, one in each[0][0].items():
-                means_of = np.mean([found[name].values for found, _ in each], axis=0)
+                values_of = np.mean([found[name].values for found, _ in each], axis=0)
                 instead = one.instead if one.instead is None or len(each) == 1 else TOO_FEW  # DeLong's is of one seed
-                figures[f"{share}/{name}"] = Draws(means_of, one.n, instead)
+                figures[f"{share}/{name}"] = Draws(values_of, one.n, instead)
             facts["auroc of each seed"][share] = [float(found["auroc/macro"].values[0]) for found, _ in each]
             facts |= {key: each[0][1][key] for key in ("absent", "excluded")}
             continue
