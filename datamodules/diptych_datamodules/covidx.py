@@ -18,8 +18,8 @@ from diptych_datamodules.releases.facts import OBTAIN
 __all__ = ["CLASSES", "Covidx"]
 
 CLASSES = ("Normal", "Pneumonia", "COVID-19")
-_BINARY = {"negative": (0,), "positive": (1,)}
-_EXCLUSIVE = {"normal": (1, 0, 0), "pneumonia": (0, 1, 0), "COVID-19": (0, 0, 1)}
+_BINARY: dict[str, tuple[int, ...]] = {"negative": (0,), "positive": (1,)}
+_EXCLUSIVE: dict[str, tuple[int, ...]] = {"normal": (1, 0, 0), "pneumonia": (0, 1, 0), "COVID-19": (0, 0, 1)}
 # The lists of each version. A split without a list is cut from training.
 _LISTS = {
     "covidx/cxr-4": {split: [f"{split}.txt"] for split in ("train", "val", "test")},

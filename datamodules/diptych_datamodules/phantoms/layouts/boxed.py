@@ -58,13 +58,14 @@ def write_object_cxr(n: int, out: Path, options: Options, progress: Callable[[in
         rng, name = stream(options, 8, i), f"{i + 1:05d}.jpg"
         size = (options.size + 8 * (i % 3), options.size + 4 * (i % 2))
         drawn = Image.fromarray(render(options.plan(i), options.size).image // 2 + 64).resize(size)
-        pencil, shapes = ImageDraw.Draw(drawn), []
+        pencil = ImageDraw.Draw(drawn)
+        shapes: list[str] = []
         for _ in range(int(rng.integers(1, 4)) if i % 2 else 0):
             kind, (width, height) = int(rng.integers(3)), rng.integers(6, 12, 2).tolist()
             x, y = (int(rng.integers(2, side - 14)) for side in size)
             box = (x, y, x + width, y + height)
             points = box if kind < 2 else (x, y, x + width, y + height // 2, x + width // 2, y + height)
-            (pencil.rectangle, pencil.ellipse, pencil.polygon)[kind](points, fill=255)
+            getattr(pencil, ("rectangle", "ellipse", "polygon")[kind])(points, fill=255)
             shapes.append(" ".join(map(str, (kind, *points))))
         split = "dev" if i % 4 == 3 or i % 8 == 2 else "train"
         (out / split).mkdir(exist_ok=True)
