@@ -104,8 +104,8 @@ def _binary(columns: Columns, draw: Resampling, settings: Settings) -> Figures:
 def _classes(columns: Columns, draw: Resampling, settings: Settings) -> Figures:
     """Scores of classes, of which each sample has one."""
     names = names_of(columns, "score")
-    tables = (_table(columns, start, names) for start in ("score", "label"))
-    return class_values(names, *tables, draw.weights(), draw.group)
+    scores, labels = (_table(columns, start, names) for start in ("score", "label"))
+    return class_values(names, scores, labels, draw.weights(), draw.group)
 
 
 def _seeds(columns: Columns, draw: Resampling, settings: Settings) -> Figures:
