@@ -99,9 +99,10 @@ def test_clips_own_byte_pairs_give_its_numbers(folders):
     assert OpenClipText(folders["clip"], pretrained=False, max_tokens=16).tokenizer.max_tokens == 16
 
 
-def test_texts_of_a_tower_that_has_learned_padding_are_padded(tmp_path):
-    """As SigLIP's: no causal mask, and the last piece is the text's vector."""
-    text_cfg = {**CLIP_TEXT, "no_causal_mask": True, "pool_type": "last"}
+@pytest.mark.parametrize("more", [{}, {"no_causal_mask": True, "pool_type": "last"}], ids=["clip", "siglip"])
+def test_a_short_text_is_padded_to_the_context(more, tmp_path):
+    """CLIP's mask has its size. SigLIP has no mask, and the last piece is the text's vector."""
+    text_cfg = {**CLIP_TEXT, "context_length": 40, **more}
     folder = save({"embed_dim": 24, "vision_cfg": VIT, "text_cfg": text_cfg}, tmp_path / "siglip")
     own = open_clip.create_model(f"local-dir:{folder}").eval()
     text = OpenClipText(folder).eval()

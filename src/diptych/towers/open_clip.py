@@ -235,9 +235,8 @@ class OpenClipText(TextTower):
         inner: Any = self.model
         if panel.text_config is None:
             self._room, self.token_width, self.num_layers = inner.context_length, inner.width, inner.transformer.layers
-            self._whole = inner.pool_type == "last" or inner.attn_mask is None  # padding is part of what it has learned
         else:
-            self._room, self._whole = int(panel.shape.get("context_length", 77)), False
+            self._room = int(panel.shape.get("context_length", 77))
             self.token_width = int(inner.config.hidden_size)
             self.num_layers = int(inner.config.num_hidden_layers)
         room = int(self._room)
@@ -267,9 +266,8 @@ class OpenClipText(TextTower):
         model: Any = self.model
         pieces = text.input_ids.shape[1]
         if self._panel.text_config is None:
-            ids = text.input_ids
-            if self._whole:
-                ids = pad(ids, (0, self._room - pieces), value=self.tokenizer.pad_id)
+            # to the whole context: its mask has that size, and a SigLIP has learned with padding
+            ids = pad(text.input_ids, (0, self._room - pieces), value=self.tokenizer.pad_id)
             output = model.forward_intermediates(ids, indices=1, normalize_intermediates=True, output_fmt="NLC")
             pooled, tokens = output["text_features"], output["text_intermediates"][-1][:, :pieces]
         else:
