@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.data.about import sex, years
 from diptych.data.loading import Loading
 from diptych.data.splits import fill_splits
 from diptych.data.tables import find_file, scan_table
@@ -43,6 +44,7 @@ _SECTIONS = {
 }
 _ALL_VIEWS = ("chexpert/official", "chexpert/test500")
 # The split of each table. The subsets are of train.csv alone.
+_ABOUT = ("Sex", "Age", "AP/PA")
 _TABLES = {
     "chexpert/linear": {"train": "", "valid": "test"},
     "chexpert/official": {"train": "train", "valid": "val"},
@@ -164,7 +166,9 @@ class Chexpert(Release):
         for name, split_name in _TABLES.get(self.split, {"train": ""}).items():
             table = find_file(folder, [f"{name}.csv"], _OBTAIN)
             vectors = LabelVectors(table)
-            for path, view, *values in scan_table(table, ["Path", "Frontal/Lateral", *FINDINGS]):
+            for path, view, *values, letter, age, way in scan_table(
+                table, ["Path", "Frontal/Lateral", *FINDINGS], _ABOUT
+            ):
                 key = _key(path, table)
                 raw = vectors.of(values, f"'{path}'")
                 if view not in {"Frontal", "Lateral"}:
@@ -176,7 +180,16 @@ class Chexpert(Release):
                     continue
                 text = None if self.reports is None else texts.get(key, "")
                 images[key] = ChexpertImage(
-                    key, None, key.split("/")[0], text=text, given=split_name, frontal=view == "Frontal", raw=raw
+                    key,
+                    None,
+                    key.split("/")[0],
+                    text=text,
+                    given=split_name,
+                    sex=sex(letter),
+                    age=years(age) if age.strip("0.") else "",  # 0 is written where it is not known
+                    view=way.upper() if view == "Frontal" and way else view.upper(),
+                    frontal=view == "Frontal",
+                    raw=raw,
                 )
         self.counted = sum(image.given in {"", "train"} for image in images.values())
         return [*images.values(), *(self._test_records(folder, texts) if self.split == "chexpert/test500" else ())]

@@ -15,10 +15,9 @@ VIEWS = {"frontal": ("PA", "AP"), "lateral": ("LATERAL", "LL")}
 
 @dataclass(slots=True)
 class StudyImage(Record):
-    """An image, with the study that it is of and its view."""
+    """An image, with the study that it is of."""
 
     study: str = ""
-    view: str = ""
 
 
 def view_rank(view: str) -> int:

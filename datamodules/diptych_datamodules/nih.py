@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from diptych.data.about import sex, years
 from diptych.data.loading import Loading
 from diptych.data.splits import assign
 from diptych.data.tables import find_file, scan_table
@@ -24,6 +25,7 @@ FINDINGS = (
     "Mass", "Nodule", "Pleural_Thickening", "Pneumonia", "Pneumothorax",
 )  # fmt: skip
 _BOX_NAMES = {"Infiltrate": "Infiltration"}  # as the table of boxes calls it
+_ABOUT = ("Patient Age", "Patient Gender", "View Position")
 _OBTAIN = OBTAIN["nih"]
 # The split of each list. Both protocols have a test_list.txt, with other images.
 _LISTS = {
@@ -86,16 +88,16 @@ class Nih(Release):
     def records(self) -> list[Record]:
         """The table, with the split of every image."""
         table = find_file(self.root, ["Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"], _OBTAIN)
-        rows = list(scan_table(table, ["Image Index", "Finding Labels", "Patient ID"]))
+        rows = list(scan_table(table, ["Image Index", "Finding Labels", "Patient ID"], _ABOUT))
         self.counted = len(rows)
-        splits = self._splits({name: patient for name, _, patient in rows})
+        splits = self._splits({row[0]: row[2] for row in rows})
         boxes = self._boxes() if self.boxes else {}
         numbered = fnmatch.filter(self.files.folders(self.root), "images_[0-9]*")
         images = index_images([self.root / name for name in ("images", *numbered)], self.files)
         left_out = _excluded_stems(self.exclude) if self.exclude is not None else set()
         no_boxes = np.zeros((0, 5), np.float32)
         records = []
-        for name, listed, patient in rows:
+        for name, listed, patient, age, letter, view in rows:
             key = Path(name).stem
             if key in left_out and splits[name] != "test":
                 self.dropped.add("in the excluded set", key)
@@ -105,7 +107,8 @@ class Nih(Release):
                 if finding != "No Finding":
                     labels[_column(finding, f"{table}: '{name}'")] = 1
             box = np.array(boxes[name], np.float32) if name in boxes else no_boxes
-            record = Record(key, images.get(key), patient, labels=labels, given=splits[name])
+            record = Record(key, images.get(key), patient, labels=labels, given=splits[name], view=view)
+            record.sex, record.age = sex(letter), years(age)
             record.boxes = box if self.boxes else None
             records.append(record)
         return records

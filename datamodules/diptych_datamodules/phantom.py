@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
 from diptych.checks import check_number
+from diptych.data.about import years
 from diptych.data.datamodule import RadiographDataModule, RadiographDataset, Sample, Split
 from diptych.data.loading import Loading
 from diptych.errors import DataError
@@ -62,6 +63,11 @@ class PhantomDataset(RadiographDataset):
         self.plans, self.size, self.section, self.cache, self.masks = plans, size, section, cache, masks
         self.ids = [f"phantom{plan.seed}-{plan.index:06d}" for plan in plans]
         self.patients = [f"{plan.seed}-{plan.patient}" for plan in plans]
+        self.about = {
+            "sex": [plan.sex for plan in plans],
+            "age": [years(str(plan.age)) for plan in plans],
+            "view": [plan.view for plan in plans],
+        }
         self._images: NDArray[np.uint8] | None = None
         self._masks: NDArray[np.bool_] | None = None
         self._boxes: list[list[list[float]]] = []

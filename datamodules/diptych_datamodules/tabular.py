@@ -13,6 +13,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 
+from diptych.data.about import ABOUT, described, sex, years
 from diptych.data.columns import Records
 from diptych.data.datamodule import DroppedRows, RadiographDataModule, RadiographDataset, Sample, Split
 from diptych.data.loading import Loading
@@ -40,6 +41,10 @@ class ImageRow:
     labels: NDArray[np.float32] | None
     mask: str | None = None
     """Path of its mask."""
+    sex: str = ""
+    age: str = ""
+    view: str = ""
+    site: str = ""
 
 
 class _Finder:
@@ -136,7 +141,8 @@ def image_rows(
             else:
                 split = row.split(columns.split) if columns.split else fractions.split(patient, seed)
                 labels = label_vector(row, columns, findings)
-                rows.append(ImageRow(key, image, patient, split, text, labels, str(mask_file) if mask_file else None))
+                mask_path = str(mask_file) if mask_file else None
+                rows.append(ImageRow(key, image, patient, split, text, labels, mask_path, **_about(row, columns)))
     if with_text and table.records and not reports:
         raise DataError(
             f"{table.path}: column(s) {', '.join(columns.text_columns)}: all {len(table.records)} reports are empty or NaN"
@@ -146,6 +152,13 @@ def image_rows(
     masks.tell(table.path, "mask")
     _warn_of_images_in_two_splits(table.path, rows)
     return rows
+
+
+def _about(row: Row, columns: Columns) -> dict[str, str]:
+    """What the row says of its patient and of how its image was taken."""
+    read = {"sex": sex, "age": years, "view": str.upper, "site": str}
+    named = {name: getattr(columns, name) for name in ABOUT}
+    return {name: read[name](row.get(column)) for name, column in named.items() if column is not None}
 
 
 def _images_of_row(row: Row, columns: Columns) -> list[tuple[str, str, str | None]]:
@@ -183,6 +196,7 @@ class _TabularDataset(RadiographDataset):
     def __init__(self, rows: list[ImageRow]) -> None:
         self.rows = Records(rows)
         self.ids, self.patients = self.rows.column("id"), self.rows.column("patient")
+        self.about = described(**{name: self.rows.column(name) for name in ABOUT})
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         row = self.rows[index]

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diptych.checks import check_number
+from diptych.data.about import described
 from diptych.data.columns import Records
 from diptych.data.datamodule import RadiographDataModule, RadiographDataset, Sample, Split
 from diptych.data.loading import Loading
@@ -49,6 +50,12 @@ class Record:
     """Codes of its mask, as the release writes them."""
     given: str = ""
     """The split that the release names. Empty, if a protocol decides."""
+    sex: str = ""
+    """F, M, or empty."""
+    age: str = ""
+    """In whole years, or empty."""
+    view: str = ""
+    """As PA, AP or LATERAL, or empty."""
 
 
 class ReleaseDataset(RadiographDataset):
@@ -61,6 +68,7 @@ class ReleaseDataset(RadiographDataset):
         self.records = records if isinstance(records, Records) else Records(records)
         self.ids: Sequence[str] = self.records.column("id")
         self.patients: Sequence[str] = self.records.column("patient")
+        self.about = described(**{name: self.records.column(name) for name in ("sex", "age", "view")})
 
     def mask(self, record: Record) -> NDArray[np.bool_] | None:
         """The mask ``[side,side]``. None, if the set has no masks."""

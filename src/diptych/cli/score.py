@@ -8,20 +8,27 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from diptych.checks import check_number
+from diptych.data.about import ABOUT
 from diptych.errors import ConfigError
 from diptych.metrics.bootstrap import Metric, as_metrics, interval_name
-from diptych.predictions.kinds import RESAMPLES
+from diptych.metrics.classification import VAL, Threshold
+from diptych.metrics.curves import AT
+from diptych.predictions.base import Predictions
+from diptych.predictions.kinds import RESAMPLES, Figures, val_thresholds
 from diptych.predictions.reading import Tested, read_predictions
+from diptych.predictions.subgroups import BANDS, NOT_DIVIDED, age_band, by_group
+from diptych.results.class_curves import write_curves
 from diptych.results.record import print_table, read_results, write_results
 from diptych.results.tested import settings_of
 
 __all__ = ["main"]
 
 _OPTIONS = {
-    "threshold": ("binary",),
+    "threshold": ("binary", "seeds"),
+    "at": ("binary", "seeds"),
     "ks": ("retrieval",),
     "confidence": ("boxes",),
     "uncertain": ("reports",),
@@ -41,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_number("--resamples", args.resamples, least=0, whole=True)
     if args.ks is not None and min(args.ks) < 1:
         raise ConfigError(f"--ks is {args.ks}; give whole numbers of 1 or more")
+    if args.at is not None:
+        check_number("--at", args.at, least=0, most=1)
+    if args.val is not None and args.threshold not in VAL:
+        raise ConfigError("--val is for --threshold val_f1, val_youden and val_mcc; give one of them, or leave it out")
     if args.confidence is not None:
         check_number("--confidence", args.confidence, least=0, most=1)
     results, own = _results(args.file, args.run)
@@ -51,17 +62,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     if results is not None:
         name, settings = settings_of(results)
         truth = None if own or name is None else results.parent / name
-    tested = _with_options(read_predictions(args.file, settings, truth), args)
+    tested = _with_options(read_predictions(args.file, settings, truth), args, settings)
     every = tested.figures()
     metrics: dict[str, Metric] = {}
     for start, (figures, _) in every.items():
         metrics |= as_metrics(figures, f"test/{start}/")
-    print_table(metrics)
+    groups = _subgroups(tested, args)
+    of_groups = {
+        name: metric
+        for start, (figures, _) in groups.items()
+        for name, metric in as_metrics(figures, f"test/{start}/").items()
+    }
+    print_table(metrics | of_groups)
     before = {} if results is None else read_results(results)
     if own and not _overrides(args):
         _compare(metrics, before["metrics"], results)
+    metrics |= of_groups
+    if args.curves is not None:
+        for path in write_curves(args.curves, tested.predictions):
+            print(f"written: {path}")
     if args.write is not None:
         protocol = _protocol(tested, {start: facts for start, (_, facts) in every.items()}, before, args)
+        for start, (_, facts) in groups.items():
+            name, _, part = start.partition("/")
+            protocol[name][part] = facts
         checkpoint = before.get("checkpoint") if own else None
         write_results(
             args.write,
@@ -99,8 +123,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--title", metavar="NAME", help="the model's name in --write (default: the name of FILE)")
     parser.add_argument(
         "--threshold",
-        choices=("zero", "half", "best_f1"),
+        choices=get_args(Threshold),
         help="the score above which a finding counts as present (default: zero, of probabilities half)",
+    )
+    parser.add_argument(
+        "--val",
+        type=Path,
+        metavar="FILE",
+        help="predictions of the same model on val, for --threshold val_f1 and so on",
+    )
+    parser.add_argument(
+        "--at", type=float, help=f"specificity at which the sensitivity is measured, and the reverse (default: {AT})"
+    )
+    parser.add_argument(
+        "--by", nargs="+", choices=ABOUT, default=[], help="figures of subgroups, and the gap between them"
+    )
+    parser.add_argument(
+        "--bands",
+        type=int,
+        nargs="+",
+        metavar="AGE",
+        help=f"ages at which a new band begins (default: {' '.join(map(str, BANDS))})",
+    )
+    parser.add_argument(
+        "--curves", type=Path, metavar="FOLDER", help="draw ROC, precision-recall and reliability there"
     )
     parser.add_argument("--classes", action="store_true", help="each image has one of the scored classes")
     parser.add_argument("--ks", type=int, nargs="+", metavar="K", help="cut-offs of R@k (default: 1 5 10)")
@@ -133,7 +179,46 @@ def _overrides(args: argparse.Namespace) -> bool:
     return args.classes or any(getattr(args, name) is not None for name in (*_OPTIONS, "resamples", "seed"))
 
 
-def _with_options(tested: Tested, args: argparse.Namespace) -> Tested:
+def _subgroups(tested: Tested, args: argparse.Namespace) -> dict[str, Figures]:
+    """Figures of subgroups and facts, by the beginning of their names.
+
+    Raises:
+        ConfigError: the file has no such column, or no predictions whose figures can be divided.
+    """
+    bands = BANDS if args.bands is None else args.bands
+    if list(bands) != sorted(set(bands)):
+        raise ConfigError(f"--bands is {list(bands)}; give ages that rise, as 40 60 80")
+    found: dict[str, Figures] = {}
+    for attribute in args.by:
+        if not any(tested.about.get(attribute, ())):
+            raise ConfigError(
+                f"--by {attribute}: {args.file} has no column '{attribute}' with values; add it, or leave --by out"
+            )
+        values = tested.about[attribute]
+        values = [age_band(value, bands) for value in values] if attribute == "age" else values
+        for name, kept in tested.predictions.items():
+            if kept.kind not in NOT_DIVIDED:
+                found[f"{name}/by/{attribute}"] = by_group(kept, tested.group, values)
+    if args.by and not found:
+        raise ConfigError(f"--by: the figures of {args.file} rank all images against each other; leave --by out")
+    return found
+
+
+def _on_val(kept: Predictions, name: str, args: argparse.Namespace, settings: Mapping[str, Mapping[str, Any]]) -> Any:
+    """The thresholds that are best on the predictions of ``--val``.
+
+    Raises:
+        ConfigError: it is not given, or has no such predictions.
+    """
+    if args.val is None:
+        raise ConfigError(f"--threshold {args.threshold}: give the model's predictions on val, as --val FILE")
+    of_val = read_predictions(args.val, settings).predictions.get(name)
+    if of_val is None or of_val.kind != kept.kind:
+        raise ConfigError(f"--val {args.val}: no scores named '{name}', as {args.file} has; name its columns alike")
+    return val_thresholds(of_val, args.threshold)
+
+
+def _with_options(tested: Tested, args: argparse.Namespace, settings: Mapping[str, Mapping[str, Any]]) -> Tested:
     """The predictions with what the options set.
 
     Raises:
@@ -150,6 +235,8 @@ def _with_options(tested: Tested, args: argparse.Namespace) -> Tested:
         options = {option: getattr(args, option) for option, of in _OPTIONS.items() if kept.kind in of}
         options |= {option: getattr(args, option) for option in ("resamples", "seed")}
         set_here = {option: value for option, value in options.items() if value is not None}
+        if set_here.get("threshold") in VAL:
+            set_here["thresholds"] = _on_val(kept, name, args, settings)
         kind = "classes" if args.classes and kept.kind == "binary" else kept.kind
         changed[name] = replace(kept, kind=kind, settings={**kept.settings, **set_here})
     return replace(tested, predictions=changed)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -42,6 +43,10 @@ class RadiographDataset(ABC):
     """The name of each sample."""
     patients: Sequence[str]
     """The patient of each sample. No patient is in two splits."""
+    about: Mapping[str, Sequence[str]] = MappingProxyType({})
+    """Sex, age in years, view and site of each sample, as far as tables have them (:mod:`diptych.data.about`). An empty text is
+    not known.
+    """
     intensity: Intensity = Intensity()
     """How its files become grey. The datamodule sets it from ``loading.intensity`` before anything is read."""
 
@@ -86,6 +91,7 @@ class Subset(RadiographDataset):
         self.kept = [index for index in range(len(dataset)) if index not in left_out]
         self.ids = [dataset.ids[index] for index in self.kept]
         self.patients = [dataset.patients[index] for index in self.kept]
+        self.about = {name: [values[index] for index in self.kept] for name, values in dataset.about.items()}
 
     def read(self, index: int, rng: np.random.Generator) -> Sample:
         """Read one sample of the whole data set, by its number in the subset."""

@@ -43,6 +43,10 @@ class Columns:
         id: a name for each row. It is the image path, if not given or empty.
         mask: path of a mask's picture (PNG), below ``root`` too. The finding is where it is not black. A mask that is all
             black says that the finding is nowhere.
+        sex: patient's sex, as F or Female. It is for subgroups, as are the next three.
+        age: patient's age in years, as 58 or 058Y.
+        view: the view, as PA.
+        site: where the image was taken.
     """
 
     image: str = "image"
@@ -54,6 +58,10 @@ class Columns:
     split: str | None = None
     id: str | None = None
     mask: str | None = None
+    sex: str | None = None
+    age: str | None = None
+    view: str | None = None
+    site: str | None = None
 
     def __post_init__(self) -> None:
         if self.labels and self.label_list:
@@ -71,7 +79,8 @@ class Columns:
 
     def needed(self, *, images: bool, text: bool) -> list[str]:
         """Every column that a table must have. ``images`` and ``text`` say whether images and reports are read."""
-        single = [self.label_list, self.patient, self.split, self.id, *([self.image, self.mask] if images else [])]
+        of_images = [self.image, self.mask, self.sex, self.age, self.view, self.site]
+        single = [self.label_list, self.patient, self.split, self.id, *(of_images if images else [])]
         named = [
             *(name for name in single if name is not None),
             *(self.text_columns if text else []),

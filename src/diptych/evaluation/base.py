@@ -76,6 +76,8 @@ class Evaluator(ABC):
     """Numbers ``[n]`` in the data set of the samples of the last pass, in order. Known after ``compute``."""
     predictions: Predictions | None
     """What ``compute`` kept of each of these samples, for ``predictions.csv``. None if it keeps nothing."""
+    wants_val: bool = False
+    """Whether a test must show ``val`` first, so that ``settle`` can choose thresholds on it."""
     doubt: str = ""
     """One line that says why some metrics of the last ``compute`` tell nothing of the model. Empty if all do."""
 
@@ -105,6 +107,9 @@ class Evaluator(ABC):
     @abstractmethod
     def update(self, batch: Batch, image: Embedding, text: Embedding | None, head: Head) -> None:
         """Keep what ``compute`` needs of a batch and its embeddings. Rows where ``batch.valid`` is False are left out."""
+
+    def settle(self) -> None:  # noqa: B027  # most evaluators choose nothing
+        """Choose on the samples seen so far what later passes keep, where ``wants_val``. Collective."""
 
     @abstractmethod
     def compute(self, head: Head) -> dict[str, Metric]:

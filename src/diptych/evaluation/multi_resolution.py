@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch.nn import functional as nn_functional
 from diptych.checks import check_number
 from diptych.errors import ConfigError
 from diptych.evaluation.base import EmbedText, Head
-from diptych.evaluation.zero_shot import ZeroShot
+from diptych.evaluation.zero_shot import ScoreThreshold, ZeroShot
 from diptych.types import Batch, Embedding
 
 __all__ = ["MultiResolution", "combine_scores", "crops"]
@@ -85,7 +84,7 @@ class MultiResolution(ZeroShot):
         prompts: str,
         scales: Sequence[float] = (0.25, 0.5, 0.75),
         share: float = 0.5,
-        threshold: Literal["zero", "best_f1"] = "zero",
+        threshold: ScoreThreshold = "zero",
         name: str = "multi_resolution",
         resamples: int = 1000,
         seed: int = 0,

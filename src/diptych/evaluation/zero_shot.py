@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from scipy.special import expit
 from torch import Tensor
 from torch.nn import functional as nn_functional
 
+from diptych.checks import check_choice
 from diptych.errors import ConfigError
 from diptych.evaluation import scoring
-from diptych.evaluation.base import EmbedText, Evaluator, Head
+from diptych.evaluation.base import Array, EmbedText, Evaluator, Head
 from diptych.evaluation.prompts import Entry, PromptSet, label_columns, load_prompts
 from diptych.evaluation.protocols import (
     PROTOCOLS,
@@ -25,10 +26,15 @@ from diptych.evaluation.protocols import (
     z_scores,
 )
 from diptych.metrics.bootstrap import Metric
+from diptych.metrics.classification import VAL
+from diptych.metrics.decisions import thresholds_of
 from diptych.predictions.base import Column, named
 from diptych.types import Batch, Embedding
 
-__all__ = ["ZeroShot"]
+__all__ = ["ScoreThreshold", "ZeroShot"]
+
+ScoreThreshold = Literal["zero", "best_f1", "val_f1", "val_youden", "val_mcc"]
+"""The score above which a finding counts as present: 0, or one that is chosen."""
 
 
 class ZeroShot(Evaluator):
@@ -36,10 +42,11 @@ class ZeroShot(Evaluator):
 
     With a binary set, each finding has a score. Samples whose label is uncertain (-1) or missing (NaN) are left out of that
     finding and counted. A finding that has only one class in the data is listed as ``absent``, and is in no mean. The
-    metrics are ``auroc|accuracy|f1/<finding>|macro``.
+    metrics are ``<measure>/<finding>|macro``, of the measures of :func:`~diptych.metrics.classification.binary_values`.
 
     With a multi-class set, each class has a score. Only samples with exactly one of the classes are used. A tie at the top
-    is wrong. The metrics are ``auroc|f1/<class>|macro``, and one ``accuracy``.
+    is wrong. The metrics are those of
+    :func:`~diptych.metrics.classification.class_values`.
 
     The protocol says what the score is (:data:`diptych.evaluation.protocols.PROTOCOLS`). ``diptych`` and ``gloria`` take the
     head's own score of image and prompt. ``chexzero``, ``biovil`` and ``convirt`` take the cosine of the pooled vectors, as
@@ -57,8 +64,9 @@ class ZeroShot(Evaluator):
 
     Args:
         prompts: name of a shipped prompt set, or path of a YAML file.
-        threshold: score above which a finding counts as present, for accuracy and F1. ``zero`` is 0. ``best_f1`` is the
-            score with the best F1 on the evaluated split itself, which is optimistic, and usual in the field.
+        threshold: score above which a finding counts as present, for accuracy, F1 and so on. ``zero`` is 0. ``best_f1`` is
+            the score with the best F1 on the evaluated split itself, which is optimistic, and usual in the field. ``val_f1``,
+            ``val_youden`` and ``val_mcc`` are the best scores on ``val``, which a test reads first.
         name: first part of the metrics' names. Give different ones to evaluate several prompt sets.
         resamples: number of bootstrap resamples for the intervals. 0 gives none.
         seed: seed of the bootstrap, and of the prompts that ``gloria`` draws.
@@ -74,7 +82,7 @@ class ZeroShot(Evaluator):
     def __init__(
         self,
         prompts: str,
-        threshold: Literal["zero", "best_f1"] = "zero",
+        threshold: ScoreThreshold = "zero",
         name: str = "zero_shot",
         resamples: int = 1000,
         seed: int = 0,
@@ -94,7 +102,10 @@ class ZeroShot(Evaluator):
             self.prompts = draw_prompts(
                 self.prompts, rule.draws if drawn_prompts is None else drawn_prompts, seed, name
             )
+        check_choice(f"{name}: threshold", threshold, get_args(ScoreThreshold))
         self._threshold = threshold
+        self._chosen: dict[str, float | None] | None = None
+        self.wants_val = threshold in VAL and self.prompts.kind == "binary"
         self._protocol, self._rule = protocol, rule
         self._averages = average_prompts or rule.averages
         self._pooled = rule.pooled or self._averages
@@ -166,6 +177,27 @@ class ZeroShot(Evaluator):
         if not self._columns:
             self._facts["skipped"] = "the data set has no labels"
             return {}
+        names, scores, labels = self._table()
+        binary = self.prompts.kind == "binary"
+        columns: dict[str, Column] = {**named("score", names, scores)}
+        if binary and self._rule.probability:
+            columns |= named("probability", names, expit(scores))
+        columns |= named("label", names, labels)
+        settings: dict[str, Any] = {"threshold": self._threshold} if binary else {}
+        if self.wants_val:
+            if self._chosen is None:
+                raise ConfigError(
+                    f"{self.name}: threshold is '{self._threshold}', and no 'val' was seen; call settle() after a pass over "
+                    "it, or use threshold: zero"
+                )
+            settings["thresholds"] = self._chosen
+        kind = "binary" if binary else "classes"
+        results, facts = self._figures(kind, columns, **settings, protocol=self._protocol)
+        self._facts |= facts
+        return results
+
+    def _table(self) -> tuple[list[str], Array, Array]:
+        """Names of the findings, then scores and labels ``[n,L]`` of all processes, in order. Collective."""
         transductive = self._rule.transductive
         empty = torch.zeros(0, len(self._sides) if transductive else len(self._columns))
         values = self._samples.values(torch.cat([empty, *self._scores]))
@@ -174,17 +206,13 @@ class ZeroShot(Evaluator):
             self._facts["transductive"] = f"z-scores over the {self.count} images of this test set, held in resamples"
         scores = values.numpy()
         labels = self._samples.values(torch.cat([torch.zeros(0, len(self._columns)), *self._labels])).numpy()
-        names = [entry.name for entry in self._columns]
-        binary = self.prompts.kind == "binary"
-        columns: dict[str, Column] = {**named("score", names, scores)}
-        if binary and self._rule.probability:
-            columns |= named("probability", names, expit(scores))
-        columns |= named("label", names, labels)
-        settings = {"threshold": self._threshold} if binary else {}
-        kind = "binary" if binary else "classes"
-        results, facts = self._figures(kind, columns, **settings, protocol=self._protocol)
-        self._facts |= facts
-        return results
+        return [entry.name for entry in self._columns], scores, labels
+
+    def settle(self) -> None:
+        """Choose the threshold of each finding on the samples seen so far. Collective."""
+        if self.wants_val and self._columns:
+            self._gather()
+            self._chosen = thresholds_of(*self._table(), VAL[self._threshold])
 
 
 def _any(labels: Tensor) -> Tensor:

@@ -84,9 +84,13 @@ class Resampling:
     resamples: int
     """Number of draws. 0 gives no interval."""
     seed: int = 0
+    given: Array | None = None
+    """``[1+R,n]``: weights that take the place of a draw."""
 
     def weights(self, rows: Array | None = None) -> Array:
         """Weights ``[1+R,n]``, as :func:`figure_and_bootstrap` gives them, of all samples or of the patients of ``rows``."""
+        if self.given is not None:
+            return self.given if rows is None else self.given[:, rows]
         return figure_and_bootstrap(self.group if rows is None else self.group[rows], self.resamples, self.seed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -265,6 +266,8 @@ class AlignmentModule(pl.LightningModule):
     def _finish(self, stage: Literal["val", "test"]) -> None:
         self.results = {}
         for evaluator in self.evaluators:
+            if stage == "val":
+                evaluator.settle()
             for name, metric in evaluator.compute(self.head).items():
                 self.results[f"{stage}/{evaluator.name}/{name}"] = metric
             if evaluator.doubt and not self.trainer.sanity_checking and evaluator.doubt not in self._doubts_shown:
@@ -313,8 +316,31 @@ class AlignmentModule(pl.LightningModule):
             self.log("val/loss", loss / number, prog_bar=True, rank_zero_only=False)
 
     def on_test_epoch_start(self) -> None:
-        """Clear the evaluators and embed their prompts."""
+        """Clear the evaluators and embed their prompts. Show ``val`` to those that choose thresholds on it first."""
         self._start()
+        if wanting := [evaluator for evaluator in self.evaluators if evaluator.wants_val]:
+            self._settle(wanting)
+            self._start()
+
+    def _settle(self, wanting: Sequence[Evaluator]) -> None:
+        """A pass over ``val``, at whose end evaluators choose thresholds.
+
+        Raises:
+            ConfigError: there is no ``val`` split.
+        """
+        datamodule = self._datamodule()
+        if datamodule is None or "val" not in datamodule.datasets:
+            raise ConfigError(
+                f"{wanting[0].name}: threshold is to be chosen on 'val', and the data have none; use data with one, or "
+                "threshold: zero"
+            )
+        for batch in datamodule.evaluation_loader("val"):
+            batch = batch.to(self.device)
+            image = self.embed_image(batch.image)
+            for evaluator in wanting:
+                evaluator.update(batch, image, None, self.head)
+        for evaluator in wanting:
+            evaluator.settle()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Give a batch to the evaluators."""

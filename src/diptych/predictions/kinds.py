@@ -17,8 +17,9 @@ from diptych.metrics import detection
 from diptych.metrics import measures as metrics
 from diptych.metrics.bootstrap import Draws, Resampling
 from diptych.metrics.class_retrieval import class_retrieval
-from diptych.metrics.classification import BinaryValues, binary_values, class_values, with_macro
+from diptych.metrics.classification import VAL, BinaryValues, Threshold, binary_values, class_values, with_macro
 from diptych.metrics.curves import AT
+from diptych.metrics.decisions import thresholds_of
 from diptych.metrics.delong import mean_spread
 from diptych.metrics.few import TOO_FEW, intervals
 from diptych.metrics.localisation import MEASURES, region_figures
@@ -34,6 +35,7 @@ __all__ = [
     "logistic",
     "named_regions",
     "names_of",
+    "val_thresholds",
     "with_draws",
 ]
 
@@ -162,6 +164,24 @@ def _seeds(columns: Columns, draw: Resampling, settings: Settings) -> Figures:
         facts["thresholds of each seed"][share] = [one.facts["thresholds"] for one in values]
         facts |= {key: values[0].facts[key] for key in ("threshold", "absent", "excluded")}
     return figures, facts
+
+
+def val_thresholds(kept: Predictions, threshold: Threshold) -> dict[str, Any]:
+    """The thresholds that are best on predictions of ``val``, as the settings ``thresholds`` of a test on them has them.
+
+    Args:
+        kept: of the kind ``binary``, or ``seeds``, where each share and seed has its own.
+        threshold: one of :data:`~diptych.metrics.classification.VAL`.
+    """
+    starts = ["score" if names_of(kept.columns, "score") else "probability"]
+    if kept.kind == "seeds":
+        starts = list(dict.fromkeys(f"{match[0]}/score" for name in kept.columns if (match := SHARES.match(name))))
+    found = {}
+    for start in starts:
+        names = names_of(kept.columns, start)
+        tables = (_table(kept.columns, of, names) for of in (start, "label"))
+        found[start.removesuffix("/score")] = thresholds_of(names, *tables, VAL[threshold])
+    return found if kept.kind == "seeds" else found[starts[0].removesuffix("/score")]
 
 
 def _common(values: Sequence[BinaryValues]) -> list[str]:

@@ -6,19 +6,20 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.data.about import ABOUT, years
 from diptych.errors import DataError, shown
 from diptych.metrics.bootstrap import Draws
 from diptych.plugins import nearest
 from diptych.predictions.base import Array, Boxes, Column, Predictions
 from diptych.predictions.kinds import KINDS, with_draws
-from diptych.predictions.table import Table, read_table
+from diptych.predictions.table import OWN, Table, read_table
 
 __all__ = ["Tested", "read_predictions"]
 
@@ -34,6 +35,8 @@ class Tested:
     patients: Sequence[str]
     predictions: Mapping[str, Predictions]
     """By the first part of metrics' names."""
+    about: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Sex, age, view and site of each, as far as the file has them."""
 
     @property
     def group(self) -> NDArray[np.int64]:
@@ -86,7 +89,7 @@ def read_predictions(
     kinds = _kinds(table, settings)
     of: dict[str, dict[str, str]] = {name: {} for name in kinds}
     for column in table.cells:
-        if column not in ("id", "patient"):
+        if column not in OWN:
             name = _owner(column, kinds)
             if name is None:
                 raise _unknown(table, column, kinds)
@@ -96,7 +99,17 @@ def read_predictions(
     }
     if not predictions:
         raise DataError(f"{path}: no column of predictions beside id and patient; {_DOCUMENTED}")
-    return Tested(table.cells["id"], table.cells["patient"], predictions)
+    about = {name: table.cells[name] for name in ABOUT if name in table.cells}
+    if "age" in about:
+        about["age"] = [_age(table, row) for row in range(len(table.lines))]
+    return Tested(table.cells["id"], table.cells["patient"], predictions, about)
+
+
+def _age(table: Table, row: int) -> str:
+    text = table.cells["age"][row]
+    if text and not (age := years(text)):
+        raise DataError(f"{table.where(row, 'age')} is {shown(text)}; give whole years up to 120, or leave it empty")
+    return age if text else ""
 
 
 def _aligned(table: Table, truth: Table, settings: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -120,6 +133,9 @@ def _aligned(table: Table, truth: Table, settings: Mapping[str, Mapping[str, Any
     cells.setdefault("patient", truth.cells.get("patient", []))
     if not cells["patient"]:
         del cells["patient"]
+    for name in ABOUT:
+        if name in truth.cells:
+            cells.setdefault(name, truth.cells[name])
     for name, kind in _kinds(aligned, settings).items():
         given = re.compile(rf"{re.escape(name)}/({KINDS[kind].given})")
         ours = [column for column in truth.cells if KINDS[kind].given and given.fullmatch(column)]
@@ -174,7 +190,7 @@ def _owner(column: str, kinds: Mapping[str, str]) -> str | None:
 
 
 def _unknown(table: Table, column: str, kinds: Mapping[str, str]) -> DataError:
-    known = [c for c in table.cells if c in ("id", "patient") or _owner(c, kinds) is not None]
+    known = [c for c in table.cells if c in OWN or _owner(c, kinds) is not None]
     near = ", ".join(nearest(column, known)[:4])
     return DataError(
         f"{table.path}, {table.unit} 1: the column {shown(column)} is not known (nearest of those that are: {near}); rename or "

@@ -12,19 +12,21 @@ from typing import Any, Literal
 
 import numpy as np
 
+from diptych.data.about import ABOUT
 from diptych.data.table_files import rows_of, unique
 from diptych.errors import ConfigError, DataError, shown
 from diptych.escaping import csv_rows, text_of_cell
 from diptych.files import replace_bytes, replace_text
 from diptych.predictions.base import Boxes, Chosen, Column, Predictions
 
-__all__ = ["ENDINGS", "Format", "Table", "need_format", "read_table", "write_table"]
+__all__ = ["ENDINGS", "OWN", "Format", "Table", "need_format", "read_table", "write_table"]
 
 Format = Literal["csv", "parquet", "none"]
 """How a test writes its predictions. ``none`` writes no file."""
 ENDINGS = ("csv", "parquet")
 """The endings of files of predictions."""
-_OWN = ("id", "patient")
+OWN = ("id", "patient", *ABOUT)
+"""Columns of the data, which are no predictions."""
 
 
 def need_format(form: Format) -> None:
@@ -43,7 +45,12 @@ def need_format(form: Format) -> None:
 
 
 def write_table(
-    path: Path, ids: Sequence[str], patients: Sequence[str], index: Sequence[int], kept: Mapping[str, Predictions]
+    path: Path,
+    ids: Sequence[str],
+    patients: Sequence[str],
+    index: Sequence[int],
+    kept: Mapping[str, Predictions],
+    about: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Write predictions, all or nothing.
 
@@ -53,6 +60,7 @@ def write_table(
         patients: the patient of each sample of the data set.
         index: numbers ``[n]`` in the data set of the samples that were tested, in order.
         kept: predictions of these samples, by the first part of metrics' names.
+        about: what is known of each sample of the data set, by the names of :data:`diptych.data.about.ABOUT`.
 
     Raises:
         DataError: the file cannot be written.
@@ -61,6 +69,7 @@ def write_table(
         "id": [_text(ids[i]) for i in index],
         "patient": [_text(patients[i]) for i in index],
     }
+    columns |= {name: [_text(values[i]) for i in index] for name, values in (about or {}).items()}
     for name, predictions in kept.items():
         columns |= {f"{name}/{key}": _values(column, ids) for key, column in predictions.columns.items()}
     if path.suffix == ".parquet":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -17,12 +17,15 @@ from diptych.metrics.delong import delong
 from diptych.predictions.base import Array, Column, Columns, Predictions
 from diptych.predictions.kinds import figures_of
 from diptych.predictions.reading import Tested, read_predictions
+from diptych.predictions.subgroups import shared
 from diptych.results.paired import RESAMPLES, holm
 from diptych.results.runs import ResultsTable, RunResults
 from diptych.results.tested import settings_of
 
 __all__ = ["TESTS", "Against", "Difference", "Pair", "corrected", "pair_of", "swapped"]
 
+_BY_FINDING = {"absent", "excluded", "not_labelled", "any_of"}
+"""Facts of a protocol that list findings. Labels are compared one by one when two runs are read."""
 TESTS = {
     "bootstrap": "paired bootstrap over patients",
     "DeLong": "DeLong's test, with patients as clusters",
@@ -55,17 +58,6 @@ class Difference:
         return [f"{self.value:+.3f}", ends, *both, self.test]
 
 
-@dataclass(frozen=True)
-class _Given(Resampling):
-    """Weights that are given rather than drawn."""
-
-    given: Array | None = None
-
-    def weights(self, rows: Array | None = None) -> Array:
-        assert self.given is not None
-        return self.given if rows is None else self.given[:, rows]
-
-
 def swapped(ours: Predictions, theirs: Predictions, group: Array, draws: int, seed: int) -> dict[str, Array]:
     """The differences ``[1+R]`` of two models whose outputs are swapped, patient by patient, by chance.
 
@@ -85,7 +77,7 @@ def swapped(ours: Predictions, theirs: Predictions, group: Array, draws: int, se
     turned = np.concatenate([np.zeros((1, len(group)), np.uint16), turned])
     sides = []
     for first, second in ((1 - turned, turned), (turned, 1 - turned)):
-        draw = _Given(np.concatenate([group, group]), draws, given=np.concatenate([first, second], axis=1))
+        draw = Resampling(np.concatenate([group, group]), draws, given=np.concatenate([first, second], axis=1))
         sides.append(figures_of(ours.kind, both, draw, ours.settings)[0])
     return {name: values.values - sides[1][name].values for name, values in sides[0].items()}
 
@@ -117,13 +109,18 @@ class Pair:
     def difference(self, name: str) -> Difference | None:
         """The difference of a figure, named as in ``results.json`` without the stage. None if one of the two lacks it.
 
+        A ``macro`` is over the findings that both have.
+
         AUROCs of findings are tested by DeLong, reports by randomisation, and all else by the bootstrap.
         """
         if name not in self._first or name not in self._second:
             return None
         start = max((s for s in self._ours.predictions if name.startswith(f"{s}/")), key=len)
         ours, theirs = self._ours.predictions[start], self._theirs.predictions.get(start)
-        values = self._first[name].values - self._second[name].values
+        both = shared([self._first, self._second], name)
+        if both is None:
+            return None
+        values = both[0] - both[1]
         value, (low, high) = float(values[0]), interval(values[1:])
         local = name[len(start) + 1 :]
         if theirs is not None and ours.kind == theirs.kind == "binary" and local.startswith("auroc/"):
@@ -178,6 +175,13 @@ def pair_of(ours: Path, theirs: Path) -> Pair:
     return Pair(first, second)
 
 
+def _alike(ours: Mapping[str, str], theirs: Mapping[str, str]) -> bool:
+    """Whether two protocols differ at most in which findings they list, as a file of fewer findings does."""
+    return {k: v for k, v in ours.items() if k not in _BY_FINDING} == {
+        k: v for k, v in theirs.items() if k not in _BY_FINDING
+    }
+
+
 def _predictions_of(results: Path) -> tuple[Path, dict[str, dict[str, Any]]]:
     file, of = settings_of(results)
     if file is None:
@@ -207,7 +211,7 @@ class Against:
     def of(self, table: ResultsTable, columns: Sequence[str]) -> dict[str, dict[str, Difference]]:
         """The differences in a table, ``[column][label of the run]``. There are none if it lacks the run to compare with."""
         others = [run for run in table.runs if run is not self.base]
-        if self.base not in table.runs:
+        if self.base not in table.runs and not _alike(table.protocol, self.base.task(table.name)):
             return {}
         found = {}
         for column in columns:
@@ -226,5 +230,6 @@ class Against:
         """What the differences are, in words."""
         return (
             f"Difference from {self.base.label} on the same test images. Interval: paired bootstrap over patients, "
-            f"{RESAMPLES} draws, the same for both. Holm's correction is for the number of runs."
+            f"{RESAMPLES} draws, the same for both. A macro is over the findings that both have. Holm's correction is for the "
+            "number of runs."
         )

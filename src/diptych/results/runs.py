@@ -19,7 +19,7 @@ from diptych.results.record import read_results
 
 __all__ = ["ResultsTable", "RunResults", "differences", "read_run", "tables", "without_seed"]
 
-_OUTCOMES = {"thresholds", "seed", "seeds", "skipped"}
+_OUTCOMES = {"thresholds", "seed", "seeds", "skipped", "gap between"}
 """Facts of a protocol that come out of a run, or belong to its seed. They may differ within a column."""
 _OUTCOME_ENDINGS = (" of each seed", " of each episode")
 """A fact whose name ends so is an outcome too."""

@@ -20,6 +20,7 @@ from diptych.model.encoder import DualEncoder
 from diptych.model.module import AlignmentModule
 from diptych.predictions.table import ENDINGS, Format, need_format, write_table
 from diptych.radiographs.intensity import Intensity
+from diptych.results.class_curves import write_curves
 from diptych.results.record import print_table, write_results
 from diptych.tasks.base import Task
 
@@ -227,6 +228,10 @@ class Results(pl.Callback):
         if datamodule.overlaps:
             protocol["overlaps"] = datamodule.overlaps
         predictions = self._write_predictions(trainer, pl_module, datamodule) if name == "results.json" else None
+        if name == "results.json":
+            for path in Path(trainer.default_root_dir).glob("curves-*.*"):  # of an earlier test
+                path.unlink()
+            write_curves(Path(trainer.default_root_dir), pl_module.predictions)
         write_results(
             Path(trainer.default_root_dir) / name,
             metrics=pl_module.results,
@@ -252,7 +257,7 @@ class Results(pl.Callback):
         if self._form == "none" or datamodule.loading.private or not kept:
             return None
         path, dataset = folder / f"predictions.{self._form}", datamodule.datasets["test"]
-        write_table(path, dataset.ids, dataset.patients, pl_module.index.tolist(), kept)
+        write_table(path, dataset.ids, dataset.patients, pl_module.index.tolist(), kept, dataset.about)
         rank_zero_info(f"written: {path}, a row a test image; keep it where the data may be")
         of = {name: {"kind": one.kind, **one.settings} for name, one in kept.items()}
         return {"file": path.name, "of": of}

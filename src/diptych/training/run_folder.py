@@ -27,6 +27,7 @@ _SLURM = "hpc_ckpt_*.ckpt"
 """Checkpoints that Lightning itself saved when SLURM's signal came."""
 _RESULTS = ("results*.json", "predictions.csv", "predictions.parquet")
 _REST = ("config-*.yaml", "dropped.csv", "hparams.yaml", "diverged.json", "events.out.tfevents.*")
+_REST += ("curves-*.png", "curves-*.svg")
 _FIGURE = re.compile(r"((epoch\d+|test)-.+|(few_shot|detection|segmentation)\d+)\.(png|svg|pdf)")
 
 
