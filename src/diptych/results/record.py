@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["metric_table", "plain", "print_table", "read_results", "versions", "write_results"]
 
+_MOST = 60
+"""With more figures than these, those of single findings are not printed."""
 _PACKAGES = ("diptych", "torch", "lightning", "transformers", "timm", "numpy")
 
 
@@ -139,14 +141,23 @@ def metric_table(metrics: Mapping[str, Metric], title: str | None = None) -> Tab
 
 
 def print_table(metrics: Mapping[str, Metric], title: str | None = None) -> None:
-    """Print :func:`metric_table` to standard output."""
+    """Print :func:`metric_table` to standard output. Of many figures the parts of each ``macro`` are left out."""
     from rich import get_console
     from rich.console import Console
 
     console = (
         get_console() if sys.stdout.isatty() else Console(width=120)
     )  # a terminal's console knows of the progress bar
-    console.print(metric_table(metrics, title))
+    shown_here = metrics
+    if len(metrics) > _MOST:
+        shown_here = {
+            name: metric
+            for name, metric in metrics.items()
+            if name.endswith(("/macro", "/micro")) or f"{name.rpartition('/')[0]}/macro" not in metrics
+        }
+    console.print(metric_table(shown_here, title))
+    if len(shown_here) < len(metrics):
+        console.print(f"and {len(metrics) - len(shown_here)} figures of single findings")
 
 
 def _metric(row: object, where: str) -> Metric:

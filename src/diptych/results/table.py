@@ -32,13 +32,25 @@ from diptych.results.tested import read_tested
 __all__ = ["View", "latex", "main", "page", "read_run", "tables"]
 
 
+FURTHER = (
+    "sensitivity*", "specificity*", "balanced_accuracy", "mcc", "brier", "ece", "precision_*", "recall_*",
+)  # fmt: skip
+"""Measures that a table shows only if asked. It would be too wide."""
+
+
+def _is_further(name: str) -> bool:
+    """Whether a metric is of a subgroup, or its measure is one of :data:`FURTHER`."""
+    *_, measure, last = ("", *name.split("/"))
+    return "by" in name.split("/") or any(fnmatchcase(measure or last, pattern) for pattern in FURTHER)
+
+
 @dataclass(frozen=True)
 class View:
     """Which columns are shown, and what a row is.
 
     Args:
         patterns: a column is shown if its name fits one of them, as ``auroc/*``. Without patterns all are shown but the parts
-            of a ``macro``. A ``micro`` is no part.
+            of a ``macro``, figures of subgroups, and :data:`FURTHER`. A ``micro`` is no part.
         over_seeds: a row is all seeds of a model, rather than one run.
     """
 
@@ -50,7 +62,8 @@ class View:
         names = table.metrics()
         if self.patterns:
             return [name for name in names if any(fnmatchcase(name, pattern) for pattern in self.patterns)]
-        return [n for n in names if n.endswith(("/macro", "/micro")) or f"{n.rpartition('/')[0]}/macro" not in names]
+        own = [name for name in names if not _is_further(name)]
+        return [n for n in own if n.endswith(("/macro", "/micro")) or f"{n.rpartition('/')[0]}/macro" not in names]
 
     def rows(self, table: ResultsTable) -> dict[str, list[RunResults]]:
         """The runs of each row.

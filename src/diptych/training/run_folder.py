@@ -26,8 +26,9 @@ _RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
 _SLURM = "hpc_ckpt_*.ckpt"
 """Checkpoints that Lightning itself saved when SLURM's signal came."""
 _RESULTS = ("results*.json", "predictions.csv", "predictions.parquet")
-_REST = ("config-*.yaml", "dropped.csv", "hparams.yaml", "diverged.json", "events.out.tfevents.*")
-_REST += ("curves-*.png", "curves-*.svg")
+_REST = (
+    "config-*.yaml", "dropped.csv", "hparams.yaml", "diverged.json", "events.out.tfevents.*", "curves-*.png", "curves-*.svg",
+)  # fmt: skip
 _FIGURE = re.compile(r"((epoch\d+|test)-.+|(few_shot|detection|segmentation)\d+)\.(png|svg|pdf)")
 
 
