@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -156,7 +156,7 @@ def image_rows(
 
 def _about(row: Row, columns: Columns) -> dict[str, str]:
     """What the row says of its patient and of how its image was taken."""
-    read = {"sex": sex, "age": years, "view": str.upper, "site": str}
+    read: dict[str, Callable[[str], str]] = {"sex": sex, "age": years, "view": str.upper, "site": str}
     named = {name: getattr(columns, name) for name in ABOUT}
     return {name: read[name](row.get(column)) for name, column in named.items() if column is not None}
 

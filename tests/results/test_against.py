@@ -191,3 +191,33 @@ def test_one_row_of_several_seeds_has_the_spread_over_seeds_and_the_interval_ove
     half = t.ppf(0.975, 2) * np.std(values, ddof=1) / math.sqrt(3)
     assert f"{np.mean(values):.3f} ± {half:.3f} ({low:.3f} to {high:.3f})" in row
     assert "other has none: a run without predictions." in printed
+
+
+def test_a_file_of_fewer_findings_is_compared_over_what_both_have(tmp_path, capsys):
+    ours, peer = run_of(tmp_path / "a", 1, 1.0), run_of(tmp_path / "b", 2, 1.0)
+    for name, findings in (("a", ["Edema", "Mass"]), ("b", ["Edema"])):
+        results = json.loads((tmp_path / name / "results.json").read_text())
+        results["protocol"]["zero_shot"]["excluded"] = dict.fromkeys(findings, 0)
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    rows = list(csv.reader((tmp_path / "b" / "predictions.csv").open()))
+    kept = [i for i, column in enumerate(rows[0]) if "Mass" not in column]
+    with (tmp_path / "b" / "predictions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([[row[i] for i in kept] for row in rows])
+    main(
+        [
+            str(tmp_path / "b"),
+            str(tmp_path / "a"),
+            "--against",
+            "a",
+            "--metrics",
+            "auroc/macro",
+            "--csv",
+            str(tmp_path / "t"),
+        ]
+    )
+    assert "Not to be compared with the first table" in capsys.readouterr().out  # their macros are of other findings
+    row = next(
+        row for row in csv.DictReader((tmp_path / "t").open()) if row["run"] == "b" and row["metric"] == "auroc/macro"
+    )
+    both = [one.draws(0)["zero_shot/auroc/Edema"].values[0] for one in (peer, ours)]
+    assert float(row["difference from a"]) == pytest.approx(both[0] - both[1], abs=1e-12)

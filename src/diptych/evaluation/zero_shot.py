@@ -109,7 +109,7 @@ class ZeroShot(Evaluator):
         self._protocol, self._rule = protocol, rule
         self._averages = average_prompts or rule.averages
         self._pooled = rule.pooled or self._averages
-        self._described = {
+        self._described: dict[str, Any] = {
             "protocol": protocol,
             "rule": rule.rule,
             "source": rule.source,

@@ -179,8 +179,8 @@ def val_thresholds(kept: Predictions, threshold: Threshold) -> dict[str, Any]:
     found = {}
     for start in starts:
         names = names_of(kept.columns, start)
-        tables = (_table(kept.columns, of, names) for of in (start, "label"))
-        found[start.removesuffix("/score")] = thresholds_of(names, *tables, VAL[threshold])
+        scores, labels = (_table(kept.columns, of, names) for of in (start, "label"))
+        found[start.removesuffix("/score")] = thresholds_of(names, scores, labels, VAL[threshold])
     return found if kept.kind == "seeds" else found[starts[0].removesuffix("/score")]
 
 

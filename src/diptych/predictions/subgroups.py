@@ -97,7 +97,8 @@ def shared(figures: Sequence[Mapping[str, Draws]], name: str) -> list[Array] | N
     if not all(name in of for of in figures):
         return None
     start, _, last = name.rpartition("/")
-    parts = [[key for key in of if key.startswith(f"{start}/") and key != name] for of in figures]
+    means = {f"{start}/{average}" for average in ("macro", "micro", "example")}
+    parts = [[key for key in of if key.startswith(f"{start}/") and key not in means] for of in figures]
     if last != "macro" or all(part == parts[0] for part in parts):
         return [of[name].values for of in figures]
     common = [key for key in parts[0] if all(key in part for part in parts)]

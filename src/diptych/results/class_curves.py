@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from diptych.metrics.curves import calibration_error, curve_figures, pr_points, reliability, roc_points
-from diptych.predictions.base import Array, Predictions
+from diptych.predictions.base import Array, Columns, Predictions
 from diptych.predictions.kinds import SHARES, logistic, names_of
 from diptych.results.seeds import show
 from diptych.results.sheet import Colour, Sheet, fitted
@@ -59,8 +59,8 @@ def scored(kept: Predictions) -> dict[str, list[Scored]]:
     return {"": list(_findings(columns, start, None))}
 
 
-def _findings(columns: Mapping[str, object], start: str, link: Callable[[Array], Array] | None) -> Iterator[Scored]:
-    for name in names_of(columns, start):  # type: ignore[arg-type]  # their names alone are read
+def _findings(columns: Columns, start: str, link: Callable[[Array], Array] | None) -> Iterator[Scored]:
+    for name in names_of(columns, start):
         scores, labels = (np.asarray(columns[f"{part}/{name}"], np.float64) for part in (start, "label"))
         known = (labels == 0) | (labels == 1)
         scores, labels = scores[known], labels[known]
