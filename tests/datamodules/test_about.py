@@ -1,6 +1,7 @@
 """Sex, age and view of each image, read from releases' tables a second time by another way."""
 
 import csv
+import gzip
 
 import pytest
 
@@ -14,7 +15,7 @@ LOADING = Loading(image_size=32, batch_size=4, eval_batch_size=4, workers=0)
 
 
 def table(path):
-    with path.open(newline="") as file:
+    with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -38,7 +39,7 @@ def chexpert(root):
 
 
 def mimic_cxr(root):
-    rows = table(next(root.glob("mimic-cxr-*-metadata.csv")))
+    rows = table(next(root.glob("mimic-cxr-*-metadata.csv*")))
     return MimicCxr(str(root), loading=LOADING), {row["dicom_id"]: ("", "", row["ViewPosition"]) for row in rows}
 
 
