@@ -156,14 +156,14 @@ class Task(pl.LightningModule):
 def classified(
     names: Sequence[str], logits: Tensor, labels: Tensor, resamples: int, *, exclusive: bool = False
 ) -> Predictions:
-    """Logits ``[n,L]`` of findings and their labels as predictions, of which the AUROC is measured.
+    """Logits ``[n,L]`` of findings and their labels as predictions.
 
     Args:
         names: of the ``L`` findings.
         logits: a higher one means that the finding is more likely there.
         labels: ``[n,L]``
         resamples: number of bootstrap resamples.
-        exclusive: whether a sample has one of the findings. Accuracy and F1 are measured too, and probabilities sum to 1.
+        exclusive: whether a sample has one of the findings, and probabilities sum to 1.
     """
     if exclusive:
         columns = named("score", names, logits.numpy()) | named(
@@ -173,7 +173,7 @@ def classified(
             "classes", columns | named("label", names, labels.numpy()), {"resamples": resamples, "seed": 0}
         )
     columns = named("score", names, logits.numpy()) | named("probability", names, logits.double().sigmoid().numpy())
-    settings = {"measures": ["auroc"], "resamples": resamples, "seed": 0}
+    settings = {"threshold": "zero", "resamples": resamples, "seed": 0}
     return Predictions("binary", columns | named("label", names, labels.numpy()), settings)
 
 
