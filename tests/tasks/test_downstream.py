@@ -143,7 +143,7 @@ def test_a_probe_equals_its_parts_put_together_by_hand(trained, probed):
         for k, name in enumerate(FINDINGS):
             ours = metrics[f"test/probe/{percent}%/auroc/{name}"]
             assert ours["value"] == pytest.approx(np.mean(aurocs, axis=0)[k], abs=1e-6)
-            assert ours["low"] <= ours["value"] <= ours["high"]
+            assert ours["interval"] in {"DeLong", "too few"}  # of ten images
             assert ours["n"] == 10
         assert metrics[f"test/probe/{percent}%/auroc/macro"]["value"] == pytest.approx(np.mean(aurocs), abs=1e-6)
         each = probed["protocol"]["probe"]["fractions"][f"{percent}%"]
