@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from diptych.towers.base import Tower as Tower
     from diptych.towers.image import ImageTower as ImageTower
     from diptych.towers.image import TimmImage as TimmImage
+    from diptych.towers.lora import LoraImage as LoraImage
+    from diptych.towers.lora import LoraText as LoraText
     from diptych.towers.open_clip import OpenClipImage as OpenClipImage
     from diptych.towers.open_clip import OpenClipText as OpenClipText
     from diptych.towers.text import ScratchText as ScratchText

@@ -44,6 +44,7 @@ _BY_MODULE = {
     "towers.base": "Tower",
     "towers.image": "ImageTower TimmImage",
     "towers.transformers_image": "TransformersImage",
+    "towers.lora": "LoraImage LoraText",
     "towers.open_clip": "OpenClipImage OpenClipText",
     "towers.text": "ScratchText TextTower TransformersText",
     "training.figures": "Figures",

@@ -48,9 +48,9 @@ def parameter_groups(module: nn.Module, *, lr: float, weight_decay: float) -> li
     for prefix, tower in module.named_modules():
         if isinstance(tower, ImageTower | TextTower):
             for name, _ in tower.named_parameters():
-                scale = tower.layer_decay ** (tower.num_layers - tower.layer_of(name))
                 path = f"{prefix}.{name}".removeprefix(".")
-                scales.setdefault(path, scale)  # a tower that holds another comes first, and its scale counts
+                if path not in scales:  # a tower that holds another comes first, and its scale counts
+                    scales[path] = tower.layer_decay ** (tower.num_layers - tower.layer_of(name))
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:

@@ -10,7 +10,7 @@ import copy
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from diptych.errors import ConfigError, DiptychError, shown
 from diptych.model.arguments import build, known_class, read_arguments, read_value
@@ -64,20 +64,38 @@ def build_stored(config: object, state: dict[str, Any], path: str, trust: Collec
         check_plain(config, "model")
         config = copy.deepcopy(config)
         for name, base in _towers().items():
-            description = config.get(name)
-            if not isinstance(description, dict) or not isinstance(description.get("init_args") or {}, dict):
-                raise ConfigError(
-                    f"model.{name}: refused: it is {shown(description)}, and must be a class with arguments"
-                )
-            tower: Any = known_class(description.get("class_path"), base, f"model.{name}.class_path", trust)
-            extra = state.get(f"encoder.{name}._extra_state", {})
-            if not isinstance(extra, dict) or any(not isinstance(value, str) for value in extra.values()):
-                raise ConfigError(f"encoder.{name}._extra_state: refused: it is {shown(extra)}, and must map to texts")
-            description["init_args"] = {**(description.get("init_args") or {}), **tower.rebuild_args(extra)}
+            config[name] = _rebuilt(config.get(name), base, f"model.{name}", f"encoder.{name}", state, trust)
         evaluators = config.get("evaluators")
         read_value(list[Evaluator] | None, evaluators, "model.evaluators", trust)  # looked up, but not built
         config["evaluators"] = []
         return build_module(config, trust, Budget(*check_weights(state, path)))
+
+
+def _rebuilt(
+    description: object, base: type, where: str, prefix: str, state: dict[str, Any], trust: Collection[str]
+) -> dict[str, Any]:
+    """The description of a tower, and of a tower inside it, with the stored architecture in place of what would be fetched.
+
+    Args:
+        description: a class with arguments.
+        base: what it must be.
+        where: its place in the configuration, for messages.
+        prefix: what stands before the names of its weights.
+        state: the state dict of the checkpoint.
+        trust: as for :func:`build_module`.
+    """
+    if not isinstance(description, dict) or not isinstance(description.get("init_args") or {}, dict):
+        raise ConfigError(f"{where}: refused: it is {shown(description)}, and must be a class with arguments")
+    tower: Any = known_class(description.get("class_path"), base, f"{where}.class_path", trust)
+    extra = state.get(f"{prefix}._extra_state", {})
+    if not isinstance(extra, dict) or any(not isinstance(value, str) for value in extra.values()):
+        raise ConfigError(f"{prefix}._extra_state: refused: it is {shown(extra)}, and must map to texts")
+    arguments = {**(description.get("init_args") or {}), **tower.rebuild_args(extra)}
+    for name, hint in get_type_hints(tower.__init__).items():
+        inside = any(isinstance(kind, type) and issubclass(kind, base) for kind in get_args(hint) or (hint,))
+        if inside and arguments.get(name) is not None:  # as LoraImage holds another
+            arguments[name] = _rebuilt(arguments[name], base, f"{where}.{name}", f"{prefix}.{name}", state, trust)
+    return {**description, "init_args": arguments}
 
 
 def _towers() -> dict[str, type]:
