@@ -31,7 +31,7 @@ def side_of(size: object) -> int | None:
     True
     """
     values = list(size.values()) if isinstance(size, Mapping) else size
-    sides = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [values]
+    sides: list[Any] = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else [values]
     if not sides or any(type(side) is not int or side < 1 for side in sides) or len(set(sides)) > 1:
         return None
     return int(sides[0])
@@ -83,7 +83,9 @@ class ColourImage(ImageTower):
     ) -> None:
         """Take the normalisation, the sizes of picture and patch, and the places along a side that have a code."""
         for name, levels in (("mean", mean), ("std", std)):
-            values = list(levels) if isinstance(levels, Sequence) and not isinstance(levels, str) else [levels]
+            values: list[Any] = (
+                list(levels) if isinstance(levels, Sequence) and not isinstance(levels, str) else [levels]
+            )
             if len(values) not in (1, 3):
                 raise ConfigError(f"{self._of}: {name} is {shown(levels)}; give one number, or one for each colour")
             for value in values:

@@ -53,7 +53,8 @@ def _inject(tower: Tower, rank: int, alpha: float, targets: list[str] | None, of
     except ImportError as error:
         raise ConfigError(f"{of} needs peft; pip install 'diptych[peft]'") from error
     paths = [path for path, name in _linear(tower).items() if name in targets]
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=paths), tower)
+    options: dict[str, Any] = {"r": rank, "lora_alpha": alpha, "target_modules": paths}  # alpha need not be whole
+    inject_adapter_in_model(LoraConfig(**options), tower)
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in tower.parameters()]
     trained, total = sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
     rank_zero_info(

@@ -72,7 +72,7 @@ class Panel:
             if self.kind == "text" and self.text_config is not None:
                 from open_clip.hf_model import HFTextEncoder
 
-                text: nn.Module = HFTextEncoder(
+                text: Any = HFTextEncoder(
                     "",
                     output_dim=self.embed_dim,
                     config=transformers_architecture(json.dumps(self.text_config), "text"),
@@ -80,8 +80,9 @@ class Panel:
                     proj_type=self.shape.get("hf_proj_type", "mlp"),  # as open_clip's CLIPTextCfg
                 )
                 if self.shape.get("hf_pooler_type") != "cls_pooler" and hasattr(text.transformer, "pooler"):
-                    text.transformer.pooler = None  # type: ignore[union-attr, assignment]  # which is not used
-                return text
+                    text.transformer.pooler = None  # which is not used
+                built: nn.Module = text
+                return built
             shapes = {**_TINY, self.kind: self.shape}
             model = open_clip.CustomTextCLIP(
                 self.embed_dim, vision_cfg=shapes["image"], text_cfg=shapes["text"], quick_gelu=self.quick_gelu
