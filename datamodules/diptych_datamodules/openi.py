@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 import xml.etree.ElementTree as ET
 import zipfile
@@ -25,7 +26,7 @@ from diptych_datamodules.releases.facts import OBTAIN
 __all__ = ["Openi", "OpeniReport", "nih_names", "read_reports"]
 
 Section = Literal["both", "findings", "impression"]
-Views = Literal["all", "frontal", "lateral"]
+Views = Literal["all", "first", "frontal", "lateral"]
 
 _OBTAIN = OBTAIN["openi"]
 _LARGEST = 2**20  # bytes of one report; the largest has 20 thousand
@@ -193,8 +194,10 @@ class Openi(Release):
         root: the folder that holds all this.
         tokenizer: linked from the text tower by the command line.
         section: the sections that are the text.
-        views: ``frontal`` or ``lateral`` images alone. They need ``indiana_projections.csv``, which is not in the original.
-        split: ``openi/hash``.
+        views: ``frontal`` or ``lateral`` images alone need ``indiana_projections.csv``, which is not in the original. ``first``
+            is the first image of each report, mostly the frontal one.
+        split: ``openi/hash`` or ``openi/r2gen``.
+        annotation: R2Gen's ``annotation.json``, for ``openi/r2gen``. Its reports are the findings, with two images each.
         percent: share of the training images. Those of 1 % are among those of 10 %.
         strict: refuse a release with missing images or empty reports. Otherwise they are left out, and counted.
         loading: how samples are loaded.
@@ -214,12 +217,22 @@ class Openi(Release):
         section: Section = "both",
         views: Views = "all",
         split: str = "openi/hash",
+        annotation: str | None = None,
         percent: float = 100.0,
         strict: bool = False,
         loading: Loading = Loading(),  # noqa: B008  # frozen, and the command line shows its fields
     ) -> None:
         super().__init__(root, tokenizer, split=split, percent=percent, strict=strict, loading=loading)
-        self.section, self.views = section, views
+        if (split == "openi/r2gen") != (annotation is not None):
+            raise ConfigError(
+                f"data.split is '{split}' and data.annotation is {annotation}; openi/r2gen, and no other split, reads R2Gen's "
+                "annotation.json (github.com/zhjohnchan/R2Gen)"
+            )
+        if annotation is not None and section != "findings":
+            raise ConfigError(
+                f"data.section is '{section}', and R2Gen's reports are the findings; set data.section: findings"
+            )
+        self.section, self.views, self.annotation = section, views, annotation
         self.findings = FINDINGS
 
     @property
@@ -234,17 +247,29 @@ class Openi(Release):
         records = []
         reports = self.reports()
         self.counted = len(reports)
+        listed = None if self.annotation is None else _read_annotation(Path(self.annotation))
         for report in reports:
             if not report.images:
                 self.dropped.add("report without an image", report.id)
-            text, labels = report.text(self.section), report.labels()
-            for key in report.images:
+            text, labels, given, stems = report.text(self.section), report.labels(), "", report.images
+            if listed is not None:
+                if report.id not in listed:
+                    self.dropped.add("not in R2Gen's list", report.id)
+                    continue
+                name, given = listed[report.id]
+                stems = tuple(sorted(key for key in stems if key.startswith(f"{name}-")))[:2]
+                if not stems:
+                    self.dropped.add("report without an image", report.id, f"none is called {name}-")
+            for number, key in enumerate(stems):
                 short = key.removeprefix(f"{report.id}_")
-                if self.views != "all" and views.get(short) != self.views:
+                if self.views == "first" and number:
+                    self.dropped.add("another view", key, "not the first")
+                    continue
+                if self.views in ("frontal", "lateral") and views.get(short) != self.views:
                     self.dropped.add("another view", key, views.get(short, "unknown"))
                     continue
                 path = images.get(key) or images.get(short)
-                records.append(Record(key, path, report.id, text=text, labels=labels))
+                records.append(Record(key, path, report.id, text=text, labels=labels, given=given))
         return records
 
     def reports(self) -> Sequence[OpeniReport]:
@@ -258,8 +283,8 @@ class Openi(Release):
         return _read_kaggle(*(find_file(self.root, [name], _OBTAIN) for name in names))
 
     def _views(self) -> dict[str, str]:
-        """``frontal`` or ``lateral`` for each image. Empty, if all views are read."""
-        if self.views == "all":
+        """``frontal`` or ``lateral`` for each image. Empty, if they are not asked for."""
+        if self.views in ("all", "first"):
             return {}
         try:
             table = find_file(self.root, ["indiana_projections.csv"], "it is part of the Kaggle copy")
@@ -268,6 +293,28 @@ class Openi(Release):
                 f"data.views is '{self.views}', and the views are not known: {error}; or use 'all'"
             ) from error
         return {_stem(name): view.lower() for name, view in scan_table(table, ["filename", "projection"])}
+
+
+def _read_annotation(path: Path) -> dict[str, tuple[str, str]]:
+    """For each report of R2Gen's file its name there, with which its images begin, and its split.
+
+    Raises:
+        DataError: it cannot be read, or is another file.
+    """
+    try:
+        lists = json.loads(path.read_text(encoding="utf-8"))
+        names = {str(entry["id"]): str(split) for split, entries in lists.items() for entry in entries}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: it is not R2Gen's annotation.json ({type(error).__name__}: {error}); give data.annotation the file that "
+            "comes with its Open-i images"
+        ) from error
+    if odd := sorted(set(names.values()) - {"train", "val", "test"}):
+        raise DataError(f"{path}: it has the split '{odd[0]}'; R2Gen's are train, val and test")
+    listed = {name.partition("_")[0]: (name, split) for name, split in names.items()}
+    if len(listed) < len(names) or not all(key.startswith("CXR") for key in listed):
+        raise DataError(f"{path}: its ids are not Open-i's, as CXR2384_IM-0942; give R2Gen's file for IU X-Ray")
+    return listed
 
 
 def _stem(name: str) -> str:

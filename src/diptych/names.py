@@ -21,6 +21,7 @@ _BY_MODULE = {
     "evaluation.multi_resolution": "MultiResolution",
     "evaluation.prompts": "PromptSet load_prompts",
     "evaluation.retrieval": "Retrieval",
+    "evaluation.retrieved_reports": "RetrievedReports",
     "evaluation.zero_shot": "ZeroShot",
     "head": "AlignmentHead gather_pairs tell_step",
     "metrics.bootstrap": "Metric",

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import json
 import shutil
 import tarfile
 import xml.etree.ElementTree as ET
@@ -17,7 +18,7 @@ from diptych.data.splits import split_hash
 from diptych.errors import ConfigError, DataError
 from diptych.plugins import DATAMODULES, find
 from diptych_datamodules.nih import Nih
-from diptych_datamodules.openi import Openi
+from diptych_datamodules.openi import Openi, read_reports
 from diptych_datamodules.phantoms.layouts.dicom import rle_encode
 from diptych_datamodules.phantoms.layouts.write import write_layout
 from diptych_datamodules.rsna import Rsna, box_mask
@@ -245,6 +246,60 @@ def test_openi_sections_and_views(roots):
     frontal.setup("fit")
     assert max(Counter(frontal.datasets["train"].patients).values()) <= 3
     assert frontal.dropped.counts()["another view"] > 5
+
+
+def r2gen_list(root, out, **changed):
+    """R2Gen's annotation.json of the reports of a miniature that have findings and two images, dealt 4:1:2."""
+    lists = {"train": [], "val": [], "test": []}
+    reports = [
+        report for report in read_reports(root / "ecgen-radiology") if report.findings and len(report.images) > 1
+    ]
+    for i, report in enumerate(reports):
+        name = min(report.images).rpartition("-")[0]
+        entry = {"id": name, "report": report.findings, "image_path": [f"{name}/0.png", f"{name}/1.png"]}
+        lists[["train", "train", "val", "train", "test", "train", "test"][i % 7]].append(entry)
+    out.write_text(json.dumps(lists | changed))
+    return str(out), {s: [e["id"].partition("_")[0] for e in entries] for s, entries in lists.items()}
+
+
+def test_openi_is_split_as_r2gen_lists_it(roots, tmp_path):
+    root = roots("openi")
+    path, lists = r2gen_list(root, tmp_path / "annotation.json")
+    module = Openi(str(root), split="openi/r2gen", annotation=path, section="findings", loading=LOADING)
+    module.setup("test")
+    for split, names in lists.items():
+        records = module.datasets[split].records
+        assert sorted({record.patient for record in records}) == sorted(names)
+        assert {record.text for record in records} <= {r.findings for r in module.reports()}
+        assert max(Counter(record.patient for record in records).values()) == 2
+    assert "openi/r2gen (a part: " in module.protocol
+    assert module.dropped.counts()["not in R2Gen's list"] > 2
+    first = Openi(str(root), split="openi/r2gen", annotation=path, section="findings", views="first", loading=LOADING)
+    first.setup("test")
+    for split, dataset in first.datasets.items():
+        twice = module.datasets[split].records
+        assert list(dataset.ids) == [min(r.id for r in twice if r.patient == patient) for patient in dataset.patients]
+
+
+def test_r2gens_list_of_openi_is_asked_for_and_checked(roots, tmp_path):
+    root = str(roots("openi"))
+    path, _ = r2gen_list(roots("openi"), tmp_path / "annotation.json")
+    with pytest.raises(ConfigError, match=r"data.annotation is None; openi/r2gen, and no other split, reads R2Gen's"):
+        Openi(root, split="openi/r2gen", section="findings")
+    with pytest.raises(ConfigError, match=r"data.split is 'openi/hash' and data.annotation is"):
+        Openi(root, annotation=path)
+    with pytest.raises(ConfigError, match=r"data.section is 'both', and R2Gen's reports are the findings"):
+        Openi(root, split="openi/r2gen", annotation=path)
+    for content, message in (
+        ("{", r"it is not R2Gen's annotation.json \(JSONDecodeError"),
+        ('{"train": [{"x": 1}]}', r"it is not R2Gen's annotation.json \(KeyError"),
+        ('{"dev": [{"id": "CXR1_IM-1"}]}', r"it has the split 'dev'"),
+        ('{"train": [{"id": "s50414267"}]}', r"its ids are not Open-i's, as CXR2384_IM-0942"),
+    ):
+        (tmp_path / "bad.json").write_text(content)
+        module = Openi(root, split="openi/r2gen", annotation=str(tmp_path / "bad.json"), section="findings")
+        with pytest.raises(DataError, match=message):
+            module.setup("fit")
 
 
 @pytest.mark.parametrize(

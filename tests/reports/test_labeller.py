@@ -114,6 +114,24 @@ SENTENCES = [  # + present, - absent, ? uncertain, and others not mentioned. "No
     ("No focal opacity to suggest pneumonia.", "-O -P"),
     ("Please correlate clinically for pneumonia.", "?P"),
     ("Calcified granulomas of a previous granulomatous infection.", ""),
+    # of both kinds of doubt, and of the past
+    ("Opacity which may be compatible with pneumonia.", "+O ?P"),
+    ("In the appropriate clinical setting, this is compatible with pneumonia.", "?P"),
+    ("Atypical infection is another consideration.", "?P"),
+    ("Cavity consistent with prior tuberculous infection.", ""),
+    ("Given the history of malignancy, CT is recommended.", ""),
+    ("No change in right pneumothorax or pleural fluid.", "+PX +EFF"),
+    # synonyms
+    ("Small pleural air collection.", "+PX"),
+    ("Biapical fibronodular thickening.", "+L +PO"),
+    ("Biapical scarring.", ""),
+    ("Fissural thickening.", "+PO"),
+    ("Thickening of the minor fissure.", "+PO"),
+    ("Pleural-parenchymal scarring.", "+PO"),
+    ("Large masslike opacity.", "+L +O"),
+    ("Nodular right lower lobe opacity.", "+L +O"),
+    ("Prominent central pulmonary vasculature.", "+E"),
+    ("The pulmonary vasculature is not engorged.", ""),
     # normal
     ("Pulmonary vascular engorgement is within normal limits.", "-E"),
     ("The heart is normal in size.", "-C"),
@@ -164,6 +182,16 @@ def test_sentences(sentence, expected):
 def test_no_finding_is_what_it_is_in_chexbert(report, expected):
     last = Rules()([report])[0, -1]
     assert (last == 1) if expected else np.isnan(last)
+
+
+def test_the_indexers_definition_is_narrower():
+    text = "Vascular congestion. Nodular opacity at the base. Calcified nodule."
+    assert marks_of(Rules()([text])[0]) == {"+E", "+L"}
+    assert marks_of(Rules("negbio")(["Vascular congestion. Nodular opacity at the base."])[0]) == set()
+    assert marks_of(Rules("negbio")([text + " Edema."])[0]) == {"+E", "+L"}
+    assert Rules("negbio").origin == {**Rules().origin, "definition": "negbio"}
+    with pytest.raises(ConfigError, match="Rules: definition is 'mesh'; choose among: chexpert, negbio"):
+        Rules("mesh")
 
 
 def test_of_what_is_said_twice_the_stronger_counts():

@@ -11,6 +11,7 @@ from diptych import distributed
 from diptych.evaluation import scoring
 from diptych.evaluation.class_retrieval import ClassRetrieval
 from diptych.evaluation.retrieval import Retrieval
+from diptych.evaluation.retrieved_reports import RetrievedReports
 from diptych.evaluation.rows import Rows
 from diptych.evaluation.zero_shot import ZeroShot
 from diptych.head import AlignmentHead
@@ -236,3 +237,19 @@ def task_rows(shares):
     texts = rows.samples.texts([f"report {i} \N{GREEK SMALL LETTER ALPHA}" * (i % 4) for i in share])
     in_order = rows.samples.values(torch.cat(squares))
     return patients.tolist(), values.tolist(), all_boxes.tolist(), texts, in_order.tolist()
+
+
+def training_texts():
+    """Reports of training: some equal, one empty, and some of the words of ``Radiographs``."""
+    rng = np.random.default_rng(5)
+    texts = [" ".join(["word"] * (r % 6 + 1)) + f" {r}" for r in rng.integers(0, 50, 30)]
+    return [*texts, texts[3].upper(), " ", "Small pleural effusion.", "word one two three"]
+
+
+def task_retrieved(shares):
+    """This process's share of the rows, and the figures of the nearest training reports."""
+    data, rank = Radiographs(n=41), distributed.rank()
+    evaluator = RetrievedReports(resamples=20, texts=7)
+    evaluator.training_reports = lambda: [(f"p{i}", text) for i, text in enumerate(training_texts())]
+    found = evaluate(evaluator, data, Cosine(), rows=shares[rank], size=8 - rank, fill=rank)
+    return found, evaluator.count, evaluator.protocol, evaluator.predictions.columns["hypothesis"]

@@ -176,7 +176,7 @@ def test_a_run_writes_what_is_there_and_says_how_it_was_measured(written):
     assert metrics["test/generate/clinical/f1/micro"]["value"] > 0.9
     assert {name.split("/")[2] for name in metrics} == {*("bleu", "meteor", "rouge_l", "cider", "clinical")}
     assert all(value["n"] == 15 for value in metrics.values())
-    assert protocol["labeller"] == {"name": "diptych rules", "version": 1}
+    assert protocol["labeller"] == {"name": "diptych rules", "version": 2}
     assert "Pneumothorax" in protocol["clinical"]["absent"]
     assert not any("Pneumothorax" in name for name in metrics)
     assert protocol["search"] == {"beams": 2, "length_penalty": 1.0, "block_ngram": 0}

@@ -146,6 +146,11 @@ PROTOCOLS: dict[str, Protocol] = {
     "openi/hash": Protocol(
         "shares", {"train": 70, "val": 10, "test": 20}, "70/10/20 by report, by hash.",
     ),
+    "openi/r2gen": Protocol(
+        "given", {"train": 4_138, "val": 592, "test": 1_180},
+        "R2Gen (EMNLP 2020): 2,069/296/590 reports with findings and two images each, as its annotation.json lists them: "
+        "give it as data.annotation.",
+    ),
     "chexpert/linear": Protocol(
         "filled", {"train": 186_027, "val": 5_000},
         "Frontal images of train.csv, 5,000 of them from patients of their own for validation; the 202 frontal images of "

@@ -16,9 +16,11 @@ from diptych.errors import ConfigError
 from diptych.metrics.bootstrap import Metric, as_metrics, interval_name
 from diptych.metrics.classification import VAL, Threshold
 from diptych.metrics.curves import AT
+from diptych.metrics.radeval import RADEVAL, USUAL
 from diptych.predictions.base import Predictions
 from diptych.predictions.kinds import RESAMPLES, Figures, val_thresholds
 from diptych.predictions.reading import Tested, read_predictions
+from diptych.predictions.reports import with_radeval, write_rexrank
 from diptych.predictions.subgroups import BANDS, NOT_DIVIDED, age_band, by_group
 from diptych.results.class_curves import write_curves
 from diptych.results.record import print_table, read_results, write_results
@@ -63,6 +65,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         name, settings = settings_of(results)
         truth = None if own or name is None else results.parent / name
     tested = _with_options(read_predictions(args.file, settings, truth), args, settings)
+    version = ""
+    if args.radeval is not None:
+        tested, version, lines = with_radeval(tested, args.radeval or USUAL, download=args.download)
+        print(*lines, sep="\n", end="\n" if lines else "")
+    elif args.download:
+        raise ConfigError("--download fetches models of --radeval; give --radeval with it")
+    if args.rexrank is not None:
+        print(f"written: {args.rexrank[1]}, {write_rexrank(tested, *args.rexrank)} studies")
     every = tested.figures()
     metrics: dict[str, Metric] = {}
     for start, (figures, _) in every.items():
@@ -86,6 +96,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for start, (_, facts) in groups.items():
             name, _, part = start.partition("/")
             protocol[name][part] = facts
+        for name, kept in tested.predictions.items():
+            if version and kept.kind == "reports":
+                protocol[name.partition("/")[0]]["radeval"] = version
         checkpoint = before.get("checkpoint") if own else None
         write_results(
             args.write,
@@ -157,6 +170,21 @@ def _parser() -> argparse.ArgumentParser:
         "--uncertain", action="store_true", default=None, help="an uncertain finding of a report counts as present"
     )
     parser.add_argument(
+        "--radeval",
+        nargs="*",
+        metavar="METRIC",
+        choices=list(RADEVAL),
+        help=f"metrics of radeval of written reports: {', '.join(RADEVAL)} (without a name: {' '.join(USUAL)})",
+    )
+    parser.add_argument("--download", action="store_true", help="let radeval fetch the models it lacks")
+    parser.add_argument(
+        "--rexrank",
+        nargs=2,
+        type=Path,
+        metavar=("STUDIES", "JSON"),
+        help="write reports as the leaderboard ReXrank reads them; STUDIES is its json of the test set",
+    )
+    parser.add_argument(
         "--resamples", type=int, help=f"draws of the bootstrap (default: {RESAMPLES}); 0 gives no interval"
     )
     parser.add_argument("--seed", type=int, help="seed of the draws (default: 0)")
@@ -176,7 +204,7 @@ def _results(file: Path, run: Path | None) -> tuple[Path | None, bool]:
 
 
 def _overrides(args: argparse.Namespace) -> bool:
-    return args.classes or any(getattr(args, name) is not None for name in (*_OPTIONS, "resamples", "seed"))
+    return args.classes or any(getattr(args, name) is not None for name in (*_OPTIONS, "resamples", "seed", "radeval"))
 
 
 def _subgroups(tested: Tested, args: argparse.Namespace) -> dict[str, Figures]:

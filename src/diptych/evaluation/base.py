@@ -70,6 +70,8 @@ class Evaluator(ABC):
     """First part of the metrics' names."""
     embed_image: Callable[[Tensor], Embedding] | None = None
     """Function that embeds uint8 images ``[B,1,H,V]`` with the present model. The module sets it before each pass."""
+    training_reports: Callable[[], list[tuple[str | None, str]]] | None = None
+    """Function that gives the patient (None where not known) and the report of each training image. The module sets it."""
     count: int
     """Number of samples over all processes, known after ``compute``."""
     index: Array

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from diptych.errors import ConfigError
 from diptych.metrics import measures as metrics
 
-__all__ = ["FACTS", "bleu", "bleu_counts", "cider", "meteor", "need_nltk", "rouge_l", "scores", "words"]
+__all__ = ["BLANKS", "FACTS", "bleu", "bleu_counts", "cider", "meteor", "need_nltk", "rouge_l", "scores", "words"]
 
 Floats = NDArray[np.float64]
 Texts = Sequence[Sequence[str]]
@@ -35,9 +35,12 @@ FACTS = {
     "meteor": "nltk's, exact and Porter-stem matches, no WordNet; alpha 0.9, beta 3, gamma 0.5",
     "rouge_l": "F of the longest common subsequence with beta 1.2, as COCO's caption evaluation",
     "cider": "arXiv 1411.5726, words not stemmed; document frequencies of the split's references, one document an image; "
-    "cider/d: counts, clipped, Gaussian of length, x 10, as COCO's caption evaluation",
+    "cider/d: counts, clipped, Gaussian of length, x 10, as COCO's caption evaluation, whose figure papers call CIDEr",
 }
 """How each figure is defined, for the protocol."""
+
+BLANKS = "between blanks, after the cleaning of the rules; a full stop is a word"
+"""What words are in texts that published rules have cleaned."""
 
 _WORD = re.compile(r"[^\W_]+")
 
@@ -194,10 +197,18 @@ def cider(candidates: Texts, references: Texts, *, d: bool = False) -> Floats:
 
 
 def scores(
-    candidates: Sequence[str], references: Sequence[str], weights: NDArray[Any] | None = None
+    candidates: Sequence[str], references: Sequence[str], weights: NDArray[Any] | None = None, *, blanks: bool = False
 ) -> dict[str, Floats]:
-    """All metrics of this module, each ``[R]``, by name. :data:`FACTS` defines them."""
-    ours, right = [words(text) for text in candidates], [words(text) for text in references]
+    """All metrics of this module, each ``[R]``, by name. :data:`FACTS` defines them.
+
+    Args:
+        candidates: ``n`` texts.
+        references: one for each.
+        weights: ``[R,n]``, how often each counts.
+        blanks: words are what stands between blanks, as in texts that published rules have cleaned.
+    """
+    split = str.split if blanks else words
+    ours, right = [split(text) for text in candidates], [split(text) for text in references]
     sums = metrics.sums(bleu_counts(ours, right), weights)
     by_name = {f"bleu/{order}": bleu(sums, order) for order in range(1, ORDERS + 1)}
     by_name["meteor/exact+stem"] = metrics.mean(meteor(ours, right), weights)

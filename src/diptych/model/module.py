@@ -254,7 +254,13 @@ class AlignmentModule(pl.LightningModule):
         embed_prompts = embed_once(self.embed_prompts)
         for evaluator in self.evaluators:
             evaluator.embed_image = self.embed_image
+            evaluator.training_reports = self._training_reports
             evaluator.start(embed_prompts, findings, intervals=self.trainer.state.fn != "fit")
+
+    def _training_reports(self) -> list[tuple[str | None, str]]:
+        datamodule = self._datamodule()
+        train = None if datamodule is None else datamodule.datasets.get("train")
+        return [] if train is None else list(train.texts_by_patient())
 
     def _evaluate(self, batch: Batch) -> tuple[Embedding, Embedding | None]:
         image = self.embed_image(batch.image)

@@ -261,7 +261,10 @@ def _reports(columns: Columns, draw: Resampling, settings: Settings) -> Figures:
 
     weights, n = draw.weights(), len(columns["hypothesis"])
     written, expected = ([str(text) for text in columns[name]] for name in ("hypothesis", "reference"))  # type: ignore[union-attr]  # texts
-    figures = {name: Draws(values, n) for name, values in nlg.scores(written, expected, weights).items()}
+    text = nlg.scores(written, expected, weights, blanks=settings.get("words") == "blanks")
+    figures = {name: Draws(values, n) for name, values in text.items()}
+    for name in names_of(columns, "radeval"):
+        figures[f"radeval/{name}"] = Draws(metrics.mean(np.asarray(columns[f"radeval/{name}"]), weights), n)
     generated, reference = (_table(columns, f"{side}_label", FINDINGS) for side in ("hypothesis", "reference"))
     of_findings, facts = clinical(generated, reference, weights, settings.get("uncertain", False))
     figures |= {f"clinical/{name}": value for name, value in of_findings.items()}
@@ -324,6 +327,7 @@ KINDS: dict[str, Kind] = {
         {
             "hypothesis|reference": "text",
             "log_likelihood": "number",
+            "radeval/[a-z0-9_]+": "number",
             f"(hypothesis|reference)_label/{_FINDING}": "label",
         },
         _reports,

@@ -10,11 +10,13 @@ import itertools
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diptych.checks import check_choice
+from diptych.reports.finding_phrases import DOUBTFUL, NAMES, NAMES_OF_NEGBIO, NORMAL
 from diptych.reports.text import sentence_spans
 
 __all__ = ["FINDINGS", "Labeller", "Mention", "Rules", "mentions"]
@@ -27,117 +29,7 @@ FINDINGS = (
 
 PRESENT, ABSENT, UNCERTAIN = 1.0, 0.0, -1.0
 
-_WORD = r"[^\s,;]+"
-
-
-def _few(most: int, without: str = "") -> str:
-    """A pattern of up to ``most`` words in between, where none is one of ``without``."""
-    guard = rf"(?!(?:{without})\b)" if without else ""
-    return rf"(?: {guard}{_WORD}){{0,{most}}}?"
-
-
-_HEART = r"(?:heart|cardiac (?:silhouette|size|shadow|contours?)|cardiopericardial silhouette)"
-_MEDIASTINUM = (
-    r"(?:cardiomediastinal (?:silhouette|contours?)|cardiomediastinum|"
-    r"mediastin(?:um|al(?: (?:silhouette|contours?|width|structures))?))"
-)
-_LARGE = r"(?:enlarged|enlargement|increased)"
-_WELL = r"(?:normal|unremarkable|within normal limits)"
-_NOT = "not?|normal|without|unremarkable|borderline"
-
-_NAMES: dict[str, tuple[str, ...]] = {
-    "Enlarged Cardiomediastinum": (
-        rf"(?:widened|enlarged|wide|prominent|widening of the|enlargement of the)(?: (?:superior|upper))? {_MEDIASTINUM}",
-        rf"{_MEDIASTINUM}{_few(4, _NOT)} (?:widened|widening|enlarged|enlargement|wide|prominent|prominence)",
-    ),
-    "Cardiomegaly": (
-        r"cardiomegaly",
-        rf"{_LARGE}(?: (?:of|in|the|size)){{0,3}} {_HEART}",
-        rf"{_HEART}(?: size)?{_few(5, _NOT)} (?:{_LARGE}|large|prominent)",
-        r"cardiac enlargement",
-    ),
-    "Lung Opacity": (
-        r"(?<!nodular )(?:opacit(?:y|ies)|opacification|opacified)",
-        r"infiltrates?|infiltration",
-        r"air ?space (?:disease|process)",
-        r"haziness|ground ?glass",
-        rf"(?:increased|prominent|coarse(?:ned)?) (?:{_WORD} )?(?:interstitial|lung|pulmonary) markings",
-        r"reticul(?:ar|onodular) (?:pattern|markings)|reticulation",
-        r"interstitial (?:disease|thickening|prominence|pattern)",
-        r"(?:increased|hazy) density",
-    ),
-    "Lung Lesion": (
-        r"nodules?|nodular (?:opacit(?:y|ies)|densit(?:y|ies)|lesions?|focus|foci)|nodularity",
-        r"mass(?:es)?(?! effect)",
-        r"(?:lung|pulmonary|cavitary|cavitating|parenchymal) lesions?|cavitation",
-        r"metasta(?:sis|ses|tic)|neoplasms?|malignan(?:cy|t)|tumou?rs?|carcinoma",
-    ),
-    "Edema": (
-        r"(?<!subcutaneous )(?<!tissue )o?edema",
-        r"(?:vascular|venous|pulmonary|vessel) (?:congestion|engorgement)",
-        r"(?:congestive )?(?:heart|cardiac) failure|chf",
-        r"(?:fluid|volume) overload",
-    ),
-    "Consolidation": (r"consolidat\w+",),
-    "Pneumonia": (r"(?:broncho)?pneumonias?", r"(?<!granulomatous )infectio(?:n|us)"),
-    "Atelectasis": (r"atelecta\w+", r"(?<!vertebral )(?<!body )collapse\b"),
-    "Pneumothorax": (r"(?:hydro|haemo|hemo)?pneumothora(?:x|ces)",),
-    "Pleural Effusion": (
-        r"(?<!pericardial )(?<!joint )effusions?(?! of the pericard)",
-        r"pleural fluid",
-        r"(?:hydro|h(?:a)?emo)(?:pneumo)?thorax",
-    ),
-    "Pleural Other": (
-        r"pleural(?: (?:and|or|apical|based)){0,2} (?:thickening|scar\w*|plaques?|calcifications?)",
-        r"(?:thickening|scarring) of the pleura|fibrothorax|apical (?:cap|scarring|thickening)",
-    ),
-    "Fracture": (r"(?<!wire )(?<!lead )fractur(?:e|es|ed)(?! (?:(?:sternal|sternotomy) )?(?:wire|lead))",),
-    "Support Devices": (
-        r"(?:endotracheal|tracheostomy|nasogastric|orogastric|enteric|feeding|gastric|chest|pleural|ng|et|dobbhoff) tubes?",
-        r"(?:(?:central|venous|picc|jugular|subclavian|arterial|dialysis|lines and|support) )+(?:lines?|catheters?|tubes?)",
-        r"catheters?|picc|port ?a ?cath|mediport|swan ganz|iabp|balloon pump",
-        r"pacemakers?|pacers?|pacing|icd|aicd|defibrillator|(?:pacer|pacemaker|icd) leads?",
-        r"(?:chest (?:wall )?)?ports?(?! (?:able|film))",
-        r"(?:sternotomy|sternal|cerclage) wires?|sternotomy|surgical clips?|clips",
-        r"stents?|hardware|prosthe(?:sis|ses|tic)|valve (?:replacement|prosthesis)|drains?|devices?|tracheostomy",
-        r"(?<!kerley )(?<!kerley b )(?<!septal )(?<!fissural )(?<!pleural )(?<!reticular )lines|tubes",
-    ),
-}
-"""Phrases that name a finding."""
-
-_NORMAL: dict[str, tuple[str, ...]] = {
-    "Enlarged Cardiomediastinum": (
-        rf"{_MEDIASTINUM}{_few(9, 'not|abnormal|enlarged|widened')} (?:{_WELL}|not (?:widened|enlarged))",
-        rf"(?:normal|unremarkable)(?: (?:appearance of the|heart size and|heart and))? {_MEDIASTINUM}",
-    ),
-    "Cardiomegaly": (
-        rf"{_HEART}(?: size)?{_few(9, 'not|abnormal|enlarged')} (?:{_WELL}|not (?:\w+ )?enlarged)",
-        rf"(?:normal|unremarkable)(?: (?:size of the|sized|appearance of the|cardiac))? {_HEART}",
-        rf"cardiomediastinal (?:silhouette|contours?)(?: (?:is|are|remains?|appears?|stable|and)){{0,3}} {_WELL}",
-        r"(?:normal|unremarkable)(?: appearance of the)? cardiomediastinal silhouette",
-    ),
-    "Lung Opacity": (
-        rf"(?:lungs?|lung (?:fields|volumes|bases)){_few(6, 'not|opacity')} clear(?! of (?:pneumo|eff))",
-        r"clear (?:bilateral )?lungs?",
-    ),
-    "Pleural Effusion": (
-        rf"(?:(?:costophrenic|cp) (?:angles?|sulci|sulcus|recess\w*)|pleural spaces?){_few(4, 'not|blunted|obscured')} "
-        r"(?:sharp|clear|preserved|normal|maintained)",
-    ),
-}
-"""Phrases that say that all is well."""
-
-_DOUBTFUL: dict[str, tuple[str, ...]] = {
-    "Pleural Effusion": (
-        rf"blunt(?:ing|ed){_few(5)} (?:costophrenic|cp)",
-        rf"(?:costophrenic|cp){_few(5, _NOT)} (?:blunt(?:ing|ed)|obscured)",
-    ),
-    "Cardiomegaly": (
-        rf"(?:borderline|upper limits? of normal|top normal){_few(4)} (?:{_HEART}|cardiomegaly|enlarge\w+)",
-        rf"{_HEART}{_few(5)} (?:borderline|upper limits? of normal|top normal)",
-    ),
-}
-"""Phrases that leave the finding open."""
+Definition = Literal["chexpert", "negbio"]
 
 
 class _Cue(NamedTuple):
@@ -153,6 +45,8 @@ _NO_CHANGE = (
     r"(?:change[ds]?|differen(?:ce|t)|improve(?:ment|d)|worsen(?:ing|ed)|increased?|decreased?|progression|larger|smaller)"
 )
 _SURE = r"(?:(?:definite|definitely|clearly|clear|convincing|radiographic|acute|focal|longer|other|new) )"
+_FITS = r"(?:consistent with|compatible with|in keeping with)"
+_OPEN = r"(?:may|might|could|would|possibly|potentially|clinical setting|clinical context|not)"
 _SEEN = (
     r"(?:seen|identified|visuali[sz]ed|evident|present|noted|apparent|appreciated|demonstrated|detected|observed|"
     r"found|there)"
@@ -177,7 +71,8 @@ _BEFORE = (
         r"(?<!to )suggest(?:s|ed|ing|ive|ion)?(?: of)?|equivocal|potential(?:ly)?|differential|versus|vs|borderline|"
         r"indeterminate|apparent|favou?r(?:s|ed|ing)?|if|correlat\w+|symptoms of",
     ),
-    _Cue(PRESENT, r"consistent with|compatible with|in keeping with|indicat(?:es|ing|ive of)|diagnostic of"),
+    _Cue(UNCERTAIN, rf"{_OPEN},?(?: \w+){{0,4}}? {_FITS}"),
+    _Cue(PRESENT, rf"{_FITS}|indicat(?:es|ing|ive of)|diagnostic of"),
 )
 """Cues for the findings after them. The nearest one counts, and of several at one place the first in this list."""
 
@@ -193,8 +88,8 @@ _AFTER = (
     _Cue(
         UNCERTAIN,
         rf"{_VERB}(?:possible|questionable|questioned|suspected|unlikely|(?:not|less) likely|equivocal|considered)|"
-        r"a consideration|if real|(?:may|might|could) (?:also )?be (?:present|there|considered)|versus|vs|"
-        r"is (?:less |more )?likely",
+        r"(?:a|an|another|one)(?: \w+)? consideration|if real|(?:may|might|could) (?:also )?be (?:present|there|considered)|"
+        r"versus|vs|is (?:less |more )?likely",
     ),
 )
 """Cues for the findings before them in the clause."""
@@ -224,9 +119,19 @@ def _compile(table: dict[str, tuple[str, ...]]) -> dict[str, re.Pattern[str]]:
     return {name: re.compile("|".join(rf"\b(?:{p})\b" for p in patterns)) for name, patterns in table.items()}
 
 
-_NAMED_AS, _NORMAL_AS, _DOUBTED_AS = _compile(_NAMES), _compile(_NORMAL), _compile(_DOUBTFUL)
+_NAMED_AS: dict[Definition, dict[str, re.Pattern[str]]] = {
+    "chexpert": _compile(NAMES),
+    "negbio": _compile(NAMES_OF_NEGBIO),
+}
+_NORMAL_AS, _DOUBTED_AS = _compile(NORMAL), _compile(DOUBTFUL)
 _CUES_BEFORE = [(cue.value, re.compile(rf"(?<!\w)(?:{cue.pattern})(?!\w)")) for cue in _BEFORE]
+_UNCHANGED = re.compile(rf"(?<!\w)(?:{_NO_CHANGE})(?!\w)")
 _CUES_AFTER = [(cue.value, re.compile(rf"(?<!\w)(?:{cue.pattern})(?!\w)")) for cue in _AFTER]
+_PAST = {
+    "Pneumonia": re.compile(r"\b(?:history of|prior|previous|old|remote|healed)(?: \w+){0,3} $"),
+    "Lung Lesion": re.compile(r"\bhistory of(?: \w+){0,3} $"),
+}
+"""What is of the past when these words come before it, and is not mentioned then."""
 _EITHER = re.compile(r"^\s+(?:and\s+)?or\s+(?:\w+\s+){0,3}$")
 
 
@@ -285,17 +190,20 @@ def _judge(clause: str, start: int, end: int) -> float:
     return before
 
 
-def _mentions(clause: str) -> list[Mention]:
+def _mentions(clause: str, definition: Definition = "chexpert") -> list[Mention]:
     """The findings that a plain clause names, and those of which it says in other words how they are."""
     found = [
         Mention(match.start(), match.end(), name, _judge(clause, match.start(), match.end()))
-        for name, pattern in _NAMED_AS.items()
+        for name, pattern in _NAMED_AS[definition].items()
         for match in pattern.finditer(clause)
+        if name not in _PAST or not _PAST[name].search(clause, 0, match.start())
     ]
     unsure: set[str] = set()
     places = sorted(mention for mention in found if mention.value == PRESENT)
     for one, other in itertools.pairwise(places):
         between = clause[one.end : other.start]
+        if _UNCHANGED.search(clause, 0, one.start):
+            continue  # no change of either, so both are there
         if one.finding != other.finding and one.end <= other.start and _EITHER.search(between + " "):
             unsure |= {one.finding, other.finding}  # one or the other, not known which
     found = [mention._replace(value=UNCERTAIN) if mention.finding in unsure else mention for mention in found]
@@ -350,15 +258,28 @@ class Rules(Labeller):
     is present where no other finding but Support Devices is present or uncertain, as CheXbert has it. A report without a
     word mentions nothing.
 
+    Args:
+        definition: what the findings are. ``chexpert`` is CheXpert's labeller's (arXiv 1901.07031): congestion and heart
+            failure are edema, and round densities are lesions. ``negbio`` is that of the terms with which NegBio was measured
+            (arXiv 1712.05898), and narrower in both.
+
+    Raises:
+        ConfigError: ``definition`` is neither.
+
     >>> labels = Rules()(["Small left effusion, no pneumothorax. Possible pneumonia."])
     >>> {name: float(value) for name, value in zip(FINDINGS, labels[0], strict=True) if value == value}
     {'Pneumonia': -1.0, 'Pneumothorax': 0.0, 'Pleural Effusion': 1.0}
     """
 
+    def __init__(self, definition: Definition = "chexpert") -> None:
+        check_choice("Rules: definition", definition, list(_NAMED_AS))
+        self.definition: Definition = definition
+
     @property
     def origin(self) -> dict[str, Any]:
         """The labeller's name and version. Another version may give other labels."""
-        return {"name": "diptych rules", "version": 1}
+        narrower = {} if self.definition == "chexpert" else {"definition": self.definition}
+        return {"name": "diptych rules", "version": 2, **narrower}
 
     def __call__(self, reports: Sequence[str]) -> NDArray[np.float32]:
         """Label reports, ``[n,14]``."""
@@ -367,7 +288,7 @@ class Rules(Labeller):
             values: dict[str, float] = {}
             for start, end in sentence_spans(report):
                 for _, clause in _clauses(_plain(report[start:end])):
-                    for mention in _mentions(clause):
+                    for mention in _mentions(clause, self.definition):
                         values[mention.finding] = _stronger(values.get(mention.finding), mention.value)
             for name, value in values.items():
                 row[FINDINGS.index(name)] = value

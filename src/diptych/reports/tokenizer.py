@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
 from typing import NamedTuple
 
@@ -112,6 +112,8 @@ class Tokenizer:
         check_number("least_patients", least_patients, least=1, whole=True, remedy=remedy)
         self.max_tokens = max_tokens
         self.vocabulary, self.least_patients = vocabulary, least_patients
+        self.rewrite: Callable[[str], str] | None = None
+        """What is done to each report before all else. A published protocol sets it. It must be picklable."""
         self._backend: Backend | None = None
         if backend is not None:
             backend.no_truncation()  # ours is at a sentence boundary
@@ -203,6 +205,7 @@ class Tokenizer:
             to_max: pad pieces, words and sentences to ``max_tokens``, since all processes of a job must have one shape.
                 Otherwise they are padded to the longest, rounded up to a multiple of 8.
         """
+        texts = list(texts) if self.rewrite is None else [self.rewrite(text) for text in texts]
         reports = [self._read(text) for text in texts]
         rows = len(reports)
         longest = max((len(r.ids) for r in reports), default=0)

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from diptych import distributed
-from diptych.checks import check_number
+from diptych.checks import check_choice, check_number
 from diptych.errors import ConfigError
 from diptych.evaluation.rows import Rows
 from diptych.metrics import bootstrap
 from diptych.metrics import generated_text as nlg
 from diptych.metrics import measures as metrics
 from diptych.metrics.bootstrap import Metric
+from diptych.metrics.radeval import USUAL, check_names
 from diptych.nn.functional import sine_code
-from diptych.predictions.base import Predictions, named
-from diptych.reports.labeller import FINDINGS, Labeller, Rules
+from diptych.predictions.reports import compared
+from diptych.reports.labeller import Labeller, Rules
+from diptych.reports.r2gen import R2GEN, R2GenText
 from diptych.reports.tokenizer import Tokenizer
 from diptych.tasks.base import TrainedTask
 from diptych.towers.image import ImageTower
@@ -30,6 +34,7 @@ from diptych.types import Batch, TextBatch
 __all__ = ["Decoder", "Generate", "grid_code"]
 
 Attend = Literal["regions", "queries", "both"]
+TextProtocol = Literal["diptych", "r2gen/openi", "r2gen/mimic_cxr"]
 
 _START, _END = 2, 3  # [CLS] and [SEP] of every learned vocabulary
 
@@ -132,6 +137,7 @@ class Generate(TrainedTask):
 
     - BLEU, METEOR, ROUGE-L and CIDEr (:mod:`diptych.metrics.generated_text`) compare words with the reference.
     - Precision, recall and F1 (:mod:`diptych.metrics.clinical`) compare the findings that a labeller reads in both.
+    - Metrics of radeval (:mod:`diptych.metrics.radeval`) are computed where the package and their models are there.
 
     A test writes its reports to the run's ``predictions.csv``.
 
@@ -151,6 +157,9 @@ class Generate(TrainedTask):
         beams: unfinished reports that the search follows. 1 is greedy search.
         length_penalty: the search divides the score of a report by its length to this power.
         block_ngram: no sequence of so many word pieces is written twice. 0 allows all.
+        protocol: what is done to texts. ``diptych`` compares them as they are. ``r2gen/openi`` and ``r2gen/mimic_cxr`` train on
+            and compare texts under R2Gen's rules (:mod:`diptych.reports.r2gen`).
+        radeval: metrics of the package radeval, of :data:`diptych.metrics.radeval.RADEVAL`.
         labeller: what reads findings in reports. The default is the rules of :mod:`diptych.reports.labeller`.
         uncertain: whether an uncertain finding counts as present in the clinical metrics. Otherwise it counts as absent.
         lr: peak learning rate of the decoder and of the tower's top layer.
@@ -180,6 +189,8 @@ class Generate(TrainedTask):
         beams: int = 3,
         length_penalty: float = 1.0,
         block_ngram: int = 0,
+        protocol: TextProtocol = "diptych",
+        radeval: Sequence[str] = USUAL,
         labeller: Labeller | None = None,
         uncertain: bool = False,
         lr: float = 3e-4,
@@ -199,6 +210,8 @@ class Generate(TrainedTask):
         ):
             check_number(f"Generate: {name}", value, least=least, whole=True)
         check_number("Generate: dropout", dropout, least=0, below=1)
+        check_choice("Generate: protocol", protocol, ["diptych", *R2GEN])
+        check_names("Generate: radeval", radeval)
         if width < 4 or width % heads:
             raise ConfigError(f"Generate: width is {width}; give a multiple of heads={heads}, at least 4")
         if attend != "regions" and not image.query_width:
@@ -209,6 +222,10 @@ class Generate(TrainedTask):
         self.attend: Attend = attend
         self.beams, self.length_penalty, self.block_ngram = beams, length_penalty, block_ngram
         self.labeller, self.uncertain = labeller or Rules(), uncertain
+        self.text_protocol: TextProtocol = protocol
+        self.radeval = tuple(radeval)
+        self.rules: R2GenText | None = None
+        """The rules of a published protocol, known when the training reports are."""
         self.tokenizer = Tokenizer(None, max_tokens, vocabulary=vocabulary, least_patients=least_patients)
         self.vocabulary = vocabulary
         self.regions, self.queries = (
@@ -228,16 +245,23 @@ class Generate(TrainedTask):
     def setup(self, stage: str) -> None:
         """Give the datamodule the tokenizer, and learn its vocabulary before training.
 
+        A published protocol looks at the training reports in each stage. So a checkpoint holds no rare words.
+
         Raises:
             ConfigError: the data set has no reports.
         """
         super().setup(stage)
         self.data.tokenizer = self.tokenizer
-        if stage == "fit":
+        if stage == "fit" or self.text_protocol != "diptych":
             reports = list(self.data.datasets["train"].texts_by_patient()) if "train" in self.data.datasets else []
             if not any(text.strip() for _, text in reports):
                 raise self._no_reports()
-            self.tokenizer.learn([text for _, text in reports], [patient for patient, _ in reports])
+            if self.text_protocol != "diptych":
+                self.rules = R2GenText(self.text_protocol, reports)
+                self.tokenizer.rewrite = self.rules.reference
+                reports = [(patient, self.rules.reference(text)) for patient, text in reports]
+            if stage == "fit":
+                self.tokenizer.learn([text for _, text in reports], [patient for patient, _ in reports])
 
     def configure_model(self) -> None:
         """Freeze the parameters of the tower that the decoder does not attend to."""
@@ -332,17 +356,18 @@ class Generate(TrainedTask):
         """Compare all generated reports with their references. Every metric is NaN if a likelihood is no number."""
         columns = zip(*self._texts, strict=True) if self._texts else ((), ())
         references, reports = (self._rows.samples.texts(column) for column in columns)
-        kept = Predictions(
-            "reports",
-            {
-                "reference": references,
-                "hypothesis": reports,
-                "log_likelihood": likelihood,
-                **named("reference_label", FINDINGS, self.labeller(references)),
-                **named("hypothesis_label", FINDINGS, self.labeller(reports)),
-            },
-            {"uncertain": self.uncertain, "resamples": resamples, "seed": 0},
+        kept, how, untold = compared(
+            reports,
+            references,
+            self.labeller,
+            uncertain=self.uncertain,
+            resamples=resamples,
+            rules=self.rules,
+            radeval=self.radeval,
+            likelihood=likelihood,
         )
+        for line in untold:
+            rank_zero_info(f"{stage}/generate: {line}")
         figures, facts = self.figures(self._rows, group, "generate", kept)
         if not np.isfinite(likelihood).all():  # as all other figures then
             nan = float("nan")
@@ -350,7 +375,6 @@ class Generate(TrainedTask):
         self.results |= bootstrap.as_metrics(figures, f"{stage}/generate/")
         self.protocol["generate"] |= {
             "search": {"beams": self.beams, "length_penalty": self.length_penalty, "block_ngram": self.block_ngram},
-            "text": nlg.FACTS,
-            "labeller": self.labeller.origin,
+            **how,
             **facts,
         }

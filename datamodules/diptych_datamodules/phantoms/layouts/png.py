@@ -115,8 +115,9 @@ def write_openi(n: int, out: Path, options: Options, progress: Callable[[int], N
             sections["IMPRESSION"] = plan.report.impression
         terms = ["No Indexing"] if i % 20 == 19 else _terms(plan)
         names = []
+        number = int(rng.integers(1, 3000))  # images of a report share it
         for k, (view, picture) in enumerate(views if i != 4 else []):
-            stem = f"{uid}_IM-{int(rng.integers(1, 3000)):04d}-{k + 1}001"
+            stem = f"{uid}_IM-{number:04d}-{k + 1}001"
             names.append(f"CXR{uid}_{stem}")
             projections.append([uid, f"{stem}.dcm.png", view])
             if i != 3 or k:
