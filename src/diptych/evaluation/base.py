@@ -72,6 +72,8 @@ class Evaluator(ABC):
     """Function that embeds uint8 images ``[B,1,H,V]`` with the present model. The module sets it before each pass."""
     training_reports: Callable[[], list[tuple[str | None, str]]] | None = None
     """Function that gives the patient (None where not known) and the report of each training image. The module sets it."""
+    embed_reports: EmbedText | None = None
+    """Function that embeds texts and keeps none of them, for as many as training has. The module sets it."""
     count: int
     """Number of samples over all processes, known after ``compute``."""
     index: Array

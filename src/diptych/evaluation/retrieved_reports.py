@@ -88,7 +88,7 @@ class RetrievedReports(Evaluator):
         n = 0 if images is None else len(images.pooled)
         best, which = torch.full((n,), -torch.inf), torch.zeros(n, dtype=torch.int64)
         for start in range(0, len(reports), self._texts):
-            texts = self._embed_text(list(reports[start : start + self._texts]))
+            texts = (self.embed_reports or self._embed_text)(list(reports[start : start + self._texts]))
             if images is None:
                 continue  # the text tower may wait for all processes
             for rows, scores in scoring.blocks(head, images, texts.to("cpu"), self._device):

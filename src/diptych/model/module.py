@@ -254,7 +254,7 @@ class AlignmentModule(pl.LightningModule):
         embed_prompts = embed_once(self.embed_prompts)
         for evaluator in self.evaluators:
             evaluator.embed_image = self.embed_image
-            evaluator.training_reports = self._training_reports
+            evaluator.training_reports, evaluator.embed_reports = self._training_reports, self.embed_prompts
             evaluator.start(embed_prompts, findings, intervals=self.trainer.state.fn != "fit")
 
     def _training_reports(self) -> list[tuple[str | None, str]]:
