@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from mini import ROOT, SHIPPED, TEXT, config, diptych, write_pairs
+from releases import r2gen_list
 
 RECIPES = sorted(
     p for folder in ("pretrain", "real", "compare", "phantom") for p in (ROOT / "experiments" / folder).glob("*.yaml")
@@ -59,9 +60,15 @@ def test_a_trained_model_is_evaluated_on_every_release(tmp_path):
     for file in EVALUATIONS:
         layout = yaml.safe_load(file.read_text())["data"]["class_path"]
         root = write_layout(layout, 80 if "5x200" in file.stem else 40, tmp_path / file.stem, seed=4, size=48)
+        listed = r2gen_list(root, tmp_path / "annotation.json")[0] if "ANNOTATION" in file.read_text() else ""
         root = root / "kaggle" if layout == "openi" else root
         run = tmp_path / "out" / file.stem
-        known = {"runs/mine/config.yaml": tmp_path / "mine" / "config.yaml", "DIR": root, "FILE": best}
+        known = {
+            "runs/mine/config.yaml": tmp_path / "mine" / "config.yaml",
+            "DIR": root,
+            "FILE": best,
+            "ANNOTATION": listed,
+        }
         known |= {f"experiments/evaluate/{file.name}": file, f"runs/mine-{file.stem}": run}
         known |= {f"runs/mine-{file.stem}/config.yaml": run / "config.yaml"}
         task = "class_path" in yaml.safe_load(file.read_text())["model"]

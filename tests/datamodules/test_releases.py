@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import json
 import shutil
 import tarfile
 import xml.etree.ElementTree as ET
@@ -12,13 +11,14 @@ import numpy as np
 import pytest
 from mini import installed
 from PIL import Image
+from releases import r2gen_list
 
 from diptych.data.loading import Loading
 from diptych.data.splits import split_hash
 from diptych.errors import ConfigError, DataError
 from diptych.plugins import DATAMODULES, find
 from diptych_datamodules.nih import Nih
-from diptych_datamodules.openi import Openi, read_reports
+from diptych_datamodules.openi import Openi
 from diptych_datamodules.phantoms.layouts.dicom import rle_encode
 from diptych_datamodules.phantoms.layouts.write import write_layout
 from diptych_datamodules.rsna import Rsna, box_mask
@@ -246,20 +246,6 @@ def test_openi_sections_and_views(roots):
     frontal.setup("fit")
     assert max(Counter(frontal.datasets["train"].patients).values()) <= 3
     assert frontal.dropped.counts()["another view"] > 5
-
-
-def r2gen_list(root, out, **changed):
-    """R2Gen's annotation.json of the reports of a miniature that have findings and two images, dealt 4:1:2."""
-    lists = {"train": [], "val": [], "test": []}
-    reports = [
-        report for report in read_reports(root / "ecgen-radiology") if report.findings and len(report.images) > 1
-    ]
-    for i, report in enumerate(reports):
-        name = min(report.images).rpartition("-")[0]
-        entry = {"id": name, "report": report.findings, "image_path": [f"{name}/0.png", f"{name}/1.png"]}
-        lists[["train", "train", "val", "train", "test", "train", "test"][i % 7]].append(entry)
-    out.write_text(json.dumps(lists | changed))
-    return str(out), {s: [e["id"].partition("_")[0] for e in entries] for s, entries in lists.items()}
 
 
 def test_openi_is_split_as_r2gen_lists_it(roots, tmp_path):

@@ -20,11 +20,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("r2gen")
-    table = write_pairs(folder / "pairs", n=90)
+    table = write_pairs(folder / "pairs", n=60)
     table.write_text(re.sub(r" Case (\d+)\.", r" 2. Case c\1 T4/T5.", table.read_text()))
     run = folder / "run"
     fit_and_test(
-        recipe(folder, table, "r2gen", options={"protocol": "r2gen/openi", "max_tokens": 40}, max_epochs=3), run
+        recipe(folder, table, "r2gen", options={"protocol": "r2gen/openi", "max_tokens": 40}, max_epochs=1), run
     )
     return table, run
 

@@ -95,8 +95,13 @@ NAMES_OF_NEGBIO = NAMES | {
         r"(?<!reticular )nodules?|nodularity|(?:fibro|reticulo)nodular",
         r"mass(?:es)?(?! effect)|mass ?like",
     ),
+    "Pleural Other": (
+        r"pleural(?: (?:and|or|apical|based|parenchymal|opacity|scar\w*)){0,3} thickening|fissural thickening",
+        r"thickening of the (?:\w+ )?(?:pleura|fissures?)|(?:bi)?apical (?:\w+ ){0,2}(?:cap(?:ping)?|thickening)",
+    ),
 }
-"""The same for the terms of Open-i's indexers. Congestion is no edema there, and a round density is no nodule."""
+"""The same for the terms of Open-i's indexers. Congestion is no edema there, a round density no nodule,
+and a scar of the pleura is not its thickening."""
 
 NORMAL: dict[str, tuple[str, ...]] = {
     "Enlarged Cardiomediastinum": (
