@@ -13,7 +13,7 @@ from diptych.errors import ConfigError
 from diptych.files import replace_text
 from diptych.metrics import generated_text as nlg
 from diptych.metrics.radeval import Scored, radeval_scores
-from diptych.predictions.base import Array, Predictions, named
+from diptych.predictions.base import Array, Column, Predictions, named
 from diptych.predictions.reading import Tested
 from diptych.predictions.rexrank import read_studies, rexrank
 from diptych.reports.labeller import FINDINGS, Labeller
@@ -58,7 +58,7 @@ def compared(
         written = [rules.hypothesis(text) for text in written]
         expected = [rules.reference(text) for text in expected]
     scored = scored_once(radeval, written, expected)
-    columns = {
+    columns: dict[str, Column] = {
         "reference": expected,
         "hypothesis": written,
         **({} if likelihood is None else {"log_likelihood": likelihood}),
@@ -106,7 +106,10 @@ def with_radeval(tested: Tested, names: Sequence[str], *, download: bool) -> tup
     changed, version, lines = dict(tested.predictions), "", []
     for name, kept in _of_reports(tested, "--radeval").items():
         scored = radeval_scores(names, _texts(kept, "hypothesis"), _texts(kept, "reference"), download=download)
-        columns = {**kept.columns, **{f"radeval/{key}": column for key, column in scored.columns.items()}}
+        columns: dict[str, Column] = {
+            **kept.columns,
+            **{f"radeval/{key}": column for key, column in scored.columns.items()},
+        }
         changed[name] = replace(kept, columns=columns)
         version = scored.version if scored.columns else version
         lines += [f"{name}: {line}" for line in scored.lines]
