@@ -7,10 +7,11 @@ RUN ?= runs/demo-$(HEAD)
 RECIPE ?= experiments/pretrain/phantom.yaml
 WORKERS ?= 2
 COMPARE ?= experiments/compare/phantom.yaml
+PAPER ?= runs/paper
 export HF_HUB_OFFLINE ?= 1
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: demo compare install test check lint format types bench wheel clean
+.PHONY: demo compare paper-table install test check lint format types bench wheel clean
 
 demo: install  ## train and test a small dual encoder on phantoms: table, pictures, results.json
 	$(BIN)/diptych fit -c $(RECIPE) --model.head $(HEAD) --run $(RUN) --overwrite
@@ -19,6 +20,9 @@ demo: install  ## train and test a small dual encoder on phantoms: table, pictur
 
 compare: install  ## train, test and probe every head alike over three seeds: runs/compare/compare.md and .png
 	$(BIN)/diptych compare -c $(COMPARE) --run runs/compare
+
+paper-table: install  ## a whole paper's table on made-up data: PAPER/table/suite.md, table.tex, suite.png
+	$(BIN)/python tests/paper_table.py $(PAPER) --jobs $(WORKERS)
 
 install: $(VENV)/installed  ## create .venv with everything that development needs
 

@@ -4,18 +4,15 @@ import pytest
 import timm
 import torch
 import torchvision
-from peers import OLD_SWIN, mgca_projector, mgca_towers, named, openai
+from peers import OLD_SWIN, named
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     MODEL_MAPPING,
-    BertConfig,
-    BertModel,
-    CLIPConfig,
-    CLIPModel,
     SwinConfig,
     SwinModel,
 )
+from true_shapes import chexzero, clinical_bert, gloria, mgca
 
 from diptych.peer import Weights
 from diptych_heads.peers.chexzero import Chexzero
@@ -24,30 +21,6 @@ from diptych_heads.peers.medclip import Medclip
 from diptych_heads.peers.mgca import Mgca
 from diptych_heads.peers.openclip import Openclip
 from diptych_heads.peers.xrv import Xrv
-
-
-def clinical_bert(layers=12, words=28996):
-    return BertModel(BertConfig(vocab_size=words, num_hidden_layers=layers))
-
-
-def gloria():
-    state = named("img_encoder.model.", torchvision.models.resnet50(), without="fc.")
-    state |= named("img_encoder.global_embedder.", nn.Linear(2048, 768))
-    state |= named("img_encoder.local_embedder.", nn.Conv2d(1024, 768, 1, bias=False))
-    return state | named("text_encoder.model.", clinical_bert())
-
-
-def mgca():
-    state = mgca_towers(timm.create_model("vit_base_patch16_224"), clinical_bert(6))
-    for panel in ("img", "text"):
-        state |= named(f"{panel}_encoder_q.global_embed.head.", mgca_projector(768, 128))
-        state |= named(f"{panel}_encoder_q.local_embed.head.", mgca_projector(768, 128, convolution=True))
-    return state | {"prototype_layer.weight": torch.empty(500, 128)}
-
-
-def chexzero():
-    config = CLIPConfig()  # that of ViT-B/32
-    return openai(CLIPModel(config), layers=12)
 
 
 def medclip():

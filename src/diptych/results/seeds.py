@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +70,12 @@ def cell(summary: Summary | None) -> str:
     return f"{show(summary.mean)} ± {show(summary.high - summary.mean)}"
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], foot: Sequence[str] = ()) -> str:
+def markdown(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    foot: Sequence[str] = (),
+    bold: Collection[tuple[int, int]] = (),
+) -> str:
     """A table in Markdown. Its columns are aligned in the text, and signs of Markdown in cells are escaped.
 
     >>> print(markdown(["run", "r@5"], [["a", "0.5"]]))
@@ -82,8 +87,11 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], foot: Sequenc
         header: names of the columns.
         rows: each has as many cells as the header.
         foot: a last row, whose first cell is in italics.
+        bold: row and column, from 0, of the cells in bold.
     """
     cells = [[for_markdown(cell) for cell in row] for row in [header, *rows]]
+    for row, column in bold:
+        cells[row + 1][column] = f"**{cells[row + 1][column]}**"
     if foot:
         cells.append([f"*{for_markdown(foot[0])}*", *map(for_markdown, foot[1:])])
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
