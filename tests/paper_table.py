@@ -2,9 +2,9 @@
 
     python tests/paper_table.py runs/paper --jobs 2
 
-The data sets are phantoms in the releases' layouts. The peers and both towers have random weights of their true shapes.
-So every figure but those of the two heads is one of chance. What is shown is the way from models and data to the page of a paper.
-Each step is a command that you would call with real data and weights. ``runs/paper/suite.yaml`` is the suite to begin yours from.
+The data sets are phantoms in the releases' layouts. The peers and both towers have random weights of their true shapes, so
+their figures are chance. What is shown is the way from models and data to the page of a paper. Each step is a command that
+you would call with real data and weights. ``runs/paper/suite.yaml`` is the suite that is made.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from diptych_datamodules.phantoms.layouts.write import write_layout
 
 ROOT = Path(__file__).resolve().parents[1]
 EVALUATE = ROOT / "experiments" / "evaluate"
-LAYOUTS = {"chexpert": 240, "rsna": 160, "siim": 160, "nih": 160, "mimic_cxr": 60}
+LAYOUTS = {"chexpert": 240, "rsna": 120, "siim": 120, "nih": 120, "ms_cxr": 60}
 """How many phantoms each data set has. CheXpert's are more, for few show one finding alone."""
 MIX = {
     "Atelectasis": 1.0,
@@ -144,7 +144,7 @@ def suite_of(
         "rsna": test("rsna_zero_shot.yaml", "rsna", "RSNA"),
         "siim": test("siim_zero_shot.yaml", "siim", "SIIM"),
         "nih": test("nih_zero_shot.yaml", "nih", "NIH"),
-        "ms_cxr": test("ms_cxr_grounding.yaml", "ms_cxr", "MS-CXR"),
+        "ms_cxr": {**test("ms_cxr_grounding.yaml", "ms_cxr", "MS-CXR"), "models": [*models, "gloria", "mgca"]},
         "nih_probe": test("nih_probe.yaml", "nih", "NIH, probe", image=True),
     }
     rows: dict[str, Any] = {name: {"run": str(path), "title": f"diptych, {name}"} for name, path in models.items()}
@@ -168,10 +168,10 @@ def suite_of(
         {"test": "rsna", "metric": "zero_shot/auroc/Pneumonia", "title": "AUROC"},
         {"test": "siim", "metric": "zero_shot/auroc/Pneumothorax", "title": "AUROC"},
         {"test": "nih", "metric": "zero_shot/auroc/macro", "title": "AUROC"},
-        {"test": "ms_cxr", "metric": "grounding/cnr", "title": "CNR"},
+        {"test": "ms_cxr", "metric": "grounding/pointing", "title": "pointing"},
         {"test": "nih_probe", "metric": "probe/100%/auroc/macro", "title": "AUROC"},
     ]
-    return {"models": rows, "tests": tests, "columns": columns, "against": "global"}
+    return {"models": rows, "tests": tests, "columns": columns, "against": "local_pooling"}
 
 
 def main() -> None:
@@ -190,7 +190,7 @@ def main() -> None:
     }
     models = {
         name: once(out / "models" / name, lambda path, name=name: head(name, path, args.quick))
-        for name in ("global", "local_pooling")
+        for name in ("local_pooling", "pcma")
     }
     words = once(out / "peers" / "wordpiece", true_shapes.wordpiece)
     pairs = once(out / "peers" / "byte_pairs", true_shapes.byte_pairs)

@@ -132,6 +132,12 @@ def test_a_model_without_a_checkpoint_is_tested_as_it_is(files, table, tmp_path)
     assert image == yaml.safe_load(config(table))["model"]["image"]
 
 
+def test_a_test_may_be_of_some_models_alone(files):
+    suite = read_suite(files(tests__probe__models=["tower", "two"], tests__pairs__models=["one", "tower"]))
+    pairs = [(model.name, test.name) for model, test in suite.pairs()]
+    assert pairs == [("one", "pairs"), ("two", "probe"), ("tower", "probe")]  # the tower has no texts
+
+
 def test_a_foreign_folder_is_refused(files, here, tmp_path):
     (tmp_path / "out" / "one" / "pairs").mkdir(parents=True)
     (tmp_path / "out" / "one" / "pairs" / "mine.txt").write_text("kept")
@@ -160,6 +166,8 @@ def test_a_foreign_folder_is_refused(files, here, tmp_path):
         ({"models__a b": {"image": {"class_path": "TimmImage"}}}, "'a b' cannot name a folder"),
         ({"models__one__colour": "red"}, "models.one: 'colour' is unknown; there are config, files, image"),
         ({"tests__pairs__image": "yes"}, "tests.pairs: image is 'yes'; write true"),
+        ({"tests__pairs__models": ["three"]}, "tests.pairs: models is 'three'; choose among: one, two, tower"),
+        ({"tests__pairs__models": []}, "models is \\[\\]; write a list of names"),
         ({"tests__pairs__config": None}, "tests.pairs has no config; add it"),
         ({"tests__pairs__options": {"run": "x"}}, "options: run is set by this command"),
         ({"tests__pairs__options": ["a"]}, "options is \\['a'\\]; write a mapping"),

@@ -61,6 +61,8 @@ class Test:
     configs: tuple[Path, ...]
     image: bool = False
     """Whether it takes the image tower alone, as a probe does."""
+    models: tuple[str, ...] | None = None
+    """Names of the models that take it. None for all that can: one without texts cannot take a test of texts."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -72,6 +74,11 @@ class Suite:
     tests: Sequence[Test]
     columns: Sequence[Column]
     against: str | None = None
+
+    def pairs(self) -> list[tuple[Model, Test]]:
+        """Each model with each test that it takes."""
+        pairs = [(model, test) for model in self.models for test in self.tests if test.image or model.whole]
+        return [(model, test) for model, test in pairs if test.models is None or model.name in test.models]
 
     def with_models(self, models: Sequence[Model]) -> Suite:
         """The same with other models."""
@@ -89,7 +96,10 @@ def read_suite(path: Path) -> Suite:
     models = [
         _model(f"{path}: models.{name}", name, entry) for name, entry in _mapping(path, content, "models").items()
     ]
-    tests = [_test(f"{path}: tests.{name}", name, entry) for name, entry in _mapping(path, content, "tests").items()]
+    names = [model.name for model in models]
+    tests = [
+        _test(f"{path}: tests.{key}", key, entry, names) for key, entry in _mapping(path, content, "tests").items()
+    ]
     titles = {test.name: test.title for test in tests}
     entries = content["columns"]
     if not isinstance(entries, list) or not entries:
@@ -97,7 +107,7 @@ def read_suite(path: Path) -> Suite:
     columns = [_column(f"{path}: columns[{i}]", entry, titles) for i, entry in enumerate(entries)]
     against = content.get("against")
     if against is not None:
-        check_choice(f"{path}: against", against, [model.name for model in models])
+        check_choice(f"{path}: against", against, names)
     return Suite(models, tests, columns, against)
 
 
@@ -168,12 +178,19 @@ def _model(where: str, name: str, entry: Any) -> Model:
     return replace(model, run=path, config=configs[0])
 
 
-def _test(where: str, name: str, entry: Any) -> Test:
-    _keys(where, entry, {"config"}, {"title", "options", "image"})
+def _test(where: str, name: str, entry: Any, models: Sequence[str]) -> Test:
+    _keys(where, entry, {"config"}, {"title", "options", "image", "models"})
     if type(image := entry.get("image", False)) is not bool:
         raise ConfigError(f"{where}: image is {shown(image)}; write true for a test of the image tower alone, or false")
+    taking = entry.get("models")
+    if taking is not None:
+        if not isinstance(taking, list) or not taking:
+            raise ConfigError(f"{where}: models is {shown(taking)}; write a list of names, or leave it out for all")
+        for one in taking:
+            check_choice(f"{where}: models", one, models)
     configs = _files(f"{where}: config", entry["config"])
-    return Test(name, str(entry.get("title", name)), configs, image, _options(where, entry))
+    chosen = None if taking is None else tuple(taking)
+    return Test(name, str(entry.get("title", name)), configs, image, chosen, _options(where, entry))
 
 
 def _column(where: str, entry: Any, tests: Mapping[str, str]) -> Column:

@@ -216,12 +216,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(list(sys.argv[2:] if argv is None else argv))
     check_number("--jobs", args.jobs, least=1, whole=True)
     suite, checkpoints = _checkpoints(read_suite(args.config), args.run, args.jobs)
-    cells = [
-        Cell(model, test, args.run / model.name / test.name)
-        for model in suite.models
-        for test in suite.tests
-        if test.image or model.whole
-    ]
+    cells = [Cell(model, test, args.run / model.name / test.name) for model, test in suite.pairs()]
     failed = _test(cells, checkpoints, args.jobs)
     if failed:
         others = f"{len(failed)} tests failed, the first: " if failed[1:] else ""
