@@ -11,7 +11,7 @@ PAPER ?= runs/paper
 export HF_HUB_OFFLINE ?= 1
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: demo compare paper-table install test check lint format types bench wheel clean
+.PHONY: demo compare paper-table baselines install test check lint format types bench wheel clean
 
 demo: install  ## train and test a small dual encoder on phantoms: table, pictures, results.json
 	$(BIN)/diptych fit -c $(RECIPE) --model.head $(HEAD) --run $(RUN) --overwrite
@@ -23,6 +23,10 @@ compare: install  ## train, test and probe every head alike over three seeds: ru
 
 paper-table: install  ## a whole paper's table on made-up data: PAPER/table/suite.md, table.tex, suite.png
 	$(BIN)/python tests/paper_table.py $(PAPER) --jobs $(WORKERS)
+
+baselines: install  ## models that need no training in one table: make baselines DATA=DIR PEERS=FOLDER [MODELS="random imagenet"]
+	HF_HUB_OFFLINE=0 $(BIN)/diptych suite -c experiments/baselines/suite.yaml --set DATA=$(DATA) --set PEERS=$(PEERS) \
+		$(if $(MODELS),--models $(MODELS)) --run runs/baselines
 
 install: $(VENV)/installed  ## create .venv with everything that development needs
 

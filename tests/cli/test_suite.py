@@ -179,8 +179,45 @@ def test_a_wrong_suite_is_named_before_anything_runs(files, here, tmp_path, chan
     assert not here
 
 
-def test_the_shipped_suite_is_whole():
-    path = Path(__file__).resolve().parents[2] / "experiments" / "paper" / "suite.yaml"
+def test_words_are_set_and_rows_chosen(files, trained, here, tmp_path):
+    path = files(models__one={"run": "${RUNS}/global"}, models__two={"run": "${NOWHERE}/x"}, against="two")
+    suite = read_suite(path, {"RUNS": str(trained)}, ["tower", "one"])
+    assert [model.name for model in suite.models] == ["one", "tower"]
+    assert suite.models[0].run == trained / "global"
+    assert suite.against is None  # the row is not there
+    with pytest.raises(ConfigError, match=r"\$\{NOWHERE\}/x: NOWHERE is not set; add --set NOWHERE=VALUE"):
+        read_suite(path, {"RUNS": str(trained)})
+    for words, message in (
+        (["--models", "three"], "--models: .*'three'; choose among: one, two, tower"),
+        (["--set", "RUNS"], "--set RUNS: write NAME=VALUE"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            command.main(["-c", str(path), "--run", str(tmp_path / "out"), *words])
+    assert not here
+
+
+def test_a_model_without_texts_takes_probes_alone(files, trained):
+    suite = read_suite(files(models__two={"run": str(trained / "local_pooling"), "texts": False}))
+    assert [test.name for model, test in suite.pairs() if model.name == "two"] == ["probe"]
+    with pytest.raises(ConfigError, match="texts is 'no'; write false"):
+        read_suite(files(models__two={"run": str(trained / "local_pooling"), "texts": "no"}))
+
+
+def test_the_shipped_baselines_can_be_read(tmp_path):
+    path = Path(__file__).resolve().parents[2] / "experiments" / "baselines" / "suite.yaml"
+    for models in yaml.safe_load(path.read_text())["models"].values():
+        for file in models.get("files", ()):
+            (tmp_path / file.rpartition("/")[2]).touch()
+    suite = read_suite(path, {"DATA": "DIR", "PEERS": str(tmp_path)})
+    assert {"random", "imagenet", "rad_dino", "biomedclip", "gloria", "xrv"} <= {model.name for model in suite.models}
+    assert [test.name for model, test in suite.pairs() if model.name == "xrv"] == ["probe"]
+    few = read_suite(path, {"DATA": "DIR"} | {"PEERS": "none"}, ["random", "imagenet"])  # without any peer's file
+    assert [model.name for model in few.models] == ["random", "imagenet"]
+
+
+@pytest.mark.parametrize("name", ["paper"])
+def test_the_shipped_suite_is_whole(name):
+    path = Path(__file__).resolve().parents[2] / "experiments" / name / "suite.yaml"
     text = path.read_text()
     content = yaml.safe_load(text)
     assert {column["test"] for column in content["columns"]} == set(content["tests"])

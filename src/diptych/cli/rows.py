@@ -17,6 +17,7 @@ from diptych.results.wide import Column
 __all__ = ["Model", "Suite", "Test", "read_suite"]
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
+_PLACE = re.compile(r"\$\{(\w+)\}")
 _SOURCES = ("run", "peer", "config", "image")
 
 
@@ -39,13 +40,15 @@ class Model:
     """A recipe with its ``model``. Its text tower must bring its own vocabulary, as those of the hub do."""
     image: Mapping[str, Any] | None = None
     """``class_path`` and ``init_args`` of a tower."""
+    texts: bool = True
+    """False for a peer or run whose texts are not to be tested, as one without a text tower."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of ``diptych test``, as ``data.loading.image_size``."""
 
     @property
     def whole(self) -> bool:
         """Whether it has texts too, so that it can be tested without training."""
-        return self.image is None
+        return self.texts and self.image is None
 
     def with_config(self, config: Path) -> Model:
         """The same with a recipe."""
@@ -85,17 +88,39 @@ class Suite:
         return replace(self, models=models)
 
 
-def read_suite(path: Path) -> Suite:
+def _filled(path: Path, value: Any, words: Mapping[str, str]) -> Any:
+    """The same with every ``${NAME}`` of a text replaced."""
+    if isinstance(value, dict):
+        return {key: _filled(path, one, words) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_filled(path, one, words) for one in value]
+    if not isinstance(value, str):
+        return value
+    if lacking := [name for name in _PLACE.findall(value) if name not in words]:
+        raise ConfigError(f"{path}: {value}: {lacking[0]} is not set; add --set {lacking[0]}=VALUE")
+    return _PLACE.sub(lambda match: words[match[1]], value)
+
+
+def read_suite(path: Path, words: Mapping[str, str] | None = None, only: Sequence[str] | None = None) -> Suite:
     """Read a suite. Relative paths in it are seen from the folder that the command is called in.
+
+    Args:
+        path: the YAML file.
+        words: what stands for each ``${NAME}`` in it.
+        only: names of the models that are read. None reads all.
 
     Raises:
         ConfigError: something in it is wrong. The message names the file, the key and the remedy.
     """
     content = read_mapping(path)
     _keys(f"{path}", content, {"models", "tests", "columns"}, {"against"})
-    models = [
-        _model(f"{path}: models.{name}", name, entry) for name, entry in _mapping(path, content, "models").items()
-    ]
+    rows = _mapping(path, content, "models")
+    for name in only or ():
+        check_choice(f"--models: {path}: models", name, list(rows))
+    content = _filled(
+        path, {**content, "models": {n: row for n, row in rows.items() if only is None or n in only}}, words or {}
+    )
+    models = [_model(f"{path}: models.{name}", name, entry) for name, entry in content["models"].items()]
     names = [model.name for model in models]
     tests = [
         _test(f"{path}: tests.{key}", key, entry, names) for key, entry in _mapping(path, content, "tests").items()
@@ -107,7 +132,8 @@ def read_suite(path: Path) -> Suite:
     columns = [_column(f"{path}: columns[{i}]", entry, titles) for i, entry in enumerate(entries)]
     against = content.get("against")
     if against is not None:
-        check_choice(f"{path}: against", against, names)
+        check_choice(f"{path}: against", against, list(rows))
+        against = against if against in names else None
     return Suite(models, tests, columns, against)
 
 
@@ -151,12 +177,14 @@ def _files(where: str, value: Any) -> tuple[Path, ...]:
 
 
 def _model(where: str, name: str, entry: Any) -> Model:
-    _keys(where, entry, set(), {"title", "options", "files", "tokenizer", *_SOURCES})
+    _keys(where, entry, set(), {"title", "options", "files", "tokenizer", "texts", *_SOURCES})
+    if type(texts := entry.get("texts", True)) is not bool:
+        raise ConfigError(f"{where}: texts is {shown(texts)}; write false for a model without texts, or leave it out")
     sources = [key for key in _SOURCES if key in entry]
     if len(sources) != 1:
         there = " and ".join(sources) or "none of them"
         raise ConfigError(f"{where} has {there}; give one of {', '.join(_SOURCES)}")
-    model = Model(name, str(entry.get("title", name)), options=_options(where, entry))
+    model = Model(name, str(entry.get("title", name)), texts=texts, options=_options(where, entry))
     if sources != ["peer"] and (extra := {"files", "tokenizer"} & entry.keys()):
         raise ConfigError(f"{where}: {min(extra)} is of a peer; leave it out")
     if "peer" in entry:

@@ -197,6 +197,13 @@ def _checkpoints(suite: Suite, run: Path, jobs: int) -> tuple[Suite, dict[str, P
     return suite.with_models(models), paths
 
 
+def _words(pairs: Sequence[str]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise ConfigError(f"--set {pair}: write NAME=VALUE")
+    return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run ``diptych suite``. ``argv`` are the words after that on the command line.
 
@@ -213,9 +220,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--jobs", type=int, default=1, help="tests at a time, which share the cores (default: %(default)s)"
     )
+    parser.add_argument("--models", nargs="+", metavar="NAME", help="these rows alone")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="what stands for ${NAME} in the YAML"
+    )
     args = parser.parse_args(list(sys.argv[2:] if argv is None else argv))
     check_number("--jobs", args.jobs, least=1, whole=True)
-    suite, checkpoints = _checkpoints(read_suite(args.config), args.run, args.jobs)
+    suite, checkpoints = _checkpoints(read_suite(args.config, _words(args.set), args.models), args.run, args.jobs)
     cells = [Cell(model, test, args.run / model.name / test.name) for model, test in suite.pairs()]
     failed = _test(cells, checkpoints, args.jobs)
     if failed:
