@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import astuple
 
 import evaluating
 import numpy as np
@@ -57,7 +58,9 @@ def test_several_processes_equal_one(shares, processes, tmp_path):
     for answers in processes.run(len(shares), evaluating.task_evaluate, path, classes, shares, [8, 5, 3, 11]):
         for i, ((metrics, count, protocol), one) in enumerate(zip(answers, expected, strict=True)):
             assert count == one[1] == 83
-            assert metrics == one[0], i
+            assert list(metrics) == list(one[0]), i
+            for name, metric in metrics.items():  # an end that is not a number equals itself here
+                np.testing.assert_equal(astuple(metric), astuple(one[0][name]), err_msg=name)
             assert protocol == one[2]
 
 
@@ -295,8 +298,12 @@ def test_zero_shot_equals_scikit_learn_on_all(head, threshold, prompts):
             values[measure].append(value)
     for measure, each in values.items():
         assert metrics[f"{measure}/macro"].value == pytest.approx(np.mean(each), abs=1e-6)
-        assert metrics[f"{measure}/macro"].low < np.mean(each) < metrics[f"{measure}/macro"].high
-    assert set(metrics) == {f"{measure}/{name}" for measure in values for name in [*names, "macro"]}
+        macro = metrics[f"{measure}/macro"]
+        if measure == "f1":  # few patients have a nodule
+            assert (macro.interval, math.isnan(macro.low)) == ("too few", True)
+        else:
+            assert macro.low < np.mean(each) < macro.high
+    assert set(metrics) >= {f"{measure}/{name}" for measure in values for name in [*names, "macro"]}
 
 
 def test_protocol_says_what_was_done(prompts):
