@@ -156,7 +156,7 @@ def test_a_lost_and_a_truncated_image_are_named(name, roots, tmp_path):
         (["rsna", "--root", "ROOT/none"], "ROOT/none: no such folder; give that of the release as --root"),
         (["rsna"], "check-data rsna: --root is missing"),
         (["rsan", "--root", "ROOT"], "unknown datamodule 'rsan'; known datamodules, nearest first: rsna"),
-        (["phantom", "--root", "ROOT"], "'phantom' is neither a release nor a table; known: chexpert, mimic_cxr"),
+        (["phantom", "--root", "ROOT"], "'phantom' is neither a release nor a table; known: chestx_det10, chexpert"),
         (["rsna", "--root", "ROOT", "--sample", "0"], "--sample is 0; give a whole number of 1 or more"),
         (["rsna", "--root", "ROOT", "--split", "rsna/gloria"], "data.split is 'rsna/gloria'"),
         (["rsna", "--root", "ROOT", "--sections", "x"], "--help` lists the options"),
