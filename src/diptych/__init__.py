@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from diptych.evaluation.prompts import PromptSet as PromptSet
     from diptych.evaluation.prompts import load_prompts as load_prompts
     from diptych.evaluation.retrieval import Retrieval as Retrieval
+    from diptych.evaluation.retrieved_reports import RetrievedReports as RetrievedReports
     from diptych.evaluation.zero_shot import ZeroShot as ZeroShot
     from diptych.head import AlignmentHead as AlignmentHead
     from diptych.head import gather_pairs as gather_pairs

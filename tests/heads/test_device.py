@@ -32,6 +32,8 @@ ALONG: dict[tuple[str, str, Any], dict[str, Any]] = {
     # What a value does not go without.
     ("local_pooling", "pooling", "max"): {"score_pooling": "max"},
     ("local_pooling", "score_pooling", "max"): {"pooling": "max"},
+    ("global", "projection", "none"): {"text_projection": "linear", "width": DIMS.image},
+    ("global", "text_projection", "none"): {"width": DIMS.text},
 }
 FORMS = get_args(Attention)
 POOLINGS = [pooling for pooling in get_args(Pooling) if pooling != "max"]

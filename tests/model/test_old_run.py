@@ -100,8 +100,10 @@ def test_an_old_run_is_tested_with_the_figures_of_then_and_listed(run):
     done = inprocess.diptych("test", "-c", str(run / "config.yaml"), "--run", str(run), "--ckpt_path", "best")
     assert done.returncode == 0, done.stderr
     after = inprocess.results_of(run)
-    assert list(after["metrics"]) == list(before["metrics"])
-    assert after["protocol"] == before["protocol"]
+    assert before["metrics"].keys() <= after["metrics"].keys()
+    for part, facts in before["protocol"].items():  # later releases say more
+        now = after["protocol"][part]
+        assert now == facts or facts | {"duplicates": now.get("duplicates")} == {key: now[key] for key in facts}, part
     same = [after["metrics"][name]["value"] == pytest.approx(one["value"]) for name, one in before["metrics"].items()]
     assert sum(same) > 0.8 * len(same)  # on another processor, rounding may move a rank
     assert paths_in((run / "config-test.yaml").read_text()) == {
@@ -131,5 +133,5 @@ def test_an_old_task_of_an_old_checkpoint_is_tested(tmp_path, monkeypatch):
     assert "diptych.probe.Probe" in recipe.read_text()
     done = inprocess.diptych("test", "-c", str(recipe), "--run", str(tmp_path), "--model.init_args.epochs", "2")
     assert done.returncode == 0, done.stderr
-    assert set(inprocess.results_of(tmp_path)["metrics"]) == set(inprocess.results_of(recipe.parent)["metrics"])
+    assert inprocess.results_of(recipe.parent)["metrics"].keys() <= inprocess.results_of(tmp_path)["metrics"].keys()
     assert paths_in((tmp_path / "config-test.yaml").read_text()) == {"diptych.Probe", "diptych.TrainedImage"}
