@@ -27,7 +27,7 @@ from diptych_datamodules.phantoms.layouts.write import write_layout
 
 ROOT = Path(__file__).resolve().parents[1]
 EVALUATE = ROOT / "experiments" / "evaluate"
-LAYOUTS = {"chexpert": 240, "rsna": 120, "siim": 120, "nih": 120, "ms_cxr": 60}
+LAYOUTS = {"chexpert": 240, "rsna": 200, "siim": 200, "nih": 120, "ms_cxr": 60}
 """How many phantoms each data set has. CheXpert's are more, for few show one finding alone."""
 MIX = {
     "Atelectasis": 1.0,

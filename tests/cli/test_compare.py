@@ -118,9 +118,7 @@ def test_from_recipe_to_table_and_nothing_twice(files, asked, commands, capsys):
         ranks = [tested[f"test/retrieval/{side}/median_rank"] for side in ("image_to_text", "text_to_image")]
         assert row["metrics"]["retrieval/median_rank"] == np.mean(ranks)
         assert row["metrics"]["zero_shot/auroc/macro"] == tested["test/zero_shot/auroc/macro"]
-        whole = {
-            f"test/{name}": values[0] for name, (values, _) in read_tested(folder / "results.json").draws(0).items()
-        }
+        whole = {f"test/{name}": one.values[0] for name, one in read_tested(folder / "results.json").draws(0).items()}
         assert whole == tested
         assert row["metrics"]["distractor"] is None
         assert row["facts"]["steps"] == 4

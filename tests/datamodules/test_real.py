@@ -188,7 +188,8 @@ def test_nih64_recipe_gives_the_figures_of_five_findings(trained):
     assert sorted(metrics) == sorted([*FIVE, "macro"])
     assert {metric.n for metric in metrics.values()} == {75}
     assert metrics["macro"].value == pytest.approx(np.mean([metrics[name].value for name in FIVE]))
-    assert metrics["macro"].low < metrics["macro"].value < metrics["macro"].high
+    assert metrics["Abnormal"].low < metrics["Abnormal"].value < metrics["Abnormal"].high
+    assert metrics["macro"].interval == "too few"  # as one of its findings is, in a fold
     assert metrics["Abnormal"].value > 0.5
     protocol = json.loads((trained / "results.json").read_text())["protocol"]
     assert protocol["data"] == "label_matched metadata.csv + openi.csv, jaccard, fold 3"
@@ -204,7 +205,7 @@ def test_nih64_model_is_tested_on_another_table(trained, tables, shared_data, tm
     theirs = ["--data.images", str(other), "--data.root", str(images.parent), "--data.image_columns.split", "split"]
     checkpoint = ["--ckpt_path", str(trained / "checkpoints" / "last.ckpt")]
     run("test", "nih64.yaml", tmp_path, *tables, *FOLD, *theirs, *checkpoint)
-    assert zero_shot(tmp_path / "results.json") == zero_shot(trained / "results.json")
+    assert str(zero_shot(tmp_path / "results.json")) == str(zero_shot(trained / "results.json"))  # nan equals itself so
 
 
 @pytest.mark.slow

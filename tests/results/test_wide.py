@@ -5,6 +5,7 @@ import io
 import math
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,17 @@ def test_a_row_a_model_and_a_column_a_figure():
     assert cells["Image alone"] == ["-", "-", "0.600 (0.500 to 0.700)"]
     assert "Set A\\_1: D, split hash" in text or "Set A_1: D, split hash" in text
     assert "Below each figure: 95 % interval of a bootstrap." in text
+
+
+def test_an_interval_of_another_kind_is_named():
+    few = RunResults("x", Path("none"), 0, "h", {}, {"data": "D", "zero_shot": {}}, "hash")
+    metrics = {
+        "test/zero_shot/auroc": Metric(0.8, 0.6, 0.9, 8, "DeLong"),
+        "test/zero_shot/ece": Metric(0.3, math.nan, math.nan, 8, "too few"),
+    }
+    text = WideTable(MODELS, COLUMNS[:2], {("x", "a"): replace(few, metrics=metrics)}).markdown("Title")
+    assert "0.800 (0.600 to 0.900, DeLong)" in text
+    assert "0.300 (too few)" in text
 
 
 def test_another_protocol_gets_no_cell_but_a_note():

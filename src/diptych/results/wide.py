@@ -218,11 +218,22 @@ class WideTable:
 
     def csv(self) -> str:
         """Every figure, one a row."""
-        header = ["model", "test", "metric", "value", "low", "high", "n", f"difference from {self.against or 'none'}"]
+        header = [
+            "model",
+            "test",
+            "metric",
+            "value",
+            "low",
+            "high",
+            "interval",
+            "n",
+            f"difference from {self.against or 'none'}",
+        ]
         rows: list[list[object]] = [[*header, "difference low", "difference high", "p", "paired by", "p (Holm)"]]
         for (model, number), metric in self.cells.items():
             column, pair = self.columns[number], self.paired.get((model, number))
-            row: list[object] = [model, column.test, column.metric, metric.value, metric.low, metric.high, metric.n]
+            row: list[object] = [model, column.test, column.metric, metric.value, metric.low, metric.high]
+            row += [metric.interval, metric.n]
             rows.append(row + ([None] * 6 if pair is None else list(astuple(pair))))
         return csv_rows(rows)
 
@@ -270,11 +281,12 @@ _PAGE = r"""\documentclass{article}
 
 
 def _texts(metric: Metric | None) -> tuple[str, str]:
-    """A figure and its interval."""
+    """A figure and its interval, with its name where it is not the column's."""
     if metric is None:
         return "-", ""
-    ends = "" if math.isnan(metric.low) else f"{show(metric.low)} to {show(metric.high)}"
-    return show(metric.value), ends
+    if math.isnan(metric.low):
+        return show(metric.value), metric.interval
+    return show(metric.value), ", ".join(filter(None, (f"{show(metric.low)} to {show(metric.high)}", metric.interval)))
 
 
 def _ends(groups: Sequence[tuple[str, int]]) -> list[tuple[int, int]]:
