@@ -38,7 +38,7 @@ def test_the_table_of_a_made_up_paper(tmp_path):
             assert float(row["low"]) <= float(row["value"]) <= float(row["high"]), row
         if row["p"]:
             assert 0 < float(row["p"]) <= float(row["p (Holm)"]) <= 1, row
-    assert sum(row["interval"] != "too few" for row in rows) > len(rows) / 2
+    assert {row["test"] for row in rows if row["interval"] != "too few"} >= {"chexpert", "ms_cxr"}
     assert {row["test"] for row in rows if row["p"]} == set(tests)
     assert not any(row["p"] for row in rows if row["model"] == "local_pooling")
     page = (out / "suite.md").read_text()
