@@ -47,6 +47,7 @@ def test_recipes_fit_the_signatures(recipe, monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_trained_model_is_evaluated_on_every_release(tmp_path):
     """As each file's own command says, on miniatures of the releases."""
     import json
