@@ -213,6 +213,7 @@ def test_the_shipped_baselines_can_be_read(tmp_path):
     assert [test.name for model, test in suite.pairs() if model.name == "xrv"] == ["probe"]
     few = read_suite(path, {"DATA": "DIR"} | {"PEERS": "none"}, ["random", "imagenet"])  # without any peer's file
     assert [model.name for model in few.models] == ["random", "imagenet"]
+    assert {column.test for column in few.columns} == {"probe"}  # neither takes the other test
 
 
 @pytest.mark.parametrize("name", ["paper"])

@@ -123,18 +123,19 @@ def read_suite(path: Path, words: Mapping[str, str] | None = None, only: Sequenc
     models = [_model(f"{path}: models.{name}", name, entry) for name, entry in content["models"].items()]
     names = [model.name for model in models]
     tests = [
-        _test(f"{path}: tests.{key}", key, entry, names) for key, entry in _mapping(path, content, "tests").items()
+        _test(f"{path}: tests.{key}", key, entry, list(rows)) for key, entry in _mapping(path, content, "tests").items()
     ]
     titles = {test.name: test.title for test in tests}
     entries = content["columns"]
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{path}: columns is {shown(entries)}; write a list of {{test: NAME, metric: NAME}}")
     columns = [_column(f"{path}: columns[{i}]", entry, titles) for i, entry in enumerate(entries)]
+    taken = {test.name for _, test in Suite(models, tests, columns).pairs()}
     against = content.get("against")
     if against is not None:
         check_choice(f"{path}: against", against, list(rows))
         against = against if against in names else None
-    return Suite(models, tests, columns, against)
+    return Suite(models, tests, [column for column in columns if column.test in taken], against)
 
 
 def _mapping(path: Path, content: Mapping[str, Any], key: str) -> dict[str, Any]:

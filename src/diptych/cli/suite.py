@@ -38,11 +38,11 @@ class Cell:
         """Its name in messages."""
         return f"{self.model.name} in {self.test.name}"
 
-    def description(self, checkpoint: Path | None) -> dict[str, Any]:
-        """All that the figures depend on but the data, in the types of JSON."""
+    def description(self, digest: str | None) -> dict[str, Any]:
+        """All that the figures depend on but the data, in the types of JSON. ``digest`` is that of the checkpoint."""
         files = [*self.test.configs, *([] if self.model.config is None else [self.model.config])]
         content = {
-            "checkpoint": None if checkpoint is None else sha256(checkpoint),
+            "checkpoint": digest,
             "image": self.model.image,
             "configs": [file.read_text(encoding="utf-8") for file in files],
             "options": [self.test.options, self.model.options],
@@ -152,9 +152,10 @@ def _convert(models: Sequence[Model], folder: Path, jobs: int) -> dict[str, Path
 def _test(cells: Sequence[Cell], checkpoints: dict[str, Path], jobs: int) -> list[str]:
     """Make the tests that are missing, ``jobs`` at a time, and give the messages of those that failed."""
     children, failed, begun = list[Child](), list[str](), dict[str, str]()
+    digests = {model: sha256(path) for model, path in checkpoints.items()}
     for number, cell in enumerate(cells, 1):
         place, checkpoint = f"[{number}/{len(cells)}] {cell.name}", checkpoints.get(cell.model.name)
-        description = cell.description(checkpoint)
+        description = cell.description(digests.get(cell.model.name))
         changed = cell.changed(description)
         if changed == []:
             print(place, "... there already", flush=True)
