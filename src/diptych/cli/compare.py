@@ -16,6 +16,7 @@ import yaml
 
 from diptych.checks import check_number
 from diptych.cli.children import Child, call, cores, run_all
+from diptych.cli.made_with import changed_parts
 from diptych.cli.variants import Variant, read_mapping, read_variants
 from diptych.errors import ConfigError
 from diptych.files import replace_text
@@ -79,15 +80,7 @@ class Run:
         Raises:
             ConfigError: the folder was made by something else.
         """
-        if not self.folder.is_dir() or not any(self.folder.iterdir()):
-            return None
-        try:
-            before = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise ConfigError(
-                f"{self.folder} was not made by this command (no readable run.json); give another --run, or remove it"
-            ) from None
-        return [key for key, value in self.description.items() if before.get(key) != value]
+        return changed_parts(self.folder, "run.json", self.description)
 
     @property
     def probing(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import yaml
 
 from diptych.checks import check_number
 from diptych.cli.children import Child, cores, run_all
+from diptych.cli.made_with import changed_parts
 from diptych.cli.rows import Model, Suite, Test, read_suite
 from diptych.errors import ConfigError
 from diptych.files import replace_text, sha256
@@ -57,15 +58,7 @@ class Cell:
         Raises:
             ConfigError: the folder was made by something else.
         """
-        if not self.folder.is_dir() or not any(self.folder.iterdir()):
-            return None
-        try:
-            before = json.loads((self.folder / "cell.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise ConfigError(
-                f"{self.folder} was not made by this command (no readable cell.json); give another --run, or remove it"
-            ) from None
-        parts = [key for key, value in description.items() if before.get(key) != value]
+        parts = changed_parts(self.folder, "cell.json", description)
         return parts if parts or (self.folder / "results.json").is_file() else None
 
     def command(self, checkpoint: Path | None) -> list[str]:
