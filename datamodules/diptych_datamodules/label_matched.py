@@ -109,6 +109,8 @@ class LabelMatched(RadiographDataModule):
         for name, columns in (("image_columns", image_columns), ("report_columns", report_columns)):
             if columns.mask:
                 raise ConfigError(f"data.{name}.mask is '{columns.mask}': label_matched reads no masks; use tabular")
+            if columns.others:
+                raise ConfigError(f"data.{name}.others is {columns.others}: label_matched reads one image; use tabular")
         self.images, self.reports, self.root = images, reports, root
         self.image_columns, self.report_columns = image_columns, report_columns
         self.pairing, self.fractions, self.split_seed, self.strict = pairing, fractions, split_seed, strict

@@ -45,6 +45,8 @@ class ImageRow:
     age: str = ""
     view: str = ""
     site: str = ""
+    others: tuple[Path | PackedImage | None, ...] = ()
+    """Other images of the study."""
 
 
 class _Finder:
@@ -93,7 +95,7 @@ def image_rows(
 ) -> list[ImageRow]:
     """The usable images of a table.
 
-    Others go to ``dropped``, as *empty report*, *missing image*, *missing patient* or *missing mask*.
+    Others go to ``dropped``, as *empty report*, *missing image*, *missing patient*, *missing mask* or *missing other image*.
 
     Raises:
         ConfigError: masks are asked for, and the folder is packed.
@@ -114,6 +116,10 @@ def image_rows(
     for row in table.rows():
         text = row.text(columns.text_columns) if with_text else None
         reports += bool(text)
+        named = [row.get(column) for column in columns.other_columns]
+        found = [images.find(name) if name else (None, "") for name in named]
+        others = tuple(other for other, _ in found)
+        lost = [at for name, (other, at) in zip(named, found, strict=True) if name and not _can_be_read(other)]
         for key, name, mask in _images_of_row(row, columns):
             if key in seen:
                 raise DataError(
@@ -138,11 +144,15 @@ def image_rows(
                 dropped.add("missing patient", key, f"{table.unit} {row.line}")
             elif mask is not None and mask_file is None:
                 dropped.add("missing mask", key, where)
+            elif lost:
+                dropped.add("missing other image", key, lost[0])
             else:
                 split = row.split(columns.split) if columns.split else fractions.split(patient, seed)
                 labels = label_vector(row, columns, findings)
                 mask_path = str(mask_file) if mask_file else None
-                rows.append(ImageRow(key, image, patient, split, text, labels, mask_path, **_about(row, columns)))
+                rows.append(
+                    ImageRow(key, image, patient, split, text, labels, mask_path, others=others, **_about(row, columns))
+                )
     if with_text and table.records and not reports:
         raise DataError(
             f"{table.path}: column(s) {', '.join(columns.text_columns)}: all {len(table.records)} reports are empty or NaN"
@@ -159,6 +169,10 @@ def _about(row: Row, columns: Columns) -> dict[str, str]:
     read: dict[str, Callable[[str], str]] = {"sex": sex, "age": years, "view": str.upper, "site": str}
     named = {name: getattr(columns, name) for name in ABOUT}
     return {name: read[name](row.get(column)) for name, column in named.items() if column is not None}
+
+
+def _can_be_read(image: Path | PackedImage | None) -> bool:
+    return image is not None and not (isinstance(image, PackedImage) and image.unusable)
 
 
 def _images_of_row(row: Row, columns: Columns) -> list[tuple[str, str, str | None]]:
@@ -212,7 +226,10 @@ class _TabularDataset(RadiographDataset):
                 )
             grey = cv2.resize(mask.astype(np.uint8) * 255, image.shape[::-1], interpolation=cv2.INTER_AREA)
             mask = np.asarray(grey) > 127
-        return Sample(image, text=row.text, labels=row.labels, mask=mask, notes=notes)
+        others = [None if path is None else read_image(path, self.intensity) for path in row.others]
+        notes = tuple(dict.fromkeys((*notes, *(note for other in others if other for note in other.notes))))
+        pictures = tuple(None if other is None else other.pixels for other in others)
+        return Sample(image, text=row.text, labels=row.labels, mask=mask, notes=notes, others=pictures)
 
     def labels_of(self, index: int) -> NDArray[np.float32] | None:
         return self.rows[index].labels
@@ -264,6 +281,7 @@ class Tabular(RadiographDataModule):
         self.fractions, self.split_seed, self.strict = fractions, split_seed, strict
         self.findings = (findings,) if isinstance(findings, str) else tuple(findings or ())
         self._all_findings = findings is None
+        self.others = len(columns.other_columns)
 
     @property
     def protocol(self) -> str:

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from diptych.tasks.segment import Segment as Segment
     from diptych.tasks.trained_image import TrainedImage as TrainedImage
     from diptych.towers.base import Tower as Tower
+    from diptych.towers.fused import FusedImage as FusedImage
     from diptych.towers.image import ImageTower as ImageTower
     from diptych.towers.image import TimmImage as TimmImage
     from diptych.towers.lora import LoraImage as LoraImage

@@ -43,6 +43,7 @@ _BY_MODULE = {
     "tasks.segment": "Segment",
     "tasks.trained_image": "TrainedImage",
     "towers.base": "Tower",
+    "towers.fused": "FusedImage",
     "towers.image": "ImageTower TimmImage",
     "towers.transformers_image": "TransformersImage",
     "towers.lora": "LoraImage LoraText",

@@ -139,7 +139,11 @@ class Batch(_Tensors):
     """A batch of a datamodule. Fields that the data set lacks are None. They limit what can be trained and evaluated."""
 
     image: Tensor
-    """``[B,1,H,V]`` uint8."""
+    """``[B,C,H,V]`` uint8. ``C`` is 1, unless the data give other images of the study, each in its place after the first.
+
+    One that is absent is black, as no radiograph is: a flat one is refused when it is read. Labels, report, boxes and mask
+    are of the first.
+    """
     text: TextBatch | None
     index: Tensor
     """``[B]`` int64: position in the data set."""

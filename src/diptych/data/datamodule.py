@@ -113,6 +113,8 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
     """The published protocol has patients in several splits. Its name says so."""
     small_texts: ClassVar[str] = ""
     """Pattern of the paths of many small text files (reports). ``diptych prepare`` packs them into one."""
+    others: int = 0
+    """How many other images of a study its batches have places for."""
     overlaps: ClassVar[str] = ""
     """Which other data sets hold the same images, for the warning of an evaluation."""
 

@@ -32,6 +32,8 @@ class Sample:
     """``[K,5]``: x0, y0, x1, y1 in native pixels, finding's index."""
     mask: NDArray[np.bool_] | None = None
     """``[h,v]``: True where the finding is."""
+    others: tuple[NDArray[np.uint8] | None, ...] = ()
+    """Other images ``[h,v]`` of the study or of a prior one, at their own sizes. None where there is none."""
     notes: tuple[str, ...] = ()
     """What is odd about the file, in the words of ``docs/radiographs.md``. A run counts each image once."""
 

@@ -83,16 +83,20 @@ class _NetworkInputs(Dataset[dict[str, Any]]):
             if self.loading.private:
                 raise refuse(error.rule, f"image {draw.index} of its split: {error.rule}; {remedy}") from None
             raise refuse(error.rule, f"{error}; {remedy}") from error
-        image, place = letterbox(sample.image, self.loading.image_size)
+        size = self.loading.image_size
+        image, place = letterbox(sample.image, size)
+        others = [None if other is None else letterbox(other, size)[0] for other in sample.others]
         boxes = None if sample.boxes is None else place.boxes(sample.boxes)
-        mask = None if sample.mask is None else place.mask(sample.mask, self.loading.image_size)
+        mask = None if sample.mask is None else place.mask(sample.mask, size)
         text = sample.text
         if self.augment is not None:
             if self._augmenter is None:
                 self._augmenter = Augmenter(self.augment)
+            # Equal seeds and reports: all images of a study are flipped together, or none is.
+            others = [None if o is None else self._augmenter(o, None, text, seed).image for o in others]
             image, boxes, text, mask = self._augmenter(image, boxes, text, seed, mask)
         return {
-            "image": image,
+            "image": np.stack([image, *(np.zeros_like(image) if other is None else other for other in others)]),
             "text": text,
             "labels": sample.labels,
             "boxes": boxes,
@@ -121,7 +125,7 @@ class _Collate:
         draws = [sample["draw"] for sample in samples]
         notes = [sample["notes"] for sample in samples]
         return Batch(
-            image=torch.from_numpy(np.stack([sample["image"] for sample in samples]))[:, None],
+            image=torch.from_numpy(np.stack([sample["image"] for sample in samples])),
             text=text,
             index=torch.tensor([draw.index for draw in draws]),
             valid=torch.tensor([draw.valid for draw in draws]),

@@ -47,6 +47,8 @@ class Columns:
         age: patient's age in years, as 58 or 058Y.
         view: the view, as PA.
         site: where the image was taken.
+        others: columns with paths of other images of the study or of a prior one, as ``[lateral, prior]``, below ``root`` too.
+            Each column is a place. An empty cell is an image that is absent.
     """
 
     image: str = "image"
@@ -62,6 +64,7 @@ class Columns:
     age: str | None = None
     view: str | None = None
     site: str | None = None
+    others: str | list[str] | None = None
 
     def __post_init__(self) -> None:
         if self.labels and self.label_list:
@@ -77,9 +80,14 @@ class Columns:
         """The columns of the findings, as a list."""
         return [self.labels] if isinstance(self.labels, str) else self.labels or []
 
+    @property
+    def other_columns(self) -> list[str]:
+        """The columns of other images, as a list."""
+        return [self.others] if isinstance(self.others, str) else self.others or []
+
     def needed(self, *, images: bool, text: bool) -> list[str]:
         """Every column that a table must have. ``images`` and ``text`` say whether images and reports are read."""
-        of_images = [self.image, self.mask, self.sex, self.age, self.view, self.site]
+        of_images = [self.image, self.mask, self.sex, self.age, self.view, self.site, *self.other_columns]
         single = [self.label_list, self.patient, self.split, self.id, *(of_images if images else [])]
         named = [
             *(name for name in single if name is not None),

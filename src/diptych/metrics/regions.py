@@ -43,7 +43,7 @@ def in_picture(image: Tensor) -> Tensor:
     >>> in_picture(torch.tensor([[[0, 0, 0], [0, 7, 0], [0, 9, 0]]])).int().tolist()
     [[0, 0, 0], [0, 1, 0], [0, 1, 0]]
     """
-    lit = image.reshape(image.shape[-2:]) > 0
+    lit = image.reshape(-1, *image.shape[-2:])[0] > 0  # the first, where there are others of the study
     area = torch.zeros_like(lit)
     rows, columns = lit.any(dim=1).nonzero().flatten(), lit.any(dim=0).nonzero().flatten()
     if not len(rows):

@@ -15,6 +15,7 @@ from diptych.files import sha256
 from diptych.model.checkpoint import checkpoint_in, read_checkpoint
 from diptych.model.module import AlignmentModule
 from diptych.model.stored import load_weights
+from diptych.towers.fused import FusedImage
 from diptych.towers.weights import some
 
 __all__ = ["take_weights"]
@@ -61,7 +62,8 @@ def take_weights(module: AlignmentModule, path: Path | str) -> list[str]:
     load_weights(module, own | taken, str(file))
     if module.tokenizer.learned:
         told.append(f"vocabulary: the checkpoint's {module.tokenizer.size} pieces, and none is learned from these data")
-    for tower in (module.encoder.image, module.encoder.text):
+    image = module.encoder.image
+    for tower in (image.image if isinstance(image, FusedImage) else image, module.encoder.text):
         before = tower.origin
         origin = {"name": before["name"], "weights": str(file), "sha256": sha256(file), "before": before}
         tower.set_extra_state({**tower.get_extra_state(), "origin": json.dumps(origin)})

@@ -135,6 +135,8 @@ class AlignmentModule(pl.LightningModule):
                 f"they give {', '.join(sorted(available))}"
             )
         datamodule = self._datamodule()
+        if datamodule:
+            self.encoder.image.check_images(1 + datamodule.others)
         if stage == "fit" and datamodule:
             self._report_unused(datamodule.loading.image_size)
         if stage == "fit" and datamodule and datamodule.loading.batch_size * self.trainer.world_size < 2:

@@ -87,7 +87,12 @@ class Task(pl.LightningModule):
         return findings
 
     def setup(self, stage: str) -> None:
-        """Note the tower and the size of its images in the protocol."""
+        """Note the tower and the size of its images in the protocol.
+
+        Raises:
+            ConfigError: the data give more images of a study than the tower takes.
+        """
+        self.image.check_images(1 + self.data.others)
         self.protocol = {"tower": {**self.image.origin, "image_size": self.data.loading.image_size}}
 
     def picture_files(self, batch: Batch, stem: str) -> Iterator[tuple[int, Path]]:

@@ -64,6 +64,7 @@ class TrainedImage(ImageTower):
             parameter.requires_grad_(True)
         self.tower = tower
         self.width, self.token_width, self.num_layers = tower.width, tower.token_width, tower.num_layers
+        self.images = tower.images
         self.gives_attention, self.pyramid_widths = tower.gives_attention, tower.pyramid_widths
         self._origin = {
             "checkpoint": str(file),

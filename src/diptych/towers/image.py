@@ -35,8 +35,23 @@ class ImageTower(Tower):
     pyramid_widths: tuple[int, ...] = ()
     """Widths of the feature pyramid's levels. Empty where the tower has none."""
 
+    images: int = 1
+    """How many images of a study it takes at once."""
+
     query_width: int = 0
     """Width of the vectors of :meth:`queries`; 0 where the tower has no queries."""
+
+    def check_images(self, given: int) -> None:
+        """Refuse data of more images of a study than it takes.
+
+        Raises:
+            ConfigError: they have more.
+        """
+        if given > self.images:
+            raise ConfigError(
+                f"the data give {given} images of a study (data.columns.others), and {type(self).__name__} takes "
+                f"{self.images}; use FusedImage with others: {given - 1} around the tower, or give no others"
+            )
 
     @abstractmethod
     def forward(self, image: Tensor) -> Features:
