@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -113,39 +114,31 @@ class FusedImage(ImageTower):
             ConfigError: there are more.
         """
         self.check_images(image.shape[1])
-        missing = self.images - image.shape[1]
-        present = torch.nn.functional.pad(present_images(image), (0, missing))
-        first = self.image(image[:, :1])
-        others = present[:, 1:]  # [B,S]
-        pooled, tokens = self._of_others(image, others, first)
+        padded = nn.functional.pad(image, (0, 0, 0, 0, 0, self.images - image.shape[1]))
+        present = present_images(padded)[:, 1:]  # [B,S]
+        first, pooled, tokens = self._each(padded, present)
         if isinstance(self.to_pooled, nn.Linear) and isinstance(self.to_regions, nn.Linear):
             joined = pooled.flatten(1)
             more = self.to_pooled(joined), self.to_regions(joined)[:, None]
         else:
-            more = self._attend(first, tokens, others)
-        return Features(
-            pooled=first.pooled + more[0],
-            tokens=first.tokens + more[1],
-            mask=first.mask,
-            grid=first.grid,
-            pixels=first.pixels,
-        )
+            more = self._attend(first, tokens, present)
+        return replace(first, pooled=first.pooled + more[0], tokens=first.tokens + more[1])
 
-    def _of_others(self, image: Tensor, present: Tensor, first: Features) -> tuple[Tensor, Tensor]:
-        """Pooled vectors ``[B,S,D]`` and regions ``[B,S,N,D]`` of the other images. Those of absent images are 0.
+    def _each(self, image: Tensor, present: Tensor) -> tuple[Features, Tensor, Tensor]:
+        """Features of first images, then pooled vectors ``[B,S,D]`` and regions ``[B,S,N,D]`` of the others.
 
-        Only present images go through the tower, so that black ones change no batch statistics.
+        Those of absent images are 0. All that are present go through the tower in one pass, and no others. So black ones
+        change no batch statistics, and processes that share statistics make equally many passes.
         """
         batch, places = present.shape
-        pooled = first.pooled.new_zeros(batch * places, self.width)
-        tokens = first.tokens.new_zeros(batch * places, *first.tokens.shape[1:])
         rows = present.flatten().nonzero().squeeze(1)
-        if len(rows):
-            padded = torch.nn.functional.pad(image[:, 1:], (0, 0, 0, 0, 0, self.images - image.shape[1]))
-            given = self.image(padded.flatten(0, 1)[rows][:, None])
-            pooled = pooled.index_copy(0, rows, given.pooled)
-            tokens = tokens.index_copy(0, rows, given.tokens)
-        return pooled.view(batch, places, -1), tokens.view(batch, places, *first.tokens.shape[1:])
+        others = image[:, 1:].flatten(0, 1)[rows][:, None]
+        every: Features = self.image(torch.cat([image[:, :1], others]))
+        first = every.select(torch.arange(batch, device=image.device))
+        pooled = first.pooled.new_zeros(batch * places, self.width).index_copy(0, rows, every.pooled[batch:])
+        tokens = first.tokens.new_zeros(batch * places, *first.tokens.shape[1:])
+        tokens = tokens.index_copy(0, rows, every.tokens[batch:])
+        return first, pooled.view(batch, places, -1), tokens.view(batch, places, *first.tokens.shape[1:])
 
     def _attend(self, first: Features, tokens: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """What the pooled vector ``[B,D]`` and the regions ``[B,N,D]`` of the first image take from the others' regions."""
