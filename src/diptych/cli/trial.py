@@ -55,8 +55,8 @@ def try_head(plugin: Plugin, device: str) -> str:
         here = Pairs(module.embed_image(images), module.embed_text(tokens), rows, tokens.hash)
         terms = head.losses(here, gather_pairs(head, here))
         loss = torch.stack([head.weights[name] * term for name, term in terms.items()]).sum()
-        loss.backward()
-    grads = [p.grad for p in module.encoder.parameters() if p.grad is not None]
+        found = torch.autograd.grad(loss, list(module.encoder.parameters()), allow_unused=True)
+    grads = [grad for grad in found if grad is not None]
     if not grads:
         raise ConfigError(f"head '{plugin.name}': its loss has no gradient in the towers")
     finite = bool(loss.isfinite()) and all(bool(grad.isfinite().all()) for grad in grads)
