@@ -25,6 +25,7 @@ def here(monkeypatch):
     def run_all(children, jobs, ended, started=lambda child: None, environment=None):
         for child in children:
             called.append(list(child.command))
+            started(child)
             done = inprocess.diptych(*child.command)
             child.log.write_text(done.stdout + done.stderr)
             ended(child, child.error(done.returncode))
@@ -136,6 +137,46 @@ def test_a_test_may_be_of_some_models_alone(files):
     suite = read_suite(files(tests__probe__models=["tower", "two"], tests__pairs__models=["one", "tower"]))
     pairs = [(model.name, test.name) for model, test in suite.pairs()]
     assert pairs == [("one", "pairs"), ("two", "probe"), ("tower", "probe")]  # the tower has no texts
+
+
+def test_chosen_models_meet_the_tests_that_take_some_alone(files, here, tmp_path):
+    path = files(tests__probe__models=["tower", "two"], tests__pairs__models=["one", "tower"])
+    for only, pairs, columns in (
+        (["two", "one"], [("one", "pairs"), ("two", "probe")], {"pairs", "probe"}),
+        (["two"], [("two", "probe")], {"probe"}),
+        (["one"], [("one", "pairs")], {"pairs"}),
+    ):
+        suite = read_suite(path, only=only)
+        assert [(model.name, test.name) for model, test in suite.pairs()] == pairs
+        assert {column.test for column in suite.columns} == columns
+        assert suite.against == ("one" if "one" in only else None)
+    command.main(["-c", str(path), "--run", str(tmp_path / "out"), "--models", "two"])
+    assert [words[words.index("--run") + 1] for words in here] == [str(tmp_path / "out" / "two" / "probe")]
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "suite.csv").read_text())))
+    assert [(row["model"], row["test"], row["p"]) for row in rows] == [("two", "probe", "")]
+
+    path = files(tests__probe__models=["one"])
+    with pytest.raises(ConfigError, match="no column has a test that tower takes; choose other models, or other tests"):
+        command.main(["-c", str(path), "--run", str(tmp_path / "none"), "--models", "tower"])
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_checkpoint_is_read_once_for_all_its_tests(files, here, tmp_path, monkeypatch):
+    read = []
+
+    def reading(path):
+        read.append(path)
+        return {"diptych": {"image_size": 48}}
+
+    def run_all(children, jobs, ended, started=None, environment=None):
+        here.extend(child.command for child in children)
+
+    monkeypatch.setattr("diptych.model.checkpoint.read_checkpoint", reading)
+    monkeypatch.setattr(command, "run_all", run_all)
+    with pytest.raises(ConfigError, match="no result"):  # no test was made
+        command.main(["-c", str(files()), "--run", str(tmp_path / "out")])
+    assert [path.parent.parent.name for path in read] == ["global", "local_pooling"]
+    assert ["--data.loading.image_size=48" in words for words in here] == [True, True, True, True, False]
 
 
 def test_a_foreign_folder_is_refused(files, here, tmp_path):

@@ -241,6 +241,20 @@ def test_cohort_patients_keep_one_split_and_one_body():
     assert {s.split for s in sample_cohort(12, Options())} == {"train", "val", "test"}
 
 
+def test_a_miniature_may_be_mostly_for_tests():
+    studies = sample_cohort(500, Options(seed=3, held_out=0.8))
+    of = {s.patient: s.split for s in studies}
+    shares = Counter(of.values())
+    for split, share in {"train": 0.2, "val": 0.4, "test": 0.4}.items():
+        assert shares[split] / len(of) == pytest.approx(share, abs=0.01)
+    before = sample_cohort(500, Options(seed=3))
+    assert [(s.patient, s.plan.sex, s.plan.age) for s in studies] == [
+        (s.patient, s.plan.sex, s.plan.age) for s in before
+    ]
+    with pytest.raises(ConfigError, match=r"held_out is 0\.95; give a number from"):
+        write_layout("nih", 4, "nowhere", held_out=0.95)
+
+
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
 def test_the_same_arguments_write_the_same_bytes(tmp_path, layout):
     a, b = (write_layout(layout, 4, tmp_path / name, seed=5, size=32) for name in ("a", "b"))

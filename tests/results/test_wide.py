@@ -12,6 +12,7 @@ import pytest
 
 from diptych.errors import ConfigError
 from diptych.metrics.bootstrap import Metric
+from diptych.results.against import Difference
 from diptych.results.runs import RunResults
 from diptych.results.wide import Column, WideTable
 
@@ -55,7 +56,7 @@ def test_a_row_a_model_and_a_column_a_figure():
     assert cells["50 % of y"] == ["**0.800 (0.700 to 0.900)**", "**0.200 (0.100 to 0.300)**", "undefined"]
     assert cells["Image alone"] == ["-", "-", "0.600 (0.500 to 0.700)"]
     assert "Set A\\_1: D, split hash" in text or "Set A_1: D, split hash" in text
-    assert "Below each figure: 95 % interval of a bootstrap." in text
+    assert "Intervals: 95 % interval of a bootstrap." in text
 
 
 def test_an_interval_of_another_kind_is_named():
@@ -67,6 +68,37 @@ def test_an_interval_of_another_kind_is_named():
     text = WideTable(MODELS, COLUMNS[:2], {("x", "a"): replace(few, metrics=metrics)}).markdown("Title")
     assert "0.800 (0.600 to 0.900, DeLong)" in text
     assert "0.300 (too few)" in text
+    assert "DeLong: on the logit scale" in text
+    assert "Too few: patients of either class" in text
+
+
+def test_intervals_of_two_kinds_are_told_apart():
+    runs = {
+        ("z", "b"): run_of("z", {"interval": "one over seeds"}, auroc=0.6),
+        ("x", "b"): run_of("x", {"interval": "one over seeds"}, auroc=0.7),
+        ("y", "b"): run_of("y", {"interval": "one over seeds"}, auroc=0.8),
+    }
+    assert table(runs=runs).intervals == [
+        "Intervals: 95 % interval of a bootstrap.",
+        "Those of Set & B: one over seeds.",
+    ]
+
+
+def test_latex_names_a_column_once_and_writes_minus():
+    wide = table()
+    wide.against = "x"
+    for model, number, value in (("y", 0, -0.1), ("z", 0, 0.2), ("y", 1, -0.3)):
+        wide.paired[model, number] = Difference(value, value - 0.1, value + 0.1, 0.04, "DeLong", 0.08)
+    lines = wide.latex().splitlines()
+    start = lines.index("column & model & difference & 95 \\% & p & p (Holm) & test \\\\")
+    assert lines[start + 1 : lines.index("\\bottomrule", start)] == [
+        "\\midrule",
+        "Set A\\_1 AUROC & 50 \\% of y & $-$0.100 & $-$0.200 to +0.000 & 0.0400 & 0.0800 & DeLong \\\\",
+        " & Image alone & +0.200 & +0.100 to +0.300 & 0.0400 & 0.0800 & DeLong \\\\",
+        "\\midrule",
+        "Set A\\_1 ECE & 50 \\% of y & $-$0.300 & $-$0.400 to $-$0.200 & 0.0400 & 0.0800 & DeLong \\\\",
+    ]
+    assert "DeLong: DeLong's test, with patients as clusters." in wide.markdown("Title")
 
 
 def test_another_protocol_gets_no_cell_but_a_note():
@@ -111,12 +143,16 @@ def test_latex_has_as_many_cells_in_each_row_as_columns():
     lines = table().latex().splitlines()
     start = lines.index("\\midrule") + 1
     rows = lines[start : lines.index("\\bottomrule")]
-    assert len(rows) == 3
+    assert len(rows) == 2 * 3  # the intervals stand below
     assert all(row.count(" & ") == 3 for row in rows)
+    assert (
+        rows[1]
+        == " & \\scriptsize 0.700 to 0.900 & \\scriptsize 0.200 to 0.400 & \\scriptsize 0.600 to 0.800 \\\\[2pt]"
+    )
     assert "\\multicolumn{2}{c}{Set A\\_1}" in "\n".join(lines)
     assert "\\multicolumn{1}{c}{Set \\& B}" in "\n".join(lines)
     assert "\\cmidrule(lr){2-3} \\cmidrule(lr){4-4}" in lines
-    assert "50 \\% of y" in rows[1]
+    assert "50 \\% of y" in rows[2]
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="LaTeX is not installed")
@@ -130,4 +166,5 @@ def test_latex_compiles(tmp_path):
     )
     assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
     assert (tmp_path / "page.pdf").stat().st_size > 1000
+    assert "Overfull" not in (tmp_path / "page.log").read_text(errors="replace")
     assert (tmp_path / "suite.png").is_file()

@@ -131,6 +131,10 @@ def read_suite(path: Path, words: Mapping[str, str] | None = None, only: Sequenc
         raise ConfigError(f"{path}: columns is {shown(entries)}; write a list of {{test: NAME, metric: NAME}}")
     columns = [_column(f"{path}: columns[{i}]", entry, titles) for i, entry in enumerate(entries)]
     taken = {test.name for _, test in Suite(models, tests, columns).pairs()}
+    if not taken & {column.test for column in columns}:
+        raise ConfigError(
+            f"{path}: no column has a test that {', '.join(names)} takes; choose other models, or other tests"
+        )
     against = content.get("against")
     if against is not None:
         check_choice(f"{path}: against", against, list(rows))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,30 @@ __all__ = ["Cell", "main"]
 
 
 @dataclass(frozen=True)
+class _Checkpoint:
+    """The weights of a model. What all its tests ask of them is read once."""
+
+    path: Path
+
+    @cached_property
+    def digest(self) -> str:
+        """Its hash."""
+        return sha256(self.path)
+
+    @cached_property
+    def image_size(self) -> int | None:
+        """The size of the input that it names."""
+        from diptych.model.checkpoint import read_checkpoint
+
+        report = self.path.with_suffix(".convert.json")
+        if report.is_file():
+            size = json.loads(report.read_text(encoding="utf-8")).get("image_size")
+        else:
+            size = read_checkpoint(self.path)["diptych"].get("image_size")
+        return size if isinstance(size, int) else None
+
+
+@dataclass(frozen=True)
 class Cell:
     """One model in one test, with a folder of its own."""
 
@@ -39,11 +66,11 @@ class Cell:
         """Its name in messages."""
         return f"{self.model.name} in {self.test.name}"
 
-    def description(self, digest: str | None) -> dict[str, Any]:
-        """All that the figures depend on but the data, in the types of JSON. ``digest`` is that of the checkpoint."""
+    def description(self, checkpoint: _Checkpoint | None) -> dict[str, Any]:
+        """All that the figures depend on but the data, in the types of JSON."""
         files = [*self.test.configs, *([] if self.model.config is None else [self.model.config])]
         content = {
-            "checkpoint": digest,
+            "checkpoint": None if checkpoint is None else checkpoint.digest,
             "image": self.model.image,
             "configs": [file.read_text(encoding="utf-8") for file in files],
             "options": [self.test.options, self.model.options],
@@ -61,7 +88,7 @@ class Cell:
         parts = changed_parts(self.folder, "cell.json", description)
         return parts if parts or (self.folder / "results.json").is_file() else None
 
-    def command(self, checkpoint: Path | None) -> list[str]:
+    def command(self, checkpoint: _Checkpoint | None) -> list[str]:
         """The words after ``diptych``."""
         files = [str(file) for file in self.test.configs]
         if self.test.image:
@@ -72,8 +99,8 @@ class Cell:
         else:
             config = self.model.config
             words = ["test", *_each("-c", [*([] if config is None else [str(config)]), *files])]
-            words += ["--ckpt_path", "none" if checkpoint is None else str(checkpoint)]
-        size = None if checkpoint is None else _image_size(checkpoint)
+            words += ["--ckpt_path", "none" if checkpoint is None else str(checkpoint.path)]
+        size = None if checkpoint is None else checkpoint.image_size
         options = {
             **({} if size is None else {"data.loading.image_size": size}),
             **self.test.options,
@@ -82,12 +109,12 @@ class Cell:
         words += [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]
         return [*words, "--run", str(self.folder)]
 
-    def _image(self, checkpoint: Path | None) -> Any:
+    def _image(self, checkpoint: _Checkpoint | None) -> Any:
         """The image tower for a test of that alone."""
         if self.model.image is not None:
             return self.model.image
         if checkpoint is not None:
-            return {"class_path": "TrainedImage", "init_args": {"checkpoint": str(checkpoint)}}
+            return {"class_path": "TrainedImage", "init_args": {"checkpoint": str(checkpoint.path)}}
         config = self.model.config
         model = {} if config is None else yaml.safe_load(config.read_text(encoding="utf-8")).get("model") or {}
         image = model.get("init_args", model).get("image")
@@ -98,18 +125,6 @@ class Cell:
 
 def _each(option: str, values: Sequence[str]) -> list[str]:
     return [word for value in values for word in (option, value)]
-
-
-def _image_size(checkpoint: Path) -> int | None:
-    """The size of the input that a checkpoint names."""
-    from diptych.model.checkpoint import read_checkpoint
-
-    report = checkpoint.with_suffix(".convert.json")
-    if report.is_file():
-        size = json.loads(report.read_text(encoding="utf-8")).get("image_size")
-    else:
-        size = read_checkpoint(checkpoint)["diptych"].get("image_size")
-    return size if isinstance(size, int) else None
 
 
 def _convert(models: Sequence[Model], folder: Path, jobs: int) -> dict[str, Path]:
@@ -142,13 +157,12 @@ def _convert(models: Sequence[Model], folder: Path, jobs: int) -> dict[str, Path
     return paths
 
 
-def _test(cells: Sequence[Cell], checkpoints: dict[str, Path], jobs: int) -> list[str]:
+def _test(cells: Sequence[Cell], checkpoints: dict[str, _Checkpoint], jobs: int) -> list[str]:
     """Make the tests that are missing, ``jobs`` at a time, and give the messages of those that failed."""
-    children, failed, begun = list[Child](), list[str](), dict[str, str]()
-    digests = {model: sha256(path) for model, path in checkpoints.items()}
+    children, failed, begun, starts = list[Child](), list[str](), dict[str, str](), dict[str, float]()
     for number, cell in enumerate(cells, 1):
         place, checkpoint = f"[{number}/{len(cells)}] {cell.name}", checkpoints.get(cell.model.name)
-        description = cell.description(digests.get(cell.model.name))
+        description = cell.description(checkpoint)
         changed = cell.changed(description)
         if changed == []:
             print(place, "... there already", flush=True)
@@ -161,13 +175,17 @@ def _test(cells: Sequence[Cell], checkpoints: dict[str, Path], jobs: int) -> lis
         begun[cell.name] = f"{place} ... {again}"
         children.append(Child(cell.name, cell.command(checkpoint), cell.folder / "test.log"))
 
+    def started(child: Child) -> None:
+        starts[child.name] = time.monotonic()
+
     def ended(child: Child, error: str) -> None:
-        print(begun[child.name].replace("... made", "... failed") if error else begun[child.name], flush=True)
+        said = begun[child.name].replace("... made", "... failed") if error else begun[child.name]
+        print(f"{said} ({time.monotonic() - starts[child.name]:.0f} s)", flush=True)
         if error:
             failed.append(error)
 
-    share = {"OMP_NUM_THREADS": str(max(1, cores() // jobs))}
-    run_all(children, jobs, ended, environment=share)
+    share = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // jobs)))}
+    run_all(children, jobs, ended, started, environment=share)
     return failed
 
 
@@ -176,7 +194,7 @@ def _results(cells: Sequence[Cell]) -> dict[tuple[str, str], RunResults]:
     return {(cell.model.name, cell.test.name): read_run(f"{cell.model.name}={cell.folder}") for cell in there}
 
 
-def _checkpoints(suite: Suite, run: Path, jobs: int) -> tuple[Suite, dict[str, Path]]:
+def _checkpoints(suite: Suite, run: Path, jobs: int) -> tuple[Suite, dict[str, _Checkpoint]]:
     """The checkpoint of each model that has one, and the models with the recipes of converted peers."""
     from diptych.model.checkpoint import checkpoint_in
 
@@ -188,7 +206,7 @@ def _checkpoints(suite: Suite, run: Path, jobs: int) -> tuple[Suite, dict[str, P
         if model.peer is not None:
             model = model.with_config(paths[model.name].with_suffix(".yaml"))
         models.append(model)
-    return suite.with_models(models), paths
+    return suite.with_models(models), {name: _Checkpoint(path) for name, path in paths.items()}
 
 
 def _words(pairs: Sequence[str]) -> dict[str, str]:

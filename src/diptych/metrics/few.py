@@ -15,12 +15,12 @@ and in 52 % with two. The rule, by the smaller number of patients with a positiv
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from diptych.metrics.bootstrap import Interval
 from diptych.metrics.delong import Spread, logit_interval
 
-__all__ = ["FEW", "LEAST", "OF_ALL", "TOO_FEW", "intervals"]
+__all__ = ["FEW", "LEAST", "OF_ALL", "TOO_FEW", "explained", "intervals"]
 
 FEW = 10
 """With fewer patients of either class the bootstrap is not used."""
@@ -44,6 +44,22 @@ def intervals(spreads: Mapping[str, Spread], measures: Iterable[str]) -> dict[st
     of_auroc = {name: _of(spreads[name]) for name in few} | {"macro": _of(*spreads.values())}
     none = dict.fromkeys(of_auroc, TOO_FEW)
     return {measure: of_auroc if measure == "auroc" else none for measure in measures if measure not in OF_ALL}
+
+
+def explained(named: Collection[str]) -> str:
+    """What the intervals that these names stand for are, a sentence each.
+
+    >>> explained(["", "too few"])
+    'Too few: patients of either class, so that no interval holds.'
+
+    Args:
+        named: names of intervals, as :class:`diptych.metrics.bootstrap.Metric` has them.
+    """
+    said = {
+        "DeLong": f"DeLong: on the logit scale, for an AUROC of fewer than {FEW} patients of either class.",
+        "too few": "Too few: patients of either class, so that no interval holds.",
+    }
+    return " ".join(text for name, text in said.items() if name in named)
 
 
 def _of(*spreads: Spread) -> Interval:

@@ -21,7 +21,7 @@ from diptych.errors import ConfigError, DataError
 from diptych.escaping import csv_rows, for_latex, for_markdown
 from diptych.files import replace_text
 from diptych.metrics.bootstrap import Metric, as_metrics
-from diptych.metrics.few import FEW
+from diptych.metrics.few import explained
 from diptych.predictions.kinds import RESAMPLES
 from diptych.results.against import Against
 from diptych.results.paired import mean_draws
@@ -139,7 +139,7 @@ class View:
         if interval is None:
             return "Without intervals."
         named = {m.interval for run in table.runs for name in self.columns(table) if (m := table.get(run, name))} - {""}
-        return f"In brackets: {interval}{', where no other is named' if named else ''}.{_few(named)}"
+        return f"In brackets: {interval}{', where no other is named' if named else ''}. {explained(named)}".strip()
 
 
 @cache
@@ -165,15 +165,6 @@ def _patients(metric: Metric | None) -> str:
     if metric is None or math.isnan(metric.low):
         return f" ({metric.interval})" if metric is not None and metric.interval else ""
     return f" ({show(metric.low)} to {show(metric.high)})"
-
-
-def _few(named: set[str]) -> str:
-    """What the intervals of figures of few patients are, for a note."""
-    said = {
-        "DeLong": f" DeLong: on the logit scale, for an AUROC of fewer than {FEW} patients of either class.",
-        "too few": " Too few: patients of either class, so that no interval holds.",
-    }
-    return "".join(text for name, text in said.items() if name in named)
 
 
 def _titles(shown: Sequence[ResultsTable]) -> Iterator[tuple[ResultsTable, str, str]]:

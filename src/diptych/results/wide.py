@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from itertools import groupby
@@ -12,7 +13,8 @@ from diptych.errors import ConfigError
 from diptych.escaping import csv_rows, for_latex, for_markdown
 from diptych.files import replace_text
 from diptych.metrics.bootstrap import Metric
-from diptych.results.against import Against, Difference
+from diptych.metrics.few import explained
+from diptych.results.against import TESTS, Against, Difference
 from diptych.results.runs import ResultsTable, RunResults, differences
 from diptych.results.seeds import Summary, markdown, show
 
@@ -20,6 +22,8 @@ __all__ = ["Column", "WideTable"]
 
 _SIGNIFICANT = 0.05
 _BEST = {"highest": max, "lowest": min}
+_FITTED = "\\resizebox{\\ifdim\\width>\\textwidth\\textwidth\\else\\width\\fi}{!}{%"
+"""Makes a table smaller that is wider than the page. Another one keeps its size."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,9 @@ class WideTable:
     paired: dict[tuple[str, int], Difference] = field(init=False, default_factory=dict)
     """Differences from the model of ``against``."""
     notes: list[str] = field(init=False, default_factory=list)
-    """What a reader must know, a sentence each."""
+    """What the figures come from, and what is missing, a sentence each."""
+    intervals: list[str] = field(init=False, default_factory=list)
+    """What the intervals are, a sentence each."""
 
     def __post_init__(self) -> None:
         """Fill the cells.
@@ -84,8 +90,16 @@ class WideTable:
         tables = [self._table(number, column) for number, column in enumerate(self.columns)]
         bases = list(dict.fromkeys(f"{column.group}: {table.protocol['data']}, split {table.protocol['split_hash']}"
                      for column, table in zip(self.columns, tables, strict=True)))  # fmt: skip
-        intervals = list(dict.fromkeys(text for table in tables if (text := table.protocol.get("interval"))))
-        self.notes[:0] = [f"{text}." for text in bases] + [f"Below each figure: {text}." for text in intervals]
+        groups: dict[str, list[str]] = {}
+        for column, table in zip(self.columns, tables, strict=True):
+            if (text := table.protocol.get("interval")) is not None and column.group not in groups.setdefault(text, []):
+                groups[text].append(column.group)
+        named = {metric.interval for metric in self.cells.values()} - {""}
+        self.notes[:0] = [f"{text}." for text in bases]
+        for text, of in groups.items():
+            start = f"Those of {'; '.join(of)}" if self.intervals else "Intervals"
+            self.intervals.append(f"{start}: {text}{', where no other is named' if named else ''}.")
+        self.intervals += filter(None, [explained(named)])
         doubts = [
             f"{self.models[model]}, {test}: {run.doubt}." for (model, test), run in self.runs.items() if run.doubt
         ]
@@ -144,12 +158,22 @@ class WideTable:
         difference = self.paired.get((model, number))
         return "*" if difference is not None and difference.p_holm < _SIGNIFICANT else ""
 
-    def _explained(self) -> list[str]:
-        if not self.paired:
-            return self.notes
-        base = self.models[self.against or ""]
-        star = f"A star marks a difference from {base} with p < {_SIGNIFICANT}, paired by image and corrected for the number "
-        return [*self.notes, f"{star}of models in the column (Holm)."]
+    def _signs(self) -> list[str]:
+        """What the signs of the table stand for."""
+        said = ["Bold: the best figure of a column."] if any(column.best for column in self.columns) else []
+        said += self.intervals
+        if self.paired:
+            base = self.models[self.against or ""]
+            star = (
+                f"A star marks a difference from {base} with p < {_SIGNIFICANT}, paired by image and corrected for the "
+            )
+            said.append(f"{star}number of models in the column (Holm).")
+        return said
+
+    def _tests(self) -> str:
+        """What the tests of the differences are."""
+        names = dict.fromkeys(one.test for one in self.paired.values())
+        return " ".join(f"{name}: {TESTS[name]}." for name in names)
 
     def _differences(self) -> tuple[list[str], list[list[str]]]:
         header = ["column", "model", f"difference from {self.models.get(self.against or '', '')}"]
@@ -171,9 +195,9 @@ class WideTable:
                     bold.add((i, number + 1))
             rows.append(row)
         parts = [f"# {for_markdown(title)}", markdown(["model", *(c.name for c in self.columns)], rows, bold=bold)]
-        parts += [for_markdown(note) for note in self._explained()]
+        parts += [for_markdown(note) for note in [*self._signs(), *self.notes]]
         if self.paired:
-            parts += ["## Differences", markdown(*self._differences())]
+            parts += ["## Differences", markdown(*self._differences()), for_markdown(self._tests())]
         return "\n\n".join(parts) + "\n"
 
     def latex(self) -> str:
@@ -183,7 +207,9 @@ class WideTable:
         lines = [
             "\\begin{table}",
             "\\centering",
-            "\\resizebox{\\textwidth}{!}{%",
+            f"\\caption{{{for_latex(' '.join(self._signs()))}}}",
+            "\\medskip",
+            _FITTED,
             f"\\begin{{tabular}}{{l{'c' * len(self.columns)}}}",
             "\\toprule",
             " & ".join(["", *(f"\\multicolumn{{{n}}}{{c}}{{{for_latex(name)}}}" for name, n in groups)]) + " \\\\",
@@ -193,28 +219,45 @@ class WideTable:
             *self._latex_rows(),
             "\\bottomrule",
             "\\end{tabular}}",
-            f"\\caption{{{for_latex(' '.join(self._explained()))}}}",
+            *_small(self.notes),
             "\\end{table}",
         ]
         if self.paired:
-            header, rows = self._differences()
-            lines += ["", "\\begin{table}", "\\centering", "\\resizebox{\\textwidth}{!}{%", "\\begin{tabular}{llrrrrl}"]
-            lines += ["\\toprule", f"{' & '.join(map(for_latex, header))} \\\\", "\\midrule"]
-            lines += [f"{' & '.join(map(for_latex, row))} \\\\" for row in rows]
-            lines += ["\\bottomrule", "\\end{tabular}}"]
-            lines += [f"\\caption{{Differences from {for_latex(self.models[self.against or ''])}.}}", "\\end{table}"]
+            (column, model, _, *header), rows = self._differences()
+            header = [column, model, "difference", *header]
+            base = for_latex(self.models[self.against or ""])
+            lines += [
+                "",
+                "\\begin{table}",
+                "\\centering",
+                f"\\caption{{Differences from {base}. {for_latex(self._tests())}}}",
+                "\\medskip",
+            ]
+            lines += [_FITTED, "\\begin{tabular}{llrrrrl}", "\\toprule", f"{' & '.join(map(for_latex, header))} \\\\"]
+            before = ""
+            for column, *others in rows:
+                if column != before:
+                    lines.append("\\midrule")
+                name, *figures = map(for_latex, others)
+                cells = ["" if column == before else for_latex(column), name, *map(_minus, figures)]
+                lines.append(f"{' & '.join(cells)} \\\\")
+                before = column
+            lines += ["\\bottomrule", "\\end{tabular}}", "\\end{table}"]
         return "\n".join(lines) + "\n"
 
     def _latex_rows(self) -> Iterator[str]:
+        """The figures of a model, and its intervals in a line below."""
         best = [self.best(number) for number in range(len(self.columns))]
         for model, name in self.models.items():
-            row = [for_latex(name)]
+            figures, intervals = [for_latex(name)], [""]
             for number in range(len(self.columns)):
                 figure, interval = map(for_latex, _texts(self.cells.get((model, number))))
                 figure = f"\\textbf{{{figure}}}" if model in best[number] else figure
-                figure += "$^{*}$" if self._mark(model, number) else ""
-                row.append(f"\\shortstack{{{figure}\\\\{{\\scriptsize {interval}}}}}" if interval else figure)
-            yield " & ".join(row) + " \\\\"
+                figures.append(figure + ("$^{*}$" if self._mark(model, number) else ""))
+                intervals.append(interval and f"\\scriptsize {_minus(interval)}")
+            yield " & ".join(figures) + " \\\\"
+            if any(intervals):
+                yield " & ".join(intervals) + " \\\\[2pt]"
 
     def csv(self) -> str:
         """Every figure, one a row."""
@@ -278,6 +321,22 @@ _PAGE = r"""\documentclass{article}
 \end{document}
 """
 """A document around the table, to look at it alone."""
+
+
+def _minus(text: str) -> str:
+    """Figures in LaTeX with a minus in place of a hyphen.
+
+    >>> print(_minus("-0.1 to +0.2"))
+    $-$0.1 to +0.2
+    """
+    return re.sub(r"(?<![\w-])-(?=\d)", "$-$", text)
+
+
+def _small(notes: Sequence[str]) -> list[str]:
+    """Notes below a table in LaTeX."""
+    if not notes:
+        return []
+    return ["\\par\\medskip", f"\\parbox{{\\textwidth}}{{\\footnotesize\\raggedright {for_latex(' '.join(notes))}}}"]
 
 
 def _texts(metric: Metric | None) -> tuple[str, str]:

@@ -27,7 +27,7 @@ _RELEASE_NAME = {"Nodule": "Lung Lesion"}
 
 @dataclass(frozen=True)
 class Options:
-    """What a collection is made of: the size of its pictures, and arguments of :func:`.plan_phantom`."""
+    """What a collection is made of: the size of its pictures, arguments of :func:`.plan_phantom`, and the split."""
 
     seed: int = 0
     size: int = 512
@@ -36,6 +36,8 @@ class Options:
     max_findings: int = 3
     filler: float = 0.3
     uncertain: float = 0.3
+    held_out: float = 0.2
+    """Share of patients that are not for training."""
 
     def plan(self, index: int, patient: int | None = None, mix: Mapping[str, float] | None = None) -> PhantomPlan:
         """The plan with this index. ``mix`` is used where the user gave none."""
@@ -70,15 +72,15 @@ def stream(options: Options, *keys: int) -> np.random.Generator:
 def sample_cohort(n: int, options: Options, splits: Sequence[str] = ("train", "val", "test")) -> list[Study]:
     """Spread ``n`` studies over patients, one to three on each, and the patients over splits.
 
-    The first split gets eight of ten patients, and the others share the rest. Each gets at least one, if there are enough
-    patients.
+    The first split gets eight of ten patients, or what ``held_out`` leaves. The others share the rest. Each gets at least
+    one, if there are enough patients.
     """
     rng = stream(options, 0)
     sizes: list[int] = []
     while sum(sizes) < n:
         sizes.append(min(int(rng.choice(3, p=(0.6, 0.27, 0.13))) + 1, n - sum(sizes)))
     count, rest = len(sizes), splits[1:]
-    each = max(1, round(0.2 * count / len(rest)))
+    each = max(1, round(options.held_out * count / len(rest)))
     of_patient = [splits[0]] * count
     for i, patient in enumerate(rng.permutation(count)[: min(each * len(rest), count - 1)]):
         of_patient[patient] = rest[i % len(rest)]

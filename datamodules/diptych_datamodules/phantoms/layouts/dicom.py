@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydicom.config import IGNORE
+from pydicom.dataelem import DataElement
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, JPEGBaseline8Bit
@@ -82,7 +84,8 @@ def write_dicom(
     ds.Modality, ds.ConversionType = "CR", "WSD"
     ds.SeriesDescription, ds.ViewPosition = f"view: {plan.view}", plan.view
     ds.PatientName = ds.PatientID = patient
-    ds.PatientBirthDate, ds.PatientSex, ds.PatientAge = "", plan.sex, str(plan.age)
+    ds.PatientBirthDate, ds.PatientSex = "", plan.sex
+    ds.add(DataElement("PatientAge", "AS", str(plan.age), validation_mode=IGNORE))  # the releases write no unit
     ds.BodyPartExamined, ds.StudyID, ds.PatientOrientation = "CHEST", "", ""
     ds.SeriesNumber = ds.InstanceNumber = "1"
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, f"MONOCHROME{1 if inverted else 2}"

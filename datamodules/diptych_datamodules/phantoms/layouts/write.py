@@ -95,6 +95,7 @@ def write_layout(
     max_findings: int = 3,
     filler: float = 0.3,
     uncertain: float = 0.3,
+    held_out: float = 0.2,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Path:
     """Write ``n`` phantoms in a layout. The same arguments give the same files.
@@ -111,6 +112,8 @@ def write_layout(
         max_findings: most findings in one patient.
         filler: share of filler sentences in the reports.
         uncertain: probability that a mild or small finding is stated with doubt.
+        held_out: share of patients, 0 to 0.9, that the layout's own split keeps from training. Validation and test share
+            them. Layouts without a split of their own do not use it.
         progress: called with the number of studies written so far.
 
     Returns:
@@ -123,7 +126,8 @@ def write_layout(
     check_choice("phantoms: layout", layout, LAYOUTS)
     check_number("phantoms: n", n, least=2, whole=True)
     check_size(size)
-    options = Options(seed, size, mix, normal, max_findings, filler, uncertain)
+    check_number("phantoms: held_out", held_out, least=0, most=0.9)
+    options = Options(seed, size, mix, normal, max_findings, filler, uncertain, held_out)
     check_mix(mix)
     options.plan(0)  # every other option is checked before anything is written
     out = Path(out)
@@ -204,6 +208,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--uncertain", type=float, default=0.3, help="share of mild findings stated with doubt (default: %(default)s)"
     )
     parser.add_argument(
+        "--held-out", type=float, default=0.2, help="share of patients for validation and test (default: %(default)s)"
+    )
+    parser.add_argument(
         "--mix",
         type=_weight,
         nargs="+",
@@ -228,6 +235,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         max_findings=args.max_findings,
         filler=args.filler,
         uncertain=args.uncertain,
+        held_out=args.held_out,
         progress=count,
     )
     print(f"{args.layout}: {args.n} phantoms in {out}")
