@@ -23,30 +23,14 @@ from diptych.data.loading import Loading
 from diptych.errors import DataError
 from diptych.reports.tokenizer import Tokenizer
 from diptych.version import __version__
-from diptych_datamodules.phantoms import FINDINGS, PhantomPlan, plan_phantom, render
+from diptych_datamodules.phantoms import FINDINGS, PhantomPlan, plan_phantom
+from diptych_datamodules.phantoms.drawing import Drawing, Masks, draw
 from diptych_datamodules.phantoms.probes import CHANCE, VERSION, run_probes
 
 __all__ = ["Phantom", "PhantomDataset"]
 
 Section = Literal["both", "findings", "impression", "sampled"]
-Masks = Literal["lungs", "heart", "findings"]
-Drawing = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.bool_] | None]
-"""A picture ``[size,size]``, its boxes ``[K,5]`` (x0, y0, x1, y1, finding), and a mask ``[size,size]`` if it is asked for."""
 _ALONE = 64  # up to this number, phantoms are drawn sooner than other processes start
-
-
-def draw(plan: PhantomPlan, size: int, masks: Masks | None = None) -> Drawing:
-    """Draw a plan, with the mask of the lungs, the heart or the findings if it is asked for."""
-    radiograph = render(plan, size)
-    boxes = [[*finding.box, FINDINGS.index(finding.name)] for finding in radiograph.findings]
-    mask: NDArray[np.bool_] | None = None
-    if masks == "lungs":
-        mask = radiograph.lungs["left"] | radiograph.lungs["right"]
-    elif masks == "heart":
-        mask = radiograph.heart
-    elif masks == "findings":
-        mask = np.asarray(radiograph.masks.any(axis=0))
-    return radiograph.image, np.array(boxes, np.float32).reshape(-1, 5), mask
 
 
 class PhantomDataset(RadiographDataset):

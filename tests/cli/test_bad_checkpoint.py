@@ -8,7 +8,7 @@ import inprocess
 import pytest
 import torch
 from bad_input import cutting, holds, message
-from mini import diptych
+from mini import diptych, script
 
 
 def test_a_run_folder_that_cannot_be_written(write, tmp_path):
@@ -135,7 +135,7 @@ def test_checkpoints_are_written_whole_or_not_at_all(trained, tmp_path, monkeypa
 
 @pytest.mark.slow
 def test_the_real_command_says_the_same(write, spoil, trained):
-    error = message(diptych("fit", "-c", write({"model.lrr": 1})))
+    error = message(script("fit", "-c", write({"model.lrr": 1})))
     holds(error, "unknown option 'model.lrr'")
     error = message(diptych("fit", *spoil(cutting("003.png"), workers=2)))
     holds(error, "/003.png: ", "truncated")

@@ -3,7 +3,10 @@
 import json
 
 import pytest
-from mini import FINDINGS, TEXT, config, diptych, write_pairs
+import yaml
+from inprocess import diptych
+from jobs import on_two
+from mini import DDP, FINDINGS, TEXT, config, write_pairs
 
 from diptych.data.loading import Loading
 from diptych.data.tables import Columns
@@ -96,20 +99,12 @@ def test_a_damaged_list_is_named(damaged, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_leave_out_the_same(damaged, tmp_path):
+def test_two_processes_leave_out_the_same(damaged, tmp_path, gloo2):
     recipe = tmp_path / "run.yaml"
-    recipe.write_text(config(damaged, epochs=1, check_images=True))
-    two = [
-        "--trainer.devices",
-        "2",
-        "--trainer.strategy",
-        "DDPStrategy",
-        "--trainer.strategy.process_group_backend",
-        "gloo",
-    ]
-    done = diptych("fit", "-c", str(recipe), "--run", str(tmp_path / "run"), *two)
-    assert done.returncode == 0, done.stderr
-    assert (done.stdout + done.stderr).count("checking 24 images") == 1
-    done = diptych("test", "-c", str(recipe), "--run", str(tmp_path / "run"), *two, "--ckpt_path", "best")
-    assert done.returncode == 0, done.stderr
+    described = yaml.safe_load(config(damaged, epochs=1, check_images=True))
+    described["trainer"]["strategy"] = DDP
+    recipe.write_text(yaml.safe_dump(described))
+    said = on_two(gloo2, "fit", "-c", str(recipe), "--run", str(tmp_path / "run"))
+    assert said.count("checking 24 images") == 1
+    on_two(gloo2, "test", "-c", str(recipe), "--run", str(tmp_path / "run"), "--ckpt_path", "best")
     assert json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]["test/retrieval/r@1"]["n"] == 3

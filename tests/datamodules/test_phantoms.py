@@ -74,7 +74,8 @@ def test_another_seed_or_index_gives_another_phantom():
 
 
 def test_import_needs_no_torch():
-    code = "import sys, diptych_datamodules.phantoms.layouts.write; print('torch' in sys.modules)"
+    code = "import sys, diptych_datamodules.phantoms.layouts.write, diptych_datamodules.phantoms.drawing\n"
+    code += "print('torch' in sys.modules)"
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert there.strip() == "False"
 

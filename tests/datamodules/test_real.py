@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import re
+import runpy
 import subprocess
 import sys
 import tarfile
@@ -102,12 +103,13 @@ def test_report_table_holds_what_the_archive_holds(openi, archive):
                     assert row[section] == (" ".join(match[1].split()) if match else "")
 
 
-def test_report_script_names_what_is_wrong(tmp_path):
+def test_report_script_names_what_is_wrong(tmp_path, monkeypatch):
     for archive, message in ((tmp_path / "none.tgz", "No such file"), (REAL / "openi_reports.py", "not a gzip file")):
-        done = openi_reports(str(tmp_path / "out.csv"), "--archive", str(archive))
-        assert done.returncode == 1
-        assert message in done.stderr
-        assert len(done.stderr.splitlines()) == 1
+        monkeypatch.setattr(sys, "argv", ["openi_reports.py", str(tmp_path / "out.csv"), "--archive", str(archive)])
+        with pytest.raises(SystemExit) as ended:  # Python prints a text, and gives exit code 1
+            runpy.run_path(str(REAL / "openi_reports.py"), run_name="__main__")
+        assert message in ended.value.code
+        assert len(ended.value.code.splitlines()) == 1
         assert not (tmp_path / "out.csv").exists()
 
 

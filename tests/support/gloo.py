@@ -1,4 +1,4 @@
-"""A session-wide pool of real processes that talk over gloo. Started once, so a distributed test costs milliseconds.
+"""A session-wide pool of real processes that talk over gloo. Started once and warm, so a distributed test costs milliseconds.
 
 A task is a module-level function of an importable module (``twins``), called on every process with the same arguments::
 
@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import warm
 
-_SECONDS = 60.0
+_SECONDS = 240.0  # on a busy machine, too
 
 
 def _serve(pipe: Connection) -> None:
@@ -55,7 +55,7 @@ class Pool:
     """Up to four processes; ``run`` uses the first ``world`` of them as one job."""
 
     def __init__(self) -> None:
-        self._context = mp.get_context("spawn")
+        self._context = warm.ready()
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         self._folder = tempfile.TemporaryDirectory()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from unittest.mock import patch
@@ -14,25 +12,19 @@ import inprocess
 import lightning.pytorch as pl
 import pytest
 import torch.distributed as dist
+import warm
 from lightning.pytorch.utilities import rank_zero_only
-from mini import ROOT
+from mini import own_environment
 
 # What ddp.yaml says about CPU processes; bfloat16 would hide what is compared here.
 GLOO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy.process_group_backend", "gloo"]
 
 
 def launch(*arguments, timeout=500):
-    """Run the command in a session of its own, and see that no process of it is left."""
-    process = subprocess.Popen(
-        [str(Path(sys.executable).with_name("diptych")), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests" / "support")},
-    )
+    """Run the command in a session of its own, and see that no process of it is left. It starts the second process."""
+    process = warm.Command(arguments, Path.cwd(), own_environment())
     try:
-        out, err = process.communicate(timeout=timeout)
+        done = process.finish(timeout)
         until = time.monotonic() + 20  # a loader's workers look for their parent every 5 s
         while _alive(process.pid):
             assert time.monotonic() < until, f"processes of {arguments} are left"
@@ -40,14 +32,15 @@ def launch(*arguments, timeout=500):
     finally:
         if _alive(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
-    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+    return done
 
 
 def on_two(gloo2, *arguments):
-    """Run the command on both processes of the pool, which have imported everything, as ``torchrun`` would."""
+    """What the command says on both processes of the pool, which have imported everything, as ``torchrun`` would run it."""
     done = gloo2(_as_rank, *arguments, *GLOO)
-    assert [(code, worlds) for code, worlds, _ in done] == [(0, {2})] * 2, "\n".join(text for *_, text in done)
+    said = "".join(text for *_, text in done)
+    assert [(code, worlds) for code, worlds, _ in done] == [(0, {2})] * 2, said
+    return said
 
 
 def _as_rank(*arguments):
@@ -66,7 +59,7 @@ def _as_rank(*arguments):
             done = inprocess.diptych(*arguments)
     finally:
         rank_zero_only.rank = 0
-    return done.returncode, worlds, done.stderr
+    return done.returncode, worlds, done.stdout + done.stderr
 
 
 def two_give(gloo2, metrics, file, run, *options):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,16 +117,19 @@ def config(table: Path, *, head: str = "global", epochs: int = 2, **loading: obj
 def diptych(
     *arguments: str, cwd: Path | None = None, timeout: float = 240, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command as a user would."""
-    return subprocess.run(
-        [str(Path(sys.executable).with_name("diptych")), *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests" / "support"), **env},
-        check=False,
-    )
+    """Run the command in a process of its own, as a user would; but a process that has imported everything."""
+    return warm.Command(arguments, cwd or Path.cwd(), own_environment() | env).finish(timeout)
+
+
+def script(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Run the installed script itself, with all its imports."""
+    words = [str(warm.SCRIPT), *arguments]
+    return subprocess.run(words, capture_output=True, text=True, timeout=timeout, env=own_environment(), check=False)
+
+
+def own_environment() -> dict[str, str]:
+    """The variables of a command: one thread, and the modules that are imported here."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def installed(package: str, path: str) -> Path:

@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -324,9 +323,7 @@ def test_masks_of_other_sizes_and_kinds(tmp_path):
 
 
 @pytest.mark.parametrize("masks", ["lungs", "heart", "findings"])
-def test_phantoms_give_masks_drawn_or_cached(masks, tmp_path, monkeypatch):
-    # Threads do the same work without the imports of spawned processes.
-    monkeypatch.setattr("diptych_datamodules.phantom.ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(1))
+def test_phantoms_give_masks_drawn_or_cached(masks, tmp_path):
     options = {"train": 3, "val": 1, "test": 1, "size": 48, "normal": 0.0, "masks": masks}
     rendered = Phantom(**options)
     rendered.setup("fit")

@@ -2,15 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import inprocess
 import pytest
 import torch
-from mini import config, write_pairs
+import warm
+from mini import config, own_environment, write_pairs
 
 from diptych.model.checkpoint import read_checkpoint
 from diptych.training.interruption import ENDING
@@ -126,18 +124,8 @@ def test_outside_training_a_signal_ends_the_command_where_it_is(recipe, wholes, 
 
 
 def start(recipe, run, *options):
-    command = [
-        str(Path(sys.executable).with_name("diptych")),
-        "fit",
-        "-c",
-        str(recipe / "run.yaml"),
-        "--run",
-        str(recipe / run),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen(
-        [*command, *options], start_new_session=True, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    words = ["fit", "-c", str(recipe / "run.yaml"), "--run", str(recipe / run), *options]
+    return warm.Command(words, recipe, own_environment())
 
 
 @pytest.mark.slow
@@ -149,14 +137,15 @@ def test_a_signal_to_all_processes_leaves_the_loaders_workers_at_work(recipe, wh
         until = time.monotonic() + 120
         while not (recipe / "group" / "checkpoints" / "last.ckpt").exists():
             assert time.monotonic() < until
-            assert process.poll() is None, process.stderr.read()
+            assert process.poll() is None, process.finish(1).stderr
             time.sleep(0.05)
         for number in (signal.SIGHUP, signal.SIGHUP):  # twice within a moment is one order
             os.killpg(process.pid, number)
-        _, output = process.communicate(timeout=60)
+        done = process.finish(60)
     finally:
         process.kill()
-    assert process.returncode == 129, output
+    output = done.stderr
+    assert done.returncode == 129, output
     assert output.count("saves at the next step") == 1
     assert "Traceback" not in output
     assert f"saved: step {last(recipe / 'group')['global_step']}, in {recipe}/group/checkpoints/last.ckpt" in output
@@ -167,9 +156,10 @@ def test_a_second_signal_ends_it_at_once(recipe):
     """While the main thread is in a step that does not end."""
     process = start(recipe, "twice", *at(2, signal.SIGTERM, times=2, apart=1.5))
     try:
-        _, output = process.communicate(timeout=120)
+        done = process.finish(120)
     finally:
         process.kill()
-    assert process.returncode == 143, output
+    output = done.stderr
+    assert done.returncode == 143, output
     assert "SIGTERM: ends at once" in output
     assert not list((recipe / "twice").rglob("*.ckpt"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -30,7 +31,9 @@ def leave_to_parent(worker: int) -> None:
 
     SIGTERM from the main process itself ends the worker, as always.
     """
-    parent = os.getppid()
+    main = multiprocessing.parent_process()
+    assert main is not None
+    parent = main.pid  # not its parent, where a fork server starts workers
     ignored = _ORDERS - {signal.SIGTERM}
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)  # drops what came while it was blocked

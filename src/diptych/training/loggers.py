@@ -43,7 +43,7 @@ class ConfigWriter(SaveConfigCallback):
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write the configuration. Lightning calls this on the first process."""
-        text = self.parser.dump(self.config, skip_none=False)
+        text = self.parser.dump(self.config, skip_none=False, skip_validation=True)  # it was validated when it was read
         replace_text(Path(trainer.default_root_dir) / self.config_filename, text)
         for logger in trainer.loggers:
             if not isinstance(logger, Events):
