@@ -137,6 +137,16 @@ def test_workers_that_inherit_nothing_read_the_same(name, roots):
     assert there.ids == here.ids
 
 
+def test_a_worker_that_a_fork_server_has_started_ends_when_the_main_process_asks(roots):
+    warm.ready()
+    batches = iter(ready("tabular", roots, workers=1, start_method="forkserver").val_dataloader())
+    next(batches)
+    (worker,) = batches._workers
+    worker.terminate()
+    worker.join(60)
+    assert worker.exitcode == 0
+
+
 @pytest.mark.parametrize("name", sorted(RELEASES))
 def test_what_is_missing_is_named_with_where_to_get_it(name, roots, tmp_path):
     with pytest.raises(DataError, match=r"the folder does not exist|no image in it; unpack|no list") as caught:

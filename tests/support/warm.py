@@ -61,6 +61,7 @@ class Command:
             self.kill()
             raise subprocess.TimeoutExpired([*self._arguments], timeout, *(file.read_bytes() for file in self._files))
         out, err = (file.read_text() for file in self._files)
+        self._outputs.cleanup()
         return subprocess.CompletedProcess(self._arguments, self._process.exitcode, out, err)
 
 
