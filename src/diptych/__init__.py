@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from diptych.model.inference import TrainedModel as TrainedModel
     from diptych.model.inference import load as load
     from diptych.model.module import AlignmentModule as AlignmentModule
+    from diptych.model.pretrained import from_pretrained as from_pretrained
+    from diptych.model.pretrained import push_to_hub as push_to_hub
+    from diptych.model.pretrained import save_pretrained as save_pretrained
     from diptych.nn.norm import GlobalBatchNorm as GlobalBatchNorm
     from diptych.reports.chexbert import Chexbert as Chexbert
     from diptych.reports.labeller import Labeller as Labeller

@@ -28,6 +28,7 @@ _BY_MODULE = {
     "model.encoder": "DualEncoder",
     "model.inference": "TrainedModel load",
     "model.module": "AlignmentModule",
+    "model.pretrained": "from_pretrained push_to_hub save_pretrained",
     "nn.norm": "GlobalBatchNorm",
     "reports.chexbert": "Chexbert",
     "reports.labeller": "Labeller Rules",

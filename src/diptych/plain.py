@@ -63,18 +63,24 @@ def check_plain(value: object, where: str, most: int = MOST_VALUES) -> None:
     check(value, where, 0)
 
 
-def read_json(text: object, where: str) -> dict[str, Any]:
+def read_json(text: object, where: str, *, longest: int = LONGEST, largest: int = LARGEST) -> dict[str, Any]:
     """The mapping that a stored JSON text holds.
 
     >>> read_json('{"depth": 2}', "here")
     {'depth': 2}
 
+    Args:
+        text: what is stored.
+        where: the place, for messages.
+        longest: most letters of the text.
+        largest: largest whole number in it.
+
     Raises:
         ConfigError: it is no JSON, no mapping, or too large. The message names the place.
     """
-    if not isinstance(text, str) or len(text) > LONGEST:
+    if not isinstance(text, str) or len(text) > longest:
         kind = f"a text of {len(text):,} letters" if isinstance(text, str) else shown(text)
-        raise ConfigError(f"{where}: refused: it is {kind}, and must be JSON of at most {LONGEST:,} letters")
+        raise ConfigError(f"{where}: refused: it is {kind}, and must be JSON of at most {longest:,} letters")
     try:
         content = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
@@ -82,7 +88,7 @@ def read_json(text: object, where: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"{where}: refused: it is {shown(content)}, and must be a mapping")
     check_plain(content, where)
-    _check_numbers(content, where)
+    _check_numbers(content, where, largest)
     return content
 
 
@@ -129,12 +135,12 @@ def _refuse(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
 
 
-def _check_numbers(value: object, where: str) -> None:
+def _check_numbers(value: object, where: str, largest: int) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
-            _check_numbers(item, f"{where}.{key}")
+            _check_numbers(item, f"{where}.{key}", largest)
     elif isinstance(value, list):
         for item in value:
-            _check_numbers(item, where)
-    elif isinstance(value, int | float) and (abs(value) > LARGEST if isinstance(value, int) else math.isinf(value)):
-        raise ConfigError(f"{where}: refused: it is {shown(value)}; whole numbers are at most {LARGEST:,}")
+            _check_numbers(item, where, largest)
+    elif isinstance(value, int | float) and (abs(value) > largest if isinstance(value, int) else math.isinf(value)):
+        raise ConfigError(f"{where}: refused: it is {shown(value)}; whole numbers are at most {largest:,}")

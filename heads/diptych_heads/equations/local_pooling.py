@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from diptych.nn.blockwise import block_bytes, column_blocks
 from diptych.nn.functional import full, without_autocast
-from diptych_heads.equations.attention import Attention
+from diptych_heads.equations.attention import Attention, attention_logits
 
 __all__ = ["Pooling", "local_scores"]
 
@@ -83,10 +83,33 @@ def local_scores(
 
     with without_autocast(regions):
         regions, words = full(regions), full(words)
+        if torch.compiler.is_exporting():  # the number of blocks would be fixed in the program
+            return _whole_grid(regions, words, mask, pooling, attention, region_scale, word_scale)
         if torch.is_grad_enabled():
             return scores(regions, words, mask)
         tiles = list(zip(torch.split(words, 256), torch.split(mask, 256), strict=True))
         return torch.cat([torch.cat([scores(v, t, real) for t, real in tiles], 1) for v in torch.split(regions, 256)])
+
+
+def _whole_grid(
+    regions: Tensor,
+    words: Tensor,
+    mask: Tensor,
+    pooling: Pooling,
+    attention: Attention,
+    region_scale: float,
+    word_scale: float,
+) -> Tensor:
+    """:func:`local_scores` as it is written there, without blocks: for programs that are exported."""
+    s = torch.einsum("ire,tne->irtn", regions, words)
+    if pooling == "max":
+        best_region = s.amax(1).mul(mask).sum(-1) / mask.sum(-1).clamp_min(1)
+        best_word = s.masked_fill(~mask, -2.0).amax(-1).mean(1)  # below any cosine, and finite
+        return ((best_region + best_word) / 2).masked_fill(~mask.any(-1), 0.0)
+    a = (region_scale * attention_logits(s, mask, attention)).softmax(1)
+    context = torch.einsum("irtn,ire->itne", a, regions)
+    length = torch.linalg.vector_norm(context, dim=-1) * torch.linalg.vector_norm(words, dim=-1)
+    return _pool((a * s).sum(1) / length.clamp_min(1e-8), mask, pooling, word_scale)
 
 
 def _pool(m: Tensor, mask: Tensor, pooling: Pooling, word_scale: float) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as nnf
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from diptych.errors import ConfigError
 from diptych.nn.blockwise import block_bytes, on_cpu
 from diptych.nn.functional import full, without_autocast
 from diptych.types import Features
@@ -121,6 +122,10 @@ def match_weights(s: Tensor, mask: Tensor, rule: MatchingRule) -> Tensor:
 
 
 def _hungarian(s: Tensor, mask: Tensor) -> Tensor:
+    if torch.compiler.is_exporting():
+        raise ConfigError(
+            "matching hungarian is solved by scipy, which a program cannot hold; train with soft, max or sinkhorn"
+        )
     from scipy.optimize import linear_sum_assignment
 
     w = torch.zeros(s.shape, dtype=s.dtype)
@@ -191,6 +196,9 @@ def pair_scores(
     with without_autocast(observations):
         v, t = full(observations), full(sentences)
         weights = torch.ones_like(t[..., 0]) if weights is None else full(weights)
+        if torch.compiler.is_exporting() and hashes is None:  # the number of blocks would be fixed in the program
+            real = mask.expand(len(v), -1, -1)
+            return block_scores(v, t, mask, real * weights, rule), torch.zeros_like(real[..., 0])
         if on_cpu(v):
             longest = max(1, int(mask.sum(1).max())) if len(mask) else 1
             t, mask, weights = t[:, :longest], mask[:, :longest], weights[:, :longest]

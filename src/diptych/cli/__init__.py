@@ -2,5 +2,5 @@
 
 - ``main``: the ``diptych`` command, which imports no torch. ``run``: ``fit``, ``validate`` and ``test``.
 - ``help`` and ``messages``: what these three print.
-- ``compare`` and ``prepare``: a command each.
+- ``compare``, ``export`` and ``prepare``: a command each.
 """

@@ -5,6 +5,7 @@
 - ``stored``: builds the module of a checkpoint, which may come from anybody. ``arguments``: what it calls constructors with.
   ``budget``: what it may allocate.
 - ``building``: classes that a recipe names. A recipe is trusted.
+- ``pretrained``: models that are shared (:mod:`diptych.sharing`).
 - ``inference``: ``load`` and the trained model. ``inputs``: the pictures and texts that people hand to it.
 """
 

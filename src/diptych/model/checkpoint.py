@@ -16,10 +16,12 @@ from diptych.errors import ConfigError
 from diptych.escaping import one_line
 from diptych.files import replacing
 from diptych.model.budget import check_weights
+from diptych.sharing.folder import FILES, WEIGHTS, is_folder, read_folder
+from diptych.sharing.hub import HUB, download
 from diptych.towers.foreign import refuse_compressed
 from diptych.towers.weights import some
 
-__all__ = ["AtomicCheckpointIO", "check_fit", "checkpoint_in", "read_checkpoint"]
+__all__ = ["AtomicCheckpointIO", "check_fit", "checkpoint_in", "read_checkpoint", "read_model"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -126,5 +128,25 @@ def checkpoint_in(path: Path | str) -> Path:
                 )
                 return file
     raise ConfigError(
-        f"{path}: a folder without checkpoints/best.ckpt or last.ckpt; give the folder of a run, or a .ckpt"
+        f"{path}: a folder without checkpoints/best.ckpt or last.ckpt, and no shared model; give the folder of a run or of "
+        "save_pretrained, or a .ckpt"
     )
+
+
+def read_model(path: Path | str) -> tuple[Path, dict[str, Any]]:
+    """The file and the contents of a checkpoint, of a run's checkpoint, or of a shared model, whose file is its weights.
+
+    Args:
+        path: a checkpoint, a run's folder, a folder that ``save_pretrained`` wrote, or ``hf-hub:owner/name`` of one.
+
+    Raises:
+        ConfigError: there is none, or it is refused.
+    """
+    if str(path).startswith(HUB):
+        path = download(str(path).removeprefix(HUB), FILES)
+    if is_folder(Path(path)):
+        content = read_folder(path)
+        check_weights(content["state_dict"], str(path))
+        return Path(path) / WEIGHTS, content
+    file = checkpoint_in(path)
+    return file, read_checkpoint(file)

@@ -21,12 +21,13 @@ from diptych.errors import ConfigError, shown
 from diptych.evaluation.rows import stack
 from diptych.evaluation.scoring import blocks
 from diptych.head import Grounds, Observes, ScoresMatchings, WeighsWords
-from diptych.model.checkpoint import check_fit, checkpoint_in, read_checkpoint
+from diptych.model.checkpoint import check_fit, read_model
 from diptych.model.inputs import each_picture, each_text, grey_picture
 from diptych.model.stored import build_stored, load_weights
 from diptych.plain import check_plain
 from diptych.radiographs.intensity import Intensity
 from diptych.radiographs.letterbox import Letterbox, letterbox
+from diptych.sharing.shareable import Shareable
 from diptych.towers.weights import some
 from diptych.types import Embedding, Features
 
@@ -55,8 +56,8 @@ def load_module(path: Path | str, trust: Collection[str] = ()) -> AlignmentModul
     Raises:
         ConfigError: the file is not ours, holds no configuration, names a class that is not known, or does not fit.
     """
-    file = checkpoint_in(path)
-    return _module_of(read_checkpoint(file), str(file), trust)
+    file, checkpoint = read_model(path)
+    return _module_of(checkpoint, str(file), trust)
 
 
 def _module_of(checkpoint: dict[str, Any], path: str, trust: Collection[str] = ()) -> AlignmentModule:
@@ -82,7 +83,7 @@ def _module_of(checkpoint: dict[str, Any], path: str, trust: Collection[str] = (
     return module.eval()
 
 
-class TrainedModel:
+class TrainedModel(Shareable):
     """A trained dual encoder with its head, for pictures and strings.
 
     Pictures are paths (of any file that training reads), PIL images, arrays or tensors. A method takes one, a list, or an
@@ -109,6 +110,8 @@ class TrainedModel:
         self.device = _device(device)
         self.module = module.eval().to(self.device)
         self.image_size, self.intensity = image_size, intensity
+        self.file: Path | None = None
+        self.findings: list[str] = []
 
     def _square(self, pictures: Sequence[Any], start: int = 0) -> Tensor:
         """Pictures as the tower's input ``[B,1,H,V]``."""
@@ -344,7 +347,8 @@ def load(path: Path | str, device: str | torch.device = "cpu", *, trust: Collect
     A checkpoint from elsewhere runs nothing but diptych and the heads of installed packages.
 
     Args:
-        path: a ``.ckpt`` that ``diptych fit`` wrote, or a run's folder: its best checkpoint, else its last.
+        path: a ``.ckpt`` that ``diptych fit`` wrote, or a run's folder: its best checkpoint, else its last. It may also be a
+            folder that ``save_pretrained`` wrote, or ``hf-hub:owner/name`` of such a folder on the hub.
         device: where to put it.
         trust: import paths of your own towers and evaluators that the checkpoint may name, as ``my_package.MyTower``.
             They are imported, so name only what you would run.
@@ -354,8 +358,7 @@ def load(path: Path | str, device: str | torch.device = "cpu", *, trust: Collect
             such device.
     """
     place = _device(device)
-    file = checkpoint_in(path)
-    checkpoint = read_checkpoint(file)
+    file, checkpoint = read_model(path)
     module = _module_of(checkpoint, str(file), trust)
     size = checkpoint["diptych"].get("image_size")
     if type(size) is not int or not 1 <= size <= LARGEST_IMAGE:
@@ -365,4 +368,6 @@ def load(path: Path | str, device: str | torch.device = "cpu", *, trust: Collect
         )
     check_plain(checkpoint["diptych"].get("intensity"), f"{file}: intensity")
     intensity = Intensity.of(checkpoint["diptych"].get("intensity"), source=str(file))
-    return TrainedModel(module, size, place, intensity)
+    model = TrainedModel(module, size, place, intensity)
+    model.file, model.findings = file, [str(name) for name in checkpoint["diptych"].get("findings") or []]
+    return model

@@ -12,7 +12,7 @@ from torch import Tensor
 from diptych.errors import ConfigError
 from diptych.escaping import one_line
 from diptych.files import sha256
-from diptych.model.checkpoint import checkpoint_in, read_checkpoint
+from diptych.model.checkpoint import read_model
 from diptych.model.module import AlignmentModule
 from diptych.model.stored import load_weights
 from diptych.towers.fused import FusedImage
@@ -29,7 +29,7 @@ def take_weights(module: AlignmentModule, path: Path | str) -> list[str]:
 
     Args:
         module: which is new.
-        path: a checkpoint of a pre-training run or of ``diptych convert``, or a run's folder.
+        path: a checkpoint of a pre-training run or of ``diptych convert``, a run's folder, or a shared model.
 
     Returns:
         What was taken and what was not, a line each. The same is told.
@@ -37,8 +37,7 @@ def take_weights(module: AlignmentModule, path: Path | str) -> list[str]:
     Raises:
         ConfigError: it is no such checkpoint; a tower differs; or the head is of the same class, and differs.
     """
-    file = checkpoint_in(path)
-    checkpoint = read_checkpoint(file)
+    file, checkpoint = read_model(path)
     stored = checkpoint.get("diptych")
     if not isinstance(stored, dict) or "task" in stored or "head" not in stored:
         raise ConfigError(

@@ -83,6 +83,8 @@ class LogitScale(nn.Module):
 
     def forward(self) -> Tensor:
         """The scale, a scalar in ``(0, maximum]``."""
+        if torch.compiler.is_exporting():  # a program that is exported changes no parameter
+            return self.log_scale.clamp(max=math.log(self.maximum)).exp()
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(self.maximum))
         return self.log_scale.exp()

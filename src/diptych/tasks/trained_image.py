@@ -10,7 +10,6 @@ from torch import Tensor
 from diptych.errors import ConfigError
 from diptych.files import sha256
 from diptych.head import Extracts
-from diptych.model.checkpoint import checkpoint_in
 from diptych.model.inference import load
 from diptych.towers.image import ImageTower
 from diptych.types import Features
@@ -25,7 +24,7 @@ class TrainedImage(ImageTower):
 
     Args:
         checkpoint: a ``.ckpt`` of a pre-training run, or the run's folder. Of a folder the best checkpoint is taken, or else
-            the last.
+            the last. It may also be a shared model (docs/sharing.md).
         queries: whether to keep the head, for tasks that use its queries (``Generate``).
         frozen: whether no parameter is trained. Batch statistics do not move then.
         freeze_layers: number of the lowest layers that are not trained. The stem counts as one.
@@ -46,8 +45,9 @@ class TrainedImage(ImageTower):
         layer_decay: float = 1.0,
     ) -> None:
         super().__init__()
-        file = checkpoint_in(checkpoint)
-        model = load(file)
+        model = load(checkpoint)
+        assert model.file is not None  # load has set it
+        file = model.file
         tower, head = model.module.encoder.image, type(model.module.head)
         self.head = None
         if queries:
