@@ -256,7 +256,9 @@ HOSTILE = {
         f, "state|encoder.image._extra_state|architecture", {"name": "hf-hub:evil/x", "model_args": {}}
     ),
     "architecture huge": lambda f: changed(
-        f, f"{TEXT_STATE}|architecture", {"model_type": "bert", "hidden_size": 2**40}
+        f,
+        "state|encoder.image._extra_state|architecture",
+        {"name": "resnet10t", "model_args": {"channels": [2**20] * 4}},
     ),
     "image size": lambda f: changed(f, "image_size", 2**20),
     "format of the future": lambda f: changed(f, "format", 2),

@@ -13,6 +13,8 @@ from diptych.errors import ConfigError
 from diptych.sharing.panels import text_inputs
 from diptych.sharing.programs import write_programs
 
+pytestmark = pytest.mark.timeout(900)  # the exporters take long on a busy machine
+
 HEADS = {
     "global": "global",
     "local_pooling": "local_pooling",
@@ -27,6 +29,14 @@ HEADS = {
     "pcma sinkhorn": {"queries": 5, "matching": "sinkhorn", "sentence_weights": "learned"},
     "composite": {"heads": ["global", "local_pooling", "cce"]},
 }
+
+
+VIT = {
+    "name": "vit_tiny_patch16_224",
+    "pretrained": False,
+    "model_args": {"img_size": 32, "depth": 1, "embed_dim": 16, "num_heads": 2, "patch_size": 8},
+}
+SMALLEST = {"class_path": "diptych.TimmImage", "init_args": VIT}
 
 
 def head_of(name):
@@ -66,9 +76,9 @@ def twins(folder, model, kind):
     return run("score", embedded)["score"], model.similarity(PICTURES, REPORTS).numpy()
 
 
-@pytest.mark.parametrize("kind", ["onnx"])
+@pytest.mark.parametrize("kind", [pytest.param("onnx", marks=pytest.mark.slow), "torch"])
 def test_programs_score_as_the_model_does(tmp_path, kind):
-    model = trained("local_pooling")
+    model = trained("local_pooling", image=SMALLEST)
     gaps = write_programs(model, tmp_path / "programs", kind)
     assert set(gaps) == {"image", "text", "score"}
     assert all(gap <= 1e-5 for gap in gaps.values())
@@ -82,17 +92,15 @@ def test_programs_score_as_the_model_does(tmp_path, kind):
 @pytest.mark.parametrize("kind", ["onnx", "torch"])
 @pytest.mark.parametrize("name", HEADS)
 def test_every_head_scores_so(tmp_path, name, kind):
-    model = trained(head_of(name))
+    model = trained(head_of(name), image=SMALLEST)
     write_programs(model, tmp_path / "programs", kind)
     programs, own = twins(tmp_path / "programs", model, kind)
     np.testing.assert_allclose(programs, own, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_a_vision_transformer_is_exported_too(tmp_path):
-    args = {"img_size": 32, "depth": 2, "embed_dim": 16, "num_heads": 2, "patch_size": 8}
-    vit = {"name": "vit_tiny_patch16_224", "pretrained": False, "model_args": args}
-    model = trained("local_pooling", image={"class_path": "diptych.TimmImage", "init_args": vit})
+def test_a_convolutional_tower_is_exported_too(tmp_path):
+    model = trained("local_pooling")
     write_programs(model, tmp_path / "programs", "onnx")
     np.testing.assert_allclose(*twins(tmp_path / "programs", model, "onnx"), atol=1e-5)
 
@@ -102,6 +110,7 @@ def test_what_no_program_holds_is_refused_by_the_rule(tmp_path):
     model = trained({"class_path": "pcma", "init_args": {"queries": 5, "matching": "hungarian"}})
     with pytest.raises(ConfigError, match="matching hungarian is solved by scipy, which a program cannot hold"):
         write_programs(model, tmp_path / "programs", "torch")
+    assert not list((tmp_path / "programs").iterdir())
 
 
 def test_the_command_writes_each_form(tmp_path, capsys):

@@ -108,7 +108,7 @@ class TrainedModel(Shareable):
         intensity: Intensity = Intensity(),  # noqa: B008  # frozen
     ) -> None:
         self.device = _device(device)
-        self.module = module.eval().to(self.device)
+        self.module: AlignmentModule = module.eval().to(self.device)
         self.image_size, self.intensity = image_size, intensity
         self.file: Path | None = None
         self.findings: list[str] = []
@@ -369,5 +369,6 @@ def load(path: Path | str, device: str | torch.device = "cpu", *, trust: Collect
     check_plain(checkpoint["diptych"].get("intensity"), f"{file}: intensity")
     intensity = Intensity.of(checkpoint["diptych"].get("intensity"), source=str(file))
     model = TrainedModel(module, size, place, intensity)
-    model.file, model.findings = file, [str(name) for name in checkpoint["diptych"].get("findings") or []]
+    findings = checkpoint["diptych"].get("findings")
+    model.file, model.findings = file, [str(name) for name in findings] if isinstance(findings, list) else []
     return model

@@ -45,6 +45,11 @@ def text_inputs(text: TextBatch) -> dict[str, Tensor]:
     return {name: value for name in TEXT_INPUTS if isinstance(value := getattr(text, name), Tensor)}
 
 
+def _outputs(features: dict[str, Tensor], embedding: Embedding) -> dict[str, Tensor]:
+    """Features and embedding. Each is a tensor of its own: an output with two names, or an input, would lose one name."""
+    return features | {f"embedding.{path}": leaf.clone() for path, leaf in leaves(embedding).items()}
+
+
 class ImagePanel(nn.Module):
     """A picture to its features and its embedding, all as named tensors.
 
@@ -59,9 +64,7 @@ class ImagePanel(nn.Module):
     def forward(self, picture: Tensor) -> dict[str, Tensor]:
         """As the class says."""
         features = self.tower(picture)
-        embedded = leaves(self.head.embed_image(features))
-        own = {"features": features.pooled, "regions": features.tokens}
-        return own | {f"embedding.{path}": leaf for path, leaf in embedded.items()}
+        return _outputs({"features": features.pooled, "regions": features.tokens}, self.head.embed_image(features))
 
 
 class TextPanel(nn.Module):
@@ -89,9 +92,7 @@ class TextPanel(nn.Module):
             zip(TEXT_INPUTS, (input_ids, attention_mask, word_of_piece, mask, sentences, sentence_hash), strict=True)
         )
         features = self.tower(TextBatch(**named, hash=unread, cut=unread > 0, raw=[]))
-        embedded = leaves(self.head.embed_text(features))
-        own = {"features": features.pooled, "words": features.tokens}
-        return own | {f"embedding.{path}": leaf for path, leaf in embedded.items()}
+        return _outputs({"features": features.pooled, "words": features.tokens}, self.head.embed_text(features))
 
 
 class ScorePanel(nn.Module):

@@ -86,6 +86,10 @@ def write_programs(model: Shareable, folder: Path | str, kind: Kind) -> dict[str
                 file = folder / f"{panel.name}.{'onnx' if kind == 'onnx' else 'pt2'}"
                 run, described[panel.name] = _write(panel, file, kind)
                 differences[panel.name] = _furthest(panel, run, file)
+    except BaseException:
+        for file in folder.iterdir():  # which was empty
+            file.unlink()
+        raise
     finally:
         model.module.to(device)
     write_tokenizer(model.module.tokenizer, folder)
@@ -181,7 +185,11 @@ def _write(panel: _Panel, file: Path, kind: Kind) -> tuple[Callable[[tuple[Any, 
 
 
 def _furthest(panel: _Panel, run: Callable[[tuple[Any, ...]], Values], file: Path) -> float:
-    """The largest difference of a program to its module. A file that differs is removed."""
+    """The largest difference of a program to its module.
+
+    Raises:
+        ConfigError: it is too large.
+    """
     furthest = 0.0
     for inputs in (panel.inputs, *panel.others):
         own, made = panel.module(*inputs), run(inputs)
@@ -192,10 +200,9 @@ def _furthest(panel: _Panel, run: Callable[[tuple[Any, ...]], Values], file: Pat
                 gap = (made[name].double() - value.double()).abs().max() / value.double().abs().max().clamp_min(1)
                 furthest = max(furthest, float(gap))
     if not furthest <= TOLERANCE:
-        file.unlink()
         raise ConfigError(
-            f"the exported program {file.name} differs from PyTorch by {furthest:.2g}, more than {TOLERANCE:g}, so it was "
-            "removed; share the model with --to hub instead"
+            f"the exported program {file.name} differs from PyTorch by {furthest:.2g}, more than {TOLERANCE:g}, so it is not "
+            "written; share the model with --to hub instead"
         )
     return furthest
 

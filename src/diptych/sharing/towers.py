@@ -47,7 +47,7 @@ def write_timm(tower: ImageTower, image_size: int, folder: Path | str) -> Path:
 
     backbone: Any = tower.backbone
     stored = json.loads(tower.get_extra_state()["architecture"])
-    args = {**stored["model_args"], "in_chans": 1}
+    args = dict(stored["model_args"])
     if getattr(backbone, "dynamic_img_size", False):
         args["dynamic_img_size"] = True
     preset = backbone.pretrained_cfg
@@ -58,7 +58,7 @@ def write_timm(tower: ImageTower, image_size: int, folder: Path | str) -> Path:
         "model_args": args,
         "pretrained_cfg": {
             **{key: preset[key] for key in _KEPT if key in preset},
-            "input_size": [1, image_size, image_size],
+            "input_size": [1, image_size, image_size],  # timm takes the number of channels from it
             "mean": [float(tower.mean)],
             "std": [float(tower.std)],
             "num_classes": 0,
