@@ -242,7 +242,7 @@ class Cce(AlignmentHead[CceEmbedding]):
         return CceEmbedding(
             pooled,
             patches=self.patches(image.tokens),
-            places=F.grid_code(image, self.mask_token.shape[0]).expand(len(vectors), -1, -1),
+            places=F.grid_code(image, self.mask_token.shape[0]).expand(vectors.shape[0], -1, -1),
             views=patch_views(vectors, self.centre, self.target),
         )
 

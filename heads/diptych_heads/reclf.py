@@ -283,7 +283,7 @@ class Reclf(TokenHead):
         if self.word_identity is not None:  # the same for all images
             added = self.word_identity(words)
             matched = matched + nn.functional.pad(added, (0, matched.shape[-1] - added.shape[-1]))
-        return matched.view(len(image.tokens), *text.mask.shape, -1)
+        return matched.view(image.tokens.shape[0], *text.mask.shape, -1)
 
     def pair_scores(
         self, image: TokenEmbedding, text: TokenEmbedding, matched: Tensor, fused: list[FusedStep]
@@ -318,7 +318,7 @@ class Reclf(TokenHead):
     def _nodes(self, text: TokenEmbedding, matched: Tensor) -> tuple[Tensor, Tensor]:
         """The nodes of each pair ``[I*T,n,m]``, and which are real ``[I*T,n]``."""
         q = unit_nodes(matched[..., : self.local_matching.out_features])
-        real = text.mask.unsqueeze(0).expand(len(q), -1, -1)
+        real = text.mask.unsqueeze(0).expand(q.shape[0], -1, -1)
         return q.flatten(0, 1), real.flatten(0, 1)
 
     def _reason(self, q: Tensor, real: Tensor, text: TokenEmbedding, fused: list[FusedStep]) -> Tensor:

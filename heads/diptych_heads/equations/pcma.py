@@ -72,7 +72,7 @@ def sentence_slots(text: Features, least: int) -> tuple[Tensor, Tensor, Tensor]:
     slots = torch.where(short_only & mask, 0, slots)
     most = max(1, words // least)
     spare = torch.full(
-        (len(mask), most + 1), -1, dtype=torch.int64, device=mask.device
+        (mask.shape[0], most + 1), -1, dtype=torch.int64, device=mask.device
     )  # one column more, for dropped sentences
     slot_hashes = spare.scatter(1, torch.where(long, rank, most), hashes)[:, :most]
     whole = torch.where(hashes == -1, 0, hashes).mul(counts > 0).sum(1)  # wraps around
@@ -197,7 +197,7 @@ def pair_scores(
         v, t = full(observations), full(sentences)
         weights = torch.ones_like(t[..., 0]) if weights is None else full(weights)
         if torch.compiler.is_exporting() and hashes is None:  # the number of blocks would be fixed in the program
-            real = mask.expand(len(v), -1, -1)
+            real = mask.expand(v.shape[0], -1, -1)
             return block_scores(v, t, mask, real * weights, rule), torch.zeros_like(real[..., 0])
         if on_cpu(v):
             longest = max(1, int(mask.sum(1).max())) if len(mask) else 1

@@ -83,7 +83,7 @@ class Step(nn.Module):
         """
         if self.relations is not None and relations is not None:
             added = self.relations[relations]  # [T,n,n]
-            node_bias = (node_bias.view(-1, len(added), *node_bias.shape[1:]) + added).flatten(0, 1)
+            node_bias = (node_bias.view(-1, added.shape[0], *node_bias.shape[1:]) + added).flatten(0, 1)
         out = reason(q, *weights, node_bias)
         return out if self.norm is None else cast(Tensor, self.norm(q + out))
 

@@ -118,7 +118,7 @@ class Extractor(nn.Module):
         memory = self.memory(tokens)
         if places is not None:
             memory = memory + places
-        x = self.queries.expand(len(tokens), -1, -1)
+        x = self.queries.expand(tokens.shape[0], -1, -1)
         attention = x
         for layer in self.layers:
             x, attention = layer(x, memory, mask)
