@@ -12,7 +12,8 @@ from torch.nn import functional as nn_functional
 from diptych.checks import check_number
 from diptych.errors import ConfigError
 from diptych.evaluation.base import EmbedText, Head
-from diptych.evaluation.zero_shot import ScoreThreshold, ZeroShot
+from diptych.evaluation.zero_shot import ZeroShot
+from diptych.metrics.classification import ScoreThreshold
 from diptych.types import Batch, Embedding
 
 __all__ = ["MultiResolution", "combine_scores", "crops"]

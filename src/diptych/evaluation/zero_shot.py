@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from scipy.special import expit
@@ -26,15 +26,12 @@ from diptych.evaluation.protocols import (
     z_scores,
 )
 from diptych.metrics.bootstrap import Metric
-from diptych.metrics.classification import VAL
+from diptych.metrics.classification import VAL, ScoreThreshold
 from diptych.metrics.decisions import thresholds_of
 from diptych.predictions.base import Column, named
 from diptych.types import Batch, Embedding
 
-__all__ = ["ScoreThreshold", "ZeroShot"]
-
-ScoreThreshold = Literal["zero", "best_f1", "val_f1", "val_youden", "val_mcc"]
-"""The score above which a finding counts as present: 0, or one that is chosen."""
+__all__ = ["ZeroShot"]
 
 
 class ZeroShot(Evaluator):

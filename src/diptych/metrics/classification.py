@@ -16,7 +16,7 @@ from diptych.metrics.decisions import CRITERIA, Criterion, best_threshold, decis
 from diptych.metrics.delong import Spread, components
 from diptych.metrics.few import intervals
 
-__all__ = ["VAL", "BinaryValues", "Threshold", "binary_values", "class_values", "with_macro"]
+__all__ = ["VAL", "BinaryValues", "ScoreThreshold", "Threshold", "binary_values", "class_values", "with_macro"]
 
 Array = NDArray[Any]
 Threshold = Literal["zero", "half", "best_f1", "val_f1", "val_youden", "val_mcc"]
@@ -25,6 +25,8 @@ Threshold = Literal["zero", "half", "best_f1", "val_f1", "val_youden", "val_mcc"
 It is 0, or 0.5, or the one with the best F1 on the evaluated split itself, or the one that is best on ``val`` by F1, Youden's
 index or MCC.
 """
+ScoreThreshold = Literal["zero", "best_f1", "val_f1", "val_youden", "val_mcc"]
+"""The same of scores and logits, whose middle is 0."""
 VAL: dict[str, Criterion] = {"val_f1": "f1", "val_youden": "youden", "val_mcc": "mcc"}
 """What a threshold of ``val`` is chosen by."""
 _FIXED = {"zero": (0.0, "score > 0"), "half": (0.5, "score > 0.5")}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from diptych.checks import check_number
 from diptych.data.dataset import Sample
 from diptych.errors import ConfigError
+from diptych.metrics.classification import ScoreThreshold
 from diptych.metrics.regions import at_pixels
 from diptych.results.attention import Panel, draw_maps
 from diptych.tasks.mapped import MappedTask
@@ -98,6 +99,9 @@ class AttentiveProbe(MappedTask):
         weight_decay: weight decay of AdamW on weight matrices.
         warmup: number of steps of linear warm-up. Below 1, their share of all steps.
         lr_floor: learning rate at the end of the cosine, as a share of ``lr``.
+        threshold: logit above which a finding counts as present, for accuracy, F1 and so on. ``zero`` is 0. ``best_f1`` is
+            the best on the evaluated split itself, which is optimistic. ``val_f1``, ``val_youden`` and ``val_mcc`` are the
+            best on ``val``, which a test reads first.
         resamples: number of bootstrap resamples of the test. 0 gives no intervals.
 
     Raises:
@@ -121,9 +125,18 @@ class AttentiveProbe(MappedTask):
         weight_decay: float = 1e-4,
         warmup: float = 0.05,
         lr_floor: float = 0.01,
+        threshold: ScoreThreshold = "zero",
         resamples: int = 1000,
     ) -> None:
-        super().__init__(image, lr=lr, weight_decay=weight_decay, warmup=warmup, lr_floor=lr_floor, resamples=resamples)
+        super().__init__(
+            image,
+            threshold=threshold,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup=warmup,
+            lr_floor=lr_floor,
+            resamples=resamples,
+        )
         for option, value in (("width", width), ("attention_heads", attention_heads), ("hidden", hidden)):
             check_number(f"AttentiveProbe: {option}", value, least=1, whole=True)
         if width % attention_heads:

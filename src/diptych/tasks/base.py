@@ -21,12 +21,12 @@ from diptych.evaluation.rows import Rows
 from diptych.metrics.bootstrap import Draws, Metric
 from diptych.model.checkpoint import check_fit
 from diptych.model.optim import adamw_and_schedule, total_steps
-from diptych.predictions.base import Predictions, named
+from diptych.predictions.base import Predictions
 from diptych.predictions.kinds import with_draws
 from diptych.towers.image import ImageTower
 from diptych.types import Batch
 
-__all__ = ["PyramidTask", "Task", "TrainedTask", "classified"]
+__all__ = ["PyramidTask", "Task", "TrainedTask"]
 
 
 class Task(pl.LightningModule):
@@ -156,30 +156,6 @@ class Task(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint whose weights do not fit. The message names the missing and the unexpected ones."""
         check_fit(checkpoint, self, source="the checkpoint")
-
-
-def classified(
-    names: Sequence[str], logits: Tensor, labels: Tensor, resamples: int, *, exclusive: bool = False
-) -> Predictions:
-    """Logits ``[n,L]`` of findings and their labels as predictions.
-
-    Args:
-        names: of the ``L`` findings.
-        logits: a higher one means that the finding is more likely there.
-        labels: ``[n,L]``
-        resamples: number of bootstrap resamples.
-        exclusive: whether a sample has one of the findings, and probabilities sum to 1.
-    """
-    if exclusive:
-        columns = named("score", names, logits.numpy()) | named(
-            "probability", names, logits.double().softmax(1).numpy()
-        )
-        return Predictions(
-            "classes", columns | named("label", names, labels.numpy()), {"resamples": resamples, "seed": 0}
-        )
-    columns = named("score", names, logits.numpy()) | named("probability", names, logits.double().sigmoid().numpy())
-    settings = {"threshold": "zero", "resamples": resamples, "seed": 0}
-    return Predictions("binary", columns | named("label", names, labels.numpy()), settings)
 
 
 class TrainedTask(Task):

@@ -10,7 +10,8 @@ from diptych import distributed
 from diptych.checks import check_number
 from diptych.evaluation.rows import Rows
 from diptych.metrics import bootstrap
-from diptych.tasks.base import TrainedTask, classified
+from diptych.metrics.classification import ScoreThreshold
+from diptych.tasks.classifying import ClassifyingTask, threshold_facts
 from diptych.tasks.losses import Classes, ClassWeights, LabelLoss, check_classes, check_exclusive
 from diptych.towers.image import ImageTower
 from diptych.types import Batch
@@ -18,7 +19,7 @@ from diptych.types import Batch
 __all__ = ["FineTune"]
 
 
-class FineTune(TrainedTask):
+class FineTune(ClassifyingTask):
     """Classification by a linear layer, with the tower trained along.
 
     With a ``layer_decay`` the tower's lower layers learn more slowly. The loss is the binary cross-entropy of the known
@@ -37,6 +38,9 @@ class FineTune(TrainedTask):
             one. Studies with none or several are left out.
         class_weights: ``balanced`` gives each class the same share of the loss
             (:func:`~diptych.tasks.losses.balanced_weights`), counted in the training images.
+        threshold: logit above which a finding counts as present, for accuracy, F1 and so on. ``zero`` is 0. ``best_f1`` is
+            the best on the evaluated split itself, which is optimistic. ``val_f1``, ``val_youden`` and ``val_mcc`` are the
+            best on ``val``, which a test reads first.
         resamples: number of bootstrap resamples of the test. 0 gives no intervals.
 
     Raises:
@@ -56,12 +60,22 @@ class FineTune(TrainedTask):
         dropout: float = 0.0,
         classes: Classes = "independent",
         class_weights: ClassWeights = "none",
+        threshold: ScoreThreshold = "zero",
         resamples: int = 1000,
     ) -> None:
-        super().__init__(image, lr=lr, weight_decay=weight_decay, warmup=warmup, lr_floor=lr_floor, resamples=resamples)
-        check_number("FineTune: dropout", dropout, least=0, below=1)
         check_classes("FineTune", classes, class_weights)
-        self.classes, self.class_weights = classes, class_weights
+        super().__init__(
+            image,
+            threshold=threshold,
+            classes=classes,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup=warmup,
+            lr_floor=lr_floor,
+            resamples=resamples,
+        )
+        check_number("FineTune: dropout", dropout, least=0, below=1)
+        self.class_weights = class_weights
         self.label_loss = LabelLoss(classes)
         self.dropout = nn.Dropout(dropout)
         self.linear: nn.Linear | None = None
@@ -88,6 +102,11 @@ class FineTune(TrainedTask):
         logits: Tensor = self.linear(self.dropout(self.image(image).pooled))
         return logits.float()
 
+    def logits(self, image: Tensor) -> Tensor:
+        """Logits ``[B,L]`` of radiographs ``[B,1,H,V]``."""
+        found: Tensor = self(image)
+        return found
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss."""
         assert batch.labels is not None  # label_names() has looked
@@ -108,15 +127,15 @@ class FineTune(TrainedTask):
     def finish(self, stage: str, resamples: int) -> None:
         """Compute the AUROC of each finding over the whole set."""
         patients, (scores, labels) = self._rows.gather()
-        exclusive = self.classes == "exclusive"
-        kept = classified(self.label_names(), scores, labels, resamples, exclusive=exclusive)
-        figures, facts = self.figures(self._rows, patients.numpy(), "finetune", kept)
+        values = scores, labels
+        figures, facts = self.classified(stage, self._rows, patients.numpy(), "finetune", values, resamples)
         self.results = bootstrap.as_metrics(figures, f"{stage}/finetune/")
         self.protocol["finetune"] = {
             "classes": self.classes,
             "class_weights": self.class_weights,
             "interval": bootstrap.interval_name(resamples),
             "samples": len(patients),
+            **threshold_facts(facts),
             "absent": facts["absent"],
             "excluded": facts["excluded"],
         }

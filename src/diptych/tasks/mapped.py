@@ -15,21 +15,21 @@ from diptych.metrics.localisation import MEASURES
 from diptych.metrics.regions import at_pixels, in_picture, region_measures, regions_of
 from diptych.predictions.base import Predictions
 from diptych.predictions.kinds import named_regions
-from diptych.tasks.base import TrainedTask, classified
+from diptych.tasks.classifying import ClassifyingTask, threshold_facts
 from diptych.tasks.losses import known_bce
 from diptych.types import Batch
 
 __all__ = ["MappedTask"]
 
 
-class MappedTask(TrainedTask):
+class MappedTask(ClassifyingTask):
     """Base of the tasks that give each image a logit and a map of each finding. They are trained on labels alone.
 
     - ``<name>/auroc/<finding>|macro`` measures the logit of the image.
     - ``<name>/map/pointing/<finding>|macro`` and so on measure the map. They are those of zero-shot grounding
       (:class:`~diptych.evaluation.grounding.Grounding`), over each image and finding with a box or a mask, in a test.
 
-    The arguments are those of :class:`~diptych.tasks.base.TrainedTask`.
+    The arguments are those of :class:`~diptych.tasks.classifying.ClassifyingTask`.
     """
 
     name: ClassVar[str]
@@ -38,6 +38,10 @@ class MappedTask(TrainedTask):
     @abstractmethod
     def scored(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``[B,L]`` of radiographs ``[B,1,H,V]``, and a map of each finding over the regions ``[B,L,N]``."""
+
+    def logits(self, image: Tensor) -> Tensor:
+        """The logits ``[B,L]`` of :meth:`scored`."""
+        return self.scored(image)[0]
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
@@ -85,22 +89,24 @@ class MappedTask(TrainedTask):
         """Compute the AUROC of each finding over the whole set, and in a test the measures of the maps."""
         findings = self.label_names()
         patients, (scores, labels, map_values) = self._rows.gather()
-        kept = classified(findings, scores, labels, resamples)
-        figures, of_labels = self.figures(self._rows, patients.numpy(), self.name, kept)
+        values = scores, labels
+        figures, of_labels = self.classified(stage, self._rows, patients.numpy(), self.name, values, resamples)
+        of_image = self.predictions
         facts: dict[str, Any] = {
             "interval": bootstrap.interval_name(resamples),
             "trained on": "labels of whole images",
             **self.facts(),
             "samples": len(patients),
+            **threshold_facts(of_labels),
             "absent": of_labels["absent"],
             "excluded": of_labels["excluded"],
         }
         table = map_values.double().numpy().reshape(len(patients), len(findings), -1)
         of_regions = Predictions("regions", named_regions(findings, table), {"resamples": resamples, "seed": 0})
         maps, of_maps = self.figures(self._rows, patients.numpy(), f"{self.name}/map", of_regions)
-        self.predictions = {self.name: kept}
+        self.predictions = of_image
         if of_maps["images"]:
-            self.predictions[f"{self.name}/map"] = of_regions
+            self.predictions = {**of_image, f"{self.name}/map": of_regions}
             figures |= {f"map/{name}": value for name, value in maps.items()}
             facts["images with a region"] = of_maps["images"]
             facts["chance"] = {f"map/{name}": value for name, value in of_maps["chance"].items()}

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from diptych.checks import check_number
+from diptych.metrics.classification import ScoreThreshold
 from diptych.tasks.mapped import MappedTask
 from diptych.towers.image import ImageTower
 
@@ -41,6 +42,9 @@ class MultipleInstance(MappedTask):
         weight_decay: weight decay of AdamW.
         warmup: number of steps of linear warm-up. Below 1, their share of all steps.
         lr_floor: learning rate at the end of the cosine, as a share of ``lr``.
+        threshold: logit above which a finding counts as present, for accuracy, F1 and so on. ``zero`` is 0. ``best_f1`` is
+            the best on the evaluated split itself, which is optimistic. ``val_f1``, ``val_youden`` and ``val_mcc`` are the
+            best on ``val``, which a test reads first.
         resamples: number of bootstrap resamples of the test. 0 gives no intervals.
 
     Raises:
@@ -59,9 +63,18 @@ class MultipleInstance(MappedTask):
         weight_decay: float = 1e-6,
         warmup: float = 0.05,
         lr_floor: float = 0.01,
+        threshold: ScoreThreshold = "zero",
         resamples: int = 1000,
     ) -> None:
-        super().__init__(image, lr=lr, weight_decay=weight_decay, warmup=warmup, lr_floor=lr_floor, resamples=resamples)
+        super().__init__(
+            image,
+            threshold=threshold,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup=warmup,
+            lr_floor=lr_floor,
+            resamples=resamples,
+        )
         check_number("MultipleInstance: share", share, above=0, most=1)
         self.image.freeze()
         self.share = share

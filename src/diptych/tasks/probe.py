@@ -16,8 +16,11 @@ from diptych.data.splits import nested_share
 from diptych.errors import ConfigError, DataError
 from diptych.evaluation.rows import Rows
 from diptych.metrics import bootstrap
+from diptych.metrics.classification import VAL, ScoreThreshold
 from diptych.predictions.base import Predictions, named
+from diptych.predictions.kinds import val_thresholds
 from diptych.tasks.base import Task
+from diptych.tasks.classifying import check_threshold, threshold_facts
 from diptych.tasks.linear import LinearFit, best_fit, fit_linear, fit_logistic, k_shot_labels
 from diptych.tasks.losses import Classes, ClassWeights, LabelLoss, check_classes, check_exclusive
 from diptych.towers.image import ImageTower
@@ -74,6 +77,9 @@ class Probe(Task):
             one. Studies with none or several are left out.
         class_weights: ``balanced`` gives each class the same share of the loss
             (:func:`~diptych.tasks.losses.balanced_weights`), counted in the images that the layer is trained on.
+        threshold: logit above which a finding counts as present, for accuracy, F1 and so on. ``zero`` is 0. ``best_f1`` is
+            the best on the test itself, which is optimistic. ``val_f1``, ``val_youden`` and ``val_mcc`` are the best of each
+            layer on ``val``.
         resamples: number of bootstrap resamples. 0 gives no intervals.
 
     Raises:
@@ -99,6 +105,7 @@ class Probe(Task):
         batch_size: int = 48,
         classes: Classes = "independent",
         class_weights: ClassWeights = "none",
+        threshold: ScoreThreshold = "zero",
         resamples: int = 1000,
     ) -> None:
         super().__init__(image)
@@ -112,9 +119,11 @@ class Probe(Task):
         check_number("Probe: resamples", resamples, least=0, remedy="0 (no intervals) or more")
         check_choice("Probe: solver", solver, ["adamw", "lbfgs"])
         check_classes("Probe", classes, class_weights)
+        check_threshold("Probe", threshold, classes)
         self.image.freeze()
         self.percents, self.shots, self.seeds, self.features = tuple(percents), tuple(shots), seeds, features
         self.solver, self.classes, self.class_weights, self.resamples = solver, classes, class_weights, resamples
+        self.threshold = threshold
         self.settings = _several("c", c) if solver == "lbfgs" else _several("lr", lr)
         self.options: dict[str, Any] = {
             "weight_decay": weight_decay,
@@ -152,32 +161,34 @@ class Probe(Task):
             with torch.inference_mode(False), torch.enable_grad():  # a copy made here can be trained on
                 features[split], labels[split] = (column.clone() for column in columns)
         jobs = self._jobs(labels["train"])
-        scores = torch.zeros(len(jobs), *labels["test"].shape)
+        tested: tuple[Split, ...] = ("val", "test")
+        scores = {split: torch.zeros(len(jobs), *labels[split].shape) for split in tested}
         outcomes = torch.zeros(len(jobs), 2, dtype=torch.float64)
         for number, job in enumerate(jobs):
             if number % distributed.world_size() == distributed.rank():  # each layer is trained on one process
                 train = features["train"][job.rows], job.labels
                 with torch.inference_mode(False), torch.enable_grad():
                     layer = self._fit(train, (features["val"], labels["val"]), job.seed)
-                scores[number] = nn.functional.linear(features["test"], layer.weight, layer.bias)
+                for split, of_jobs in scores.items():
+                    of_jobs[number] = nn.functional.linear(features[split], layer.weight, layer.bias)
                 outcomes[number] = torch.tensor([layer.epochs, layer.setting])
-        scores = distributed.sum_over_processes(scores.to(self.device)).cpu()
+        kept = {
+            split: self._kept(jobs, distributed.sum_over_processes(of_jobs.to(self.device)).cpu(), labels[split])
+            for split, of_jobs in scores.items()
+        }
         outcomes = distributed.sum_over_processes(outcomes.to(self.device)).cpu()
 
-        found = named("label", findings, labels["test"].numpy())
-        for job, values in zip(jobs, scores.numpy(), strict=True):
-            found |= named(f"{job.share}/seed{job.seed}/score", findings, values)
-        settings = {"resamples": self.resamples, "seed": 0}
-        kept = Predictions(
-            "seeds", found, settings | ({} if self.classes == "independent" else {"classes": self.classes})
-        )
-        figures, facts = self.figures(self._test_rows, patients["test"].numpy(), "probe", kept)
+        if self.threshold in VAL:
+            kept["test"].settings["thresholds"] = val_thresholds(kept["val"], self.threshold)
+        figures, facts = self.figures(self._test_rows, patients["test"].numpy(), "probe", kept["test"])
         self.results = bootstrap.as_metrics(figures, "test/probe/")
         fractions: dict[str, dict[str, Any]] = {}
         for job, (epochs, setting) in zip(jobs, outcomes.tolist(), strict=True):
             positives = dict(zip(findings, (job.labels == 1).sum(0).tolist(), strict=True))
             of_share = fractions.setdefault(job.share, {"images": len(job.rows), "positives": positives})
             of_share["auroc of each seed"] = facts["auroc of each seed"][job.share]
+            if "threshold" in facts:
+                of_share["thresholds of each seed"] = facts["thresholds of each seed"][job.share]
             name = "iterations" if self.solver == "lbfgs" else "epochs"
             of_share.setdefault(f"{name} of each seed", []).append(int(epochs))
             if len(self.settings) > 1:
@@ -196,10 +207,21 @@ class Probe(Task):
             "seeds": 1 if self.solver == "lbfgs" and not self.shots else self.seeds,
             "interval": bootstrap.interval_name(self.resamples, "the test's patients of the mean over the seeds"),
             "fractions": fractions,
+            **threshold_facts(facts),
             "absent": facts["absent"],
             "excluded": facts["excluded"],
         }
         self.log_results()
+
+    def _kept(self, jobs: Sequence[_Job], scores: Tensor, labels: Tensor) -> Predictions:
+        """The logits ``[J,n,L]`` of all layers and the labels ``[n,L]`` of a split as predictions."""
+        findings = self.label_names()
+        columns = named("label", findings, labels.numpy())
+        for job, values in zip(jobs, scores.numpy(), strict=True):
+            columns |= named(f"{job.share}/seed{job.seed}/score", findings, values)
+        settings: dict[str, Any] = {"resamples": self.resamples, "seed": 0}
+        settings |= {"threshold": self.threshold} if self.classes == "independent" else {"classes": self.classes}
+        return Predictions("seeds", columns, settings)
 
     def _rows(self) -> Rows:
         width = self.image.width if self.features == "pooled" else self.image.token_width
