@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -202,6 +202,21 @@ class Embedding(_Tensors):
     """
 
     pooled: Tensor
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Say where the vectors are, to whoever takes the embedding for a tensor."""
+            what = f"'{type(self).__name__}' has no '{name}'"
+            if hasattr(Tensor, name):
+                raise AttributeError(f"{what}: it is no tensor; its vectors [B,E] are .pooled, of length 1")
+            raise AttributeError(what)
+
+        def __matmul__(self, other: object) -> Any:
+            raise TypeError(
+                "an embedding is no tensor; write a.pooled @ b.pooled.T for cosines, or model.similarity(images, texts) for "
+                "the head's whole score"
+            )
 
 
 @dataclass(frozen=True)

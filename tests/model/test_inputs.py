@@ -118,7 +118,7 @@ def test_nothing_gives_nothing(model):
     [
         (None, "a NoneType is none"),
         (3, "a int is none"),
-        (b"png", "a bytes is none"),
+        (b"png", r"pictures\[0\]"),
         ({"a": GREY[0]}, "a dict is none"),
         ([GREY[0], None], r"pictures\[1\]: a NoneType is no picture"),
         ([GREY[0], [GREY[1]]], r"pictures\[1\]: a list is no picture"),

@@ -8,11 +8,10 @@ from typing import Any, get_args
 import torch
 from scipy.special import expit
 from torch import Tensor
-from torch.nn import functional as nn_functional
 
 from diptych.checks import check_choice
 from diptych.errors import ConfigError
-from diptych.evaluation import scoring
+from diptych.evaluation.asked import Asked
 from diptych.evaluation.base import Array, EmbedText, Evaluator, Head
 from diptych.evaluation.prompts import Entry, PromptSet, label_columns, load_prompts
 from diptych.evaluation.protocols import (
@@ -21,8 +20,6 @@ from diptych.evaluation.protocols import (
     check_prompts,
     draw_prompts,
     join_sides,
-    mean_vector,
-    reduce_side,
     z_scores,
 )
 from diptych.metrics.bootstrap import Metric
@@ -105,12 +102,11 @@ class ZeroShot(Evaluator):
         self.wants_val = threshold in VAL and self.prompts.kind == "binary"
         self._protocol, self._rule = protocol, rule
         self._averages = average_prompts or rule.averages
-        self._pooled = rule.pooled or self._averages
         self._described: dict[str, Any] = {
             "protocol": protocol,
             "rule": rule.rule,
             "source": rule.source,
-            "score": "cosine of the pooled vectors" if self._pooled else "the head's similarity",
+            "score": "cosine of the pooled vectors" if rule.pooled or self._averages else "the head's similarity",
             "text_vectors": "mean over a side's prompts, of length 1" if self._averages else "one a prompt",
         }
 
@@ -133,19 +129,9 @@ class ZeroShot(Evaluator):
             "not_labelled": [entry.name for entry in self.prompts.entries if entry not in self._columns],
             "any_of": {name: labels for name, labels in labels_of.items() if name not in findings},
         }
-        sides = [side for entry in self._columns for side in (entry.positive, entry.negative) if side]
-        self._lengths = [1 + bool(entry.negative) for entry in self._columns]
         if self._rule.draws:
             self._facts["drawn"] = {entry.name: [*entry.positive, *entry.negative] for entry in self._columns}
-        texts = list(dict.fromkeys(text for side in sides for text in side))
-        place = {text: i for i, text in enumerate(texts)}
-        self._sides = [torch.tensor([place[text] for text in side]) for side in sides]
-        self._prompts = embed_text(texts).to("cpu")
-        if self._pooled:
-            self._vectors = nn_functional.normalize(self._prompts.pooled.double(), dim=1)
-        if self._averages:
-            self._vectors = torch.stack([mean_vector(self._vectors[side]) for side in self._sides])
-            self._sides = [torch.tensor([i]) for i in range(len(sides))]
+        self._asked = Asked(list(self._columns), embed_text, self._protocol, self._averages, self._device)
 
     @torch.no_grad()
     def update(self, batch: Batch, image: Embedding, text: Embedding | None, head: Head) -> None:
@@ -154,19 +140,13 @@ class ZeroShot(Evaluator):
         if not self._columns or len(rows) == 0:
             return
         labels, scores = self._labels_of(batch, rows), self._prompt_scores(batch, rows, image, head)
-        kept = torch.stack([reduce_side(self._protocol, scores[:, side]) for side in self._sides], dim=1)
-        if not self._rule.transductive:
-            kept = join_sides(self._protocol, kept, self._lengths)
+        kept = self._asked.sides(scores) if self._rule.transductive else self._asked.entry_scores(scores)
         self._scores.append(kept.float())  # drops the last bits, which depend on the size of the batch
         self._labels.append(torch.stack([_any(labels[:, c]) for c in self._columns.values()], dim=1))
 
     def _prompt_scores(self, batch: Batch, rows: Tensor, image: Embedding, head: Head) -> Tensor:
         """The scores ``[n,P]``, in float64, of some rows of a batch with every different text."""
-        if self._pooled:
-            vectors = nn_functional.normalize(image.select(rows).pooled.cpu().double(), dim=1)
-            return vectors @ self._vectors.T
-        blocks = scoring.blocks(head, image.select(rows), self._prompts, self._device)
-        return torch.cat([block for _, block in blocks]).double()
+        return self._asked.prompt_scores(image.select(rows), head)
 
     def compute(self, head: Head) -> dict[str, Metric]:
         """AUROC, accuracy and F1 of each finding or class, over the whole set. Collective."""
@@ -196,10 +176,10 @@ class ZeroShot(Evaluator):
     def _table(self) -> tuple[list[str], Array, Array]:
         """Names of the findings, then scores and labels ``[n,L]`` of all processes, in order. Collective."""
         transductive = self._rule.transductive
-        empty = torch.zeros(0, len(self._sides) if transductive else len(self._columns))
+        empty = torch.zeros(0, sum(self._asked.lengths) if transductive else len(self._columns))
         values = self._samples.values(torch.cat([empty, *self._scores]))
         if transductive:
-            values = join_sides(self._protocol, z_scores(values.double()), self._lengths).float()
+            values = join_sides(self._protocol, z_scores(values.double()), self._asked.lengths).float()
             self._facts["transductive"] = f"z-scores over the {self.count} images of this test set, held in resamples"
         scores = values.numpy()
         labels = self._samples.values(torch.cat([torch.zeros(0, len(self._columns)), *self._labels])).numpy()

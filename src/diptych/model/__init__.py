@@ -6,7 +6,8 @@
   ``budget``: what it may allocate.
 - ``building``: classes that a recipe names. A recipe is trusted.
 - ``pretrained``: models that are shared (:mod:`diptych.sharing`).
-- ``inference``: ``load`` and the trained model. ``inputs``: the pictures and texts that people hand to it.
+- ``inference``: ``load`` and the trained model, on ``looks`` (maps) and ``embeds`` (vectors and scores). ``inputs``: the
+  pictures and texts that people hand to it.
 """
 
 from __future__ import annotations

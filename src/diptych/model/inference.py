@@ -6,39 +6,45 @@ classes that these texts name are those of diptych and of installed heads (:mod:
 
 from __future__ import annotations
 
-import os
+import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from diptych.checks import check_number
 from diptych.errors import ConfigError, shown
-from diptych.evaluation.rows import stack
-from diptych.evaluation.scoring import blocks
-from diptych.head import Grounds, Observes, ScoresMatchings, WeighsWords
+from diptych.evaluation.answers import Retrieved, ZeroShotTable, best_texts, explain, names_of
+from diptych.evaluation.asked import Asked
+from diptych.evaluation.calibration import (
+    Calibration,
+    fit_temperature,
+    label_array,
+    log_loss,
+    probabilities_of,
+)
+from diptych.evaluation.prompts import PromptSet
+from diptych.evaluation.protocols import ProtocolName
+from diptych.evaluation.questions import Prompts, questions
+from diptych.files import replace_text
 from diptych.model.checkpoint import check_fit, read_model
-from diptych.model.inputs import each_picture, each_text, grey_picture
-from diptych.model.stored import build_stored, load_weights
-from diptych.plain import check_plain
+from diptych.model.embeds import device_of
+from diptych.model.inputs import each_picture, each_text
+from diptych.model.looks import Looks, single
+from diptych.model.stored import build_stored, load_weights, weights_hash
+from diptych.plain import check_plain, read_json
 from diptych.radiographs.intensity import Intensity
-from diptych.radiographs.letterbox import Letterbox, letterbox
 from diptych.sharing.shareable import Shareable
 from diptych.towers.weights import some
-from diptych.types import Embedding, Features
 
 if TYPE_CHECKING:
     from diptych.model.module import AlignmentModule
-    from diptych.results.seen import Maps, Seen
 
 __all__ = ["TrainedModel", "load", "load_module"]
-
-T = TypeVar("T")
-
 
 LARGEST_IMAGE = 8192
 """Side of the square input, in pixels, that a checkpoint may ask for."""
@@ -83,12 +89,13 @@ def _module_of(checkpoint: dict[str, Any], path: str, trust: Collection[str] = (
     return module.eval()
 
 
-class TrainedModel(Shareable):
+class TrainedModel(Looks, Shareable):
     """A trained dual encoder with its head, for pictures and strings.
 
-    Pictures are paths (of any file that training reads), PIL images, arrays or tensors. A method takes one, a list, or an
-    array of many (:func:`diptych.model.inputs.each_picture`). uint8 arrays are taken as they are. Other types are stretched
-    to their own range. All are read with the intensity of training. Nothing is trained, and nothing is random.
+    A method takes one picture, a list, or an array of many. A picture is a path (of any file that training reads), the bytes
+    of a file, a pydicom data set, a PIL image, an array or a tensor (:func:`diptych.model.inputs.each_picture`). uint8 arrays
+    are taken as they are. Other types are stretched over their own range, unless :meth:`preprocess` is told the range of
+    their values. All are read with the intensity of training. Nothing is trained, and nothing is random.
 
     Args:
         module: the trained module.
@@ -107,238 +114,166 @@ class TrainedModel(Shareable):
         device: str | torch.device = "cpu",
         intensity: Intensity = Intensity(),  # noqa: B008  # frozen
     ) -> None:
-        self.device = _device(device)
-        self.module: AlignmentModule = module.eval().to(self.device)
-        self.image_size, self.intensity = image_size, intensity
+        super().__init__(module, image_size, device, intensity)
         self.file: Path | None = None
         self.findings: list[str] = []
+        self.calibrations: dict[tuple[str, str, bool], Calibration] = {}
+        """The temperatures fitted so far, by what they serve."""
 
-    def _square(self, pictures: Sequence[Any], start: int = 0) -> Tensor:
-        """Pictures as the tower's input ``[B,1,H,V]``."""
-        greys = [
-            grey_picture(picture, f"pictures[{index}]", self.intensity) for index, picture in enumerate(pictures, start)
-        ]
-        squares = np.stack([letterbox(grey, self.image_size)[0] for grey in greys])
-        return torch.from_numpy(squares)[:, None].to(self.device)
+    def zero_shot(
+        self,
+        images: Any,
+        findings: str | Sequence[str] | None = None,
+        *,
+        prompts: Prompts | None = None,
+        protocol: ProtocolName = "diptych",
+        average_prompts: bool = False,
+        batch_size: int = 32,
+    ) -> ZeroShotTable:
+        """The probability of each finding in each image, by prompts, as a table.
 
-    @torch.inference_mode()
-    def embed_image(self, pictures: Any, *, batch_size: int = 32) -> Embedding:
-        """The embedding of ``I`` pictures. Its ``pooled`` is ``[I,E]``, L2-normalised.
-
-        Args:
-            pictures: one or many, or none.
-            batch_size: how many are read and go through the tower at a time.
-        """
-        many = each_picture(pictures)
-        check_number("batch_size", batch_size, least=1, whole=True)
-        if not many:
-            black = torch.zeros(1, 1, self.image_size, self.image_size, dtype=torch.uint8, device=self.device)
-            return self.module.embed_image(black).select(torch.arange(0, device=self.device))
-        starts = range(0, len(many), batch_size)
-        return stack([self.module.embed_image(self._square(many[i : i + batch_size], i)) for i in starts])
-
-    @torch.inference_mode()
-    def embed_text(self, texts: str | Sequence[str], *, batch_size: int = 64) -> Embedding:
-        """The embedding of ``T`` texts. Its ``pooled`` is ``[T,E]``, L2-normalised.
+        The score of a finding is that of the evaluator ``ZeroShot`` with the same arguments. The probability is the soft-max
+        of the positive against the negative prompts. Of classes it is the soft-max over the classes. It is uncalibrated,
+        unless :meth:`calibrate` has fitted a temperature for the same prompts and protocol. ``table.how`` says so.
 
         Args:
-            texts: one or many, or none.
-            batch_size: how many go through the tower at a time.
-        """
-        many = each_text(texts)
-        check_number("batch_size", batch_size, least=1, whole=True)
-        if not many:
-            return self.module.embed_prompts([""]).select(torch.arange(0, device=self.device))
-        return self.module.embed_prompts(many, batch_size)
-
-    encode_image, encode_text = embed_image, embed_text
-    """The names that the README uses."""
-
-    @torch.inference_mode()
-    def similarity(self, pictures: Any, texts: str | Sequence[str], *, batch_size: int = 32) -> Tensor:
-        """The head's score ``[I,T]`` of every picture with every text. Training optimised it, and testing ranks by it.
-
-        Args:
-            pictures: one or many, or none.
-            texts: one or many, or none.
-            batch_size: how many pictures are read, encoded and scored at a time.
-        """
-        images, reports = self.embed_image(pictures, batch_size=batch_size), self.embed_text(texts)
-        scores = torch.zeros(len(images.pooled), len(reports.pooled), device=self.device)
-        if scores.numel():
-            for rows, block in blocks(
-                self.module.head, images, reports, self.device, min(batch_size, len(images.pooled))
-            ):
-                scores[rows.to(self.device)] = block.to(self.device)
-        return scores
-
-    @torch.inference_mode()
-    def look(self, picture: Any, text: str) -> Seen:
-        """All that the head sees of a text in a picture: maps of the words with their figures, and the pair's score.
+            images: one or many.
+            findings: names of findings. Each is asked as ``"NAME"`` against ``"no NAME"``.
+            prompts: name or path of a prompt set, or own prompts. ``{"Edema": ("Edema.", "No edema.")}`` asks of a finding.
+                ``{"well": "Clear lungs.", "ill": "Opacities."}`` asks which of the classes it is.
+            protocol: how the scores of prompts become one. ``gloria`` gives no probability, and is refused.
+            average_prompts: whether the text vectors of each side are averaged.
+            batch_size: how many images are read, encoded and scored at a time.
 
         Raises:
-            ConfigError: the head cannot ground words, or there is more than one picture or text.
+            ConfigError: nothing is asked, or it is of another form.
         """
-        from diptych.results.seen import Seen
-
-        head = self._grounds()
-        text = _single(each_text(text), "look", "text")
-        spans = self.module.tokenizer.word_spans(text)
-        grey, features, place = self._regions(picture, "look")
-        image, report = head.embed_image(features), self.embed_text(text)
-        weights = None
-        if isinstance(head, WeighsWords) and head.weighs_words:
-            weights = np.asarray(head.importance(image, report)[0, : len(spans)].float().cpu())
-        heat = head.heatmap(image, report)[0, : len(spans)]
-        return Seen(
-            image=grey,
-            regions=_over_grid(heat * heat.shape[1], features),
-            place=place,
-            size=self.image_size,
-            text=text,
-            spans=spans,
-            score=float(head.similarity(image, report)),
-            local=float(head.local_scores(image, report)) if isinstance(head, ScoresMatchings) else None,
-            weights=weights,
+        asked = questions(findings, prompts, protocol, average_prompts)
+        many = each_picture(images)
+        scores = self._entry_scores(images, many, asked, protocol, average_prompts, batch_size)
+        classes = asked.kind == "multiclass"
+        calibration = self.calibrations.get((asked.hash, protocol, average_prompts))
+        return ZeroShotTable(
+            names_of(many),
+            tuple(entry.name for entry in asked.entries),
+            probabilities_of(scores.numpy(), classes, 1.0 if calibration is None else calibration.temperature),
+            scores.numpy(),
+            explain(protocol, classes, calibration),
+            calibration is not None,
         )
 
     @torch.inference_mode()
-    def heatmap(self, picture: Any, text: str) -> tuple[list[str], NDArray[np.float32]]:
-        """The words of a text, and where in the picture the head sees each: ``[words,h,v]`` at the picture's own size.
-
-        :meth:`look` gives more, and :meth:`show` draws it.
-
-        Raises:
-            ConfigError: the head cannot ground words, or there is more than one picture or text.
-        """
-        head = self._grounds()
-        text = _single(each_text(text), "heatmap", "text")
-        words = self.module.tokenizer.words(text)
-        grey, features, place = self._regions(picture, "heatmap")
-        heat = head.heatmap(head.embed_image(features), self.embed_text(text))[0, : len(words)]
-        return words, place.heat(_over_grid(heat, features), grey.shape, self.image_size)
-
-    def show(
+    def _entry_scores(
         self,
-        picture: Any,
-        text: str,
-        path: Path | str | os.PathLike[str],
-        *,
-        words: Sequence[str] | None = None,
-        most: int = 4,
-        full_colour: float | None = None,
-        sides: bool = True,
-    ) -> None:
-        """Draw where the head sees the words of a text, and write the picture as PNG, SVG or PDF.
+        images: Any,
+        many: Sequence[Any],
+        asked: PromptSet,
+        protocol: ProtocolName,
+        averages: bool,
+        batch_size: int,
+    ) -> Tensor:
+        """The scores ``[n,L]`` of the entries of a prompt set."""
+        prompts = Asked(asked.entries, self.embed_text, protocol, averages, self.device)
+        head, embed = self.module.head, self.module.embed_image
+        batches = self.batches(images if isinstance(images, Tensor) else many, batch_size)
+        scores = [prompts.entry_scores(prompts.prompt_scores(embed(batch), head)).float() for batch in batches]
+        return torch.cat([torch.zeros(0, len(asked.entries)), *scores])
 
-        Each word has its map, the weight in the score where the head weighs words, its entropy (0 is one region, 1 is
-        flat), and its peak. All maps have one scale: attention in multiples of the mean region. So what is flat looks flat.
-        Words of findings come first. Stop words are left out.
+    def calibrate(
+        self,
+        images: Any,
+        labels: Any,
+        findings: str | Sequence[str] | None = None,
+        *,
+        prompts: Prompts | None = None,
+        protocol: ProtocolName = "diptych",
+        average_prompts: bool = False,
+        batch_size: int = 32,
+        run: Path | str | None = None,
+    ) -> Calibration:
+        """Fit the temperature of :meth:`zero_shot` on labelled images, such as those of ``val``. The model remembers it.
+
+        It is one temperature for all findings of the prompts (Guo et al., ICML 2017). It moves no score past another, nor
+        past 0.5. It serves the same prompts and protocol alone.
 
         Args:
-            picture: one.
-            text: one.
-            path: the file, whose ending is ``.png``, ``.svg`` or ``.pdf``.
-            words: which words to draw. If not given, they are chosen as above.
-            most: most words, 1 or more.
-            full_colour: the attention that has the strongest colour, in multiples of the mean region, above 1. Give it to
-                compare pictures. If not given, it follows from the highest peak.
-            sides: mark the patient's right (R) on the left, and the left (L) on the right. Leave it out for lateral views.
+            images: as for :meth:`zero_shot`, ``n`` of them. Do not test on them.
+            labels: of findings ``[n,L]``, or a mapping from each finding to ``n`` labels. 1 is present and 0 is absent;
+                others are left out. Of classes ``n`` names or numbers.
+            findings: as for :meth:`zero_shot`.
+            prompts: as for :meth:`zero_shot`.
+            protocol: as for :meth:`zero_shot`.
+            average_prompts: as for :meth:`zero_shot`.
+            batch_size: as for :meth:`zero_shot`.
+            run: folder of the model's run, in which it is kept (``calibration.json``). :func:`load` of this folder reads it.
 
         Raises:
-            ConfigError: as :meth:`look`, or an argument is out of its range.
+            ConfigError: the labels are of another form, or no temperature is best.
         """
-        from diptych.results.attention import draw_seen
-
-        check_number("most", most, least=1, whole=True)
-        if full_colour is not None:
-            check_number("full_colour", full_colour, above=1)
-        seen = self.look(picture, text)
-        draw_seen(seen, words=words, most=most, full=full_colour, sides=sides).save(path)
+        asked = questions(findings, prompts, protocol, average_prompts)
+        many, classes = each_picture(images), asked.kind == "multiclass"
+        known = label_array(labels, [entry.name for entry in asked.entries], len(many), classes)
+        scores = self._entry_scores(images, many, asked, protocol, average_prompts, batch_size).numpy()
+        temperature = fit_temperature(scores, known, classes)
+        calibration = Calibration(
+            temperature,
+            asked.hash,
+            protocol,
+            average_prompts,
+            len(many),
+            len(known) if classes else int(np.isin(known, (0, 1)).sum()),
+            log_loss(scores, known, classes),
+            log_loss(scores, known, classes, temperature),
+        )
+        self.calibrations[calibration.key] = calibration
+        if run is not None:
+            kept = {"weights": weights_hash(self.module), "of": [one.plain() for one in self.calibrations.values()]}
+            replace_text(Path(run) / _CALIBRATION, json.dumps(kept, indent=1) + "\n")
+        return calibration
 
     @torch.inference_mode()
-    def importance(self, picture: Any, text: str) -> NDArray[np.float32]:
-        """How much each word of a text counts in its score with the picture: ``[words]``, in the order of :meth:`heatmap`.
+    def retrieve(self, image: Any, reports: str | Sequence[str], k: int = 5) -> list[Retrieved]:
+        """The ``k`` reports that the head scores highest with a picture, the best first.
+
+        The score is the head's whole one, by which a test ranks. Of equal scores the report that comes first is taken. For
+        many images call :meth:`similarity`, which embeds the reports once.
+
+        Args:
+            image: one.
+            reports: those that are searched.
+            k: how many are given, 1 or more. Fewer are given if there are fewer reports.
 
         Raises:
-            ConfigError: the head weighs no words, or there is more than one picture or text.
+            ConfigError: there is more than one image, or there are no reports.
         """
-        head = self.module.head
-        if not isinstance(head, WeighsWords) or not head.weighs_words:
-            raise ConfigError(f"the head {type(head).__name__} weighs no words; train one that does, as reclf")
-        picture = _single(each_picture(picture), "importance", "picture")
-        text = _single(each_text(text), "importance", "text")
-        weights = head.importance(self.embed_image(picture), self.embed_text(text))[0]
-        return np.asarray(weights[: len(self.module.tokenizer.words(text))].float().cpu())
-
-    @torch.inference_mode()
-    def observe(self, picture: Any) -> Maps:
-        """Where in the picture each of the head's queries looks, in multiples of the mean region.
-
-        Raises:
-            ConfigError: the head has no queries, or there is more than one picture.
-        """
-        from diptych.results.seen import Maps
-
-        head = self.module.head
-        if not isinstance(head, Observes):
-            raise ConfigError(f"the head {type(head).__name__} has no queries to draw; train one that has, as pcma")
-        grey, features, place = self._regions(picture, "observations")
-        heat = head.observations(head.embed_image(features))[0]
-        return Maps(grey, _over_grid(heat * heat.shape[1], features), place, self.image_size)
-
-    def observations(self, picture: Any) -> NDArray[np.float32]:
-        """Where in the picture each of the head's queries looks: ``[queries,h,v]`` at the picture's own size.
-
-        Raises:
-            ConfigError: the head has no queries, or there is more than one picture.
-        """
-        maps = self.observe(picture)
-        return np.asarray(maps.native / (maps.regions.shape[1] * maps.regions.shape[2]), np.float32)
-
-    def _grounds(self) -> Any:
-        """The head, which grounds words."""
-        head = self.module.head
-        if not isinstance(head, Grounds):
-            raise ConfigError(f"the head {type(head).__name__} has no heatmap; train one with word matchings")
-        return head
-
-    def _regions(self, picture: Any, what: str) -> tuple[NDArray[np.uint8], Features, Letterbox]:
-        """One picture as it was read ``[h,v]``, its regions, and its place in the square input."""
-        grey = grey_picture(_single(each_picture(picture), what, "picture"), "picture", self.intensity)
-        square, place = letterbox(grey, self.image_size)
-        features = self.module.encoder.encode_image(torch.from_numpy(square)[None, None].to(self.device))
-        if features.grid is None:
-            raise ConfigError("the image tower gives no region grid, so there is nothing to draw")
-        return grey, features, place
+        check_number("k", k, least=1, whole=True)
+        picture = single(each_picture(image), "retrieve", "picture")
+        texts = each_text(reports)
+        if not texts:
+            raise ConfigError("retrieve: there are no reports to choose from; give some")
+        columns, scores = best_texts(
+            self.module.head, self.embed_image([picture]), self.embed_text(texts).to("cpu"), k, self.device
+        )
+        pairs = zip(columns[0].tolist(), scores[0].tolist(), strict=True)
+        return [Retrieved(rank, texts[at], score, at) for rank, (at, score) in enumerate(pairs, start=1)]
 
 
-def _over_grid(heat: Tensor, features: Features) -> NDArray[np.float32]:
-    """Maps over the regions ``[maps,R]`` as ``[maps,rows,columns]``."""
-    assert features.grid is not None  # TrainedModel._regions has seen to it
-    return np.asarray(heat.detach().float().cpu()).reshape(-1, *features.grid)
+_CALIBRATION = "calibration.json"
 
 
-def _single(values: Sequence[T], what: str, kind: str) -> T:
-    if len(values) != 1:
-        raise ConfigError(f"{what} takes one {kind}, and here are {len(values)}; call it for each")
-    return values[0]
-
-
-def _device(name: str | torch.device) -> torch.device:
-    """The device of this name.
-
-    Raises:
-        ConfigError: it cannot be used here.
-    """
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or ["it does not answer"])[0][:160]
-        have = "cpu, cuda" if torch.cuda.is_available() else "cpu"
-        raise ConfigError(f"device '{name}' cannot be used here ({reason}); choose among: {have}") from error
-    return device
+def _calibrations(run: Path, module: AlignmentModule) -> dict[tuple[str, str, bool], Calibration]:
+    """The temperatures that a run has kept, if they are of these weights."""
+    file = run / _CALIBRATION
+    if not file.is_file():
+        return {}
+    stored = read_json(file.read_text(encoding="utf-8"), str(file))
+    if not isinstance(stored.get("of"), list):
+        raise ConfigError(f"{file}: no calibration of a model; remove the file, and calibrate again")
+    if stored.get("weights") != weights_hash(module):
+        rank_zero_warn(f"{file}: it is of other weights, so probabilities are uncalibrated; calibrate again")
+        return {}
+    kept = [Calibration.of(one, str(file)) for one in stored["of"]]
+    return {one.key: one for one in kept}
 
 
 def load(path: Path | str, device: str | torch.device = "cpu", *, trust: Collection[str] = ()) -> TrainedModel:
@@ -357,7 +292,7 @@ def load(path: Path | str, device: str | torch.device = "cpu", *, trust: Collect
         ConfigError: the file cannot be read, is not ours, does not fit, or names a class that is not known; or there is no
             such device.
     """
-    place = _device(device)
+    place = device_of(device)
     file, checkpoint = read_model(path)
     module = _module_of(checkpoint, str(file), trust)
     size = checkpoint["diptych"].get("image_size")
@@ -371,4 +306,5 @@ def load(path: Path | str, device: str | torch.device = "cpu", *, trust: Collect
     model = TrainedModel(module, size, place, intensity)
     findings = checkpoint["diptych"].get("findings")
     model.file, model.findings = file, [str(name) for name in findings] if isinstance(findings, list) else []
+    model.calibrations = _calibrations(Path(path), module) if Path(path).is_dir() else {}
     return model

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,9 +14,9 @@ from torch import Tensor
 
 from diptych.errors import ConfigError
 from diptych.radiographs.intensity import Intensity
-from diptych.radiographs.read import grey_of, read_radiograph, to_grey
+from diptych.radiographs.read import grey_of, radiograph_of_bytes, read_radiograph, to_grey
 
-__all__ = ["each_picture", "each_text", "grey_picture"]
+__all__ = ["each_picture", "each_text", "grey_picture", "in_range", "is_many"]
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 """Of red, green and blue, as PIL weighs them (ITU-R 601-2)."""
@@ -24,15 +26,16 @@ def each_picture(pictures: Any) -> list[Any]:
     """Single pictures, not yet read, from whatever a user hands over.
 
     Args:
-        pictures: a path, a PIL image, an array or a tensor; or a list of them. An array is ``[h,v]`` or ``[h,v,3]``; a batch
-            is ``[B,h,v]``, ``[B,1,h,v]``, ``[B,3,h,v]`` or ``[B,h,v,3]``.
+        pictures: a path, the bytes of a file, an open file, a pydicom data set, a PIL image, an array or a tensor; or a list
+            of them. An array is ``[h,v]`` or ``[h,v,3]``. A batch is ``[B,h,v]``, ``[B,1,h,v]``, ``[B,3,h,v]`` or
+            ``[B,h,v,3]``.
 
     Raises:
         ConfigError: it is none of these.
     """
     if (single := _parts(pictures, "pictures")) is not None:
         return single
-    if isinstance(pictures, bytes | Mapping) or not isinstance(pictures, Iterable):
+    if isinstance(pictures, Mapping) or not isinstance(pictures, Iterable):
         raise ConfigError(f"pictures: {_kind(pictures)} is none; give a path, a PIL image, an array, or a list of them")
     singles = []
     for index, item in enumerate(pictures):
@@ -44,12 +47,43 @@ def each_picture(pictures: Any) -> list[Any]:
     return singles
 
 
+def is_many(pictures: Any) -> bool:
+    """Whether they are a list or a batch, if only of one. Otherwise they are one picture."""
+    if isinstance(pictures, np.ndarray | Tensor) and pictures.ndim > 3:
+        return True
+    parts = _parts(pictures, "pictures")
+    return parts is None or len(parts) != 1
+
+
+def in_range(picture: Any, where: str, value_range: tuple[float, float]) -> NDArray[np.uint8]:
+    """An array as uint8, where the first value of the range is black and the second is white. Values beyond are cut.
+
+    >>> in_range(np.array([[0.0, 0.5], [1.0, 2.0]]), "pictures[0]", (0, 1)).tolist()
+    [[0, 128], [255, 255]]
+
+    Raises:
+        ConfigError: it is no array of numbers, or the range does not rise.
+    """
+    low, high = value_range
+    if not low < high:
+        raise ConfigError(f"value_range is ({low}, {high}); give the value of black, then a higher one of white")
+    if not isinstance(picture, np.ndarray) or picture.dtype.kind not in "buif":
+        raise ConfigError(f"{where}: value_range is for arrays, and this is {_kind(picture)}; leave it out")
+    values = picture.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ConfigError(f"{where}: the array holds values that are not finite numbers; replace them")
+    return np.asarray(np.rint(((values - low) / (high - low)).clip(0, 1) * 255), np.uint8)
+
+
 def _parts(value: Any, where: str) -> list[Any] | None:
     """The pictures in a value that is no list: a path, an image, an array or a tensor. None for any other value."""
     from PIL import Image
+    from pydicom import Dataset
 
-    if isinstance(value, str | os.PathLike | Image.Image):
+    if isinstance(value, str | os.PathLike | Image.Image | bytes | bytearray | memoryview | Dataset):
         return [value]
+    if isinstance(value, io.IOBase):
+        return [value.read()]
     array = value
     if isinstance(value, Tensor):
         value = value.detach().cpu()
@@ -95,11 +129,16 @@ def grey_picture(
         DataError: a file or picture that cannot be used.
     """
     from PIL import Image
+    from pydicom import Dataset
 
     if isinstance(picture, str | os.PathLike):
         return read_radiograph(os.fspath(picture), intensity)
     if isinstance(picture, Image.Image):
         return grey_of(picture, source=where, intensity=intensity)
+    if isinstance(picture, Dataset):
+        picture = _written(picture)
+    if isinstance(picture, bytes | bytearray | memoryview):
+        return radiograph_of_bytes(bytes(picture), source=where, intensity=intensity)
     array = np.asarray(picture)
     if array.dtype.kind not in "buif" or not array.size:
         raise ConfigError(f"{where}: an array {list(array.shape)} of {array.dtype}; give numbers, a pixel at least")
@@ -112,6 +151,21 @@ def grey_picture(
     if array.shape[2] == 4:
         raise ConfigError(f"{where}: an array of {array.dtype} with transparency; give three colours, or uint8")
     return to_grey(array.astype(np.float64) @ _LUMA, source=where, percentiles=intensity.percentiles)
+
+
+def _written(dataset: Any) -> bytes:
+    """The DICOM file that a pydicom data set in memory would be. One without a file's header gets the usual encoding."""
+    from pydicom import dcmwrite
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import ImplicitVRLittleEndian
+
+    whole, file = copy.copy(dataset), io.BytesIO()
+    if getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None) is None:
+        whole.file_meta = FileMetaDataset()
+        whole.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+    whole.preamble = bytes(128)
+    dcmwrite(file, whole)
+    return file.getvalue()
 
 
 def each_text(texts: Any) -> list[str]:

@@ -7,10 +7,14 @@ building makes nothing that is much larger than the weights it brings (:mod:`dip
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+
+import torch
+from torch import Tensor, nn
 
 from diptych.errors import ConfigError, DiptychError, shown
 from diptych.model.arguments import build, known_class, read_arguments, read_value
@@ -20,7 +24,7 @@ from diptych.plain import check_plain
 if TYPE_CHECKING:
     from diptych.model.module import AlignmentModule
 
-__all__ = ["build_module", "build_stored", "load_weights"]
+__all__ = ["build_module", "build_stored", "load_weights", "weights_hash"]
 
 
 def build_module(config: dict[str, Any], trust: Collection[str] = (), budget: Budget | None = None) -> AlignmentModule:
@@ -144,3 +148,16 @@ def _limit_nesting() -> Iterator[None]:
         yield
     finally:
         _depth.reset(token)
+
+
+def weights_hash(module: nn.Module) -> str:
+    """Sixteen hexadecimal digits that change with any weight, buffer, or stored text (as a vocabulary) of a module."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} ".encode())
+        if isinstance(value, Tensor):
+            digest.update(f"{value.dtype} {list(value.shape)} ".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        else:
+            digest.update(repr(value).encode())
+    return digest.hexdigest()[:16]

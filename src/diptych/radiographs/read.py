@@ -29,6 +29,7 @@ __all__ = [
     "grey_of",
     "look_up",
     "open_radiograph",
+    "radiograph_of_bytes",
     "read_mask",
     "read_radiograph",
     "read_radiograph_float",
@@ -222,6 +223,22 @@ def open_radiograph(path: Path | str, intensity: Intensity = _AS_STORED) -> Radi
     decoded = _read(Path(path), intensity.window)
     pixels = _name_errors(Path(path), lambda: _render(decoded, intensity, str(path)))
     return Radiograph(pixels, decoded.notes, decoded.aspect)
+
+
+def radiograph_of_bytes(raw: bytes, *, source: str, intensity: Intensity = _AS_STORED) -> NDArray[np.uint8]:
+    """Read a whole file that is at hand as bytes, as :func:`read_radiograph` reads one from the disk.
+
+    Args:
+        raw: the file's content.
+        source: what it is, for messages.
+        intensity: how stored values become grey.
+
+    Raises:
+        ImageError: as :func:`open_radiograph`.
+    """
+    if len(raw) > MAX_BYTES:
+        raise refuse("oversized image", f"{source}: {len(raw)} bytes is over the limit of {MAX_BYTES}; leave it out")
+    return _name_errors(Path(source), lambda: _render(_decode(raw, Path(source), intensity.window), intensity, source))
 
 
 def read_radiograph_float(path: Path | str, intensity: Intensity = _AS_STORED) -> NDArray[np.float32]:

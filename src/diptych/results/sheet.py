@@ -212,6 +212,12 @@ class Sheet:
                 ElementTree.SubElement(root, "text", _numbers(place) | style).text = item.text
         return ElementTree.tostring(root, encoding="unicode")
 
+    def _repr_png_(self) -> bytes:
+        """The picture as PNG, by which a notebook shows it."""
+        out = io.BytesIO()
+        self.image().save(out, format="PNG")
+        return out.getvalue()
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a whole file or none: PNG, SVG or PDF, by its ending.
 
