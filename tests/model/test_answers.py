@@ -233,11 +233,11 @@ def test_reports_come_in_the_order_of_the_whole_score(model):
     reports = ["a nodule", "no nodule is seen", "a small left effusion", "a nodule"]
     scores = model.similarity(GREY[0], reports)[0].tolist()
     found = model.retrieve(GREY[0], reports, k=9)
-    assert [one.index for one in found] == sorted(range(4), key=lambda i: (-scores[i], i))
+    assert [one.place for one in found] == sorted(range(4), key=lambda i: (-scores[i], i))
     assert [one.rank for one in found] == [1, 2, 3, 4]
     for one in found:
-        assert one.report == reports[one.index]
-        assert one.score == pytest.approx(scores[one.index], abs=1e-6)
+        assert one.report == reports[one.place]
+        assert one.score == pytest.approx(scores[one.place], abs=1e-6)
     assert model.retrieve(GREY[0], reports, k=2) == found[:2]
     with pytest.raises(ConfigError, match="retrieve takes one picture, and here are 7"):
         model.retrieve(GREY, reports)

@@ -128,6 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     datamodule.loading = replace(
         datamodule.loading, **changed, check_images=False, eval_batch_size=options.batch_size, augment=None
     )
+    model.module.encoder.image.check_images(1 + datamodule.others)
     datamodule.prepare_data()
     datamodule.setup("predict")
     splits = _splits(options.split, datamodule)

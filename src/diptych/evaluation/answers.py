@@ -125,7 +125,7 @@ class Retrieved(NamedTuple):
     report: str
     score: float
     """The head's whole score with the image."""
-    index: int
+    place: int
     """Its place in the list that was searched, from 0 on."""
 
 

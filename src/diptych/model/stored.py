@@ -157,7 +157,7 @@ def weights_hash(module: nn.Module) -> str:
         digest.update(f"{name} ".encode())
         if isinstance(value, Tensor):
             digest.update(f"{value.dtype} {list(value.shape)} ".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         else:
             digest.update(repr(value).encode())
     return digest.hexdigest()[:16]
