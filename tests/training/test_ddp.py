@@ -1,4 +1,4 @@
-"""Two processes, launched as a user would, train and test as one process does on the same global batch."""
+"""Two processes train and test as one process does on the same global batch. They are launched as by a user, or by torchrun."""
 
 import json
 import signal
@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from chains import differences, left_by
-from jobs import GLOO, launch
+from jobs import GLOO, launch, on_two
 from mini import ROOT, config, write_pairs
 
 from diptych.data.sampling import TrainingSampler
@@ -100,14 +100,13 @@ def test_two_processes_train_as_one_does_on_the_same_batch(recipe, one, two):
     assert apart(single, trained(recipe / "half"), "head.")[0] > 1e-3
 
 
-def test_two_processes_test_as_one_does(recipe, two):
+def test_two_processes_test_as_one_does(recipe, two, gloo2):
     best = ["--ckpt_path", str(two / "checkpoints" / "best.ckpt")]
     single = inprocess.diptych("test", "-c", str(recipe / "run.yaml"), "--run", str(recipe / "test1"), *best)
     assert single.returncode == 0, single.stderr
-    double = launch(*command(recipe, "test2", "test"), *best)
-    assert double.returncode == 0, double.stderr
-    assert double.stdout.count("test/retrieval/r@5") == 1  # one table
-    assert double.stderr.count("results.json") == 1
+    said = on_two(gloo2, *command(recipe, "test2", "test"), *best)
+    assert said.count("test/retrieval/r@5") == 1  # one table
+    assert said.count("results.json") == 1
     assert len(list((recipe / "test2").rglob("results*.json"))) == 1
     first, second = (json.loads((recipe / run / "results.json").read_text()) for run in ("test1", "test2"))
     assert first["metrics"]["test/retrieval/r@5"]["n"] == 7
@@ -116,7 +115,7 @@ def test_two_processes_test_as_one_does(recipe, two):
         assert first[key] == second[key]
 
 
-def test_killed_on_two_processes_and_resumed(recipe, two):
+def test_killed_on_two_processes_and_resumed(recipe, two, gloo2):
     """At the end of a validation, and in mid-epoch: everything that a run leaves is the same."""
     run = command(recipe, "killed")
     for step, moment in ((3, "validated"), (5, "trained")):
@@ -125,8 +124,7 @@ def test_killed_on_two_processes_and_resumed(recipe, two):
         killed = launch(*run, *going_on, *killer, f"--trainer.callbacks.moment={moment}")
         assert killed.returncode == -9, killed.stderr
         assert read_checkpoint(recipe / "killed" / "checkpoints" / "last.ckpt")["global_step"] == step - 1
-    resumed = launch(*run, "--ckpt_path", "last")
-    assert resumed.returncode == 0, resumed.stderr
+    on_two(gloo2, *run, "--ckpt_path", "last")
     assert not differences(left_by(recipe / "killed"), left_by(two))
     # One process goes on with the same steps (each process draws its own dropout, of which there is none here).
     other = inprocess.diptych(
@@ -147,15 +145,14 @@ def test_a_loss_that_is_no_number_on_one_process_stops_both(recipe):
     assert read_checkpoint(recipe / "diverged" / "checkpoints" / "last.ckpt")["global_step"] == 4
 
 
-def test_a_signal_to_one_process_saves_and_ends_both(recipe, two):
+def test_a_signal_to_one_process_saves_and_ends_both(recipe, two, gloo2):
     run = command(recipe, "signal")
     done = launch(*run, *at("SignalAt", step=3, number=15, rank=1))
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert "Traceback" not in done.stderr
     assert "diptych: error" not in done.stderr
     assert read_checkpoint(recipe / "signal" / "checkpoints" / "last.ckpt")["global_step"] == 4
-    resumed = launch(*run, "--ckpt_path", "last")
-    assert resumed.returncode == 0, resumed.stderr
+    on_two(gloo2, *run, "--ckpt_path", "last")
     assert apart(trained(two), trained(recipe / "signal"))[0] == 0
 
 
