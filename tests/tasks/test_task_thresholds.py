@@ -129,5 +129,5 @@ def test_what_has_no_threshold_says_so(data, tmp_path):
     table = write_pairs(tmp_path / "pairs", n=12)
     table.write_text(table.read_text().replace(",val,", ",train,"))
     without = Tabular(str(table), columns=COLUMNS, loading=Loading(image_size=32, eval_batch_size=16, workers=0))
-    with pytest.raises(ConfigError, match="FineTune: threshold is 'val_f1', and .* has no 'val'; use data with one"):
+    with pytest.raises(ConfigError, match=r"FineTune: threshold is 'val_f1', and .* has no 'val'; use data with one"):
         ended(FineTune(tower(), threshold="val_f1"), without, tmp_path)
