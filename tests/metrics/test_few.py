@@ -9,7 +9,7 @@ from scipy.special import expit, logit
 
 from diptych.metrics.bootstrap import Metric, as_metrics, bootstrap_weights, figure_and_bootstrap, interval
 from diptych.metrics.classification import binary_values
-from diptych.metrics.delong import Spread, components, logit_interval
+from diptych.metrics.delong import Spread, components, difference_interval, logit_interval
 from diptych.metrics.few import intervals
 from diptych.metrics.measures import auroc
 
@@ -46,6 +46,46 @@ def test_delongs_interval_is_that_of_a_plain_loop(seed):
     assert twice == pytest.approx(ends)  # each image twice tells nothing new of the patients
     assert logit_interval([spread(scores, positive, group)] * 3)[0] > ends[0] - 1e-9  # a mean of equals, more degrees
     assert logit_interval([spread(positive.astype(float), positive, group)]) is None
+
+
+def plain_difference(ours, theirs, positive, level):
+    """Zou's interval of a difference from the two intervals and the correlation, pair by pair, one sample a patient."""
+    sides = []
+    for scores in (ours, theirs):
+        above, below = scores[positive], scores[~positive]
+        v10 = np.array([np.mean([kernel(a, b) for b in below]) for a in above])
+        v01 = np.array([np.mean([kernel(a, b) for a in above]) for b in below])
+        parts = v10.var(ddof=1) / len(above), v01.var(ddof=1) / len(below)
+        freedom = sum(parts) ** 2 / (parts[0] ** 2 / (len(above) - 1) + parts[1] ** 2 / (len(below) - 1))
+        half = stats.t.ppf(1 - (1 - level) / 2, freedom) * math.sqrt(sum(parts)) / (v10.mean() * (1 - v10.mean()))
+        ends = [expit(logit(v10.mean()) + sign * half) for sign in (-1, 1)]
+        sides.append((v10.mean(), *ends, sum(parts), v10, v01))
+    (a, l1, u1, var1, up1, down1), (b, l2, u2, var2, up2, down2) = sides
+    shared = np.cov(up1, up2)[0, 1] / positive.sum() + np.cov(down1, down2)[0, 1] / (~positive).sum()
+    r = shared / math.sqrt(var1 * var2)
+    low = a - b - math.sqrt((a - l1) ** 2 + (u2 - b) ** 2 - 2 * r * (a - l1) * (u2 - b))
+    high = a - b + math.sqrt((u1 - a) ** 2 + (b - l2) ** 2 - 2 * r * (u1 - a) * (b - l2))
+    return low, high
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_interval_of_a_difference_is_that_of_a_plain_loop(seed):
+    rng, positive, group = np.random.default_rng(seed), np.arange(50) < 7, np.arange(50)
+    shared = rng.normal(size=50) + positive
+    ours, theirs = (np.round(shared + skill * positive + rng.normal(size=50), 1) for skill in (1, 0))
+    first, second = (spread(scores, positive, group) for scores in (ours, theirs))
+    low, high, p = difference_interval([first], [second])
+    assert (low, high) == pytest.approx(plain_difference(ours, theirs, positive, 0.95))
+    assert (low > 0 or high < 0) == (p < 0.05)
+    touching = plain_difference(ours, theirs, positive, 1 - p)  # at this confidence one end is zero
+    assert min(map(abs, touching)) < 1e-9 < max(map(abs, touching))
+    again = difference_interval([second], [first])
+    assert again == pytest.approx((-high, -low, p))
+    twice = np.r_[group, group]
+    doubled = [spread(np.r_[s, s], np.r_[positive, positive], twice) for s in (ours, theirs)]
+    assert difference_interval([doubled[0]], [doubled[1]]) == pytest.approx((low, high, p))
+    assert difference_interval([first], [first]) is None
+    assert difference_interval([first], [spread(positive.astype(float), positive, group)]) is None
 
 
 def metrics(positives, seed=0, n=80, names=("Edema",)):
@@ -128,3 +168,39 @@ def test_how_often_the_interval_of_a_macro_holds():
         ends = logit_interval(spreads)
         hits += ends[0] <= 0.8 <= ends[1]
     assert 0.91 < hits / trials < 0.98
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("positives", [5, 9])
+@pytest.mark.parametrize(("areas", "least"), [((0.8, 0.7), 0.92), ((0.9, 0.9), 0.91), ((0.95, 0.8), 0.9)])
+def test_how_often_the_interval_of_a_difference_holds(positives, areas, least):
+    """It holds nearly as often as it says, whether the models' scores are alike or not."""
+    rng, group, trials = np.random.default_rng(positives), np.arange(100), 400
+    positive = group < positives
+    shifts = [math.sqrt(2) * stats.norm.ppf(area) for area in areas]
+    for alike in (0.2, 0.8):
+        hits, tested = 0, 0
+        for _ in range(trials):
+            shared = math.sqrt(alike) * rng.normal(size=100)
+            sides = [shared + math.sqrt(1 - alike) * rng.normal(size=100) + shift * positive for shift in shifts]
+            found = difference_interval(*([spread(scores, positive, group)] for scores in sides))
+            if found is not None:
+                tested += 1
+                hits += found[0] <= areas[0] - areas[1] <= found[1]
+        assert tested > 0.85 * trials
+        assert least < hits / tested, alike
+
+
+@pytest.mark.slow
+def test_how_often_the_interval_of_a_difference_of_macros_holds():
+    rng, hits, trials, group = np.random.default_rng(1), 0, 400, np.arange(100)
+    for _ in range(trials):
+        sides = [[], []]
+        for positives in (6, 8, 50):
+            positive, shared = rng.permutation(100) < positives, rng.normal(size=100)
+            for side, area in zip(sides, (0.85, 0.75), strict=True):
+                shift = math.sqrt(2) * stats.norm.ppf(area)
+                side.append(spread((shared + rng.normal(size=100)) / math.sqrt(2) + shift * positive, positive, group))
+        low, high, _ = difference_interval(*sides)
+        hits += low <= 0.1 <= high
+    assert 0.91 < hits / trials < 0.99

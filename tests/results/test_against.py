@@ -104,6 +104,37 @@ def test_swapped_reports_are_those_of_a_loop_over_patients():
             assert found[name][k] == pytest.approx(value[0] - second[name][0], abs=1e-12), name
 
 
+def of_patients(positives, seed, skill, names):
+    """60 patients with an image each. Of each finding some have it, and the first comes first."""
+    rng = np.random.default_rng(seed)
+    labels = np.stack([np.arange(60) < number for number in positives[: len(names)]], axis=1).astype(float)
+    columns = named("score", names, labels * skill + rng.normal(size=labels.shape)) | named("label", names, labels)
+    ids = [f"i{i}" for i in range(60)]
+    return Tested(ids, ids, {"zero_shot": Predictions("binary", columns)})
+
+
+def test_the_number_of_patients_decides_how_a_difference_is_tested():
+    names = ["Edema", "Mass"]
+    for positives, test, interval in ((10, "DeLong", ""), (9, "DeLong, logit", "DeLong"), (4, "too few", "too few")):
+        pair = Pair(*(of_patients((positives, 30), seed, skill, names) for seed, skill in ((1, 1.0), (2, 0.2))), 50)
+        one = pair.difference("zero_shot/auroc/Edema")
+        assert (one.test, one.interval) == (test, interval)
+        assert math.isnan(one.p) == math.isnan(one.low) == (interval == "too few")
+        assert one.cells()[1].endswith(interval)
+        assert one.cells()[-1] == test
+        macro = pair.difference("zero_shot/auroc/macro")
+        assert (macro.test, macro.interval) == ("bootstrap" if not interval else test, interval)
+        f1 = pair.difference("zero_shot/f1/Edema")
+        assert f1.interval == ("too few" if interval else "")
+        assert f1.cells()[2] == "-" or not interval
+        assert pair.difference("zero_shot/auroc/Mass").test == "DeLong"
+        assert pair.difference("zero_shot/accuracy/Edema").test == "bootstrap"
+    # A macro over what both have is tested by the patients of that.
+    ours, theirs = (of_patients((30, 6), seed, 1.0, few) for seed, few in ((1, names), (2, names[:1])))
+    assert Pair(ours, theirs, 50).difference("zero_shot/auroc/macro").test == "bootstrap"
+    assert corrected([one, Pair(ours, theirs, 50).difference("zero_shot/auroc/Edema")])[1].p_holm <= 1
+
+
 def run_of(folder, seed, skill, ids=None, private=False, number=0):
     """A run of 60 images of 30 patients with two findings, and its results."""
     truth, rng = np.random.default_rng(7), np.random.default_rng(seed)

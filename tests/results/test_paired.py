@@ -8,6 +8,8 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from diptych.errors import DataError
+from diptych.metrics import few
+from diptych.metrics.delong import Spread, components, difference_interval
 from diptych.predictions.base import Predictions, named
 from diptych.predictions.reading import Tested
 from diptych.results.paired import holm, over_seeds, over_studies
@@ -95,7 +97,8 @@ def plainly(samples, drawn):
     return (images + np.mean(texts)) / 2, np.mean(aurocs)
 
 
-def test_over_studies_is_a_bootstrap_of_both_variants_together():
+def test_over_studies_is_a_bootstrap_of_both_variants_together(monkeypatch):
+    monkeypatch.setattr(few, "FEW", 1)  # of ten patients, for AUROCs too
     ours, theirs = ([sampled(seed + 10 * skill, skill) for seed in range(3)] for skill in (6, 1))
     of_ours, of_theirs = ([predicted(samples, PATIENTS) for samples in side] for side in (ours, theirs))
     found = over_studies(of_ours, of_theirs, resamples=60, seed=4)
@@ -106,13 +109,44 @@ def test_over_studies_is_a_bootstrap_of_both_variants_together():
         each = [[plainly(samples, drawn) for samples in side] for side in (ours, theirs)]
         differences.append(np.mean(each[0], axis=0) - np.mean(each[1], axis=0))
     low, high = np.percentile(differences, (2.5, 97.5), axis=0)
-    assert found["retrieval/r@5"] == pytest.approx((low[0], high[0]))
-    assert found["zero_shot/auroc/macro"] == pytest.approx((low[1], high[1]))
+    assert found["retrieval/r@5"][:2] == pytest.approx((low[0], high[0]))
+    assert found["zero_shot/auroc/macro"][:2] == pytest.approx((low[1], high[1]))
+    assert {one.name for one in found.values()} == {""}
     whole = of_ours[0].draws(resamples=0)
     names = ("retrieval/r@5", "zero_shot/auroc/macro")
     assert [whole[name].values[0] for name in names] == pytest.approx(plainly(ours[0], range(14)))
     assert whole.keys() == found.keys()
-    assert over_studies(of_ours, of_ours, resamples=20) == dict.fromkeys(found, (0, 0))
+    assert over_studies(of_ours, of_ours, resamples=20) == dict.fromkeys(found, (0, 0, ""))
+
+
+def of_patients(positives, seed, skill):
+    """A test of 80 patients with an image each, so many of whom have the finding."""
+    rng = np.random.default_rng(seed)
+    label = (np.arange(80) < positives)[:, None].astype(float)
+    columns = named("score", ["Edema"], skill * label + rng.normal(size=(80, 1))) | named("label", ["Edema"], label)
+    names = [f"i{i}" for i in range(80)]
+    return Tested(names, names, {"zero_shot": Predictions("binary", columns)})
+
+
+@pytest.mark.parametrize(("positives", "name"), [(10, ""), (9, "DeLong"), (4, "too few")])
+def test_the_interval_over_studies_of_few_patients_is_delongs_of_the_means_over_seeds(positives, name):
+    ours, theirs = ([of_patients(positives, seed + 10 * skill, skill) for seed in range(2)] for skill in (1, 0))
+    found = over_studies(ours, theirs, resamples=20)
+    one = found["zero_shot/auroc/Edema"]
+    assert one.name == found["zero_shot/auroc/macro"].name == name
+    assert found["zero_shot/f1/Edema"].name == ("too few" if name else "")
+    assert found["zero_shot/accuracy/Edema"].name == ""
+    if name == "DeLong":
+        positive, member = np.arange(80) < positives, np.arange(80)
+        means = [
+            np.mean(
+                [components(test.predictions["zero_shot"].columns["score/Edema"], positive) for test in side], axis=0
+            )
+            for side in (ours, theirs)
+        ]
+        low, high, _ = difference_interval(*([Spread.of(values, positive, member, 80)] for values in means))
+        assert one[:2] == pytest.approx((low, high))
+    assert math.isnan(one.low) == (name == "too few")
 
 
 def test_only_the_same_studies_are_paired():

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diptych.metrics.delong import Spread
 from diptych.metrics.measures import Array
 
 __all__ = [
@@ -64,6 +65,8 @@ class Draws(NamedTuple):
     """Number of samples behind it."""
     instead: Interval | None = None
     """The interval, if the bootstrap's does not hold."""
+    spreads: Mapping[str, Spread] | None = None
+    """How the AUROC of each finding behind the figure varies with the patients. None of other figures."""
 
 
 def as_metrics(figures: Mapping[str, Draws], start: str = "") -> dict[str, Metric]:

@@ -49,7 +49,8 @@ class BinaryValues:
 
     def figures(self) -> dict[str, Draws]:
         """The same, named ``measure/macro`` and ``measure/<finding>``."""
-        return with_macro(self.values, self.counts, self.known, intervals(self.spreads, self.values))
+        few = intervals(self.spreads, self.values)
+        return with_macro(self.values, self.counts, self.known, few, self.spreads)
 
 
 def binary_values(
@@ -191,7 +192,7 @@ def class_values(
         "balanced_accuracy": Draws(each.mean(axis=0), n, instead.get("balanced_accuracy", {}).get("macro")),
         "mcc": Draws(matthews(predicted, true, len(names), weights), n, instead.get("mcc", {}).get("macro")),
     }
-    return of_all | with_macro(values, dict.fromkeys(names, n), n, instead), facts
+    return of_all | with_macro(values, dict.fromkeys(names, n), n, instead, spreads), facts
 
 
 def with_macro(
@@ -199,6 +200,7 @@ def with_macro(
     counts: Mapping[str, int],
     n: int,
     instead: Mapping[str, Mapping[str, Interval]] | None = None,
+    spreads: Mapping[str, Spread] | None = None,
 ) -> dict[str, Draws]:
     """Figures of each finding, and their mean over the findings as ``measure/macro``.
 
@@ -211,6 +213,7 @@ def with_macro(
         counts: samples of each finding.
         n: samples of the mean.
         instead: ``instead[measure][finding or "macro"]``, the intervals that take the place of the bootstrap's.
+        spreads: that of the AUROC of each finding, for differences.
     """
     by_name, instead = {}, instead or {}
     for measure, by_finding in values.items():
@@ -222,6 +225,9 @@ def with_macro(
         total, present = np.where(defined, table, 0).sum(axis=0), defined.sum(axis=0)
         macro = np.divide(total, present, out=np.full(table.shape[1], np.nan), where=present > 0)
         other = instead.get(measure, {})
-        by_name[f"{measure}/macro"] = Draws(macro, n, other.get("macro"))
-        by_name |= {f"{measure}/{name}": Draws(row, counts[name], other.get(name)) for name, row in by_finding.items()}
+        vary = spreads if measure == "auroc" and spreads is not None else {}
+        by_name[f"{measure}/macro"] = Draws(macro, n, other.get("macro"), vary or None)
+        for name, row in by_finding.items():
+            own = {name: vary[name]} if name in vary else None
+            by_name[f"{measure}/{name}"] = Draws(row, counts[name], other.get(name), own)
     return by_name

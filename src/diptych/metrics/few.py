@@ -10,17 +10,20 @@ and in 52 % with two. The rule, by the smaller number of patients with a positiv
 - Other measures have no such interval: ``too few`` below :data:`FEW`. Means over all samples (:data:`OF_ALL`) keep the
   bootstrap, since they do not hang on the few.
 - A ``macro`` is under the rule if one of its findings is. That of the AUROC takes the covariance of its findings.
+
+The difference of two models on the same patients is under the same rule. Its interval by DeLong is
+:func:`diptych.metrics.delong.difference_interval`, and its p-value goes with it. Where it is ``too few`` there is no p-value.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from diptych.metrics.bootstrap import Interval
-from diptych.metrics.delong import Spread, logit_interval
+from diptych.metrics.bootstrap import Draws, Interval
+from diptych.metrics.delong import Spread, difference_interval, logit_interval, mean_spread
 
-__all__ = ["FEW", "LEAST", "OF_ALL", "TOO_FEW", "explained", "intervals"]
+__all__ = ["FEW", "LEAST", "OF_ALL", "TOO_FEW", "explained", "intervals", "mean_spreads", "paired_interval"]
 
 FEW = 10
 """With fewer patients of either class the bootstrap is not used."""
@@ -66,3 +69,35 @@ def _of(*spreads: Spread) -> Interval:
     if min(min(spread.patients) for spread in spreads) < LEAST or (ends := logit_interval(spreads)) is None:
         return TOO_FEW
     return Interval(*ends, "DeLong")
+
+
+def mean_spreads(figures: Sequence[Draws]) -> dict[str, Spread] | None:
+    """The spreads of the mean of a figure of several models on the same samples. None if one has none."""
+    each = [draws.spreads for draws in figures if draws.spreads]
+    if not each or len(each) < len(figures):
+        return None
+    return {name: mean_spread([of[name] for of in each]) for name in each[0] if all(name in of for of in each)}
+
+
+def paired_interval(ours: Draws, theirs: Draws) -> tuple[Interval, float] | None:
+    """The interval of the difference of a figure of two models, and its p-value, where the bootstrap's do not hold.
+
+    A mean of AUROCs is that of the findings that both have.
+
+    Args:
+        ours: the figure.
+        theirs: the same of the other model, on the same samples.
+
+    Returns:
+        None where the bootstrap holds. The p-value is NaN where the patients are too few.
+    """
+    if ours.instead is None and theirs.instead is None:
+        return None
+    first, second = ours.spreads or {}, theirs.spreads or {}
+    shared = [name for name in first if name in second]
+    fewest = min((min(first[name].patients) for name in shared), default=0)
+    if fewest >= FEW:
+        return None
+    sides = [first[name] for name in shared], [second[name] for name in shared]
+    found = difference_interval(*sides) if fewest >= LEAST else None
+    return (TOO_FEW, math.nan) if found is None else (Interval(*found[:2], "DeLong"), found[2])

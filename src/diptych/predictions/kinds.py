@@ -21,7 +21,7 @@ from diptych.metrics.classification import VAL, BinaryValues, Threshold, binary_
 from diptych.metrics.curves import AT
 from diptych.metrics.decisions import thresholds_of
 from diptych.metrics.delong import mean_spread
-from diptych.metrics.few import TOO_FEW, intervals
+from diptych.metrics.few import TOO_FEW, intervals, mean_spreads
 from diptych.metrics.localisation import MEASURES, region_figures
 from diptych.predictions.base import Array, Boxes, Columns, Predictions, named
 
@@ -127,7 +127,8 @@ def _seeds(columns: Columns, draw: Resampling, settings: Settings) -> Figures:
             for name, one in each[0][0].items():
                 values_of = np.mean([found[name].values for found, _ in each], axis=0)
                 instead = one.instead if one.instead is None or len(each) == 1 else TOO_FEW  # DeLong's is of one seed
-                figures[f"{share}/{name}"] = Draws(values_of, one.n, instead)
+                vary = mean_spreads([found[name] for found, _ in each])
+                figures[f"{share}/{name}"] = Draws(values_of, one.n, instead, vary)
             facts["auroc of each seed"][share] = [float(found["auroc/macro"].values[0]) for found, _ in each]
             facts |= {key: each[0][1][key] for key in ("absent", "excluded")}
             continue
@@ -158,7 +159,7 @@ def _seeds(columns: Columns, draw: Resampling, settings: Settings) -> Figures:
         }
         of_all = {measure: by_name for measure, by_name in of_all.items() if by_name or measure == "auroc"}
         spreads = {name: mean_spread([one.spreads[name] for one in values]) for name in _common(values)}
-        means = with_macro(of_all, values[0].counts, values[0].known, intervals(spreads, of_all))
+        means = with_macro(of_all, values[0].counts, values[0].known, intervals(spreads, of_all), spreads)
         figures |= {f"{share}/{name}": value for name, value in means.items()}
         facts["auroc of each seed"][share] = [float(v.figures()["auroc/macro"].values[0]) for v in values]
         facts["thresholds of each seed"][share] = [one.facts["thresholds"] for one in values]

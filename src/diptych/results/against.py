@@ -14,11 +14,12 @@ import numpy as np
 from diptych.errors import ConfigError, DataError
 from diptych.metrics.bootstrap import Resampling, interval
 from diptych.metrics.delong import delong
+from diptych.metrics.few import paired_interval
 from diptych.predictions.base import Array, Column, Columns, Predictions
 from diptych.predictions.kinds import figures_of
 from diptych.predictions.reading import Tested, read_predictions
 from diptych.predictions.subgroups import shared
-from diptych.results.paired import RESAMPLES, holm
+from diptych.results.paired import RESAMPLES, holm, signed_interval
 from diptych.results.runs import ResultsTable, RunResults
 from diptych.results.tested import settings_of
 
@@ -29,6 +30,8 @@ _BY_FINDING = {"absent", "excluded", "not_labelled", "any_of"}
 TESTS = {
     "bootstrap": "paired bootstrap over patients",
     "DeLong": "DeLong's test, with patients as clusters",
+    "DeLong, logit": "DeLong's variance on the logit scale, where fewer than 10 patients have a finding or lack it",
+    "too few": "none: fewer than 5 such patients, or a figure that has no test under 10",
     "randomisation": "approximate randomisation by patient",
 }
 """The tests by name."""
@@ -40,7 +43,7 @@ class Difference:
 
     value: float
     low: float
-    """Lower end of the 95 % interval of a paired bootstrap over patients."""
+    """Lower end of the 95 % interval: of a paired bootstrap over patients, if ``interval`` does not say otherwise."""
     high: float
     p: float
     """Two-sided."""
@@ -48,12 +51,14 @@ class Difference:
     """A name of :data:`TESTS`."""
     p_holm: float = math.nan
     """``p``, corrected for the number of runs that are compared."""
+    interval: str = ""
+    """``DeLong`` or ``too few`` (:mod:`diptych.metrics.few`)."""
 
     def cells(self) -> list[str]:
         """Difference, interval, both p-values and the test as text."""
         if math.isnan(self.value):
             return ["undefined", "-", "-", "-", self.test]
-        ends = "-" if math.isnan(self.low) else f"{self.low:+.3f} to {self.high:+.3f}"
+        ends = signed_interval(self.low, self.high, self.interval)
         both = ["-" if math.isnan(p) else f"{p:.4f}" for p in (self.p, self.p_holm)]
         return [f"{self.value:+.3f}", ends, *both, self.test]
 
@@ -111,7 +116,8 @@ class Pair:
 
         A ``macro`` is over the findings that both have.
 
-        AUROCs of findings are tested by DeLong, reports by randomisation, and all else by the bootstrap.
+        AUROCs of findings are tested by DeLong, reports by randomisation, and all else by the bootstrap. Where few patients
+        have a finding, :mod:`diptych.metrics.few` says what holds.
         """
         if name not in self._first or name not in self._second:
             return None
@@ -122,6 +128,10 @@ class Pair:
             return None
         values = both[0] - both[1]
         value, (low, high) = float(values[0]), interval(values[1:])
+        if (few := paired_interval(self._first[name], self._second[name])) is not None:
+            (low, high, kind), p = few
+            test = "DeLong, logit" if kind == "DeLong" else kind
+            return Difference(value, low, high, p, test, interval=kind)
         local = name[len(start) + 1 :]
         if theirs is not None and ours.kind == theirs.kind == "binary" and local.startswith("auroc/"):
             finding = local.removeprefix("auroc/")
@@ -230,6 +240,6 @@ class Against:
         """What the differences are, in words."""
         return (
             f"Difference from {self.base.label} on the same test images. Interval: paired bootstrap over patients, "
-            f"{RESAMPLES} draws, the same for both. A macro is over the findings that both have. Holm's correction is for the "
-            "number of runs."
+            f"{RESAMPLES} draws, the same for both, or the one that is named beside it, where few patients have a finding. "
+            "A macro is over the findings that both have. Holm's correction is for the number of runs."
         )

@@ -14,7 +14,7 @@ from diptych.escaping import csv_rows, for_markdown
 from diptych.files import replace_text
 from diptych.predictions.reading import Tested
 from diptych.results.dotplot import Panel, draw
-from diptych.results.paired import RESAMPLES, Paired, holm, over_seeds, over_studies
+from diptych.results.paired import RESAMPLES, Paired, holm, over_seeds, over_studies, signed_interval
 from diptych.results.record import plain
 from diptych.results.seeds import Summary, cell, markdown, show, summarise
 
@@ -108,8 +108,8 @@ class Comparison:
                 if not all(metric in o.metrics for pair in pairs for o in pair):
                     continue
                 found = over_seeds(*([o.metrics[metric] for o in side] for side in zip(*pairs, strict=True)))
-                low, high = studies.get(metric, (math.nan, math.nan))
-                paired[metric][variant] = replace(found, studies_low=low, studies_high=high)
+                low, high, name = studies.get(metric, (math.nan, math.nan, ""))
+                paired[metric][variant] = replace(found, studies_low=low, studies_high=high, studies_interval=name)
         for by_variant in paired.values():
             corrected = holm([one.p for one in by_variant.values()])
             for variant, p in zip(list(by_variant), corrected, strict=True):
@@ -118,17 +118,13 @@ class Comparison:
 
     def differences(self) -> str:
         """A table in Markdown: a row for each whole metric and variant, with its paired difference from the reference."""
-
-        def ends(low: float, high: float) -> str:
-            return "-" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"
-
         rows = [
             [
                 LABELS.get(metric, metric),
                 variant,
                 "undefined" if math.isnan(one.difference) else f"{one.difference:+.3f}",
-                ends(one.low, one.high),
-                ends(one.studies_low, one.studies_high),
+                signed_interval(one.low, one.high),
+                signed_interval(one.studies_low, one.studies_high, one.studies_interval),
                 "-" if math.isnan(one.p_holm) else f"{one.p_holm:.3f}",
                 str(one.seeds),
             ]
@@ -181,8 +177,9 @@ class Comparison:
         if self.paired:
             parts += [
                 "Differences of runs with the same seed. Over seeds: Student's t. Over studies: percentile bootstrap of the "
-                f"test set's patients, {RESAMPLES:,} draws, the same for both. p: paired t-test, with Holm's correction for "
-                "the number of variants. Parts of metrics are in compare-paired.csv.",
+                f"test set's patients, {RESAMPLES:,} draws, the same for both, or what is named beside it, where few patients "
+                "have a finding. p: paired t-test, with Holm's correction for the number of variants. Parts of "
+                "metrics are in compare-paired.csv.",
                 self.differences(),
             ]
         else:

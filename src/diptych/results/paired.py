@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from diptych.errors import DataError
-from diptych.metrics.bootstrap import Draws, interval
-from diptych.metrics.few import TOO_FEW
+from diptych.metrics.bootstrap import Draws, Interval, interval
+from diptych.metrics.few import TOO_FEW, mean_spreads, paired_interval
 from diptych.predictions.reading import Tested
 
-__all__ = ["RESAMPLES", "Paired", "holm", "mean_draws", "over_seeds", "over_studies"]
+__all__ = ["RESAMPLES", "Paired", "holm", "mean_draws", "over_seeds", "over_studies", "signed_interval"]
 
 RESAMPLES = 2000
 """Draws of the bootstrap over studies."""
@@ -33,10 +33,21 @@ class Paired:
     seeds: int
     """How many seeds both have."""
     studies_low: float = math.nan
-    """Lower end of the 95 % percentile interval over studies."""
+    """Lower end of the 95 % interval over studies: the bootstrap's, if ``studies_interval`` does not say otherwise."""
     studies_high: float = math.nan
+    studies_interval: str = ""
+    """``DeLong`` or ``too few`` (:mod:`diptych.metrics.few`)."""
     p_holm: float = math.nan
     """``p``, corrected for the number of variants in the table."""
+
+
+def signed_interval(low: float, high: float, name: str = "") -> str:
+    """An interval of a difference as text, with its name where it has one.
+
+    >>> signed_interval(-0.1, 0.25, "DeLong"), signed_interval(math.nan, math.nan, "too few"), signed_interval(0, 0.5)
+    ('-0.100 to +0.250, DeLong', 'too few', '+0.000 to +0.500')
+    """
+    return name or "-" if math.isnan(low) else ", ".join(filter(None, (f"{low:+.3f} to {high:+.3f}", name)))
 
 
 def over_seeds(ours: Sequence[float], theirs: Sequence[float]) -> Paired:
@@ -97,14 +108,16 @@ def mean_draws(tests: Sequence[Tested], resamples: int = RESAMPLES, seed: int = 
         if all(name in figures for figures in each):
             own = [figures[name] for figures in each]
             few = TOO_FEW if any(draws.instead for draws in own) else None
-            means[name] = Draws(np.mean([draws.values for draws in own], axis=0), own[0].n, few)
+            means[name] = Draws(np.mean([draws.values for draws in own], axis=0), own[0].n, few, mean_spreads(own))
     return means
 
 
 def over_studies(
     ours: Sequence[Tested], theirs: Sequence[Tested], resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, Interval]:
     """The 95 % percentile interval of each difference, by a bootstrap over the patients of the test set.
+
+    Where few patients have a finding, it is named, and is DeLong's or none (:mod:`diptych.metrics.few`).
 
     A draw takes the same patients for both variants and all seeds. The figures are means over the seeds. Their names are
     those of ``results.json`` without the stage.
@@ -126,4 +139,10 @@ def over_studies(
             "two tests of the comparison are of different studies; remove the folders of one and start again"
         )
     first, second = (mean_draws(side, resamples, seed) for side in (ours, theirs))
-    return {name: interval(first[name].values[1:] - second[name].values[1:]) for name in first if name in second}
+    found = {}
+    for name in first:
+        if name in second:
+            few = paired_interval(first[name], second[name])
+            ends = interval(first[name].values[1:] - second[name].values[1:])
+            found[name] = Interval(*ends, "") if few is None else few[0]
+    return found

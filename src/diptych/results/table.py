@@ -234,6 +234,7 @@ def _csv(shown: Sequence[ResultsTable], against: Against | None) -> str:
             "p",
             "test",
             "p (Holm)",
+            "difference interval",
         ]
     for table, title, _ in _titles(shown):
         protocol = json.dumps(table.protocol)
@@ -245,7 +246,7 @@ def _csv(shown: Sequence[ResultsTable], against: Against | None) -> str:
                     rows.append([title, run.label, run.seed, run.head, column, *figures, protocol, run.file])
                     if against is not None:
                         one = found.get(column, {}).get(run.label)
-                        rows[-1] += [None] * 6 if one is None else astuple(one)
+                        rows[-1] += [None] * 7 if one is None else astuple(one)
     return csv_rows(rows)
 
 

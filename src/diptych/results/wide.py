@@ -272,12 +272,13 @@ class WideTable:
             "n",
             f"difference from {self.against or 'none'}",
         ]
-        rows: list[list[object]] = [[*header, "difference low", "difference high", "p", "paired by", "p (Holm)"]]
+        pair_header = ["difference low", "difference high", "p", "paired by", "p (Holm)", "difference interval"]
+        rows: list[list[object]] = [[*header, *pair_header]]
         for (model, number), metric in self.cells.items():
             column, pair = self.columns[number], self.paired.get((model, number))
             row: list[object] = [model, column.test, column.metric, metric.value, metric.low, metric.high]
             row += [metric.interval, metric.n]
-            rows.append(row + ([None] * 6 if pair is None else list(astuple(pair))))
+            rows.append(row + ([None] * 7 if pair is None else list(astuple(pair))))
         return csv_rows(rows)
 
     def write(self, folder: Path, title: str) -> str:
