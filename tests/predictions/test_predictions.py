@@ -15,6 +15,7 @@ from diptych.evaluation.class_retrieval import ClassRetrieval
 from diptych.evaluation.retrieval import Retrieval
 from diptych.evaluation.zero_shot import ZeroShot
 from diptych.metrics.bootstrap import as_metrics
+from diptych.metrics.localisation import MEASURES
 from diptych.predictions import table as tables_of
 from diptych.predictions.base import Boxes, Chosen, Predictions
 from diptych.predictions.reading import read_predictions
@@ -293,6 +294,21 @@ def test_boxes_of_a_peer_have_thresholded_figures_only_with_a_confidence(tmp_pat
     assert read_results(tmp_path / "p.json")["metrics"]["test/peer/challenge"].value == 1
     with pytest.raises(DataError, match=r"line 2: peer/boxes has the finding 'Mass'; known are Nodule"):
         read_predictions(path, {"peer": {"kind": "boxes", "findings": ["Nodule"]}})
+
+
+def test_regions_of_two_models_are_paired_though_each_measures_them_on_its_own_input(tmp_path):
+    header = ",".join(["id,patient", *(f"peer/{name}/Mass" for name in (*MEASURES, "area"))])
+    figures = ["0.5"] * len(MEASURES)
+    rows = [("a", "p", *figures, "0.005"), ("b", "q", *figures, "0.25"), ("c", "q", *[""] * (len(MEASURES) + 1))]
+    small = write(tmp_path / "small.csv", header, *rows)
+    large = write(tmp_path / "large.csv", header, ("a", "p", *figures, "0.0062"), *rows[1:])
+    paired = read_predictions(large, truth=small)  # 112 and 299 pixels a side give a box another share
+    assert paired.predictions["peer"].columns["area/Mass"][:2].tolist() == [0.0062, 0.25]
+    other = write(tmp_path / "other.csv", header, *rows[:2], ("c", "q", *figures, "0.1"))
+    with pytest.raises(
+        DataError, match=r"other.csv, line 4: peer/area/Mass is '0.1', and '' in .*; give the same test set"
+    ):
+        read_predictions(other, truth=small)
 
 
 def test_parquet_without_its_library_is_refused_before_the_test(monkeypatch):

@@ -108,6 +108,16 @@ def test_another_protocol_gets_no_cell_but_a_note():
     assert wide.best(2) == {"x"}
 
 
+def test_models_of_two_input_sizes_stand_in_one_column_though_their_chance_of_pointing_differs():
+    of = {("z", "b"): 0.0145, ("x", "b"): 0.0148, ("y", "b"): 0.0148}
+    runs = {
+        (model, test): run_of(model, {"chance": {"pointing/Mass": chance}}, auroc=0.9)
+        for (model, test), chance in of.items()
+    }
+    wide = table(runs=runs)
+    assert [model for model, number in wide.cells if number == 2] == ["x", "y", "z"]
+
+
 def test_the_protocol_is_that_of_the_model_compared_with():
     wide = table(runs={("x", "b"): run_of("x", {"prompts": "others"}, auroc=0.9)}, against="y")
     assert [model for model, number in wide.cells if number == 2] == ["y", "z"]

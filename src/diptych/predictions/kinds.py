@@ -297,6 +297,8 @@ class Kind:
     """Columns that must be there. ``{finding}`` stands for each finding of the columns of ``signs``."""
     given: str = ""
     """A pattern of the columns that are of the data, not of a model."""
+    measured: bool = False
+    """Whether these are measured on each model's own input. Those of two models then agree in which cells are empty alone."""
 
 
 KINDS: dict[str, Kind] = {
@@ -348,6 +350,7 @@ KINDS: dict[str, Kind] = {
         f"pointing/{_FINDING}",
         [f"{name}/{{finding}}" for name in (*MEASURES, "area")],
         "area/.+",
+        measured=True,  # the share of the input that a region takes, which is counted in pixels
     ),
     "binary": Kind(
         {f"score/{_FINDING}": "number", f"probability/{_FINDING}": "probability", f"label/{_FINDING}": "label"},

@@ -146,7 +146,8 @@ def _aligned(table: Table, truth: Table, settings: Mapping[str, Mapping[str, Any
                     cells[column] = truth.cells[column]
                 continue
             pairs = enumerate(zip(cells[column], truth.cells[column], strict=True))
-            if odd := [row for row, pair in pairs if _differ(*pair)]:
+            differ = _differ_in_being_there if KINDS[kind].measured else _differ
+            if odd := [row for row, pair in pairs if differ(*pair)]:
                 raise DataError(
                     f"{aligned.where(odd[0], column)} is {shown(cells[column][odd[0]])}, and "
                     f"{shown(truth.cells[column][odd[0]])} in {truth.path}; give the same test set, or leave the column out"
@@ -160,6 +161,11 @@ def _differ(one: str, other: str) -> bool:
         return one != other and not math.isclose(float(one), float(other), abs_tol=1e-9)
     except ValueError:
         return one.split() != other.split() and not (one[:1] == other[:1] == "[")
+
+
+def _differ_in_being_there(one: str, other: str) -> bool:
+    """Whether one cell is empty, and the other is not."""
+    return bool(one) != bool(other)
 
 
 def _kinds(table: Table, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

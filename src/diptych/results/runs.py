@@ -19,8 +19,11 @@ from diptych.results.record import read_results
 
 __all__ = ["ResultsTable", "RunResults", "differences", "read_run", "tables", "without_seed"]
 
-_OUTCOMES = {"thresholds", "seed", "seeds", "skipped", "gap between"}
-"""Facts of a protocol that come out of a run, or belong to its seed. They may differ within a column."""
+_OUTCOMES = {"thresholds", "seed", "seeds", "skipped", "gap between", "chance"}
+"""Facts of a protocol that come out of a run, or belong to its seed. They may differ within a column.
+
+The chance of pointing is one, as regions are measured on each model's own input.
+"""
 _OUTCOME_ENDINGS = (" of each seed", " of each episode")
 """A fact whose name ends so is an outcome too."""
 _SEED = re.compile(r"[/_.-]?seed[_-]?\d+$")
