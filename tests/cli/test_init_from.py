@@ -6,7 +6,7 @@ import torch
 import yaml
 from mini import IMAGE, TEXT, config, write_pairs
 
-from diptych import AlignmentModule, ScratchText, TimmImage
+from diptych import AlignmentModule, FusedImage, LoraImage, ScratchText, TimmImage, TrainedImage
 from diptych.errors import ConfigError
 from diptych.model.checkpoint import read_checkpoint
 from diptych.model.initial import take_weights
@@ -41,6 +41,38 @@ def test_towers_head_and_vocabulary_are_taken(first):
     assert [line.split(":")[0] for line in told] == ["image tower", "text tower", "head", "vocabulary"]
     assert mine.encoder.image.origin["weights"].endswith("last.ckpt")
     assert mine.encoder.text.origin["before"]["weights"] == "random"
+
+
+@pytest.mark.parametrize("around", [lambda image: image, lambda image: FusedImage(image, heads=2), LoraImage])
+def test_a_tower_of_a_run_takes_weights_too(first, tmp_path, around):
+    """``TrainedImage`` keeps no origin of its own. That of the tower inside says where the weights are from."""
+
+    def trained():
+        torch.manual_seed(5)
+        image = TrainedImage(str(first / "run"))
+        if around is LoraImage:
+            return AlignmentModule(LoraImage(image, targets=["0"]), ScratchText(**TEXT), Global)
+        return AlignmentModule(around(image), ScratchText(**TEXT), Global)
+
+    source, mine = trained(), trained()
+    state = read_checkpoint(first / "run" / "checkpoints" / "last.ckpt")["state_dict"]
+    source.tokenizer.load(state["encoder.text._extra_state"]["tokenizer"])
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.add_(0.25)
+    stored = {"config": None, "head": f"{Global.__module__}.Global"}
+    torch.save({"state_dict": source.state_dict(), "diptych": stored}, tmp_path / "a.ckpt")
+    take_weights(mine, tmp_path / "a.ckpt")
+    for (name, value), other in zip(mine.named_parameters(), source.parameters(), strict=True):
+        assert torch.equal(value, other), name
+    origin = mine.encoder.image.origin
+    kept = origin if around is LoraImage else origin["tower"]
+    assert kept["weights"] == str(tmp_path / "a.ckpt")
+    assert kept["before"].get("name") or kept["before"]["head"]
+    # It stands in the checkpoint of the new run, so that a test of it says the same.
+    again = trained()
+    again.load_state_dict(mine.state_dict())
+    assert again.encoder.image.origin == origin
 
 
 def test_another_head_stays_new_and_is_told(first):

@@ -15,7 +15,6 @@ from diptych.files import sha256
 from diptych.model.checkpoint import read_model
 from diptych.model.module import AlignmentModule
 from diptych.model.stored import load_weights
-from diptych.towers.fused import FusedImage
 from diptych.towers.weights import some
 
 __all__ = ["take_weights"]
@@ -61,11 +60,12 @@ def take_weights(module: AlignmentModule, path: Path | str) -> list[str]:
     load_weights(module, own | taken, str(file))
     if module.tokenizer.learned:
         told.append(f"vocabulary: the checkpoint's {module.tokenizer.size} pieces, and none is learned from these data")
-    image = module.encoder.image
-    for tower in (image.image if isinstance(image, FusedImage) else image, module.encoder.text):
+    for tower in (module.encoder.image.keeper, module.encoder.text.keeper):
         before = tower.origin
-        origin = {"name": before["name"], "weights": str(file), "sha256": sha256(file), "before": before}
-        tower.set_extra_state({**tower.get_extra_state(), "origin": json.dumps(origin)})
+        named = {key: before[key] for key in ("name", "head") if key in before}
+        origin = {**named, "weights": str(file), "sha256": sha256(file), "before": before}
+        extra: dict[str, str] = tower.get_extra_state()
+        tower.set_extra_state({**extra, "origin": json.dumps(origin)})
     for line in told:
         rank_zero_info(f"--init_from {file}: {line}")
     return told

@@ -11,6 +11,7 @@ from diptych.errors import ConfigError
 from diptych.files import sha256
 from diptych.head import Extracts
 from diptych.model.inference import load
+from diptych.towers.base import Tower
 from diptych.towers.image import ImageTower
 from diptych.types import Features
 
@@ -71,14 +72,18 @@ class TrainedImage(ImageTower):
             "sha256": sha256(file),
             "head": f"{head.__module__}.{head.__qualname__}",
             "trained_at": model.image_size,
-            "tower": tower.origin,
         }
         self._set_up_training(frozen=frozen, freeze_layers=freeze_layers, layer_decay=layer_decay)
 
     @property
     def origin(self) -> dict[str, Any]:
         """The checkpoint, its head, the size of its images, and the origin of its tower's first weights."""
-        return self._origin
+        return {**self._origin, "tower": self.tower.origin}
+
+    @property
+    def keeper(self) -> Tower:
+        """That of the run's tower."""
+        return self.tower.keeper
 
     def layer_of(self, name: str) -> int:
         """The layer of a parameter in the run's tower. Parameters of the head belong to the top layer."""

@@ -114,6 +114,11 @@ class Tower(nn.Module, ABC):
         """Where its weights came from: plain values with a ``name`` or a ``head``, for ``results.json``."""
         return {"name": type(self).__name__}
 
+    @property
+    def keeper(self) -> Tower:
+        """The tower that keeps the origin in a checkpoint: itself, or one inside."""
+        return self
+
     @abstractmethod
     def layer_of(self, name: str) -> int:
         """Depth of a parameter, by its name in this tower: 0 (stem, embeddings) to ``num_layers``."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from diptych.checks import check_choice, check_number
 from diptych.errors import ConfigError
+from diptych.towers.base import Tower
 from diptych.towers.image import ImageTower
 from diptych.types import Features
 
@@ -101,6 +102,11 @@ class FusedImage(ImageTower):
     def origin(self) -> dict[str, Any]:
         """The origin of the inner tower, and the fusion."""
         return {**self.image.origin, "fusion": self.fusion, "others": self.images - 1}
+
+    @property
+    def keeper(self) -> Tower:
+        """That of the inner tower."""
+        return self.image.keeper
 
     def layer_of(self, name: str) -> int:
         """The layer of a parameter of the inner tower. The fusion belongs to the top layer."""
