@@ -1,13 +1,17 @@
 """A recipe names classes: no function that it names is called."""
 
+import logging
 import sys
 
 import inprocess
 import pytest
 import yaml
+from lightning.pytorch import seed_everything
 from mini import config, write_pairs
 from refusing import COMMAND
 from watched import watched
+
+from diptych.cli.messages import tidy_console
 
 
 @pytest.mark.parametrize(
@@ -52,3 +56,19 @@ def test_a_recipe_builds_classes_of_their_base_and_calls_no_function(tmp_path, m
     assert done.stderr.count("\n") == 1
     assert "called" not in done.stderr
     assert not started
+
+
+def test_what_imported_lightning_first_does_not_change_the_commands_output(monkeypatch):
+    """Its fabric, which tells the seed, has a handler if a conftest came first, and none if a test did."""
+
+    def seeding():
+        tidy_console()
+        seed_everything(1)
+
+    monkeypatch.setattr(inprocess, "main", seeding)
+    handler = logging.StreamHandler()
+    logging.getLogger("lightning.fabric").addHandler(handler)
+    try:
+        assert inprocess.diptych("fit").stderr == ""
+    finally:
+        logging.getLogger("lightning.fabric").removeHandler(handler)

@@ -20,13 +20,20 @@ QUIET = ("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summa
 
 
 def diptych(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Exit code and output of ``diptych`` with these arguments; an error that is not caught is raised here too."""
+    """Exit code and output of ``diptych`` with these arguments; an error that is not caught is raised here too.
+
+    Lightning's fabric, which tells the seed, has a handler or none by what imported it first: a conftest, or a test. Here it
+    has none, so that the output is the same in any company.
+    """
     out, err = io.StringIO(), io.StringIO()
     code = 0
     before, threads = multiprocessing.active_children(), torch.get_num_threads()
     torch.set_num_threads(1)  # enough for the smallest model, and faster on a busy machine
     log = logging.StreamHandler(err)  # Lightning's own handlers hold the stream of their import
+    fabric = logging.getLogger("lightning.fabric")
     with (
+        patch.object(fabric, "handlers", []),
+        patch.object(fabric, "propagate", False),
         patch.object(sys, "argv", ["diptych", *arguments]),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
