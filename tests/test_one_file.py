@@ -10,7 +10,8 @@ from mini import IMAGE, ROOT, config, write_pairs, write_recipe
 
 import diptych as package
 from diptych import plugins
-from diptych.plugins import COMMANDS, DATAMODULES, HEADS
+from diptych.cli.new import renamed
+from diptych.plugins import COMMANDS, DATAMODULES, EVALUATORS, HEADS, TASKS
 
 OWN = ("own_head", "own_data", "own_task", "own_evaluator", "own_command")
 
@@ -18,6 +19,11 @@ OWN = ("own_head", "own_data", "own_task", "own_evaluator", "own_command")
 def example(name: str) -> str:
     """The classes of a script of examples/, without the run at its end."""
     return (ROOT / "examples" / f"{name}.py").read_text().partition("\nparser = ")[0]
+
+
+def template(kind: str, name: str) -> str:
+    """What ``diptych new-...`` writes."""
+    return renamed((ROOT / "src/diptych/templates" / kind / "mine.py").read_text(), name)
 
 
 @pytest.fixture
@@ -71,105 +77,30 @@ def test_a_data_set(add, tmp_path, one_thread):
     assert results["metrics"]["test/retrieval/r@5"]["n"] == 16
 
 
-TASK = '''
-import torch
-from torch import Tensor, nn
-
-from diptych import Batch, ImageTower, Metric, TrainedTask
-from diptych.evaluation.rows import Rows
-from diptych.metrics import bootstrap
-
-
-class Brightness(TrainedTask):
-    """Predicts the mean grey value of a radiograph, 0 to 1."""
-
-    monitor = "val/brightness/error"
-
-    def __init__(self, image: ImageTower, *, lr: float = 1e-2, resamples: int = 50) -> None:
-        super().__init__(image, lr=lr, weight_decay=0.0, warmup=0, lr_floor=0.01, resamples=resamples)
-        self.linear = nn.Linear(image.width, 1)
-
-    def configure_model(self) -> None:
-        self.train_what_is_used(lambda image: [self.image(image).pooled])
-
-    def errors(self, batch: Batch) -> Tensor:
-        """``[B,1]``."""
-        grey = batch.image.float().mean((1, 2, 3)) / 255
-        return (self.linear(self.image(batch.image).pooled) - grey[:, None]).abs()
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self.errors(batch).mean()
-
-    def begin(self) -> None:
-        self.rows = Rows(self.device, 1)
-
-    def collect(self, batch: Batch) -> None:
-        self.rows.add(batch, self.errors(batch))
-
-    def finish(self, stage: str, resamples: int) -> None:
-        patients, (errors,) = self.rows.gather()
-        weights = bootstrap.figure_and_bootstrap(patients.numpy(), resamples)
-        means = weights @ errors.numpy()[:, 0] / weights.sum(1)
-        self.results = {f"{stage}/brightness/error": Metric.of(means, len(patients))}
-'''
-
-
 def test_a_task(add, tmp_path, one_thread):
-    add("own_task", TASK)
+    add("own_task", template("task", "own_task"), TASKS, "own_task = own_task:OwnTask")
     table = write_pairs(tmp_path / "pairs")
     columns = {"patient": "patient", "split": "split"}
     loading = {"image_size": 32, "batch_size": 4, "workers": 0}
     data = ("tabular", {"table": str(table), "columns": columns, "tokenizer": None, "loading": loading})
     image = {"class_path": "TimmImage", "init_args": IMAGE}
-    recipe = write_recipe(tmp_path / "task.yaml", ("own_task.Brightness", {"image": image}), data, max_epochs=2)
+    recipe = write_recipe(tmp_path / "task.yaml", ("own_task", {"image": image}), data, max_epochs=2)
     results = inprocess.fit_and_test(recipe, tmp_path / "run")
-    error = results["metrics"]["test/brightness/error"]
+    error = results["metrics"]["test/own_task/error"]
     assert error["n"] == 4
     assert 0 < error["low"] <= error["value"] <= error["high"] < 1
 
 
-EVALUATOR = '''
-import torch
-
-from diptych import Evaluator, Metric
-
-
-class OwnReport(Evaluator):
-    """How far the score of an image with its own report is above the mean of a batch of fixed sentences."""
-
-    def __init__(self, sentences: list[str], name: str = "own_report", resamples: int = 50) -> None:
-        super().__init__(name, resamples)
-        self.sentences = sentences
-
-    def start(self, embed_text, findings, intervals=True) -> None:
-        super().start(embed_text, findings, intervals)
-        self._fixed, self._gaps = embed_text(self.sentences), []
-
-    def update(self, batch, image, text, head) -> None:
-        rows = self._samples.add(batch)
-        own = head.similarity(image.select(rows), text.select(rows)).diagonal()
-        self._gaps.append((own - head.similarity(image.select(rows), self._fixed).mean(1)).cpu())
-
-    def compute(self, head) -> dict[str, Metric]:
-        weights = self._weights()
-        gaps = self._samples.values(torch.cat([torch.zeros(0), *self._gaps])).double().numpy()
-        return {"gap": Metric.of(weights @ gaps / weights.sum(1), len(gaps))}
-
-    @property
-    def protocol(self):
-        return super().protocol | {"sentences": self.sentences}
-'''
-
-
 def test_an_evaluator(add, tmp_path, one_thread):
-    add("own_evaluator", EVALUATOR)
-    own = {"class_path": "own_evaluator.OwnReport", "init_args": {"sentences": ["There is no nodule."]}}
+    add("own_evaluator", template("evaluator", "own_evaluator"), EVALUATORS, "own = own_evaluator:OwnEvaluator")
+    own = {"class_path": "own", "init_args": {"sentence": "There is no nodule."}}
     recipe = changed(tmp_path, model={"evaluators": [{"class_path": "Retrieval"}, own]})
     results = inprocess.fit_and_test(recipe, tmp_path / "run")
-    gap = results["metrics"]["test/own_report/gap"]
+    gap = results["metrics"]["test/own_evaluator/gap"]
     assert gap["n"] == 4
     assert gap["low"] <= gap["value"] <= gap["high"]
-    assert results["protocol"]["own_report"]["sentences"] == ["There is no nodule."]
+    assert results["protocol"]["own_evaluator"]["sentence"] == "There is no nodule."
+    assert package.load(tmp_path / "run").module.head is not None  # the checkpoint names it, as it may
 
 
 COMMAND = '''

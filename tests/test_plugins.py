@@ -20,10 +20,13 @@ import diptych as package
 from diptych import plugins
 from diptych.data.datamodule import RadiographDataModule
 from diptych.errors import ConfigError
+from diptych.evaluation.base import Evaluator
 from diptych.head import AlignmentHead
 from diptych.model import building
 from diptych.model.module import AlignmentModule
-from diptych.plugins import DATAMODULES, HEADS
+from diptych.names import PUBLIC
+from diptych.plugins import DATAMODULES, EVALUATORS, HEADS, TASKS
+from diptych.tasks.base import Task
 
 KEYS = ["name", "class", "distribution", "paper", "needs", "gathers"]
 
@@ -63,7 +66,7 @@ def registered(section):
     return {name.strip(): path.strip().replace(":", ".") for name, _, path in lines}
 
 
-@pytest.mark.parametrize("group", [HEADS, DATAMODULES, plugins.COMMANDS])
+@pytest.mark.parametrize("group", [HEADS, DATAMODULES, TASKS, EVALUATORS, plugins.COMMANDS])
 def test_the_installed_catalogue_is_that_of_setup_cfg(group):
     ours = {plugin.name: plugin.path for plugin in plugins.plugins(group) if plugin.distribution == "diptych"}
     assert ours == registered(group), "setup.cfg has changed since the install: run `make install`"
@@ -99,6 +102,41 @@ def test_the_lists_have_their_keys(command, group):
         assert row["paper"]
     table = inprocess.diptych(command).stdout
     assert all(row["name"] in table and row["paper"] in table for row in rows)
+
+
+@pytest.mark.parametrize(("command", "group"), [("tasks", TASKS), ("evaluators", EVALUATORS)])
+def test_tasks_and_evaluators_are_listed(command, group):
+    rows = json.loads(inprocess.diptych(command, "--json").stdout)
+    assert {row["name"] for row in rows} == set(registered(group))
+    base = Task if group == TASKS else Evaluator
+    classes = [getattr(package, name) for name in PUBLIC if inspect.isclass(getattr(package, name))]
+    bases = {"Task", "TrainedTask", "PyramidTask", "Evaluator"}
+    concrete = {c.__name__ for c in classes if issubclass(c, base)} - bases
+    assert {row["class"].rpartition(".")[2] for row in rows} == concrete, "one is forgotten in setup.cfg or names.py"
+    table = inprocess.diptych(command).stdout
+    assert all(row["summary"] and row["summary"] in table for row in rows)
+
+
+@pytest.mark.parametrize(("base", "group"), [(Task, TASKS), (Evaluator, EVALUATORS)])
+def test_a_recipe_names_a_task_or_an_evaluator_by_its_entry_point(base, group):
+    for name, path in registered(group).items():
+        public = f"diptych.{path.rpartition('.')[2]}"
+        assert building._resolve_with_catalogue(base, name) == building._resolve_with_catalogue(base, public) == public
+
+
+def test_a_broken_evaluator_is_reported_and_breaks_nothing_else(install, recipe, tmp_path):
+    install("broken-package", "broken = broken_evaluator:Mine", "1 / 0", group=EVALUATORS)
+    rows = {row["name"]: row for row in json.loads(inprocess.diptych("evaluators", "--json").stdout)}
+    assert "ZeroDivisionError" in rows["broken"]["error"]
+    assert [name for name, row in rows.items() if row.get("error")] == ["broken"]
+    described = yaml.safe_load(recipe.read_text())
+    for name, code in (("retrieval", 0), ("broken", 2)):
+        described["model"]["evaluators"] = [{"class_path": name}]
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(described))
+        done = inprocess.diptych("fit", "-c", str(tmp_path / "run.yaml"), "--print_config")
+        assert done.returncode == code, done.stderr
+    assert "the evaluator 'broken' of the package 'broken-package' cannot be imported" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_heads_say_what_they_gather():

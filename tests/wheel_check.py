@@ -48,7 +48,14 @@ def main() -> None:
         subprocess.run(
             [python, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check", wheel], **quiet
         )
-        for section in ("diptych.heads", "diptych.datamodules", "diptych.peers", "diptych.commands"):
+        for section in (
+            "diptych.heads",
+            "diptych.datamodules",
+            "diptych.tasks",
+            "diptych.evaluators",
+            "diptych.peers",
+            "diptych.commands",
+        ):
             found = subprocess.run(
                 [python, "-c", COUNT, section], check=True, capture_output=True, text=True
             ).stdout.split()

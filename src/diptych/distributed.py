@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import timedelta
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,8 @@ __all__ = [
     "gather",
     "gather_objects",
     "gather_uneven",
+    "join",
+    "leave",
     "max_over_processes",
     "mean_loss",
     "rank",
@@ -54,6 +57,24 @@ def world_size() -> int:
 def rank() -> int:
     """The number of this process; 0 outside a distributed job."""
     return dist.get_rank() if _active() else 0
+
+
+def join(store: str, rank: int, world: int, *, seconds: float) -> None:
+    """Begin a job of processes of this host over gloo, for tests. A run's job is begun by Lightning.
+
+    Args:
+        store: path of a file that does not exist yet, the same on every process.
+        rank: of this process.
+        world: number of processes.
+        seconds: after which a collective that others do not enter fails.
+    """
+    limit = timedelta(seconds=seconds)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=limit)
+
+
+def leave() -> None:
+    """End the job that :func:`join` began."""
+    dist.destroy_process_group()
 
 
 def barrier() -> None:

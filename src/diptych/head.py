@@ -56,6 +56,11 @@ class AlignmentHead(nn.Module, ABC, Generic[E]):
     """
     ranks: ClassVar[bool] = True
     """Whether it scores pairs. False for a term that is trained beside a head (``docs/heads/composite.md``)."""
+    contrasts: ClassVar[bool] = True
+    """Whether its losses have other reports as negatives. Then equal ones (``Pairs.hash``) must not be among them.
+
+    A head without negatives says False. A term that does not rank is not asked.
+    """
     paper: ClassVar[str] = ""
     """Where the method is described, as ``"ConVIRT, arXiv 2010.00747"``."""
 

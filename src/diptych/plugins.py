@@ -1,4 +1,4 @@
-"""The catalogue: heads, datamodules, peers and commands that installed packages register as entry points.
+"""The catalogue: heads, datamodules, tasks, evaluators, peers and commands that installed packages register as entry points.
 
 Nothing is imported until it is chosen. So a broken plug-in breaks only the run that asks for it.
 """
@@ -18,13 +18,35 @@ from typing import Any
 
 from diptych.errors import ConfigError
 
-__all__ = ["COMMANDS", "DATAMODULES", "HEADS", "PEERS", "Plugin", "describe", "find", "known", "nearest", "plugins"]
+__all__ = [
+    "COMMANDS",
+    "DATAMODULES",
+    "EVALUATORS",
+    "HEADS",
+    "PEERS",
+    "TASKS",
+    "Plugin",
+    "describe",
+    "find",
+    "known",
+    "nearest",
+    "plugins",
+]
 
 HEADS = "diptych.heads"
 DATAMODULES = "diptych.datamodules"
 COMMANDS = "diptych.commands"
 PEERS = "diptych.peers"
-_KIND = {HEADS: "head", DATAMODULES: "datamodule", COMMANDS: "command", PEERS: "peer"}
+TASKS = "diptych.tasks"
+EVALUATORS = "diptych.evaluators"
+_KIND = {
+    HEADS: "head",
+    DATAMODULES: "datamodule",
+    TASKS: "task",
+    EVALUATORS: "evaluator",
+    COMMANDS: "command",
+    PEERS: "peer",
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +68,10 @@ class Plugin:
 
     @property
     def summary(self) -> str:
-        """The first line of its module's docstring, read without importing anything. Empty if there is none."""
+        """The first line of its module's docstring, read without importing anything. Empty if there is none.
+
+        A function of another name than ``main`` has its own.
+        """
         module = self.path.rpartition(".")[0]
         package = find_spec(module.partition(".")[0])
         if package is None:
@@ -55,7 +80,13 @@ class Plugin:
         files = [file for path in inside for file in (path.with_suffix(".py"), path / "__init__.py")]
         for file in files or [Path(package.origin or "")]:  # a plug-in may be one file
             if file.is_file():
-                text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+                tree: ast.Module | ast.FunctionDef = ast.parse(file.read_text(encoding="utf-8"))
+                for node in tree.body if self.class_name != "main" else ():
+                    if (
+                        isinstance(node, ast.FunctionDef) and node.name == self.class_name
+                    ):  # several commands in a module
+                        tree = node
+                text = ast.get_docstring(tree) or ""
                 return text.partition("\n")[0].partition(": ")[2] or text.partition("\n")[0]
         return ""
 
@@ -141,7 +172,7 @@ def find(group: str, name: str) -> Plugin:
 
 
 def describe(group: str) -> list[dict[str, Any]]:
-    """What ``diptych heads`` and ``diptych datamodules`` print: one mapping for each plug-in, ``name`` first.
+    """What ``diptych heads`` and the other lists print: one mapping for each plug-in, ``name`` first.
 
     The mapping of a plug-in that cannot be imported has the reason under ``error``.
     """
@@ -150,10 +181,18 @@ def describe(group: str) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"name": plugin.name, "class": plugin.path, "distribution": plugin.distribution}
         try:
             target = plugin.load()
+            if group in {TASKS, EVALUATORS}:
+                row["summary"] = (target.__doc__ or "").partition("\n")[0]
+                row["monitor" if group == TASKS else "wants_val"] = (
+                    target.monitor if group == TASKS else target.wants_val
+                )
+                rows.append(row)
+                continue
             row |= {"paper": target.paper, "needs": sorted(target.needs), "gathers": sorted(target.gathers)}
             if group == DATAMODULES:
                 row["holds"] = sorted(target.holds)
         except (ConfigError, AttributeError) as error:  # it cannot be imported, or is something else
-            row |= {"paper": "", "needs": [], "gathers": [], "error": str(error)}
+            lacks = {"summary": ""} if group in {TASKS, EVALUATORS} else {"paper": "", "needs": [], "gathers": []}
+            row |= {**lacks, "error": str(error)}
         rows.append(row)
     return rows

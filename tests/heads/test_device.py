@@ -8,13 +8,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
-from no_waiting import NoCopies, group_of
+from no_waiting import group_of
 from torch._dynamo.testing import CompileCounter
 
 from diptych import distributed
 from diptych.head import gather_pairs, tell_step
 from diptych.nn import blockwise
 from diptych.plugins import HEADS, plugins
+from diptych.testing.waiting import NoCopies
 from diptych.types import Dims, Features, Pairs
 from diptych_heads.cce import Cce
 from diptych_heads.equations import pcma as pcma_equations

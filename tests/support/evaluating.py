@@ -1,6 +1,4 @@
-"""A made-up data set, heads and passes for the tests of the evaluators, here and in the pool's processes."""
-
-import hashlib
+"""Heads, prompts and passes for the tests of the evaluators, here and in the pool's processes."""
 
 import numpy as np
 import torch
@@ -14,35 +12,11 @@ from diptych.evaluation.retrieval import Retrieval
 from diptych.evaluation.retrieved_reports import RetrievedReports
 from diptych.evaluation.rows import Rows
 from diptych.evaluation.zero_shot import ZeroShot
-from diptych.head import AlignmentHead
-from diptych.types import Batch, TextBatch, TokenEmbedding
+from diptych.testing.samples import FINDINGS, WIDTH, Cosine, Words, embed_text, evaluate, vectors
+from diptych.testing.samples import Samples as Radiographs
+from diptych.types import Batch
 
-WIDTH = 8
-FINDINGS = ("Edema", "Mass", "Nodule", "Hernia")
-
-
-class Cosine(AlignmentHead):
-    """A head of pooled vectors, ten times their cosine."""
-
-    def embed_image(self, image):
-        raise NotImplementedError
-
-    embed_text = embed_image
-
-    def losses(self, here, world):
-        raise NotImplementedError
-
-    def similarity(self, image, text):
-        return 10 * image.pooled @ text.pooled.T
-
-
-class Words(Cosine):
-    """A head of tokens: mean over real words of the best region."""
-
-    def similarity(self, image, text):
-        best = torch.einsum("ire,twe->itwr", image.tokens, text.tokens).amax(dim=3)
-        mask = text.mask.float()
-        return (best * mask).sum(dim=2) / mask.sum(dim=1)
+__all__ = ["FINDINGS", "WIDTH", "Cosine", "Radiographs", "Words", "embed_text", "evaluate", "vectors"]
 
 
 class Constant(Cosine):
@@ -59,82 +33,6 @@ class Copies(Cosine):
         v = normalize(torch.arange(1.0, 65), dim=0)
         scores = v.expand(len(image.pooled), -1) @ v.expand(len(text.pooled), -1).T
         return scores + 1e-7 * torch.rand(scores.shape)
-
-
-def vectors(text, n):
-    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-    return normalize(torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(seed)), dim=-1)
-
-
-def embed_text(texts):
-    """Token embeddings padded to the longest of these texts, with garbage in the padding."""
-    words = [vectors(text, len(text.split()) + 1) for text in texts]
-    tokens = torch.full((len(texts), max(map(len, words)), WIDTH), 99.0)
-    mask = torch.zeros(tokens.shape[:2], dtype=torch.bool)
-    for i, vector in enumerate(words):
-        tokens[i, : len(vector)], mask[i, : len(vector)] = vector, True
-    return TokenEmbedding(torch.stack([vector[0] for vector in words]), tokens, mask)
-
-
-class Radiographs:
-    """A data set of ``n`` samples with duplicate reports, several images a patient, and gaps in the labels."""
-
-    def __init__(self, n=83, reports=50, seed=0):
-        rng = np.random.default_rng(seed)
-        self.n = n
-        self.texts = [" ".join(["word"] * (r % 6 + 1)) + f" {r}" for r in rng.integers(0, reports, n)]
-        self.group = torch.from_numpy(rng.integers(0, n // 2, n)) * 11
-        noise = torch.randn(n, 5, WIDTH, generator=torch.Generator().manual_seed(seed))
-        self.regions = normalize(embed_text(self.texts).pooled[:, None] + 0.6 * noise, dim=-1)
-        labels = (rng.random((n, len(FINDINGS))) < (0.5, 0.3, 0.1, 0.0)).astype(np.float32)
-        labels[rng.random(labels.shape) < 0.1] = -1
-        labels[rng.random(labels.shape) < 0.1] = np.nan
-        labels[:, 3] = np.where(labels[:, 3] == 1, 0, labels[:, 3])
-        self.labels = torch.from_numpy(labels)
-
-    def hashes(self, rows):
-        return torch.tensor([int(hashlib.sha256(self.texts[i].encode()).hexdigest()[:12], 16) for i in rows])
-
-    def image(self, rows):
-        return TokenEmbedding(self.regions[rows, 0], self.regions[rows], torch.ones(len(rows), 5, dtype=torch.bool))
-
-    def batches(self, rows, size, fill=0, texts=True, labels=True):
-        """Batches of the rows; ``fill`` rows that do not count are put in front of the last one's."""
-        parts = [list(rows[i : i + size]) for i in range(0, len(rows), size)]
-        for part in parts:
-            extra = [0] * fill if part is parts[-1] else []
-            rows = extra + part
-            empty = torch.zeros(len(rows), 1, dtype=torch.int64)
-            text = TextBatch(
-                empty,
-                empty > 0,
-                empty,
-                empty > 0,
-                empty,
-                self.hashes(rows),
-                empty[:, 0] > 0,
-                [self.texts[i] for i in rows],
-            )
-            valid = torch.tensor([False] * len(extra) + [True] * len(part))
-            image = torch.zeros(len(rows), 1, 2, 2, dtype=torch.uint8)
-            batch = Batch(
-                image=image,
-                text=text if texts else None,
-                index=torch.tensor(rows),
-                valid=valid,
-                labels=self.labels[rows] if labels else None,
-                group=self.group[rows],
-                boxes=None,
-                ids=[str(i) for i in rows],
-            )
-            yield batch, self.image(rows), embed_text(batch.text.raw) if texts else None
-
-
-def evaluate(evaluator, data, head, rows=None, size=16, findings=FINDINGS, **options):
-    evaluator.start(embed_text, findings)
-    for batch, image, text in data.batches(range(data.n) if rows is None else rows, size, **options):
-        evaluator.update(batch, image, text, head)
-    return evaluator.compute(head)
 
 
 PROMPTS = {

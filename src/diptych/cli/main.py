@@ -14,7 +14,14 @@ from diptych.files import WRITE_ERRORS
 
 __all__ = ["main"]
 
-_COMMANDS = ("fit", "validate", "test", "heads", "datamodules")
+_LISTS = {
+    "heads": "diptych.heads",
+    "datamodules": "diptych.datamodules",
+    "tasks": "diptych.tasks",
+    "evaluators": "diptych.evaluators",
+}
+"""Commands that print a catalogue."""
+_COMMANDS = ("fit", "validate", "test", *_LISTS)
 
 _USAGE = """\
 usage: diptych COMMAND [options]
@@ -27,6 +34,8 @@ train and test (each has its own --help):
 look around:
   heads        the alignment heads that installed packages offer   [--json]
   datamodules  the data sets they offer                            [--json]
+  tasks        the downstream tasks they offer                     [--json]
+  evaluators   the evaluators they offer                           [--json]
 {commands}
 options:
   --version    print the version
@@ -47,14 +56,14 @@ def _list(group: str, arguments: Sequence[str]) -> None:
         return
     for row in rows:
         print(f"{row['name']:16} {row['class']}  ({row['distribution']})")
-        print(f"{'':16} {row.get('error') or row['paper']}")
+        print(f"{'':16} {row.get('error') or row.get('paper') or row.get('summary', '')}")
         for key in ("needs", "gathers", "holds"):
             if row.get(key):
                 print(f"{'':16} {key}: {', '.join(row[key])}")
 
 
 def _dispatch(arguments: list[str]) -> None:
-    from diptych.plugins import COMMANDS, DATAMODULES, HEADS, nearest, plugins
+    from diptych.plugins import COMMANDS, nearest, plugins
 
     command = arguments[0] if arguments else "--help"
     rest = arguments[1:]
@@ -67,8 +76,8 @@ def _dispatch(arguments: list[str]) -> None:
         from diptych.version import __version__
 
         print(f"diptych {__version__}")
-    elif command in {"heads", "datamodules"}:
-        _list(HEADS if command == "heads" else DATAMODULES, rest)
+    elif command in _LISTS:
+        _list(_LISTS[command], rest)
     elif command in {"fit", "validate", "test"}:
         from diptych.cli.run import run
 

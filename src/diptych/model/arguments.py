@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from diptych.errors import ConfigError, DiptychError, shown
+from diptych.evaluation.base import Evaluator
 from diptych.head import AlignmentHead
 from diptych.names import public_path
-from diptych.plugins import HEADS, plugins
+from diptych.plugins import EVALUATORS, HEADS, plugins
 
 __all__ = ["build", "known_class", "read_arguments", "read_value"]
 
@@ -32,7 +33,8 @@ def known_class(name: object, base: type, where: str, trust: Collection[str] = (
     """The class of this name, if it is known and of this base. The module of any other name is not imported.
 
     Args:
-        name: a head as the catalogue names it (entry point, class name or import path), or a public name of diptych.
+        name: a head or an evaluator as the catalogue names it (entry point, class name or import path), or a public name of
+            diptych.
         base: the class that its place asks for.
         where: the place, for messages.
         trust: import paths of other classes that are known.
@@ -63,10 +65,15 @@ def _known_path(name: object, base: type, trust: Collection[str]) -> str | None:
     if name in trust:
         return name
     if issubclass(base, AlignmentHead):
-        heads = [plugin for plugin in plugins(HEADS) if name in {plugin.name, plugin.path, plugin.class_name}]
-        named = [plugin for plugin in heads if plugin.class_name != name] or heads
-        return named[0].path if len(named) == 1 else None
-    return public_path(name)
+        return _in_catalogue(name, HEADS)
+    public = public_path(name)
+    return _in_catalogue(name, EVALUATORS) if public is None and issubclass(base, Evaluator) else public
+
+
+def _in_catalogue(name: str, group: str) -> str | None:
+    found = [plugin for plugin in plugins(group) if name in {plugin.name, plugin.path, plugin.class_name}]
+    named = [plugin for plugin in found if plugin.class_name != name] or found
+    return named[0].path if len(named) == 1 else None
 
 
 # -- building ----------------------------------------------------------------------------------------------------------
