@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from diptych.errors import DataError
 from diptych.evaluation.base import Evaluator
 from diptych.metrics.bootstrap import Metric
 from diptych.testing.contract import Found, Rule, chosen, rule
-from diptych.testing.processes import shared_pool
+from diptych.testing.processes import run_on
 from diptych.testing.samples import FINDINGS, Samples, Words, embed_image, embed_text, evaluate
 
 __all__ = ["RULES", "EvaluatorCase", "check_evaluator"]
@@ -193,15 +192,7 @@ def task_measure(evaluator: Evaluator, findings: tuple[str, ...]) -> tuple[dict[
 def processes(case: EvaluatorCase) -> None:
     """Two processes with a share each give the metrics of one, on both."""
     expected = case.measured()
-    try:
-        pickle.dumps(case.evaluator)
-    except Exception as error:  # pickle raises many kinds
-        raise Found(
-            f"it cannot be sent to another process ({error})",
-            "the class is defined in a function, or keeps an open file or a lambda",
-            "move it to a module of its package",
-        ) from error
-    for rank, found in enumerate(shared_pool().run(2, task_measure, case.evaluator, case.findings)):
+    for rank, found in enumerate(run_on(2, task_measure, case.evaluator, case.findings)):
         _same(f"a job of two processes (rank {rank})", found, expected)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import copy
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +16,7 @@ from diptych.head import AlignmentHead, HeadFactory
 from diptych.plugins import HEADS, find
 from diptych.testing.contract import Found, Rule, chosen, close, rule
 from diptych.testing.pairs import RawPairs, Step, gradients_of, padded, raw_pairs, share
-from diptych.testing.processes import ProcessesFailed, shared_pool
+from diptych.testing.processes import run_on
 from diptych.testing.waiting import NoCopies
 from diptych.types import Embedding
 
@@ -280,7 +280,7 @@ def resume(case: HeadCase) -> None:
         step(raw).backward()
         optimizer.step()
     again = case.step(seed=6, done=0)
-    again.load_state_dict({name: value.clone() for name, value in step.state_dict().items()})
+    again.load_state_dict(copy.deepcopy(step.state_dict()))
     for model in (step, again):
         model.tell(2)
     if step.head.ranks:
@@ -324,23 +324,8 @@ def processes(case: HeadCase) -> None:
     equal_on_processes(case, 2)
 
 
-RULES: dict[str, Rule[HeadCase]] = {
-    each.name: each
-    for each in (
-        shapes,
-        padding,
-        permutation,
-        batch_independence,
-        equal_reports,
-        gradients,
-        small_inputs,
-        autocast,
-        resume,
-        device,
-        processes,
-    )
-}
-"""The rules by name, quick ones first."""
+RULES: dict[str, Rule[HeadCase]] = {each.name: each for each in list(globals().values()) if isinstance(each, Rule)}
+"""The rules by name, in the order in which they are checked."""
 
 
 # Several processes ---------------------------------------------------------------------------------------------------
@@ -368,22 +353,7 @@ def equal_on_processes(case: HeadCase, world: int) -> None:
     step = case.step()
     loss, expected = gradients_of(step, raw)
     unused = [name for name, _ in step.named_parameters() if name not in expected]
-    elsewhere = "move the class to a module of its package, which the other processes can import"
-    try:
-        pickle.dumps(case.build)
-    except Exception as error:  # pickle raises many kinds
-        raise Found(
-            f"the head cannot be sent to another process ({error})", "it is defined in a function", elsewhere
-        ) from error
-    try:
-        results = shared_pool().run(world, task_gradients, case.build, raw, unused)
-    except ProcessesFailed as failed:
-        text = str(failed)
-        if "AttributeError: Can't get attribute" in text or "ModuleNotFoundError" in text or "process ended" in text:
-            raise Found(
-                text.strip().rpartition("\n")[2], "the other processes cannot import the class", elsewhere
-            ) from failed
-        raise
+    results = run_on(world, task_gradients, case.build, raw, unused)
     mean = sum(value for value, _ in results) / world
     close(f"the loss on {world} processes", torch.tensor(mean).double(), torch.tensor(loss).double(), 1e-6)
     for rank, (_, found) in enumerate(results):

@@ -19,10 +19,11 @@ import torch
 import torch.multiprocessing as mp
 
 from diptych import distributed
+from diptych.testing.contract import Found
 
-__all__ = ["Pool", "ProcessesFailed", "shared_pool"]
+__all__ = ["Pool", "ProcessesFailed", "run_on", "shared_pool"]
 
-_SECONDS = 60.0
+_SECONDS = 300.0
 """The longest time that a task may take."""
 _START_SECONDS = 600.0
 """The longest time that a process may take to start, on a machine that has other work too."""
@@ -92,7 +93,7 @@ class Pool:
             The results in rank order.
 
         Raises:
-            ProcessesFailed: a process raised an error, ended, or gave no answer within a minute.
+            ProcessesFailed: a process raised an error, ended, or gave no answer within five minutes.
         """
         self._start(world)
         if world != self._world:
@@ -139,3 +140,31 @@ def shared_pool() -> Pool:
         _pools.append(Pool())
         atexit.register(_pools[0].stop)
     return _pools[0]
+
+
+_ELSEWHERE = "move the class to a module of its package, which the other processes can import"
+
+
+def run_on(world: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """As :meth:`Pool.run` of the shared pool, for a rule of a contract.
+
+    Raises:
+        Found: what is checked cannot be sent to a process or imported there, or a process gives no answer.
+        ProcessesFailed: a process raised another error.
+    """
+    try:
+        pickle.dumps(args)
+    except Exception as error:  # pickle raises many kinds
+        cause = "its class is defined in a function, or it keeps an open file or a lambda"
+        raise Found(f"it cannot be sent to another process ({error})", cause, _ELSEWHERE) from error
+    try:
+        return shared_pool().run(world, function, *args)
+    except ProcessesFailed as failed:
+        text = str(failed)
+        if any(sign in text for sign in ("Can't get attribute", "ModuleNotFoundError", "the process ended")):
+            last = text.strip().rpartition("\n")[2]
+            raise Found(last, "the other processes cannot import the class", _ELSEWHERE) from failed
+        if "gave no answer" in text:
+            cause = "a collective is called on one process and not on the other, or the machine is very busy"
+            raise Found(text.strip().rpartition("\n")[2], cause, "call every collective on every process") from failed
+        raise
