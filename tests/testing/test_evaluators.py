@@ -8,7 +8,7 @@ from diptych import Retrieval, RetrievedReports, ZeroShot
 from diptych.testing import BrokenContract, check_evaluator
 from diptych.testing.evaluators import RULES
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "processes")
 
 
 @pytest.mark.parametrize("kind", [Retrieval, RetrievedReports])

@@ -15,7 +15,7 @@ from diptych.testing.heads import RULES, HeadCase, equal_on_processes
 from diptych_heads.local_pooling import LocalPooling
 from diptych_heads.pcma import Pcma
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "processes")
 PCMA = {"width": 16, "queries": 5, "heads": 2}
 SMALL = {
     "global": {"width": 16},

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,14 @@ def _serve(pipe: Connection) -> None:
 
 
 class Pool:
-    """Some processes, started as they are asked for. ``run`` uses the first ``world`` of them as one job."""
+    """Some processes, started as they are asked for. ``run`` uses the first ``world`` of them as one job.
 
-    def __init__(self) -> None:
-        self._context = mp.get_context("spawn")
+    Args:
+        context: how they are started. Left out, they are spawned.
+    """
+
+    def __init__(self, context: BaseContext | None = None) -> None:
+        self._context: Any = mp.get_context("spawn") if context is None else context
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         self._folder = tempfile.TemporaryDirectory()
@@ -134,10 +139,14 @@ class Pool:
 _pools: list[Pool] = []
 
 
-def shared_pool() -> Pool:
-    """The pool of this process, which ends with it."""
+def shared_pool(context: BaseContext | None = None) -> Pool:
+    """The pool of this process, which ends with it.
+
+    Args:
+        context: how its processes are started, where there is no pool yet.
+    """
     if not _pools:
-        _pools.append(Pool())
+        _pools.append(Pool(context))
         atexit.register(_pools[0].stop)
     return _pools[0]
 
