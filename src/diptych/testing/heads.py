@@ -61,7 +61,7 @@ def check_head(
         ConfigError: the head is not known, or ``without`` names no rule.
     """
     kind = find(HEADS, head).load() if isinstance(head, str) else head
-    name = getattr(kind, "__name__", None) or getattr(getattr(kind, "func", None), "__name__", str(kind))
+    name = str(getattr(getattr(kind, "func", kind), "__name__", kind))
     case = HeadCase(partial(kind, **arguments), name)
     for each in chosen(RULES, without):
         each(case)
@@ -167,8 +167,8 @@ def batch_independence(case: HeadCase) -> None:
     whole = step.head.similarity(image, text)
     similarity = step.head.similarity
     parts = [
-        torch.cat([similarity(image.select(i), text.select(t)) for t in torch.arange(8).split(3)], 1)
-        for i in torch.arange(8).split(5)
+        torch.cat([similarity(image.select(i), text.select(t)) for t in torch.split(torch.arange(8), 3)], 1)
+        for i in torch.split(torch.arange(8), 5)
     ]
     close("the score of a part of the batch", torch.cat(parts), whole)
     close("the score of other texts in another order", similarity(image, text.select(_ORDER)), whole[:, _ORDER])

@@ -109,7 +109,7 @@ class Step(nn.Module):
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 module.p = 0.0
             elif isinstance(getattr(module, "dropout", None), float):  # as of nn.MultiheadAttention
-                module.dropout = 0.0
+                vars(module)["dropout"] = 0.0
         self.tell(done)
 
     def tell(self, done: int) -> None:

@@ -31,7 +31,9 @@ class Cosine(AlignmentHead[Any]):
         """Nothing is embedded by this head."""
         raise NotImplementedError
 
-    embed_text = embed_image
+    def embed_text(self, text: Any) -> NoReturn:
+        """Nothing is embedded by this head."""
+        raise NotImplementedError
 
     def losses(self, here: Any, world: Any) -> NoReturn:
         """This head is not trained."""

@@ -53,7 +53,7 @@ class TaskCase:
 
 
 def _trainer(folder: str, **options: Any) -> pl.Trainer:
-    quiet = {
+    quiet: dict[str, Any] = {
         "logger": False,
         "enable_checkpointing": False,
         "enable_progress_bar": False,

@@ -34,7 +34,8 @@ class Mine(TrainedTask):
     def errors(self, batch: Batch) -> Tensor:
         """``[B,1]``."""
         grey = batch.image.float().mean((1, 2, 3)) / 255
-        return (self.linear(self.image(batch.image).pooled) - grey[:, None]).abs()
+        predicted: Tensor = self.linear(self.image(batch.image).pooled)
+        return (predicted - grey[:, None]).abs()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a batch."""
