@@ -30,7 +30,7 @@ class Right(RadiographDataModule):
     pictures = Pictures
 
     def __init__(self):
-        tokenizer = ScratchText(width=16, depth=1, heads=2, vocabulary=64, max_tokens=16).tokenizer
+        tokenizer = ScratchText(width=16, depth=1, heads=2, vocabulary=256, max_tokens=16).tokenizer
         super().__init__(tokenizer, Loading(image_size=24, batch_size=4, eval_batch_size=3, workers=0, augment=None))
 
     @property
