@@ -89,8 +89,10 @@ def test_programs_score_as_the_model_does(tmp_path, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["onnx", "torch"])
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, kind) for name in HEADS for kind in ("onnx", "torch") if kind == "onnx" or not name.startswith("reclf")],
+)
 def test_every_head_scores_so(tmp_path, name, kind):
     model = trained(head_of(name), image=SMALLEST)
     write_programs(model, tmp_path / "programs", kind)
@@ -106,10 +108,22 @@ def test_a_convolutional_tower_is_exported_too(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_no_program_holds_is_refused_by_the_rule(tmp_path):
-    model = trained({"class_path": "pcma", "init_args": {"queries": 5, "matching": "hungarian"}})
-    with pytest.raises(ConfigError, match="matching hungarian is solved by scipy, which a program cannot hold"):
-        write_programs(model, tmp_path / "programs", "torch")
+@pytest.mark.parametrize(
+    ("head", "options", "kind", "reason"),
+    [
+        (
+            "pcma",
+            {"matching": "hungarian"},
+            "torch",
+            "matching hungarian is solved by scipy, which a program cannot hold",
+        ),
+        ("reclf", {"matching_width": 8}, "torch", r"the score program \(Reclf\) cannot be exported \(.*Guard failed"),
+    ],
+)
+def test_what_no_program_holds_is_refused_with_the_reason(tmp_path, head, options, kind, reason):
+    model = trained({"class_path": head, "init_args": options}, image=SMALLEST)
+    with pytest.raises(ConfigError, match=reason):
+        write_programs(model, tmp_path / "programs", kind)
     assert not list((tmp_path / "programs").iterdir())
 
 

@@ -48,7 +48,8 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     >>> sorted(tensors_of(layer))
     ['again', 'bias', 'weight']
     """
-    tensors, storages = {}, set()
+    tensors: dict[str, Tensor] = {}
+    storages: set[int] = set()
     for name, value in module.state_dict().items():
         if not isinstance(value, Tensor):
             continue

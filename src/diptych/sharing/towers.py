@@ -91,7 +91,7 @@ def write_transformers(tower: TextTower, folder: Path | str) -> Path:
         raise ConfigError(f"the text tower {type(tower).__name__} is no model of transformers; {_remedy(tower)}")
     from transformers import AutoModel
 
-    model: Any = tower.model  # type: ignore[attr-defined]  # both have one
+    model: Any = tower.model
     of = f"text tower '{tower.origin.get('name')}'"
     tower.tokenizer.pad_id  # noqa: B018  # refuses a tower without vocabulary before anything is written
     folder = make_room(folder)
