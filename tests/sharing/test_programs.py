@@ -10,7 +10,7 @@ from sharing import PICTURES, REPORTS, trained
 
 from diptych.cli.export import main
 from diptych.errors import ConfigError
-from diptych.sharing.panels import text_inputs
+from diptych.sharing.panels import ImagePanel, ScorePanel, TextPanel, text_inputs
 from diptych.sharing.programs import write_programs
 
 pytestmark = pytest.mark.timeout(900)  # the exporters take long on a busy machine
@@ -68,15 +68,37 @@ def twins(folder, model, kind):
 
     image = run("image", {"picture": np.stack(PICTURES)[:, None]})
     text = run("text", {key: value.numpy() for key, value in text_inputs(model.module.tokenizer(REPORTS)).items()})
-    embedded = {
+    both = {
         f"{side}.{key.removeprefix('embedding.')}": value
         for side, values in (("image", image), ("text", text))
         for key, value in values.items()
     }
-    return run("score", embedded)["score"], model.similarity(PICTURES, REPORTS).numpy()
+    return run("score", both)["score"], model.similarity(PICTURES, REPORTS).numpy()
 
 
-@pytest.mark.parametrize("kind", [pytest.param("onnx", marks=pytest.mark.slow), "torch"])
+def embedded(values):
+    return {path.removeprefix("embedding."): x for path, x in values.items() if path.startswith("embedding.")}
+
+
+@pytest.mark.parametrize("name", HEADS)
+@torch.inference_mode()
+def test_panels_score_as_the_model_does_in_the_form_that_is_exported(name, monkeypatch):
+    model = trained(head_of(name), image=SMALLEST)
+    module = model.module
+    own = model.similarity(PICTURES, REPORTS)
+    assert own.std() > 1e-3
+    pictures = torch.from_numpy(np.stack(PICTURES)[:, None])
+    any_pair = module.embed_image(pictures[:1]), module.embed_prompts(REPORTS[1:2])
+    score = ScorePanel(module.head, *any_pair)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    image = ImagePanel(module.encoder.image, module.head)(pictures)
+    text = TextPanel(module.encoder.text, module.head)(**text_inputs(module.tokenizer(REPORTS)))
+    torch.testing.assert_close(score(embedded(image), embedded(text))["score"], own, rtol=0, atol=2e-6)
+    torch.testing.assert_close(image["features"], module.encoder.encode_image(pictures).pooled)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
 def test_programs_score_as_the_model_does(tmp_path, kind):
     model = trained("local_pooling", image=SMALLEST)
     gaps = write_programs(model, tmp_path / "programs", kind)
