@@ -113,7 +113,12 @@ def test_programs_score_as_the_model_does(tmp_path, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [(name, kind) for name in HEADS for kind in ("onnx", "torch") if kind == "onnx" or not name.startswith("reclf")],
+    [
+        (name, kind)
+        for name in HEADS
+        for kind in ("onnx", "torch")
+        if kind == "onnx" or not name.startswith(("reclf", "composite"))
+    ],
 )
 def test_every_head_scores_so(tmp_path, name, kind):
     model = trained(head_of(name), image=SMALLEST)
@@ -147,6 +152,11 @@ def test_what_no_program_holds_is_refused_with_the_reason(tmp_path, head, option
     with pytest.raises(ConfigError, match=reason):
         write_programs(model, tmp_path / "programs", kind)
     assert not list((tmp_path / "programs").iterdir())
+
+
+def test_a_module_named_by_a_word_of_python_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="has a module named 'global', a word of Python"):
+        write_programs(trained(head_of("composite"), image=SMALLEST), tmp_path / "programs", "torch")
 
 
 def test_the_command_writes_each_form(tmp_path, capsys):

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from keyword import iskeyword
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -155,6 +156,12 @@ def _names(panel: _Panel) -> list[str]:
 def _write(panel: _Panel, file: Path, kind: Kind) -> tuple[Callable[[tuple[Any, ...]], Values], dict[str, Any]]:
     """Write one program. Returns what runs it, and its description."""
     names = _names(panel)
+    parts = {part for name, _ in panel.module.named_modules() for part in name.split(".")}
+    if kind == "torch" and (words := sorted(filter(iskeyword, parts))):
+        raise ConfigError(
+            f"the {panel.name} program has a module named '{words[0]}', a word of Python, with which torch.export writes "
+            "code that cannot run; use --to onnx"
+        )
     with _refusing(panel):
         program = torch.export.export(panel.module, panel.inputs, dynamic_shapes=panel.dynamic, strict=False)
     outputs = list(panel.module(*panel.inputs))
@@ -162,7 +169,7 @@ def _write(panel: _Panel, file: Path, kind: Kind) -> tuple[Callable[[tuple[Any, 
     if kind == "torch":
         with _refusing(panel):
             torch.export.save(program, file)
-        again = torch.export.load(file).module()
+            again = torch.export.load(file).module()
         return lambda inputs: again(*inputs), described
     with _refusing(panel):
         made: Any = torch.onnx.export(program, dynamo=True, input_names=names, output_names=outputs, verbose=False)
