@@ -26,7 +26,7 @@ from diptych_datamodules.releases.facts import OBTAIN
 __all__ = ["Openi", "OpeniReport", "nih_names", "read_reports"]
 
 Section = Literal["both", "findings", "impression"]
-Views = Literal["all", "first", "frontal", "lateral"]
+Views = Literal["all", "first", "pair", "frontal", "lateral"]
 
 _OBTAIN = OBTAIN["openi"]
 _LARGEST = 2**20  # bytes of one report; the largest has 20 thousand
@@ -195,7 +195,8 @@ class Openi(Release):
         tokenizer: linked from the text tower by the command line.
         section: the sections that are the text.
         views: ``frontal`` or ``lateral`` images alone need ``indiana_projections.csv``, which is not in the original. ``first``
-            is the first image of each report, mostly the frontal one.
+            is the first image of each report, mostly the frontal one. ``pair`` reads the second one along, where there is one,
+            for a tower of several images (``FusedImage``).
         split: ``openi/hash`` or ``openi/r2gen``.
         annotation: R2Gen's ``annotation.json``, for ``openi/r2gen``. Its reports are the findings, with two images each.
         percent: share of the training images. Those of 1 % are among those of 10 %.
@@ -234,6 +235,7 @@ class Openi(Release):
             )
         self.section, self.views, self.annotation = section, views, annotation
         self.findings = FINDINGS
+        self.others = int(views == "pair")
 
     @property
     def protocol(self) -> str:
@@ -262,14 +264,20 @@ class Openi(Release):
                     self.dropped.add("report without an image", report.id, f"none is called {name}-")
             for number, key in enumerate(stems):
                 short = key.removeprefix(f"{report.id}_")
-                if self.views == "first" and number:
-                    self.dropped.add("another view", key, "not the first")
+                if self.views in ("first", "pair") and number:
+                    if self.views == "first" or number > 1:
+                        self.dropped.add("another view", key, f"not the first{' or second' if self.others else ''}")
                     continue
                 if self.views in ("frontal", "lateral") and views.get(short) != self.views:
                     self.dropped.add("another view", key, views.get(short, "unknown"))
                     continue
                 path = images.get(key) or images.get(short)
-                records.append(Record(key, path, report.id, text=text, labels=labels, given=given))
+                second = stems[1] if self.others and len(stems) > 1 else ""
+                other = images.get(second) or images.get(second.removeprefix(f"{report.id}_"))
+                if second and other is None:
+                    self.dropped.add("missing other image", key, second)
+                    continue
+                records.append(Record(key, path, report.id, text=text, labels=labels, given=given, other=other))
         return records
 
     def reports(self) -> Sequence[OpeniReport]:
@@ -284,7 +292,7 @@ class Openi(Release):
 
     def _views(self) -> dict[str, str]:
         """``frontal`` or ``lateral`` for each image. Empty, if they are not asked for."""
-        if self.views in ("all", "first"):
+        if self.views in ("all", "first", "pair"):
             return {}
         try:
             table = find_file(self.root, ["indiana_projections.csv"], "it is part of the Kaggle copy")

@@ -9,6 +9,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from mini import installed
 from PIL import Image
 from releases import r2gen_list
@@ -265,6 +266,41 @@ def test_openi_is_split_as_r2gen_lists_it(roots, tmp_path):
     for split, dataset in first.datasets.items():
         twice = module.datasets[split].records
         assert list(dataset.ids) == [min(r.id for r in twice if r.patient == patient) for patient in dataset.patients]
+
+
+def test_a_pair_of_openi_has_both_images_of_a_report(roots, tmp_path):
+    root = roots("openi")
+    path, lists = r2gen_list(root, tmp_path / "annotation.json")
+    options = {"split": "openi/r2gen", "annotation": path, "section": "findings", "loading": LOADING}
+    every, pair = Openi(str(root), **options), Openi(str(root), views="pair", **options)
+    for module in (every, pair):
+        module.setup("test")
+    assert (every.others, pair.others) == (0, 1)
+    assert sorted(pair.datasets["test"].patients) == sorted(lists["test"])
+    batch = pair.batch("test", range(len(lists["test"])))
+    assert batch.image.shape[1] == 2
+    single = every.batch("test", range(len(every.datasets["test"])))
+    of = dict(zip(every.datasets["test"].ids, single.image, strict=True))
+    for key, patient, images in zip(
+        pair.datasets["test"].ids, pair.datasets["test"].patients, batch.image, strict=True
+    ):
+        first, second = sorted(r.id for r in every.datasets["test"].records if r.patient == patient)
+        assert key == first
+        assert torch.equal(images, torch.cat([of[first], of[second]]))
+    gone = [path for path in root.rglob("*.png") if second.removeprefix(f"{patient}_") in path.name]  # in both copies
+    for path in gone:
+        path.rename(path.with_suffix(".gone"))
+    again = Openi(str(root), views="pair", **options)
+    again.setup("test")
+    for path in gone:
+        path.with_suffix(".gone").rename(path)
+    assert ("missing other image", first, second) in again.dropped.rows
+    whole = Openi(str(root), views="pair", section="findings", loading=LOADING)
+    whole.setup("fit")
+    alone = [record.other is None for record in whole.datasets["train"].records]
+    assert any(alone)
+    assert not all(alone)
+    assert not whole.batch("train", [alone.index(True)]).image[0, 1].any()
 
 
 def test_r2gens_list_of_openi_is_asked_for_and_checked(roots, tmp_path):

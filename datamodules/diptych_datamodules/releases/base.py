@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -56,6 +56,8 @@ class Record:
     """In whole years, or empty."""
     view: str = ""
     """As PA, AP or LATERAL, or empty."""
+    other: Path | PackedImage | None = None
+    """Another image of the study, which is read along. None, if there is none, or it is not asked for."""
 
 
 class ReleaseDataset(RadiographDataset):
@@ -64,7 +66,8 @@ class ReleaseDataset(RadiographDataset):
     side: ClassVar[int] = 1024
     """Width of the released pictures. If the user's copies are smaller, boxes and masks are scaled."""
 
-    def __init__(self, records: Sequence[Record]) -> None:
+    def __init__(self, records: Sequence[Record], others: int = 0) -> None:
+        self.others = others
         self.records = records if isinstance(records, Records) else Records(records)
         self.ids: Sequence[str] = self.records.column("id")
         self.patients: Sequence[str] = self.records.column("patient")
@@ -105,7 +108,12 @@ class ReleaseDataset(RadiographDataset):
                 boxes[:, :4] *= longer / max(native)
             if mask is not None:
                 mask = scale_to(mask.astype(np.uint8) * np.uint8(255), longer) > 127
-        return Sample(image, text=record.text, labels=record.labels, boxes=boxes, mask=mask, notes=notes)
+        found = Sample(image, text=record.text, labels=record.labels, boxes=boxes, mask=mask, notes=notes)
+        if not self.others:
+            return found
+        other = None if record.other is None else read_image(record.other, self.intensity)
+        notes = tuple(dict.fromkeys((*notes, *(other.notes if other else ()))))
+        return replace(found, others=(None if other is None else other.pixels,), notes=notes)
 
     def labels_of(self, index: int) -> NDArray[np.float32] | None:
         """The labels of one image, which is not read."""
@@ -253,7 +261,7 @@ class Release(RadiographDataModule):
 
     def data(self, records: Sequence[Record]) -> RadiographDataset:
         """The data set of one split."""
-        return ReleaseDataset(records)
+        return ReleaseDataset(records, self.others)
 
     @property
     def protocol(self) -> str:
@@ -299,6 +307,8 @@ class Release(RadiographDataModule):
         elif isinstance(record.path, PackedImage) and record.path.unusable:
             rule, why = record.path.unusable
             self.dropped.add(rule, record.id, why)
+        elif isinstance(record.other, PackedImage) and record.other.unusable:
+            self.dropped.add("missing other image", record.id, record.other.unusable[1])
         else:
             return True
         return False
