@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from peers import SPECIAL, mgca_projector, mgca_towers, named, openai
 from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, CLIPTokenizerFast, Dinov2Config, Dinov2Model
+
+from diptych.evaluation.prompts import load_prompts
 
 
 def clinical_bert(layers=12, words=28996):
@@ -39,15 +42,19 @@ def chexzero():
     return openai(CLIPModel(config), layers=12)
 
 
+SETS = ("chexpert5x200", "rsna", "siim", "nih")
 PEERS = {"gloria": gloria, "mgca": mgca, "chexzero": chexzero}
 
 
 def wordpiece(path: Path) -> None:
-    """A tokenizer of BERT whose pieces are single letters."""
+    """A tokenizer of BERT whose pieces are the words of prompts, and letters."""
     path.mkdir(parents=True)
     letters = [chr(code) for code in range(33, 127)]
-    (path / "vocab.txt").write_text("\n".join([*SPECIAL, *letters, *(f"##{letter}" for letter in letters)]))
-    BertConfig(vocab_size=len(SPECIAL) + 2 * len(letters)).save_pretrained(path)
+    prompts = (f"{entry.positive} {entry.negative}" for name in SETS for entry in load_prompts(name).entries)
+    words = sorted({word for text in prompts for word in re.findall("[a-z]{2,}", text.lower())})
+    pieces = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *words]
+    (path / "vocab.txt").write_text("\n".join(pieces))
+    BertConfig(vocab_size=len(pieces)).save_pretrained(path)
 
 
 def byte_pairs(path: Path) -> None:
