@@ -62,7 +62,7 @@ def take_weights(module: AlignmentModule, path: Path | str) -> list[str]:
         told.append(f"vocabulary: the checkpoint's {module.tokenizer.size} pieces, and none is learned from these data")
     for tower in (module.encoder.image.keeper, module.encoder.text.keeper):
         before = tower.origin
-        named = {key: before[key] for key in ("name", "head") if key in before}
+        named: dict[str, Any] = {key: before[key] for key in ("name", "head") if key in before}
         origin = {**named, "weights": str(file), "sha256": sha256(file), "before": before}
         extra: dict[str, str] = tower.get_extra_state()
         tower.set_extra_state({**extra, "origin": json.dumps(origin)})
