@@ -266,6 +266,8 @@ class DiptychCLI(LightningCLI):
             part.dirpath = None
         dumped = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_validation=True)
         self.model.config = yaml.safe_load(dumped)["model"]
+        for part in ("optimizer", "schedule"):  # a model that is loaded needs none, and they may be of any package
+            self.model.config.pop(part, None)
         source = self.config[self.subcommand].get("init_from")
         if self.subcommand == "fit" and source is not None and self._resume_path is None:
             take_weights(self.model, source)

@@ -23,7 +23,7 @@ from diptych.evaluation.rows import stack
 from diptych.head import AlignmentHead, HeadFactory, gather_pairs, tell_step
 from diptych.metrics.bootstrap import Metric
 from diptych.model.encoder import DualEncoder
-from diptych.model.optim import adamw_and_schedule, total_steps
+from diptych.model.optim import OptimizerFactory, ScheduleFactory, adamw_and_schedule, rates_of, total_steps
 from diptych.predictions.base import Predictions
 from diptych.towers.base import unused_parameters
 from diptych.towers.image import ImageTower
@@ -52,6 +52,10 @@ class AlignmentModule(pl.LightningModule):
         betas: of AdamW.
         warmup: how long the learning rate rises. It is a number of steps, or below 1 a share of all steps.
         lr_floor: the learning rate at the end of the cosine, as a share of ``lr``.
+        optimizer: another optimiser than AdamW: a class of ``torch.optim.Optimizer`` with arguments. ``lr``, ``weight_decay``
+            and ``betas`` are then the optimiser's own. Weight decay still spares biases, norms, temperatures and position
+            codes, and towers keep their ``layer_decay``.
+        schedule: another schedule than ``warmup`` and cosine: a class of torch's ``LRScheduler``. It moves at each step.
         mask_duplicates: whether two pairs with the same report are spared as negatives of each other, over all processes.
     """
 
@@ -67,6 +71,8 @@ class AlignmentModule(pl.LightningModule):
         betas: tuple[float, float] = (0.9, 0.999),
         warmup: float = 0.05,
         lr_floor: float = 0.01,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
         mask_duplicates: bool = True,
     ) -> None:
         super().__init__()
@@ -78,8 +84,14 @@ class AlignmentModule(pl.LightningModule):
         names = [evaluator.name for evaluator in self.evaluators]
         if len(set(names)) < len(names):
             raise ConfigError(f"evaluators {names} share a name, so their metrics would overwrite each other; drop one")
+        if optimizer is not None:
+            given = {"lr": lr, "weight_decay": weight_decay, "betas": betas}
+            lr, weight_decay, betas = rates_of(
+                optimizer, given, {"lr": 5e-5, "weight_decay": 0.05, "betas": (0.9, 0.999)}
+            )
         self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
         self.warmup, self.lr_floor = warmup, lr_floor
+        self.optimizer, self.schedule = optimizer, schedule
         self.mask_duplicates = mask_duplicates
         self.config: dict[str, Any] | None = None
         """The plain values that the command line built this module from. Checkpoints hold them for ``diptych.load``."""
@@ -226,7 +238,7 @@ class AlignmentModule(pl.LightningModule):
             self.log("train/gradient_norm", torch.nn.utils.get_total_norm(grads))
 
     def configure_optimizers(self) -> Any:
-        """AdamW and warm-up with cosine, by optimiser steps."""
+        """The optimiser, and the schedule by optimiser steps."""
         return adamw_and_schedule(
             self,
             lr=self.lr,
@@ -235,6 +247,8 @@ class AlignmentModule(pl.LightningModule):
             lr_floor=self.lr_floor,
             steps=self._total_steps(),
             betas=self.betas,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
         )
 
     def _total_steps(self) -> int:

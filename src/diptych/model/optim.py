@@ -1,21 +1,35 @@
-"""AdamW with the right groups, and the learning-rate schedule."""
+"""The optimiser with the right groups of parameters, and the learning-rate schedule."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from torch import nn
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from diptych.errors import ConfigError
 from diptych.towers.image import ImageTower
 from diptych.towers.text import TextTower
 
-__all__ = ["adamw_and_schedule", "parameter_groups", "total_steps", "warmup_cosine"]
+__all__ = [
+    "OptimizerFactory",
+    "ScheduleFactory",
+    "adamw_and_schedule",
+    "parameter_groups",
+    "rates_of",
+    "total_steps",
+    "warmup_cosine",
+]
+
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+"""What a configuration makes of an optimiser: a function of the parameters, with all other arguments set."""
+ScheduleFactory = Callable[[Optimizer], LRScheduler]
+"""What a configuration makes of a schedule: a function of the optimiser, with all other arguments set."""
 
 # Learned vectors and embeddings: decay pulls them to the origin, which regularises nothing.
 _NO_DECAY_NAMES = (
@@ -93,6 +107,8 @@ def adamw_and_schedule(
     lr_floor: float,
     steps: int,
     betas: tuple[float, float] = (0.9, 0.999),
+    optimizer: OptimizerFactory | None = None,
+    schedule: ScheduleFactory | None = None,
 ) -> dict[str, Any]:
     """What ``configure_optimizers`` returns: AdamW, and its learning rate set at each optimiser step.
 
@@ -104,11 +120,54 @@ def adamw_and_schedule(
         lr_floor: share of ``lr`` at the end of the cosine.
         steps: optimiser steps of the whole run.
         betas: of AdamW.
+        optimizer: makes another optimiser from the groups of parameters.
+        schedule: makes another schedule, which moves at each optimiser step.
+
+    Raises:
+        ConfigError: the optimiser takes no groups of parameters, or the schedule waits for a metric.
     """
-    optimizer = AdamW(parameter_groups(module, lr=lr, weight_decay=weight_decay), lr=lr, betas=betas)
-    warmup_steps = int(warmup if warmup >= 1 else warmup * steps)
-    schedule = LambdaLR(optimizer, warmup_cosine(warmup_steps, steps, lr_floor))
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    groups = parameter_groups(module, lr=lr, weight_decay=weight_decay)
+    if optimizer is None:
+        made: Optimizer = AdamW(groups, lr=lr, betas=betas)
+    else:
+        try:
+            made = optimizer(groups)
+        except ValueError as error:  # LBFGS has one group
+            raise ConfigError(
+                f"optimizer: it takes no groups of parameters ({error}); give another, as AdamW"
+            ) from error
+    if schedule is None:
+        warmup_steps = int(warmup if warmup >= 1 else warmup * steps)
+        moves: LRScheduler = LambdaLR(made, warmup_cosine(warmup_steps, steps, lr_floor))
+    else:
+        moves = schedule(made)
+        if isinstance(moves, ReduceLROnPlateau):
+            raise ConfigError("schedule: ReduceLROnPlateau waits for a metric; give one that moves by steps, as StepLR")
+    return {"optimizer": made, "lr_scheduler": {"scheduler": moves, "interval": "step"}}
+
+
+def rates_of(optimizer: OptimizerFactory, given: dict[str, Any], defaults: dict[str, Any]) -> list[Any]:
+    """The learning rate and its like of an optimiser that is given by configuration, in the order of ``given``.
+
+    >>> rates_of(lambda groups: AdamW(groups, lr=0.1), {"lr": 5e-5}, {"lr": 5e-5})
+    [0.1]
+
+    Args:
+        optimizer: makes it.
+        given: the values of the module's own arguments, by name. They would say the same thing twice.
+        defaults: the same arguments' defaults.
+
+    Raises:
+        ConfigError: an argument was set to another value than the optimiser has.
+    """
+    own = optimizer([nn.Parameter(torch.zeros(1))]).defaults
+    for name, value in given.items():
+        if value != defaults[name] and value != own.get(name):
+            has = f"has {name} {own[name]}" if name in own else f"takes no {name}"
+            raise ConfigError(
+                f"{name} is {value}, and the optimizer {has}; leave {name} out here, and set the optimizer's"
+            )
+    return [own.get(name, value) for name, value in given.items()]
 
 
 def total_steps(trainer: Trainer, batches: int) -> int:

@@ -1,0 +1,99 @@
+"""Another optimiser and another schedule, by configuration."""
+
+import inprocess
+import pytest
+import torch
+from mini import IMAGE, TEXT, config, write_pairs
+from torch.optim import LBFGS, SGD, AdamW
+from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+
+import diptych
+from diptych.errors import ConfigError
+from diptych.model.module import AlignmentModule
+from diptych.model.optim import adamw_and_schedule
+from diptych.towers.image import TimmImage
+from diptych.towers.text import ScratchText
+from diptych_heads.global_ import Global
+
+
+def module(**options):
+    return AlignmentModule(TimmImage(**IMAGE), ScratchText(**TEXT), Global, **options)
+
+
+def sgd(groups):
+    return SGD(groups, lr=0.1, momentum=0.9, weight_decay=0.01)
+
+
+def made(model):
+    return adamw_and_schedule(
+        model,
+        lr=model.lr,
+        weight_decay=model.weight_decay,
+        warmup=0,
+        lr_floor=0,
+        steps=10,
+        optimizer=model.optimizer,
+        schedule=model.schedule,
+    )
+
+
+def test_the_optimizers_own_values_rule_and_the_groups_stay():
+    model = module(optimizer=sgd)
+    optimizer = made(model)["optimizer"]
+    assert type(optimizer) is SGD
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.01, 0.0}
+    assert {group["initial_lr"] for group in optimizer.param_groups} == {0.1}
+    assert all(group["momentum"] == 0.9 for group in optimizer.param_groups)
+    plain = made(module())["optimizer"]
+    assert type(plain) is AdamW
+    assert [group["names"] for group in optimizer.param_groups] == [group["names"] for group in plain.param_groups]
+
+
+def test_the_schedule_moves_the_rate_at_each_step():
+    model = module(optimizer=sgd, schedule=lambda optimizer: StepLR(optimizer, 2, gamma=0.5))
+    parts = made(model)
+    assert parts["lr_scheduler"]["interval"] == "step"
+    rates = []
+    for _ in range(5):
+        rates.append(parts["optimizer"].param_groups[0]["lr"])
+        parts["optimizer"].step()
+        parts["lr_scheduler"]["scheduler"].step()
+    assert rates == pytest.approx([0.1, 0.1, 0.05, 0.05, 0.025])
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"lr": 0.2}, r"lr is 0.2, and the optimizer has lr 0.1; leave lr out here"),
+        ({"weight_decay": 0.3}, r"weight_decay is 0.3, and the optimizer has weight_decay 0.01"),
+        ({"betas": (0.8, 0.9)}, r"betas is \(0.8, 0.9\), and the optimizer takes no betas"),
+    ],
+)
+def test_a_value_said_twice_is_refused(options, reason):
+    with pytest.raises(ConfigError, match=reason):
+        module(optimizer=sgd, **options)
+    module(optimizer=sgd, lr=0.1)  # the same value
+
+
+def test_what_cannot_serve_is_refused():
+    with pytest.raises(ConfigError, match="optimizer: it takes no groups"):
+        made(module(optimizer=lambda groups: LBFGS(groups)))
+    with pytest.raises(ConfigError, match="schedule: ReduceLROnPlateau waits for a metric"):
+        made(module(schedule=ReduceLROnPlateau))
+
+
+def test_a_run_trains_by_them_and_its_checkpoint_is_safe_to_load(tmp_path):
+    table = write_pairs(tmp_path / "data")
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text(config(table, epochs=2).replace("  lr: 0.001\n", ""))
+    options = ["--model.optimizer", "SGD", "--model.optimizer.lr", "0.01", "--model.optimizer.momentum", "0.9"]
+    options += ["--model.schedule", "StepLR", "--model.schedule.step_size", "1", "--model.schedule.gamma", "0.5"]
+    run = tmp_path / "run"
+    done = inprocess.diptych("fit", "-c", str(recipe), "--run", str(run), *inprocess.QUIET, *options)
+    assert done.returncode == 0, done.stderr
+    kept = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    groups = kept["optimizer_states"][0]["param_groups"]
+    assert all(group["momentum"] == 0.9 for group in groups)
+    assert groups[0]["lr"] == pytest.approx(0.01 * 0.5 ** kept["global_step"])
+    assert not {"optimizer", "schedule"} & set(kept["diptych"]["config"])
+    assert diptych.load(run).module.optimizer is None
