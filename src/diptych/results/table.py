@@ -29,7 +29,7 @@ from diptych.results.runs import ResultsTable, RunResults, differences, read_run
 from diptych.results.seeds import Summary, cell, markdown, show, summarise
 from diptych.results.tested import read_tested
 
-__all__ = ["View", "latex", "main", "page", "read_run", "tables"]
+__all__ = ["View", "draw_shares", "latex", "main", "page", "read_run", "tables", "titles"]
 
 
 FURTHER = (
@@ -167,7 +167,7 @@ def _patients(metric: Metric | None) -> str:
     return f" ({show(metric.low)} to {show(metric.high)})"
 
 
-def _titles(shown: Sequence[ResultsTable]) -> Iterator[tuple[ResultsTable, str, str]]:
+def titles(shown: Sequence[ResultsTable]) -> Iterator[tuple[ResultsTable, str, str]]:
     """Each table with its title, and how it differs from the first of the same evaluator."""
     for table in shown:
         same = [other for other in shown if other.name == table.name]
@@ -182,7 +182,7 @@ def _basis(table: ResultsTable, view: View) -> str:
 def page(shown: Sequence[ResultsTable], view: View, against: Against | None = None) -> str:
     """All tables as Markdown, each with the differences from one run if asked."""
     parts = []
-    for table, title, different in _titles(shown):
+    for table, title, different in titles(shown):
         header, *rows = view.cells(table)
         parts.append(f"## {for_markdown(title)}")
         parts.append(for_markdown(_basis(table, view)))
@@ -211,7 +211,7 @@ def _tabular(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]],
 def latex(shown: Sequence[ResultsTable], view: View, against: Against | None = None) -> str:
     """All tables as LaTeX, which needs the package booktabs, each with the differences from one run if asked."""
     parts = []
-    for table, title, different in _titles(shown):
+    for table, title, different in titles(shown):
         header, *rows = view.cells(table)
         caption = f"{title}. {_basis(table, view)}"
         caption += f" Not to be compared with the first table: {different}." if different else ""
@@ -236,7 +236,7 @@ def _csv(shown: Sequence[ResultsTable], against: Against | None) -> str:
             "p (Holm)",
             "difference interval",
         ]
-    for table, title, _ in _titles(shown):
+    for table, title, _ in titles(shown):
         protocol = json.dumps(table.protocol)
         found = {} if against is None else against.of(table, table.metrics())
         for run in table.runs:
@@ -254,7 +254,7 @@ def _draw(shown: Sequence[ResultsTable], view: View, path: Path) -> None:
     from diptych.results.dotplot import SEEDS, Panel, draw
 
     panels, names = [], []
-    for table, title, _ in _titles(shown):
+    for table, title, _ in titles(shown):
         rows = view.rows(table)
         names += [label for label in rows if label not in names]
         for column in view.columns(table):
@@ -270,7 +270,7 @@ def _draw(shown: Sequence[ResultsTable], view: View, path: Path) -> None:
 _SHARE = re.compile(r"(\d+(?:\.\d+)?)%/(.+)")
 
 
-def _draw_shares(shown: Sequence[ResultsTable], view: View, path: Path) -> None:
+def draw_shares(shown: Sequence[ResultsTable], view: View, path: Path) -> None:
     """Draw metrics named ``<percent>%/metric`` over the percent.
 
     Raises:
@@ -279,7 +279,7 @@ def _draw_shares(shown: Sequence[ResultsTable], view: View, path: Path) -> None:
     from diptych.results.curves import Curves, draw_curves
 
     panels, names = [], []
-    for table, title, _ in _titles(shown):
+    for table, title, _ in titles(shown):
         rows = view.rows(table)
         lines: dict[str, dict[str, dict[float, Summary]]] = {}
         for column in view.columns(table):
@@ -351,7 +351,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "latex": lambda path: replace_text(path, latex(shown, view, against)),
         "csv": lambda path: replace_text(path, _csv(shown, against)),
         "plot": lambda path: _draw(shown, view, path),
-        "shares": lambda path: _draw_shares(shown, view, path),
+        "shares": lambda path: draw_shares(shown, view, path),
     }
     print(text, end="", flush=True)
     failed: list[str] = []
