@@ -7,14 +7,18 @@ The output holds no user name, no host name, and no path under the home folder b
 from __future__ import annotations
 
 import argparse
+import contextlib
+import getpass
 import json
 import os
 import platform
+import re
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 from typing import Literal
@@ -23,13 +27,12 @@ from packaging.requirements import Requirement
 
 from diptych.errors import ConfigError
 
-__all__ = ["Line", "extras", "main", "packages", "plain_path"]
+__all__ = ["Line", "extras", "main", "packages", "plain_path", "public"]
 
 _VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
     "HF_HUB_OFFLINE",
     "HF_HOME",
-    "MASTER_ADDR",
     "NCCL_DEBUG",
     "OMP_NUM_THREADS",
     "SLURM_JOB_ID",
@@ -60,6 +63,16 @@ def plain_path(path: str | Path) -> str:
     """
     text, home = str(path), str(Path.home())
     return "~" + text[len(home) :] if text == home or text.startswith(home.rstrip("/") + "/") else text
+
+
+def public(text: str) -> str:
+    """A text without the names of the user, the host and the home folder."""
+    names = {str(Path.home()): "~", socket.gethostname(): "HOST"}
+    with contextlib.suppress(KeyError, OSError):  # a container may have no entry for its user
+        names[getpass.getuser()] = "USER"
+    for name, instead in names.items():
+        text = re.sub(rf"(?<![\w-]){re.escape(name)}(?![\w-])", instead, text)
+    return text
 
 
 def _installed(name: str) -> str | None:
@@ -169,9 +182,9 @@ def _folders() -> Iterator[Line]:
 
 def _catalogues() -> Iterator[Line]:
     """What is registered. A plug-in that cannot be imported is wrong, whoever brings it."""
-    from diptych.plugins import COMMANDS, DATAMODULES, HEADS, PEERS, plugins
+    from diptych.plugins import COMMANDS, DATAMODULES, EVALUATORS, HEADS, PEERS, TASKS, plugins
 
-    for group in (HEADS, DATAMODULES, PEERS, COMMANDS):
+    for group in (HEADS, DATAMODULES, TASKS, EVALUATORS, PEERS, COMMANDS):
         names, about = [], group.partition(".")[2]
         for plugin in plugins(group):
             foreign = "" if plugin.distribution == "diptych" else f" ({plugin.distribution})"
@@ -227,6 +240,7 @@ def main(arguments: Sequence[str]) -> None:
     about = ""
     for part in _PARTS:
         for line in part():
+            line = replace(line, value=public(line.value), remedy=public(line.remedy))
             lines.append(line)
             if options.json:
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -102,7 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     share = options.share or (int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
     if options.overwrite and share[1] > 1:
         raise ConfigError(
-            f"--overwrite: {share[1]} processes would remove each other's parts; remove {options.out} first"
+            f"--overwrite: {share[1]} processes would remove each other's parts; remove {options.out} and what "
+            f"begins with its name first"
         )
 
     from diptych.evaluation.protocols import PROTOCOLS
@@ -119,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     reports = None if options.reports is None else _reports(options.reports, options.column)
     values = Values(model, options.what, options.prompts, options.protocol, reports, options.k)
     check_format(options.out, values.columns)
-    datamodule = _datamodule(options, recipes, rest)
+    datamodule, options_hash = _datamodule(options, recipes, rest)
     changed: dict[str, Any] = {"image_size": model.image_size, "intensity": model.intensity}
     for name, value in changed.items():
         if getattr(datamodule.loading, name) != value and not (options.folder or options.data):
@@ -141,6 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "intensity": model.intensity.plain(),
         "data": datamodule.protocol,
         "splits": splits,
+        "data options": options_hash,
+        "private": datamodule.loading.private,
         "rows": rows_hash(datamodule, splits),
         **values.about,
         "batch_size": options.batch_size,
@@ -157,9 +161,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if prediction.done:
         say(f"{options.out} is whole already")
         return
-    prediction.begin()
+    if not prediction.begin():
+        say(f"{options.out} is whole already")
+        return
     prediction.run(share)
     prediction.finish()
+    datamodule.teardown("predict")
 
 
 def _recipes(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -222,8 +229,11 @@ def _reports(file: Path, column: str) -> list[str]:
 
 def _datamodule(
     options: argparse.Namespace, recipes: Sequence[dict[str, Any]], rest: list[str]
-) -> RadiographDataModule:
-    """The data that recipes and options name, as ``diptych fit`` reads them. Reports are not read."""
+) -> tuple[RadiographDataModule, str]:
+    """The data that recipes and options name, as ``diptych fit`` reads them, and a hash of all but how they are loaded.
+
+    Reports are not read.
+    """
     from diptych.cli.messages import Parser, own_message, tidy_console
     from diptych.data.datamodule import RadiographDataModule
     from diptych.model.building import refuse_functions, register_names
@@ -253,7 +263,8 @@ def _datamodule(
         if message := own_message(error):
             raise ConfigError(message) from error
         raise
-    return datamodule
+    said = {key: value for key, value in config.data.init_args.as_dict().items() if key not in ("loading", "tokenizer")}
+    return datamodule, hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _splits(asked: Sequence[str], datamodule: RadiographDataModule) -> list[Split]:

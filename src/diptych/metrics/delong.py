@@ -108,18 +108,23 @@ def mean_spread(spreads: Sequence[Spread]) -> Spread:
 def _variance(spreads: Sequence[Spread]) -> tuple[float, float]:
     """The variance of the mean of the values, and its degrees of freedom by Satterthwaite (Biometrics Bulletin 2, 1946).
 
-    The variances of the two classes and of several values count as independent of each other in the degrees of freedom.
+    The variances of the two classes count as independent of each other in the degrees of freedom. Several values that say the
+    same have no more degrees than one.
     """
     total, shares = 0.0, 0.0
     halves = []
     for side in (0, 1):
-        scaled = []
+        scaled, own_shares, most = [], 0.0, 0
         for spread in spreads:
             number, own = spread.patients[side], (spread.up, spread.down)[side]
             scaled.append(math.sqrt(number / (number - 1)) * own / len(spreads))
-            shares += float(scaled[-1] @ scaled[-1]) ** 2 / (number - 1)
+            own_shares += float(scaled[-1] @ scaled[-1]) ** 2 / (number - 1)
+            most = max(most, number)
         halves.append(np.sum(scaled, axis=0))
-        total += float(halves[-1] @ halves[-1])
+        own_total = float(halves[-1] @ halves[-1])
+        most = max(most, int(np.count_nonzero(np.any(scaled, axis=0))))
+        total += own_total
+        shares += max(own_shares, own_total**2 / (most - 1))
     up, down = (np.mean([getattr(spread, name) for spread in spreads], axis=0) for name in ("up", "down"))
     patients = max(spread.of_either for spread in spreads)
     total += 2 * patients / (patients - 1) * float(up @ down)

@@ -36,7 +36,7 @@ from diptych.model.embeds import device_of
 from diptych.model.inputs import each_picture, each_text
 from diptych.model.looks import Looks, single
 from diptych.model.stored import build_stored, load_weights, weights_hash
-from diptych.plain import check_plain, read_json
+from diptych.plain import LONGEST, check_plain, read_json
 from diptych.radiographs.intensity import Intensity
 from diptych.sharing.shareable import Shareable
 from diptych.towers.weights import some
@@ -193,8 +193,8 @@ class TrainedModel(Looks, Shareable):
     ) -> Calibration:
         """Fit the temperature of :meth:`zero_shot` on labelled images, such as those of ``val``. The model remembers it.
 
-        It is one temperature for all findings of the prompts (Guo et al., ICML 2017). It moves no score past another, nor
-        past 0.5. It serves the same prompts and protocol alone.
+        It is one temperature for all findings of the prompts (Guo et al., ICML 2017). Of findings it moves no score past
+        another, nor past 0.5. It serves the same prompts and protocol alone.
 
         Args:
             images: as for :meth:`zero_shot`, ``n`` of them. Do not test on them.
@@ -227,6 +227,7 @@ class TrainedModel(Looks, Shareable):
         )
         self.calibrations[calibration.key] = calibration
         if run is not None:
+            self.calibrations = _calibrations(Path(run), self.module) | self.calibrations
             kept = {"weights": weights_hash(self.module), "of": [one.plain() for one in self.calibrations.values()]}
             replace_text(Path(run) / _CALIBRATION, json.dumps(kept, indent=1) + "\n")
         return calibration
@@ -266,7 +267,8 @@ def _calibrations(run: Path, module: AlignmentModule) -> dict[tuple[str, str, bo
     file = run / _CALIBRATION
     if not file.is_file():
         return {}
-    stored = read_json(file.read_text(encoding="utf-8"), str(file))
+    with file.open(encoding="utf-8", errors="replace") as text:
+        stored = read_json(text.read(LONGEST + 1), str(file))
     if not isinstance(stored.get("of"), list):
         raise ConfigError(f"{file}: no calibration of a model; remove the file, and calibrate again")
     if stored.get("weights") != weights_hash(module):
@@ -306,5 +308,5 @@ def load(path: Path | str, device: str | torch.device = "cpu", *, trust: Collect
     model = TrainedModel(module, size, place, intensity)
     findings = checkpoint["diptych"].get("findings")
     model.file, model.findings = file, [str(name) for name in findings] if isinstance(findings, list) else []
-    model.calibrations = _calibrations(Path(path), module) if Path(path).is_dir() else {}
+    model.calibrations = _calibrations(Path(path), module) if file.suffix == ".ckpt" and Path(path).is_dir() else {}
     return model

@@ -51,6 +51,8 @@ def is_many(pictures: Any) -> bool:
     """Whether they are a list or a batch, if only of one. Otherwise they are one picture."""
     if isinstance(pictures, np.ndarray | Tensor) and pictures.ndim > 3:
         return True
+    if isinstance(pictures, io.IOBase):
+        return False  # to read it here would leave nothing
     parts = _parts(pictures, "pictures")
     return parts is None or len(parts) != 1
 

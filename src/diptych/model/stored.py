@@ -24,7 +24,7 @@ from diptych.plain import check_plain
 if TYPE_CHECKING:
     from diptych.model.module import AlignmentModule
 
-__all__ = ["build_module", "build_stored", "load_weights", "weights_hash"]
+__all__ = ["build_module", "build_stored", "load_weights", "weights_hash", "within_checkpoint"]
 
 
 def build_module(config: dict[str, Any], trust: Collection[str] = (), budget: Budget | None = None) -> AlignmentModule:
@@ -136,6 +136,11 @@ def _name_file(path: str) -> Iterator[None]:
 
 
 _depth: ContextVar[int] = ContextVar("_depth", default=0)
+
+
+def within_checkpoint() -> bool:
+    """Whether a checkpoint is being built, rather than a recipe."""
+    return _depth.get() > 0
 
 
 @contextmanager

@@ -12,7 +12,9 @@ import hashlib
 import json
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,18 +117,30 @@ class Prediction:
         before = before if isinstance(before, dict) else {}
         return "other: " + ", ".join(key for key, value in self.description.items() if before.get(key) != value)
 
-    def begin(self) -> None:
-        """Make the folder of the parts, or go on with the one that is there.
+    def begin(self) -> bool:
+        """Make the folder of the parts, or go on with the one that is there. False if the file is whole by now.
+
+        One process at a time does so. Parts without a plan are of nothing known, and are removed.
 
         Raises:
             ConfigError: it has parts of another prediction.
+            DataError: the disk has no locks.
         """
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            if self.done:
+                return False
+            self._make_plan()
+            return True
+
+    def _make_plan(self) -> None:
         if self._plan.is_file():
             before = _read(self._plan)
             if before != self.description:
                 raise ConfigError(f"{self.folder} has parts of another prediction ({self._changed(before)}); {_OTHER}")
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
         replace_text(self._plan, json.dumps(self.description, indent=1) + "\n")
 
     def _file(self, part: Part) -> Path:
@@ -166,6 +180,7 @@ class Prediction:
         for batch, unusable in read:
             skipped += unusable
             if batch is not None:
+                self.datamodule.on_before_batch_transfer(batch, 0)  # it tells notes on images
                 ids += batch.ids
                 found.append(self.values.of(batch.image))
         texts = np.frombuffer(json.dumps({"ids": ids, "skipped": skipped}).encode(), np.uint8)
@@ -180,7 +195,7 @@ class Prediction:
             with np.load(file, allow_pickle=False) as content:
                 texts = json.loads(content["texts"].tobytes())
                 values = {name: content[name] for name in content.files if name != "texts"}
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(
                 f"{file}: damaged ({type(error).__name__}); remove it, and give the same command again"
             ) from error
@@ -199,10 +214,9 @@ class Prediction:
         Raises:
             DataError: no image could be used.
         """
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock.open("w") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_EX)  # it ends with the process
+        with self._locked():
             if self.done:
+                shutil.rmtree(self.folder, ignore_errors=True)  # of a process that came late
                 self._lock.unlink(missing_ok=True)
                 return True
             for left in self.out.parent.glob(f"{glob.escape(self.out.name)}.*.part"):  # by a process that was killed
@@ -230,6 +244,18 @@ class Prediction:
         if counts:
             self.say(f"left out: {', '.join(f'{n} {rule}' for rule, n in counts.items())}; listed in {listed}")
         return True
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self._lock.open("w") as lock:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX)  # it ends with the process
+            except OSError as error:
+                raise DataError(
+                    f"{self._lock}: cannot be locked ({error.strerror}); give an --out on a disk with locks, and move "
+                    f"{self.folder} there if parts are done"
+                ) from error
+            yield
 
     def discard(self) -> None:
         """Remove the file, and all that belongs to it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,19 @@ class Skipped(NamedTuple):
     """The reader's message. Empty in a private run."""
 
 
+_PASSING = {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOTCONN, errno.ETIMEDOUT}
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether the machine has failed, and not the image: the same command may read it later."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in _PASSING):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
 class _Inputs(_NetworkInputs):
     """A data set as a loader reads it, in which an error of an image is a value."""
 
@@ -33,6 +47,8 @@ class _Inputs(_NetworkInputs):
         try:
             return super().__getitem__(draw)
         except ImageError as error:
+            if _passes(error):
+                raise
             private = self.loading.private
             key = str(draw.index) if private else self.dataset.ids[draw.index]
             # The cause is the reader's own error, which advises no option of training.

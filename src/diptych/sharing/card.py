@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from torch import nn
 
 from diptych.errors import ConfigError, shown
 from diptych.escaping import for_markdown
@@ -44,6 +45,8 @@ def base_models(origin: Mapping[str, Any], timm: bool = False) -> list[str]:
         origin: of the tower, as in ``results.json``.
         timm: whether it is a backbone of timm.
     """
+    if isinstance(before := origin.get("before"), Mapping):
+        return base_models(before, timm)  # it went on from a run, which began with them
     weights, name = str(origin.get("weights", "random")), str(origin.get("name", ""))
     if weights == "random" or "sha256" in origin:
         return []
@@ -54,6 +57,10 @@ def base_models(origin: Mapping[str, Any], timm: bool = False) -> list[str]:
     else:
         names = [weights.partition("@")[0]]
     return [name for name in names if _REPOSITORY.fullmatch(name)]
+
+
+def _of_timm(tower: nn.Module) -> bool:
+    return any(isinstance(part, TimmImage) for part in tower.modules())  # LoraImage and FusedImage hold one
 
 
 def model_card(model: Shareable, licence: str | None = None) -> str:
@@ -73,7 +80,7 @@ def model_card(model: Shareable, licence: str | None = None) -> str:
         raise ConfigError(f"licence is {shown(licence)}; give the hub's name of one, as apache-2.0 or cc-by-nc-4.0")
     module = model.module
     head, towers = type(module.head), {"image": module.encoder.image, "text": module.encoder.text}
-    bases = [base for tower in towers.values() for base in base_models(tower.origin, isinstance(tower, TimmImage))]
+    bases = [base for tower in towers.values() for base in base_models(tower.origin, _of_timm(tower))]
     front: dict[str, Any] = {
         "license": licence or "unknown",
         "library_name": "diptych",

@@ -35,6 +35,8 @@ FORMAT = 1
 _LARGEST_CONFIG = 10_000_000  # bytes
 _LARGEST_TOKENIZER = 100_000_000  # as a checkpoint may hold
 _EXTRA = "_extra_state"
+_RELATIVE = re.compile(r"[^\n]*[/\\][^/\\\n]+\.(?:pth|pt|ckpt|bin|safetensors|csv|jsonl?|parquet|txt|ya?ml)")
+"""A file in a folder. A name with one slash and no ending may be one of the hub."""
 
 
 def tensors_of(module: nn.Module) -> dict[str, Tensor]:
@@ -65,6 +67,8 @@ def without_places(value: Any) -> Any:
 
     >>> without_places({"weights": "/home/jane/r50.pth", "name": "timm/resnet50", "from": "local-dir:/data/tower"})
     {'weights': 'r50.pth', 'name': 'timm/resnet50', 'from': 'local-dir:tower'}
+    >>> without_places(["cohorts/st_mary/r50.pth", "owner/name"])
+    ['r50.pth', 'owner/name']
     """
     if isinstance(value, Mapping):
         return {key: without_places(item) for key, item in value.items()}
@@ -74,12 +78,23 @@ def without_places(value: Any) -> Any:
         path := re.fullmatch(r"(local-dir:)?(?:[/~.]|[A-Za-z]:)[^\n]*[/\\]([^/\\\n]*)", value)
     ):
         return (path[1] or "") + path[2]
+    if isinstance(value, str) and _RELATIVE.fullmatch(value):
+        return re.split(r"[/\\]", value)[-1]
     return value
 
 
 def is_folder(path: Path) -> bool:
     """Whether a path is a folder that :func:`write_folder` wrote, or one that looks like it."""
     return (path / CONFIG).is_file() and (path / WEIGHTS).is_file()
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether the files of a folder may be replaced: its configuration says that diptych wrote them."""
+    try:
+        content = read_json(_text(folder / CONFIG, _LARGEST_CONFIG), "", longest=_LARGEST_CONFIG, largest=2**63)
+    except ConfigError:
+        return False
+    return content.get("library") == "diptych"
 
 
 def make_room(folder: Path | str, replaced: Sequence[str] = ()) -> Path:
@@ -139,7 +154,8 @@ def write_folder(model: Shareable, folder: Path | str, card: str) -> Path:
         raise ConfigError(
             f"the model's configuration holds what JSON cannot ({error}); use plain, finite values"
         ) from error
-    folder = make_room(folder, (*FILES, ".git", ".gitattributes"))
+    ours = FILES if _is_ours(Path(folder)) else ()
+    folder = make_room(folder, (*ours, ".git", ".gitattributes"))
     (folder / CONFIG).unlink(missing_ok=True)
     replace_bytes(folder / WEIGHTS, save(tensors_of(module), {"format": "pt"}))
     write_tokenizer(tokenizer, folder)
@@ -189,6 +205,8 @@ def read_folder(folder: Path | str) -> dict[str, Any]:
         raise ConfigError(
             f"{where}: its format is {shown(content.get('format'))}, and this diptych {__version__} reads {FORMAT}; update it"
         )
+    if "TrainedImage" in json.dumps(content.get("model")):
+        raise ConfigError(f"{where}: refused: it names another checkpoint by TrainedImage; ask for that run itself")
     try:
         tensors = load_file(folder / WEIGHTS)
     except Exception as error:  # the reader fails in many ways

@@ -11,6 +11,7 @@ from diptych.errors import ConfigError
 from diptych.files import sha256
 from diptych.head import Extracts
 from diptych.model.inference import load
+from diptych.model.stored import within_checkpoint
 from diptych.towers.base import Tower
 from diptych.towers.image import ImageTower
 from diptych.types import Features
@@ -46,6 +47,8 @@ class TrainedImage(ImageTower):
         layer_decay: float = 1.0,
     ) -> None:
         super().__init__()
+        if within_checkpoint() and checkpoint.startswith("hf-hub:"):
+            raise ConfigError("refused: it names another model, of the hub; fetch that one yourself, by name")
         model = load(checkpoint)
         assert model.file is not None  # load has set it
         file = model.file

@@ -109,10 +109,9 @@ def batches(case: DataCase) -> None:
         return
     size, side = module.loading.batch_size, module.loading.image_size
     batch: Batch = next(iter(module.train_dataloader()))
-    if batch.image.shape != (size, 1, side, side) or batch.image.dtype != torch.uint8:
-        raise Found(
-            f"images are {list(batch.image.shape)} of {batch.image.dtype}, not {[size, 1, side, side]} of torch.uint8"
-        )
+    shape = (size, 1 + module.others, side, side)
+    if batch.image.shape != shape or batch.image.dtype != torch.uint8:
+        raise Found(f"images are {list(batch.image.shape)} of {batch.image.dtype}, not {list(shape)} of torch.uint8")
     if not (batch.image.flatten(1).float().std(dim=1) > 1).all():
         raise Found(
             "a picture has one grey value", "the file was not read, or scaled to 0..1", "give uint8 from 0 to 255"

@@ -139,6 +139,11 @@ def passes(case: EvaluatorCase) -> None:
     evaluator = copy.deepcopy(case.evaluator)
     first = _measure(evaluator, case.findings)
     _same("a second pass", _measure(evaluator, case.findings), first)
+    plain, _ = _measure(evaluator, case.findings, intervals=False)
+    for name, metric in first[0].items():
+        value = plain[name].value if name in plain else None
+        if value is None or (abs(value - metric.value) > 1e-5 * max(1.0, abs(metric.value))):
+            raise Found(f"{name} is {metric.value:.6g}, and {value} where no intervals are computed, as in training")
 
 
 @rule(

@@ -240,6 +240,8 @@ def small_inputs(case: HeadCase) -> None:
         loss = step(few)
         loss.backward()
         _finite(step, loss, name)
+        if step.head.ranks and not step.scores(few).isfinite().all():
+            raise Found(f"a score is not finite with {name}")
 
 
 @rule(
@@ -263,6 +265,8 @@ def autocast(case: HeadCase) -> None:
         if value.dtype != torch.float32:
             raise Found(f"{what} is {str(value.dtype).removeprefix('torch.')} under autocast, not float32")
     close("the loss under autocast", loss, plain, 0.05)
+    if step.head.ranks:
+        close("the score under autocast", scores, case.step(dtype=torch.float32).scores(raw), 0.05)
 
 
 @rule(

@@ -143,10 +143,11 @@ def evaluate(
     rows: Sequence[int] | None = None,
     size: int = 16,
     findings: Sequence[str] | None = None,
+    intervals: bool = True,
     **options: Any,
 ) -> dict[str, Metric]:
     """The metrics of one pass over some rows of the data."""
-    evaluator.start(embed_text, data.findings if findings is None else findings)
+    evaluator.start(embed_text, data.findings if findings is None else findings, intervals)
     for batch, image, text in data.batches(range(data.n) if rows is None else rows, size, **options):
         evaluator.update(batch, image, text, head)
     return evaluator.compute(head)
