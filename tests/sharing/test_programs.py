@@ -63,8 +63,8 @@ def twins(folder, model, kind):
                 {key.partition(".")[2]: value for key, value in tensors.items() if key.startswith(side)}
                 for side in ("image.", "text.")
             ]
-            return {key: value.numpy() for key, value in program(*sides).items()}
-        return {key: value.numpy() for key, value in program(*tensors.values()).items()}
+            return {key: value.detach().numpy() for key, value in program(*sides).items()}
+        return {key: value.detach().numpy() for key, value in program(*tensors.values()).items()}
 
     image = run("image", {"picture": np.stack(PICTURES)[:, None]})
     text = run("text", {key: value.numpy() for key, value in text_inputs(model.module.tokenizer(REPORTS)).items()})
@@ -117,7 +117,8 @@ def test_programs_score_as_the_model_does(tmp_path, kind):
         (name, kind)
         for name in HEADS
         for kind in ("onnx", "torch")
-        if kind == "onnx" or not name.startswith(("reclf", "composite"))
+        if (name, kind) != ("mgca", "onnx")
+        and not name.startswith("composite" if kind == "onnx" else ("reclf", "composite"))
     ],
 )
 def test_every_head_scores_so(tmp_path, name, kind):
@@ -144,6 +145,7 @@ def test_a_convolutional_tower_is_exported_too(tmp_path):
             "torch",
             "matching hungarian is solved by scipy, which a program cannot hold",
         ),
+        ("mgca", {"hidden": 16, "prototypes": 8}, "onnx", r"the score program \(MGCA\) cannot be exported"),
         ("reclf", {"matching_width": 8}, "torch", r"the score program \(Reclf\) cannot be exported \(.*Guard failed"),
     ],
 )
@@ -154,9 +156,10 @@ def test_what_no_program_holds_is_refused_with_the_reason(tmp_path, head, option
     assert not list((tmp_path / "programs").iterdir())
 
 
-def test_a_module_named_by_a_word_of_python_is_refused(tmp_path):
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_a_module_named_by_a_word_of_python_is_refused(tmp_path, kind):
     with pytest.raises(ConfigError, match="has a module named 'global', a word of Python"):
-        write_programs(trained(head_of("composite"), image=SMALLEST), tmp_path / "programs", "torch")
+        write_programs(trained(head_of("composite"), image=SMALLEST), tmp_path / "programs", kind)
 
 
 def test_the_command_writes_each_form(tmp_path, capsys):

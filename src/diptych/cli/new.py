@@ -79,13 +79,13 @@ def _check_name(kind: str, name: str) -> None:
             if plugin.name == name or plugin.class_name == camel(name):
                 owner = f"{plugin.distribution} has {plugin.name} ({plugin.path})"
                 raise ConfigError(f"new-{kind}: '{name}' is taken: {owner}; choose another name")
-    template = (_TEMPLATES / kind / "mine.py").read_text(encoding="utf-8")
-    if re.search(rf"\b(?:{camel(name)}|{name})\b", re.sub(r'""".*?"""', "", template, flags=re.S)):
-        raise ConfigError(f"new-{kind}: '{name}' is taken: the template uses this name; choose another name")
     if camel(name) in PUBLIC:
         raise ConfigError(f"new-{kind}: '{name}' is taken: diptych has a class {camel(name)}; choose another name")
     if name in sys.stdlib_module_names or find_spec(name) is not None:
         raise ConfigError(f"new-{kind}: '{name}' is taken: there is a module of this name; choose another name")
+    template = (_TEMPLATES / kind / "mine.py").read_text(encoding="utf-8")
+    if re.search(rf"\b(?:{camel(name)}|{name})\b", re.sub(r'""".*?"""', "", template, flags=re.S)):
+        raise ConfigError(f"new-{kind}: '{name}' is taken: the template uses this name; choose another name")
 
 
 def _new(kind: str, arguments: Sequence[str]) -> None:

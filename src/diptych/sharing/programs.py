@@ -157,10 +157,10 @@ def _write(panel: _Panel, file: Path, kind: Kind) -> tuple[Callable[[tuple[Any, 
     """Write one program. Returns what runs it, and its description."""
     names = _names(panel)
     parts = {part for name, _ in panel.module.named_modules() for part in name.split(".")}
-    if kind == "torch" and (words := sorted(filter(iskeyword, parts))):
+    if words := sorted(filter(iskeyword, parts)):
         raise ConfigError(
             f"the {panel.name} program has a module named '{words[0]}', a word of Python, with which torch.export writes "
-            "code that cannot run; use --to onnx"
+            "code that cannot run; share the model with --to hub instead"
         )
     with _refusing(panel):
         program = torch.export.export(panel.module, panel.inputs, dynamic_shapes=panel.dynamic, strict=False)
