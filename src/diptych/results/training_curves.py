@@ -45,8 +45,8 @@ def draw_lines(title: str, lines: Mapping[str, Points]) -> str:
         title: what is drawn.
         lines: points by the name of the run.
     """
-    finite = {name: [(s, v) for s, v in points if math.isfinite(v)] for name, points in lines.items()}
-    finite = {name: _thinned(points) for name, points in finite.items() if points}
+    known = {name: [(s, v) for s, v in points if math.isfinite(v)] for name, points in lines.items()}
+    finite = {name: _thinned(points) for name, points in known.items() if points}
     if not finite:
         return ""
     values = [v for points in finite.values() for _, v in points]
