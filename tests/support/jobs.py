@@ -23,16 +23,18 @@ GLOO = ["--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.str
 def launch(*arguments, timeout=500):
     """Run the command in a session of its own, and see that no process of it is left. It starts the second process."""
     process = warm.Command(arguments, Path.cwd(), own_environment())
-    try:
-        done = process.finish(timeout)
+
+    def settle():
         until = time.monotonic() + 100  # a busy machine takes long to end processes
         while _alive(process.pid):
             assert time.monotonic() < until, f"processes of {arguments} are left"
             time.sleep(0.1)
+
+    try:
+        return process.finish(timeout, settle)
     finally:
         if _alive(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
-    return done
 
 
 def on_two(gloo2, *arguments):

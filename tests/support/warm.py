@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 from unittest.mock import patch
@@ -54,12 +54,13 @@ class Command:
         """End it, if it runs."""
         self._process.kill()
 
-    def finish(self, timeout: float) -> subprocess.CompletedProcess[str]:
-        """What it left, once it has ended."""
+    def finish(self, timeout: float, settle: Callable[[], None] = lambda: None) -> subprocess.CompletedProcess[str]:
+        """What it left, once it has ended. ``settle`` waits for processes that it started, and that may still say something."""
         self._process.join(timeout)
         if self._process.exitcode is None:
             self.kill()
             raise subprocess.TimeoutExpired([*self._arguments], timeout, *(file.read_bytes() for file in self._files))
+        settle()
         out, err = (file.read_text() for file in self._files)
         self._outputs.cleanup()
         return subprocess.CompletedProcess(self._arguments, self._process.exitcode, out, err)
