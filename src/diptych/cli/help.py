@@ -29,6 +29,9 @@ GROUPS = {
 _OF_CLASS = {"--model.head": HEADS, "--data": DATAMODULES, "--model.image": "", "--model.text": "", "--model": ""}
 """Options that name a class, each with the catalogue of such classes."""
 
+_OF_TORCH = {"model.optimizer", "model.schedule"}
+"""Options that name a class of torch. Its own pages list them."""
+
 _WITHOUT_EFFECT = {  # the run's folder and the checkpoint reader are diptych's; the others belong to `predict` or a cloud
     "trainer.default_root_dir",
     "trainer.limit_predict_batches",
@@ -45,7 +48,8 @@ class Help(DefaultHelpFormatter):
 
     def _format_action(self, action: Action) -> str:
         theirs = action.dest.startswith("trainer.") and action.dest.endswith(".help")
-        if theirs or action.dest in _WITHOUT_EFFECT or action.help == "Path to a configuration file.":
+        of_torch = action.dest.removesuffix(".help") in _OF_TORCH and action.dest.endswith(".help")
+        if theirs or of_torch or action.dest in _WITHOUT_EFFECT or action.help == "Path to a configuration file.":
             return ""
         return super()._format_action(action)
 
@@ -54,6 +58,8 @@ class Help(DefaultHelpFormatter):
             sentence = re.split(r"(?<=[.:])\s", " ".join((action.help or "").split()))[0].rstrip(":")
             return f"{sentence} (default: %(default)s)".replace("``", "")
         text, known, classes = super()._get_help_string(action).partition("known subclasses: ")
+        if action.dest in _OF_TORCH:
+            return text.rstrip(", ") + ")"
         catalogue = _OF_CLASS.get(f"--{action.dest}")
         names = f" One of {_names(catalogue)}." if catalogue else ""
         return text + known + re.sub(r"(?:\w+\.)+(\w+)", r"\1", classes) + names
