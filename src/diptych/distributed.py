@@ -18,6 +18,7 @@ from torch import Tensor
 
 __all__ = [
     "alone",
+    "backends",
     "barrier",
     "gather",
     "gather_objects",
@@ -33,6 +34,11 @@ __all__ = [
 ]
 
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+def backends() -> list[str]:
+    """What this build of torch lets processes talk by, of ``nccl`` and ``gloo``."""
+    return [name for name in ("nccl", "gloo") if getattr(dist, f"is_{name}_available")()]
 
 
 @contextmanager

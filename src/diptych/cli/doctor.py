@@ -142,7 +142,8 @@ def _machine() -> Iterator[Line]:
 
 def _devices() -> Iterator[Line]:
     import torch
-    from torch import distributed
+
+    from diptych.distributed import backends
 
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
@@ -155,7 +156,7 @@ def _devices() -> Iterator[Line]:
         yield Line("devices", "cuda", built, "note", "training runs on the CPU; with a GPU, look at its driver")
     if torch.backends.mps.is_available():
         yield Line("devices", "mps", "available")
-    able = [name for name in ("nccl", "gloo") if getattr(distributed, f"is_{name}_available")()]
+    able = backends()
     remedy = "" if able else "several processes cannot train: install another build of torch"
     yield Line("devices", "processes", " ".join(able) or "neither nccl nor gloo", "fine" if able else "wrong", remedy)
 

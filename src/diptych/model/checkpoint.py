@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -20,8 +20,12 @@ from diptych.sharing.folder import FILES, WEIGHTS, is_folder, read_folder
 from diptych.sharing.hub import HUB, download
 from diptych.towers.foreign import refuse_compressed
 from diptych.towers.weights import some
+from diptych.version import __version__
 
-__all__ = ["AtomicCheckpointIO", "check_fit", "checkpoint_in", "read_checkpoint", "read_model"]
+if TYPE_CHECKING:
+    from diptych.data.datamodule import RadiographDataModule
+
+__all__ = ["AtomicCheckpointIO", "check_fit", "checkpoint_in", "description", "read_checkpoint", "read_model"]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -83,6 +87,24 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         raise ConfigError(f"{path}: not a training checkpoint (it has no state_dict); weights alone cannot be loaded")
     check_weights(checkpoint["state_dict"], str(path))
     return checkpoint
+
+
+def description(config: dict[str, Any] | None, head: nn.Module, data: RadiographDataModule | None) -> dict[str, Any]:
+    """What a checkpoint holds beside weights, in plain values: enough to build its module again.
+
+    Args:
+        config: the ``model:`` part of the recipe, or None of a module that was built in Python.
+        head: the alignment head.
+        data: what it was trained on, or None where it is not known.
+    """
+    return {
+        "version": __version__,
+        "config": config,
+        "head": f"{type(head).__module__}.{type(head).__qualname__}",
+        "findings": [] if data is None else list(data.findings),
+        "image_size": None if data is None else data.loading.image_size,
+        "intensity": None if data is None else data.loading.intensity.plain(),
+    }
 
 
 def check_fit(checkpoint: dict[str, Any], module: nn.Module, *, source: str) -> None:

@@ -30,19 +30,13 @@ __all__ = ["Embeds", "device_of"]
 class Embeds:
     """A model on a device, for pictures and strings: what they are read as, their embeddings and their scores.
 
-    Args and errors: as :class:`diptych.model.inference.TrainedModel`.
+    A part of :class:`diptych.model.inference.TrainedModel`, which sets what stands here.
     """
 
-    def __init__(
-        self,
-        module: AlignmentModule,
-        image_size: int,
-        device: str | torch.device = "cpu",
-        intensity: Intensity = Intensity(),  # noqa: B008  # frozen
-    ) -> None:
-        self.device = device_of(device)
-        self.module = module.eval().to(self.device)
-        self.image_size, self.intensity = image_size, intensity
+    module: AlignmentModule
+    device: torch.device
+    image_size: int
+    intensity: Intensity
 
     def to(self, device: str | torch.device) -> Self:
         """The same model, moved to another device.
@@ -223,7 +217,7 @@ def device_of(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # each kind of device has its own
         reason = (str(error).strip().splitlines() or ["it does not answer"])[0][:160]
         have = "cpu, cuda" if torch.cuda.is_available() else "cpu"
         raise ConfigError(f"device '{name}' cannot be used here ({reason}); choose among: {have}") from error

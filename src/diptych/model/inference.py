@@ -114,7 +114,9 @@ class TrainedModel(Looks, Shareable):
         device: str | torch.device = "cpu",
         intensity: Intensity = Intensity(),  # noqa: B008  # frozen
     ) -> None:
-        super().__init__(module, image_size, device, intensity)
+        self.device = device_of(device)
+        self.module = module.eval().to(self.device)
+        self.image_size, self.intensity = image_size, intensity
         self.file: Path | None = None
         self.findings: list[str] = []
         self.calibrations: dict[tuple[str, str, bool], Calibration] = {}

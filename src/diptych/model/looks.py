@@ -18,7 +18,7 @@ from diptych.head import Grounds, Observes, ScoresMatchings, WeighsWords
 from diptych.model.embeds import Embeds
 from diptych.model.inputs import each_picture, each_text, grey_picture
 from diptych.radiographs.letterbox import Letterbox, letterbox
-from diptych.types import Features
+from diptych.types import Embedding, Features
 
 if TYPE_CHECKING:
     from diptych.results.seen import Maps, Seen
@@ -41,22 +41,18 @@ class Looks(Embeds):
         """
         from diptych.results.seen import Seen
 
-        head = self._grounds()
-        text = single(each_text(text), "look", "text")
-        spans = self.module.tokenizer.word_spans(text)
-        grey, features, place = self._regions(picture, "look")
-        image, report = head.embed_image(features), self.embed_text(text)
+        text, grey, features, place, (image, report, heat) = self._attended(picture, text, "look")
+        head: Any = self.module.head
         weights = None
         if isinstance(head, WeighsWords) and head.weighs_words:
-            weights = np.asarray(head.importance(image, report)[0, : len(spans)].float().cpu())
-        heat = head.heatmap(image, report)[0, : len(spans)]
+            weights = np.asarray(head.importance(image, report)[0, : len(heat)].float().cpu())
         return Seen(
             image=grey,
             regions=_over_grid(heat * heat.shape[1], features),
             place=place,
             size=self.image_size,
             text=text,
-            spans=spans,
+            spans=self.module.tokenizer.word_spans(text),
             score=float(head.similarity(image, report)),
             local=float(head.local_scores(image, report)) if isinstance(head, ScoresMatchings) else None,
             weights=weights,
@@ -71,12 +67,8 @@ class Looks(Embeds):
         Raises:
             ConfigError: the head cannot ground words, or there is more than one picture or text.
         """
-        head = self._grounds()
-        text = single(each_text(text), "heatmap", "text")
-        words = self.module.tokenizer.words(text)
-        grey, features, place = self._regions(picture, "heatmap")
-        heat = head.heatmap(head.embed_image(features), self.embed_text(text))[0, : len(words)]
-        return words, place.heat(_over_grid(heat, features), grey.shape, self.image_size)
+        text, grey, features, place, (_, _, heat) = self._attended(picture, text, "heatmap")
+        return self.module.tokenizer.words(text), place.heat(_over_grid(heat, features), grey.shape, self.image_size)
 
     def show(
         self,
@@ -161,12 +153,22 @@ class Looks(Embeds):
         maps = self.observe(picture)
         return np.asarray(maps.native / (maps.regions.shape[1] * maps.regions.shape[2]), np.float32)
 
-    def _grounds(self) -> Any:
-        """The head, which grounds words."""
+    def _attended(
+        self, picture: Any, text: str, what: str
+    ) -> tuple[str, NDArray[np.uint8], Features, Letterbox, tuple[Embedding, Embedding, Tensor]]:
+        """One text, what :meth:`_regions` gives of one picture, their embeddings, and attention ``[words,R]``.
+
+        Raises:
+            ConfigError: the head cannot ground words.
+        """
         head = self.module.head
         if not isinstance(head, Grounds):
             raise ConfigError(f"the head {type(head).__name__} has no heatmap; train one with word matchings")
-        return head
+        text = single(each_text(text), what, "text")
+        grey, features, place = self._regions(picture, what)
+        image, report = head.embed_image(features), self.embed_text(text)
+        heat = head.heatmap(image, report)[0, : len(self.module.tokenizer.word_spans(text))]
+        return text, grey, features, place, (image, report, heat)
 
     def _regions(self, picture: Any, what: str) -> tuple[NDArray[np.uint8], Features, Letterbox]:
         """One picture as it was read ``[h,v]``, its regions, and its place in the square input."""

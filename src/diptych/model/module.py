@@ -86,9 +86,7 @@ class AlignmentModule(pl.LightningModule):
             raise ConfigError(f"evaluators {names} share a name, so their metrics would overwrite each other; drop one")
         if optimizer is not None:
             given = {"lr": lr, "weight_decay": weight_decay, "betas": betas}
-            lr, weight_decay, betas = rates_of(
-                optimizer, given, {"lr": 5e-5, "weight_decay": 0.05, "betas": (0.9, 0.999)}
-            )
+            lr, weight_decay, betas = rates_of(optimizer, given, AlignmentModule)
         self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
         self.warmup, self.lr_floor = warmup, lr_floor
         self.optimizer, self.schedule = optimizer, schedule
@@ -387,17 +385,9 @@ class AlignmentModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store plain values from which the module can be built again. ``weights_only`` loading reads them."""
-        from diptych.version import __version__
+        from diptych.model.checkpoint import description
 
-        datamodule = self._datamodule()
-        checkpoint["diptych"] = {
-            "version": __version__,
-            "config": self.config,
-            "head": f"{type(self.head).__module__}.{type(self.head).__qualname__}",
-            "findings": [] if datamodule is None else list(datamodule.findings),
-            "image_size": None if datamodule is None else datamodule.loading.image_size,
-            "intensity": None if datamodule is None else datamodule.loading.intensity.plain(),
-        }
+        checkpoint["diptych"] = description(self.config, self.head, self._datamodule())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that does not fit, saying what is missing and what is unexpected."""

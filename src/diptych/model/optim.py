@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from inspect import signature
 from typing import Any
 
 import torch
@@ -146,20 +147,21 @@ def adamw_and_schedule(
     return {"optimizer": made, "lr_scheduler": {"scheduler": moves, "interval": "step"}}
 
 
-def rates_of(optimizer: OptimizerFactory, given: dict[str, Any], defaults: dict[str, Any]) -> list[Any]:
+def rates_of(optimizer: OptimizerFactory, given: dict[str, Any], of: Callable[..., Any]) -> list[Any]:
     """The learning rate and its like of an optimiser that is given by configuration, in the order of ``given``.
 
-    >>> rates_of(lambda groups: AdamW(groups, lr=0.1), {"lr": 5e-5}, {"lr": 5e-5})
+    >>> rates_of(lambda groups: AdamW(groups, lr=0.1), {"lr": 5e-5}, lambda lr=5e-5: None)
     [0.1]
 
     Args:
         optimizer: makes it.
         given: the values of the module's own arguments, by name. They would say the same thing twice.
-        defaults: the same arguments' defaults.
+        of: whose arguments they are. One that has its default there was not set.
 
     Raises:
         ConfigError: an argument was set to another value than the optimiser has.
     """
+    defaults = {name: signature(of).parameters[name].default for name in given}
     own = optimizer([nn.Parameter(torch.zeros(1))]).defaults
     for name, value in given.items():
         if value != defaults[name] and value != own.get(name):

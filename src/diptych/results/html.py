@@ -69,10 +69,10 @@ def table_of(header: Sequence[str], rows: Sequence[Sequence[str]], best: Sequenc
     1
     """
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    lines = []
+    lines, bold = [], set(best)
     for i, row in enumerate(rows):
         cells = "".join(
-            f"<td{' class=best' if (i, j) in set(best) else ''}>{escape(cell)}</td>" for j, cell in enumerate(row)
+            f"<td{' class=best' if (i, j) in bold else ''}>{escape(cell)}</td>" for j, cell in enumerate(row)
         )
         lines.append(f"<tr>{cells}</tr>")
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
