@@ -311,42 +311,8 @@ def test_one_class_name_from_two_packages_is_ambiguous(install):
         plugins.find(HEADS, "Global")
 
 
-EXAMPLE = '''
-import torch
-from torch import Tensor, nn
-
-from diptych import distributed
-from diptych.nn import functional as F
-from diptych.head import AlignmentHead
-from diptych.types import Dims, Embedding, Features, Pairs
-
-
-class Example(AlignmentHead[Embedding]):
-    """A head of another package: cosines, and InfoNCE at a fixed temperature."""
-
-    gathers = frozenset({"text.pooled"})
-    paper = "none, an example"
-
-    def __init__(self, dims: Dims, *, width: int = 16, temperature: float = 0.1) -> None:
-        super().__init__()
-        self.weights = {"example": 1.0}
-        self.fixed = temperature
-        self.image = nn.Linear(dims.image, width)
-        self.text = nn.Linear(dims.text, width)
-
-    def embed_image(self, image: Features) -> Embedding:
-        return Embedding(F.unit(self.image(image.pooled)))
-
-    def embed_text(self, text: Features) -> Embedding:
-        return Embedding(F.unit(self.text(text.pooled)))
-
-    def similarity(self, image: Embedding, text: Embedding) -> Tensor:
-        return F.dot_products(image.pooled, text.pooled)
-
-    def losses(self, here: Pairs[Embedding], world: Pairs[Embedding]) -> dict[str, Tensor]:
-        logits = self.similarity(here.image, world.text) / self.fixed
-        return {"example": F.info_nce(distributed.gather(logits), world.hash)}
-'''
+# The head of another package: the one that `diptych new-head` writes, under another name.
+EXAMPLE = (ROOT / "src" / "diptych" / "templates" / "head" / "mine.py").read_text().replace("Mine", "Example")
 
 PYPROJECT = """
 [build-system]
@@ -372,7 +338,7 @@ main()
 model = diptych.load(best)
 head = model.module.head
 scores = model.similarity(np.zeros((32, 32), np.uint8), ["There is no effusion.", "There is a nodule."])
-print(type(head).__module__, type(head).__name__, head.fixed, tuple(scores.shape))
+print(type(head).__module__, type(head).__name__, head.temperature, tuple(scores.shape))
 """
 
 
