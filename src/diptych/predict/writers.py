@@ -13,6 +13,7 @@ from diptych.errors import ConfigError, DataError
 from diptych.escaping import csv_rows
 from diptych.files import replace_bytes, replacing
 from diptych.predict.values import Column
+from diptych.predictions.table import need_pyarrow
 
 __all__ = ["Rows", "check_format", "write"]
 
@@ -46,10 +47,7 @@ def check_format(path: Path, columns: Sequence[Column]) -> None:
     if kind == ".csv" and "regions" in names:
         raise ConfigError(f"--out {path}: csv holds no regions; take .npy or .parquet")
     if kind == ".parquet":
-        try:
-            import pyarrow  # noqa: F401  # only whether it is there
-        except ImportError as error:
-            raise ConfigError(f"--out {path}: parquet needs pyarrow; run `pip install diptych[parquet]`") from error
+        need_pyarrow(f"--out {path}")
 
 
 def write(path: Path, columns: Sequence[Column], parts: Parts) -> int:

@@ -19,7 +19,7 @@ from diptych.escaping import csv_rows, text_of_cell
 from diptych.files import replace_bytes, replace_text
 from diptych.predictions.base import Boxes, Chosen, Column, Predictions
 
-__all__ = ["ENDINGS", "OWN", "Format", "Table", "need_format", "read_table", "write_table"]
+__all__ = ["ENDINGS", "OWN", "Format", "Table", "need_format", "need_pyarrow", "read_table", "write_table"]
 
 Format = Literal["csv", "parquet", "none"]
 """How a test writes its predictions. ``none`` writes no file."""
@@ -36,12 +36,21 @@ def need_format(form: Format) -> None:
         ConfigError: parquet is asked for, and pyarrow is not installed.
     """
     if form == "parquet":
-        try:
-            import_module("pyarrow.parquet")
-        except ImportError as error:
-            raise ConfigError(
-                "predictions: parquet needs pyarrow: pip install 'diptych[parquet]', or pyarrow itself, or give csv"
-            ) from error
+        need_pyarrow("predictions")
+
+
+def need_pyarrow(option: str) -> None:
+    """Say early that no parquet file can be written.
+
+    Raises:
+        ConfigError: pyarrow is not installed. The message begins with the option that asks for it.
+    """
+    try:
+        import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise ConfigError(
+            f"{option}: parquet needs pyarrow: pip install 'diptych[parquet]', or pyarrow itself, or give csv"
+        ) from error
 
 
 def write_table(

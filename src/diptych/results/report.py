@@ -22,7 +22,7 @@ from diptych.results.failures import retrieval_failures, wrong_findings
 from diptych.results.html import Pictures, details, document, table_of
 from diptych.results.record import read_results
 from diptych.results.runs import ResultsTable, RunResults, read_run, tables
-from diptych.results.table import View, draw_shares, titles
+from diptych.results.table import View, basis, draw_shares, titles
 from diptych.results.tested import read_tested, settings_of
 from diptych.results.training_curves import draw_lines, read_scalars
 
@@ -54,8 +54,7 @@ def _figures(shown: Sequence[ResultsTable], view: View, against: Against | None)
     parts = []
     for table, title, different in titles(shown):
         header, *rows = view.cells(table)
-        basis = f"{table.protocol['data']}; split {table.protocol['split_hash']}. {view.note(table)}"
-        parts.append(f'<h3>{escape(title)}</h3><p class="note">{escape(basis)}</p>')
+        parts.append(f'<h3>{escape(title)}</h3><p class="note">{escape(basis(table, view))}</p>')
         if different:
             text = f"Not to be compared with the first table of {table.name}: {different}."
             parts.append(f'<p class="warn">{escape(text)}</p>')

@@ -29,7 +29,7 @@ from diptych.results.runs import ResultsTable, RunResults, differences, read_run
 from diptych.results.seeds import Summary, cell, markdown, show, summarise
 from diptych.results.tested import read_tested
 
-__all__ = ["View", "draw_shares", "latex", "main", "page", "read_run", "tables", "titles"]
+__all__ = ["View", "basis", "draw_shares", "latex", "main", "page", "read_run", "tables", "titles"]
 
 
 FURTHER = (
@@ -175,7 +175,8 @@ def titles(shown: Sequence[ResultsTable]) -> Iterator[tuple[ResultsTable, str, s
         yield table, f"{table.name}{number}", "" if table is same[0] else differences(table, same[0])
 
 
-def _basis(table: ResultsTable, view: View) -> str:
+def basis(table: ResultsTable, view: View) -> str:
+    """The data of a table, and what its intervals are."""
     return f"{table.protocol['data']}; split {table.protocol['split_hash']}. {view.note(table)}"
 
 
@@ -185,7 +186,7 @@ def page(shown: Sequence[ResultsTable], view: View, against: Against | None = No
     for table, title, different in titles(shown):
         header, *rows = view.cells(table)
         parts.append(f"## {for_markdown(title)}")
-        parts.append(for_markdown(_basis(table, view)))
+        parts.append(for_markdown(basis(table, view)))
         if different:
             parts.append(
                 f"**Not to be compared with the first table of {for_markdown(table.name)}:** {for_markdown(different)}."
@@ -213,7 +214,7 @@ def latex(shown: Sequence[ResultsTable], view: View, against: Against | None = N
     parts = []
     for table, title, different in titles(shown):
         header, *rows = view.cells(table)
-        caption = f"{title}. {_basis(table, view)}"
+        caption = f"{title}. {basis(table, view)}"
         caption += f" Not to be compared with the first table: {different}." if different else ""
         parts.append(_tabular(caption, header, rows))
         if against is not None and (different_rows := against.cells(table, view.columns(table))):

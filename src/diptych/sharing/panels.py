@@ -88,10 +88,10 @@ class TextPanel(nn.Module):
     ) -> dict[str, Tensor]:
         """As the class says."""
         unread = input_ids[:, 0]  # two fields that neither towers nor heads read
-        named = dict(
-            zip(TEXT_INPUTS, (input_ids, attention_mask, word_of_piece, mask, sentences, sentence_hash), strict=True)
+        text = TextBatch(
+            input_ids, attention_mask, word_of_piece, mask, sentences, unread, unread > 0, [], sentence_hash
         )
-        features = self.tower(TextBatch(**named, hash=unread, cut=unread > 0, raw=[]))
+        features = self.tower(text)
         return _outputs({"features": features.pooled, "words": features.tokens}, self.head.embed_text(features))
 
 
