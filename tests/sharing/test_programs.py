@@ -118,6 +118,7 @@ def test_programs_score_as_the_model_does(tmp_path, kind):
         ("local_pooling raw", "onnx"),
         ("reclf", "onnx"),
         ("pcma sinkhorn", "onnx"),
+        ("mgca", "onnx"),
         ("global", "torch"),
         ("local_pooling softmax", "torch"),
         ("mgca", "torch"),
@@ -148,7 +149,6 @@ def test_a_convolutional_tower_is_exported_too(tmp_path):
             "torch",
             "matching hungarian is solved by scipy, which a program cannot hold",
         ),
-        ("mgca", {"hidden": 16, "prototypes": 8}, "onnx", r"the score program \(MGCA\) cannot be exported"),
         ("reclf", {"matching_width": 8}, "torch", r"the score program \(Reclf\) cannot be exported \(.*Guard failed"),
     ],
 )

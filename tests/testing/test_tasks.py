@@ -19,7 +19,7 @@ class Right(TrainedTask):
     monitor = "val/right/error"
 
     def __init__(self):
-        super().__init__(TimmImage(**IMAGE), lr=1e-2, weight_decay=0.0, warmup=0, lr_floor=0.1, resamples=5)
+        super().__init__(TimmImage(**IMAGE), lr=1e-2, weight_decay=0.0, warmup=0, lr_floor=0.1, resamples=100)
         self.linear = nn.Linear(self.image.width, 1)
         self.offset = torch.zeros(())
 

@@ -111,7 +111,8 @@ def _panels(model: Shareable) -> Iterator[_Panel]:
     generator = torch.Generator().manual_seed(0)
     pictures = [torch.randint(0, 256, (n, 1, size, size), dtype=torch.uint8, generator=generator) for n in (2, 1, 5)]
     reports = [module.tokenizer(list(part)) for part in (_REPORTS[:3], _REPORTS[1:2], _REPORTS)]
-    texts = [tuple(text_inputs(report).values()) for report in reports]
+    # Tensors of their own: from a view torch.export takes facts of its base, and the program then refuses all that is no such view.
+    texts = [tuple(x.clone() for x in text_inputs(report).values()) for report in reports]
     batch = torch.export.Dim.DYNAMIC
     yield _Panel(
         "image", ImagePanel(module.encoder.image, head), (pictures[0],), ({0: batch},), [(x,) for x in pictures[1:]]
@@ -120,7 +121,10 @@ def _panels(model: Shareable) -> Iterator[_Panel]:
     yield _Panel("text", TextPanel(module.encoder.text, head), texts[0], dynamic, texts[1:])
     images = [head.embed_image(module.encoder.image(x)) for x in pictures]
     embedded = [head.embed_text(module.encoder.text(report)) for report in reports]
-    pairs = [(leaves(image), leaves(text)) for image, text in zip(images, embedded, strict=True)]
+    pairs = [
+        tuple({path: leaf.clone() for path, leaf in leaves(side).items()} for side in both)
+        for both in zip(images, embedded, strict=True)
+    ]
     # Regions are as many as the input has. Words are as many as a report has.
     growing = {
         path: {0: batch, 1: batch} if leaf.ndim > 1 and path.rpartition(".")[2] != "pooled" else {0: batch}
