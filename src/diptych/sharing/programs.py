@@ -111,7 +111,7 @@ def _panels(model: Shareable) -> Iterator[_Panel]:
     generator = torch.Generator().manual_seed(0)
     pictures = [torch.randint(0, 256, (n, 1, size, size), dtype=torch.uint8, generator=generator) for n in (2, 1, 5)]
     reports = [module.tokenizer(list(part)) for part in (_REPORTS[:3], _REPORTS[1:2], _REPORTS)]
-    # Tensors of their own: from a view torch.export takes facts of its base, and the program then refuses all that is no such view.
+    # Tensors of their own: from a view torch.export takes facts of its base, and the program refuses what is no such view.
     texts = [tuple(x.clone() for x in text_inputs(report).values()) for report in reports]
     batch = torch.export.Dim.DYNAMIC
     yield _Panel(
