@@ -14,10 +14,10 @@ from mini import FINDINGS, TEXT, write_pairs
 from releases import RELEASES
 
 from diptych.data.loading import Loading
-from diptych.data.sampling import EvaluationSampler, TrainingSampler
 from diptych.data.tables import Columns
 from diptych.errors import DataError
 from diptych.plugins import DATAMODULES, find, plugins
+from diptych.testing import check_datamodule
 from diptych.towers.text import ScratchText
 from diptych_datamodules.phantoms.layouts.write import write_layout
 
@@ -72,46 +72,12 @@ def ready(name, roots, **loading):
 
 
 @pytest.mark.parametrize("name", sorted(MADE))
-def test_batches_are_typed_and_patients_are_in_one_split(name, roots):
-    module = ready(name, roots)
-    sizes = {split: len(dataset) for split, dataset in module.datasets.items()}
-    assert set(sizes) == {"train", "val", "test"}
-    assert min(sizes.values()) > 0
-    patients = [set(dataset.patients) for dataset in module.datasets.values()]
-    assert sum(map(len, patients)) == len(set().union(*patients))
-    assert len(module.split_hash) == 16
-    assert module.protocol
+def test_every_datamodule_keeps_the_contract(name, roots):
+    module = make(name, roots(name))
+    check_datamodule(module)
+    assert set(module.datasets) == {"train", "val", "test"}
+    assert not module.leaky
     assert module.paper
-    batch = next(iter(module.train_dataloader()))
-    assert batch.image.shape == (4, 1, 32, 32)
-    assert batch.image.dtype == torch.uint8
-    assert (batch.image.flatten(1).float().std(dim=1) > 1).all()
-    held = {
-        "text": batch.text is not None and bool(batch.text.mask.any(dim=1).all()),
-        "labels": batch.labels is not None and batch.labels.shape == (4, len(module.findings)),
-        "boxes": batch.boxes is not None and all(box.shape[1] == 5 for box in batch.boxes),
-        "masks": batch.masks is not None and batch.masks.shape == (4, 32, 32) and batch.masks.dtype == torch.bool,
-    }
-    assert {what for what, there in held.items() if there} == set(module.holds) - {"image"}
-    if batch.labels is not None:
-        assert batch.labels.dtype == torch.float32
-        assert set(batch.labels[~batch.labels.isnan()].tolist()) <= {1.0, 0.0, -1.0}
-    assert len(batch.ids) == len(set(batch.ids)) == 4
-
-
-@pytest.mark.parametrize("name", sorted(MADE))
-def test_two_processes_see_every_test_sample_once(name, roots):
-    module = ready(name, roots)
-    size = len(module.datasets["test"])
-    counted = []
-    for rank in (0, 1):
-        module._processes = lambda rank=rank: (rank, 2)
-        for batch in module.test_dataloader():
-            counted += [key for key, valid in zip(batch.ids, batch.valid.tolist(), strict=True) if valid]
-    assert sorted(counted) == sorted(module.datasets["test"].ids)
-    assert len(counted) == size
-    assert isinstance(module.test_dataloader().batch_sampler, EvaluationSampler)
-    assert isinstance(module.train_dataloader().batch_sampler, TrainingSampler)
 
 
 @pytest.mark.parametrize("name", sorted(MADE))

@@ -1,5 +1,7 @@
 """The contract suite of datamodules: each one of a gallery breaks its rule. tests/datamodules has those of this package."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -64,6 +66,20 @@ class KeepsState(Right):
     pictures = Moody
 
 
+class AnotherView(Pictures):
+    calls = 0
+
+    def read(self, index, rng):
+        AnotherView.calls += 1
+        sample = super().read(index, rng)
+        return replace(sample, others=(None, sample.image + np.uint8(AnotherView.calls % 2)))
+
+
+class OtherImagesKeepState(Right):
+    others = 2
+    pictures = AnotherView
+
+
 class Colours(Pictures):
     def read(self, index, rng):
         sample = super().read(index, rng)
@@ -100,6 +116,7 @@ BROKEN = {
     TwoIds: "splits",
     PromisesBoxes: "batches",
     KeepsState: "samples",
+    OtherImagesKeepState: "samples",
     BoxesOutside: "samples",
     OwnSampler: "evaluation",
     NoReports: "reports",

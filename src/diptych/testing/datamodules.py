@@ -5,13 +5,15 @@ from __future__ import annotations
 import pickle
 from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
 
 from diptych.data.datamodule import RadiographDataModule
+from diptych.data.dataset import Sample
 from diptych.data.sampling import EvaluationSampler, TrainingSampler
 from diptych.testing.contract import Found, Rule, chosen, rule
 from diptych.types import Batch
@@ -142,8 +144,7 @@ def samples(case: DataCase) -> None:
         for index in range(min(_FEW, len(dataset))):
             first, again, other = (each.read(index, np.random.default_rng(7)) for each in (dataset, dataset, sent))
             for which, sample in (("a second time", again), ("in another process", other)):
-                for field in ("image", "labels", "boxes", "mask"):
-                    a, b = getattr(first, field), getattr(sample, field)
+                for field, a, b in _arrays(first, sample):
                     if (a is None) != (b is None) or (
                         a is not None and not np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
                     ):
@@ -166,6 +167,13 @@ def samples(case: DataCase) -> None:
                     "let `read` take its labels from `labels_of`",
                 )
             _boxes_inside(name, index, first.boxes, first.image.shape)
+
+
+def _arrays(first: Sample, second: Sample) -> list[tuple[str, Any, Any]]:
+    """Each array of two samples, with its name. An image that only one of them has is None in the other."""
+    plain = [(field, getattr(first, field), getattr(second, field)) for field in ("image", "labels", "boxes", "mask")]
+    others = zip_longest(first.others, second.others)
+    return plain + [(f"others[{place}]", a, b) for place, (a, b) in enumerate(others)]
 
 
 def _boxes_inside(
