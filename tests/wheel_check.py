@@ -1,17 +1,25 @@
-"""Build the wheel, install it alone in an empty environment, and count what its catalogue offers.
+"""Build wheel and sdist, and look what is in them.
 
-Three ways of writing the packaging files build with exit code 0 and lose every head; this is how we would know.
-Run by ``make wheel``.
+The wheel is installed alone in an empty environment, and its catalogue is counted: three ways of writing the packaging files
+build with exit code 0 and lose every head. The sdist holds the files of git and no others. A wheel that is built from it equals
+the one of the tree. Run by ``make wheel``.
 """
 
 import configparser
 import subprocess
 import sys
+import tarfile
 import tempfile
 import venv
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+FOR_GIT = {".ci/run", ".gitattributes", ".gitignore", ".pre-commit-config.yaml"}
+"""Files of git that nobody needs who has no clone."""
+LARGEST = 500_000
+"""Bytes of a file in the sdist."""
+SECTIONS = ("heads", "datamodules", "tasks", "evaluators", "peers", "commands")
 
 
 def lines(section: str) -> list[str]:
@@ -36,35 +44,70 @@ print(" ".join(sorted(point.name for point in points)))
 """
 
 
+def run(*words: str) -> str:
+    """What a command prints. It ends this one if it fails."""
+    return subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def build(source: Path, folder: Path, kind: str) -> Path:
+    """Build a ``wheel`` or an ``sdist`` into a new folder, in an environment of its own."""
+    run(sys.executable, "-m", "build", f"--{kind}", "--outdir", str(folder), str(source))
+    (made,) = folder.iterdir()
+    return made
+
+
+def check_catalogue(wheel: Path, folder: Path) -> None:
+    """Install the wheel without dependencies, and compare its catalogue with setup.cfg."""
+    venv.create(folder, with_pip=True)
+    python = str(folder / "bin/python")
+    run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check", str(wheel))
+    for section in (f"diptych.{name}" for name in SECTIONS):
+        found, expected = run(python, "-c", COUNT, section).split(), lines(section)
+        if found != expected:
+            sys.exit(f"the wheel's {section} are {found}, setup.cfg lists {expected}")
+        print(f"{section}: {len(found)} in the wheel ({', '.join(found)})")
+    version = run(str(folder / "bin/diptych"), "--version").split()[1]
+    if version != wheel.name.split("-")[1]:
+        sys.exit(f"diptych --version says {version}, and the wheel is {wheel.name}")
+    print(f"diptych {version}")
+
+
+def check_files(sdist: Path) -> None:
+    """The sdist holds the files of git, those for git itself left out, and no large one."""
+    with tarfile.open(sdist) as archive:
+        sizes = {member.name.partition("/")[2]: member.size for member in archive if member.isfile()}
+    sizes = {name: size for name, size in sizes.items() if name != "PKG-INFO" and ".egg-info/" not in name}
+    if large := {name: size for name, size in sizes.items() if size > LARGEST}:
+        sys.exit(f"the sdist has files above {LARGEST:,} bytes: {large}")
+    tracked = set(run("git", "-C", str(ROOT), "ls-files").split("\n")) - {""} - FOR_GIT
+    if missing := sorted(tracked - set(sizes)):
+        sys.exit(f"the sdist lacks {', '.join(missing)}; name their kind in MANIFEST.in")
+    if others := sorted(set(sizes) - tracked):
+        sys.exit(f"the sdist holds files that are not in git: {', '.join(others)}; add them, or remove them")
+    print(f"sdist: {len(sizes)} files, those of git, {sdist.stat().st_size / 1e6:.1f} MB")
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    """The files of a wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
 def main() -> None:
-    """Build, install without dependencies, compare."""
-    with tempfile.TemporaryDirectory() as folder:
-        quiet = {"check": True, "stdout": subprocess.DEVNULL}
-        build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--disable-pip-version-check"]
-        subprocess.run([*build, "--wheel-dir", folder, str(ROOT)], **quiet)
-        (wheel,) = Path(folder).glob("diptych-*.whl")
-        venv.create(f"{folder}/env", with_pip=True)
-        python = f"{folder}/env/bin/python"
-        subprocess.run(
-            [python, "-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check", wheel], **quiet
-        )
-        for section in (
-            "diptych.heads",
-            "diptych.datamodules",
-            "diptych.tasks",
-            "diptych.evaluators",
-            "diptych.peers",
-            "diptych.commands",
-        ):
-            found = subprocess.run(
-                [python, "-c", COUNT, section], check=True, capture_output=True, text=True
-            ).stdout.split()
-            expected = lines(section)
-            if found != expected:
-                sys.exit(f"the wheel's {section} are {found}, setup.cfg lists {expected}")
-            print(f"{section}: {len(found)} in the wheel ({', '.join(found)})")
-        version = subprocess.run([f"{folder}/env/bin/diptych", "--version"], check=True, capture_output=True, text=True)
-        print(version.stdout.strip())
+    """Build both, and check them."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        wheel = build(ROOT, folder / "tree", "wheel")
+        check_catalogue(wheel, folder / "environment")
+        sdist = build(ROOT, folder / "sdist", "sdist")
+        check_files(sdist)
+        with tarfile.open(sdist) as archive:
+            archive.extractall(folder / "unpacked", filter="data")
+        (source,) = (folder / "unpacked").iterdir()
+        again, first = contents(build(source, folder / "again", "wheel")), contents(wheel)
+        if changed := sorted(name for name in again | first if again.get(name) != first.get(name)):
+            sys.exit(f"the wheel of the sdist differs from the tree's: {', '.join(changed)}")
+        print(f"the wheel of the sdist equals the tree's: {len(first)} files")
 
 
 if __name__ == "__main__":

@@ -141,6 +141,10 @@ def test_the_card_says_what_the_run_says(model, tmp_path):
         "      max_epochs: 7",
     ):
         assert line in text, line
+    headings = [line[3:] for line in text.splitlines() if line.startswith("## ")]
+    assert headings == [
+        "Intended use", "Out of scope", "How to use", "Model", "Training data", "Figures", "Limits", "Licence", "Citing"
+    ]  # fmt: skip
     assert "jane" not in text
     read = diptych.load(tmp_path / "out")
     assert read.findings == ["Effusion"]

@@ -15,6 +15,7 @@ from torch import nn
 from diptych.errors import ConfigError, shown
 from diptych.escaping import for_markdown
 from diptych.files import sha256
+from diptych.head import AlignmentHead
 from diptych.metrics.bootstrap import Metric
 from diptych.plain import read_yaml
 from diptych.results.record import read_results
@@ -95,17 +96,40 @@ def model_card(model: Shareable, licence: str | None = None) -> str:
         f"# {for_markdown(head.__name__)} on chest radiographs and reports",
         f"A dual encoder of radiographs and reports, trained with the head `{head.__name__}` of diptych {__version__}.",
         "**Not for clinical use.** It is for research. It was not validated for the care of patients.",
+        *_USES,
         *_use(model),
         *_parts(model, towers),
         *_data(run),
         *_figures(run, model.file),
-        *_limits(licence, bases),
+        _LIMITS,
+        *_licence(licence, bases),
+        *_cite(head),
     ]
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
+_USES = (
+    "## Intended use",
+    "Research on representations of chest radiographs and reports: retrieval, zero-shot classification, grounding, and as a "
+    "beginning of other models. Users know radiographs, and test the model on their own data.",
+    "## Out of scope",
+    "- Diagnosis, triage, or any decision about a patient.\n"
+    "- Pictures that are no chest radiographs of the kind in the training data.\n"
+    "- Finding out who a patient is, or whose report was trained on.",
+)
+_LIMITS = """## Limits
+
+Nobody has tried:
+
+- Data other than the test set above: other hospitals, devices, views, ages and languages.
+- Whether the model works alike for women and men, young and old, unless a figure above says so.
+- Whether reports can be told from the weights. The vocabulary is in `tokenizer.json`.
+
+A score ranks pairs. It is no probability, and its threshold is that of one data set."""
+
+
 def _use(model: Shareable) -> Iterable[str]:
-    yield "## Use"
+    yield "## How to use"
     yield (
         "```python\nimport diptych\n\n"
         'model = diptych.from_pretrained("PATH or OWNER/NAME")\n'
@@ -182,20 +206,19 @@ def _figures(run: Path | None, checkpoint: Path | None) -> Iterable[str]:
     yield _block(without_places(results.get("protocol")))
 
 
-def _limits(licence: str | None, bases: list[str]) -> Iterable[str]:
-    yield "## What was not tried"
-    yield (
-        "- Any use with patients. Intended use is research on representations of radiographs.\n"
-        "- Data other than the test set above: other hospitals, devices, views, ages and languages.\n"
-        "- Whether the model works alike for women and men, young and old, unless a figure above says so.\n"
-        "- Whether reports can be told from the weights. The vocabulary is in `tokenizer.json`."
-    )
+def _licence(licence: str | None, bases: list[str]) -> Iterable[str]:
     yield "## Licence"
     began = f" It began with {', '.join(f'`{base}`' for base in bases)}, whose licences hold too." if bases else ""
     if licence is None:
         yield f"Not said by those who shared it. Ask them. The licence of the training data may forbid use.{began}"
     else:
         yield f"`{licence}`, as those who shared it say. The licence of the training data may limit use further.{began}"
+
+
+def _cite(head: type[AlignmentHead[Any]]) -> Iterable[str]:
+    yield "## Citing"
+    source = f" The head is of: {for_markdown(head.paper)}." if head.paper else ""
+    yield f"Cite diptych, those who shared the model, and the data.{source}"
 
 
 def _run_of(checkpoint: Path | None) -> Path | None:
