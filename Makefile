@@ -11,7 +11,7 @@ PAPER ?= runs/paper
 export HF_HUB_OFFLINE ?= 1
 export NO_ALBUMENTATIONS_UPDATE = 1
 
-.PHONY: demo compare paper-table baselines install test check lint format types bench wheel clean
+.PHONY: demo compare paper-table baselines install test check lint format types bench wheel docs clean
 
 demo: install  ## train and test a small dual encoder on phantoms: table, pictures, results.json
 	$(BIN)/diptych fit -c $(RECIPE) --model.head $(HEAD) --run $(RUN) --overwrite
@@ -39,7 +39,7 @@ $(VENV)/installed: pyproject.toml setup.cfg
 test: install  ## the whole suite, real-data tests where the data are
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-check: lint types wheel  ## what CI asks before the tests
+check: lint types wheel docs  ## what CI asks before the tests
 
 lint: install
 	$(BIN)/ruff check .
@@ -48,6 +48,10 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: install  ## build the site of the documentation: build/docs/index.html; a warning is an error
+	rm -rf build/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -j $(WORKERS) -d build/doctrees docs build/docs
 
 types: install
 	$(BIN)/mypy

@@ -13,6 +13,8 @@ import diptych
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+TOOLS = ("dev", "docs")
+"""Extras for work on the package itself."""
 
 
 def test_one_file_has_the_version():
@@ -44,7 +46,7 @@ def test_the_changelog_has_a_section_for_each_release_newest_first():
 
 
 def test_all_is_every_extra_that_users_name():
-    union = {need for name, needs in EXTRAS.items() if name not in ("all", "dev") for need in needs}
+    union = {need for name, needs in EXTRAS.items() if name not in ("all", *TOOLS) for need in needs}
     assert sorted(EXTRAS["all"]) == sorted(union)
 
 
@@ -59,7 +61,7 @@ def test_each_extra_that_documents_name_exists():
 
 
 def test_errors_name_each_extra_and_no_other():
-    assert extras_named("src") == set(EXTRAS) - {"all", "dev"}
+    assert extras_named("src") == set(EXTRAS) - {"all", *TOOLS}
 
 
 def test_the_oldest_dependencies_are_the_floors():

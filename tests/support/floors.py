@@ -10,11 +10,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "tests" / "oldest.txt"
 _HEAD = "# The oldest dependencies of pyproject.toml, written by `python tests/support/floors.py`.\n"
+_TOOLS = {"dev", "docs"}
+"""Extras that no user of the package needs."""
 _NEED = re.compile(r"(?P<name>[\w.-]+)(?:\[[\w,]+\])?[>=]=(?P<floor>[\w.]+)(?:,.*)?")
 
 
 def floors(project: dict[str, object]) -> str:
-    """Constraints of the dependencies and extras of a ``[project]`` table, a line each. Tools of ``dev`` may be any.
+    """Constraints of the dependencies and extras of a ``[project]`` table, a line each. Tools may be of any version.
 
     >>> print(floors({"dependencies": ["torch>=2.6,<3", "b[c]==1.0"]}), end="")
     b==1.0
@@ -22,7 +24,10 @@ def floors(project: dict[str, object]) -> str:
     """
     extras = project.get("optional-dependencies", {})
     found = set()
-    for need in [*project["dependencies"], *(one for name, needs in extras.items() if name != "dev" for one in needs)]:
+    for need in [
+        *project["dependencies"],
+        *(one for name, needs in extras.items() if name not in _TOOLS for one in needs),
+    ]:
         match = _NEED.fullmatch(need)
         if match is None:
             raise ValueError(f"pyproject.toml names no oldest version of '{need}'; begin with NAME>=VERSION")

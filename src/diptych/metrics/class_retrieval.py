@@ -31,7 +31,7 @@ def hits_among(scores: Array, relevant: Array, ks: Sequence[int], slack: float, 
         weights: ``[R,n]``, how often each candidate is in each set.
 
     Returns:
-        ``[R,len(ks)]``, as :func:`hits_at` counts.
+        ``[R,len(ks)]``, as :func:`~diptych.evaluation.class_retrieval.hits_at` counts.
     """
     placed = np.where(np.isnan(scores), np.where(relevant, -np.inf, np.inf), scores) + np.where(relevant, 0, slack)
     order = np.lexsort((relevant, -placed))  # among equals the wrong ones come first
