@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from diptych.data.datamodule import RadiographDataModule
     from diptych.data.dataset import Split
 
-__all__ = ["main"]
+__all__ = ["device_named", "main", "read_reports"]
 
 _EPILOG = """\
 Everything that begins with --data is as `diptych fit` has it, as --data.table and --data.loading.workers.
@@ -117,8 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     if options.protocol not in PROTOCOLS:
         raise ConfigError(f"--protocol is '{options.protocol}'; known are {', '.join(PROTOCOLS)}")
-    model = load(checkpoint, _device(options.device), trust=options.trust)
-    reports = None if options.reports is None else _reports(options.reports, options.column)
+    model = load(checkpoint, device_named(options.device), trust=options.trust)
+    reports = None if options.reports is None else read_reports(options.reports, options.column)
     values = Values(model, options.what, options.prompts, options.protocol, reports, options.k)
     check_format(options.out, values.columns)
     datamodule, options_hash = _datamodule(options, recipes, rest)
@@ -205,7 +205,8 @@ def _checkpoint(options: argparse.Namespace, recipes: Sequence[dict[str, Any]]) 
     return Path(run) if options.ckpt == "best" else Path(run) / "checkpoints" / "last.ckpt"
 
 
-def _device(name: str) -> str:
+def device_named(name: str) -> str:
+    """The device of an option ``--device``. ``auto`` is this process's GPU if there is one, else the CPU."""
     if name != "auto":
         return name
     import torch
@@ -213,8 +214,12 @@ def _device(name: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
-def _reports(file: Path, column: str) -> list[str]:
-    """The reports of a file: a line each of a ``.txt``, or a column of a table."""
+def read_reports(file: Path, column: str) -> list[str]:
+    """The reports of a file: a line each of a ``.txt``, or a column of a table.
+
+    Raises:
+        ConfigError, DataError: the file cannot be read, or lacks the column.
+    """
     from diptych.data.tables import read_table
 
     if file.suffix.lower() != ".txt":

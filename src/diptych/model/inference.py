@@ -27,7 +27,7 @@ from diptych.evaluation.calibration import (
     log_loss,
     probabilities_of,
 )
-from diptych.evaluation.prompts import PromptSet
+from diptych.evaluation.prompts import PromptSet, shipped_prompts
 from diptych.evaluation.protocols import ProtocolName
 from diptych.evaluation.questions import Prompts, questions
 from diptych.files import replace_text
@@ -119,6 +119,8 @@ class TrainedModel(Looks, Shareable):
         self.image_size, self.intensity = image_size, intensity
         self.file: Path | None = None
         self.findings: list[str] = []
+        self.prompt_sets: list[str] = []
+        """Names of the shipped prompt sets that the run's tests ask. A shared model names none."""
         self.calibrations: dict[tuple[str, str, bool], Calibration] = {}
         """The temperatures fitted so far, by what they serve."""
 
@@ -280,6 +282,13 @@ def _calibrations(run: Path, module: AlignmentModule) -> dict[tuple[str, str, bo
     return {one.key: one for one in kept}
 
 
+def _prompt_sets(config: dict[str, Any]) -> list[str]:
+    """The shipped prompt sets that the evaluators of a configuration name. Files of their own are not looked for."""
+    arguments = [one.get("init_args") for one in config.get("evaluators") or () if isinstance(one, dict)]
+    named = [one.get("prompts") for one in arguments if isinstance(one, dict)]
+    return [name for name in shipped_prompts() if name in named]
+
+
 def load(path: Path | str, device: str | torch.device = "cpu", *, trust: Collection[str] = ()) -> TrainedModel:
     """A trained model from its checkpoint, ready for pictures and strings.
 
@@ -310,5 +319,6 @@ def load(path: Path | str, device: str | torch.device = "cpu", *, trust: Collect
     model = TrainedModel(module, size, place, intensity)
     findings = checkpoint["diptych"].get("findings")
     model.file, model.findings = file, [str(name) for name in findings] if isinstance(findings, list) else []
+    model.prompt_sets = _prompt_sets(checkpoint["diptych"]["config"])
     model.calibrations = _calibrations(Path(path), module) if file.suffix == ".ckpt" and Path(path).is_dir() else {}
     return model

@@ -19,7 +19,17 @@ from diptych.radiographs.letterbox import scale_to
 from diptych.results.seen import Maps, Seen, choose_words
 from diptych.results.sheet import Sheet, fitted, text_width, wrapped
 
-__all__ = ["Panel", "draw_maps", "draw_seen", "full_colour_of", "overlay", "panel_of", "scale_marks"]
+__all__ = [
+    "Panel",
+    "colour_bar",
+    "draw_maps",
+    "draw_seen",
+    "full_colour_of",
+    "overlay",
+    "panel_of",
+    "reduced",
+    "scale_marks",
+]
 
 RGB = NDArray[np.uint8]
 _INK, _FAINT, _OUTLINE, _MARK = (32, 32, 32), (96, 96, 96), (64, 200, 255), (255, 255, 255)
@@ -227,14 +237,19 @@ def draw_maps(
     return sheet
 
 
+def colour_bar(full: float) -> RGB:
+    """The colours from ``full`` down to the mean region, over dark and light grey: ``[200,20,3]``."""
+    ratio = np.exp(np.linspace(1, 0, 200) * np.log(full)).astype(np.float32)[:, None].repeat(20, 1)
+    grey = np.linspace(20, 210, 20).astype(np.uint8)[None].repeat(200, 0)
+    return overlay(grey, ratio, full)
+
+
 def _colour_bar(sheet: Sheet, x: float, y: float, height: float, full: float) -> None:
-    """The colours over dark and light grey, and the attention that they stand for."""
+    """The colour bar, and the attention that its colours stand for."""
     for line, words in enumerate(("attention,", "times the", "mean region")):
         sheet.text(x, y - 25 + 11 * line, words, _NOTE - 1, _FAINT)
     start, length = y + 8, height - 12
-    ratio = np.exp(np.linspace(1, 0, 200) * np.log(full)).astype(np.float32)[:, None].repeat(20, 1)
-    grey = np.linspace(20, 210, 20).astype(np.uint8)[None].repeat(200, 0)
-    sheet.picture(x, start, 18, length, overlay(grey, ratio, full))
+    sheet.picture(x, start, 18, length, colour_bar(full))
     for place, words in scale_marks(full):
         at = start + length * (1 - place)
         sheet.line([(x + 18, at), (x + 22, at)], _INK)

@@ -15,13 +15,13 @@ from PIL import Image
 
 from diptych.errors import DataError
 
-__all__ = ["Pictures", "details", "document", "table_of"]
+__all__ = ["STYLE", "Pictures", "details", "document", "table_of"]
 
 _WIDEST = 1400
 """Pixels. A wider picture is made smaller, where it would not fit otherwise."""
 _QUALITY = 80
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --paper: #ffffff; --line: #d5d9de; --soft: #f3f5f7; --mark: #0b57d0; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e8eb; --paper: #16181b; --line: #3a3f45; --soft: #202327; --mark: #8ab4f8; }
@@ -57,7 +57,7 @@ def document(title: str, sections: Sequence[tuple[str, str]]) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
         f"<body><h1>{escape(title)}</h1><nav>{links}</nav>\n{body}</body></html>\n"
     )
 

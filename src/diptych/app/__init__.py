@@ -1,0 +1,1 @@
+"""The local page of ``diptych app``: what models say of one picture, and a server for this machine alone."""
