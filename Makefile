@@ -69,5 +69,5 @@ bench: install
 	$(BIN)/python benchmarks/kills.py
 
 clean:
-	rm -rf build dist runs .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf build dist runs docs/reference .mypy_cache .ruff_cache .pytest_cache *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
