@@ -43,3 +43,10 @@ def newest(session: nox.Session) -> None:
     """The newest dependencies that pyproject.toml allows."""
     session.install("-e", ".[dev,dicom]", "--upgrade", "--upgrade-strategy", "eager")
     _test(session, *_QUICK)
+
+
+@nox.session(python="3.11")
+def trackers(session: nox.Session) -> None:
+    """Pictures and tables in W&B and MLflow, offline."""
+    session.install("-e", ".", *_TOOLS, "wandb", "mlflow-skinny")
+    _test(session, "tests/training/test_loggers.py")

@@ -97,7 +97,14 @@ def test_from_models_and_tests_to_one_table_and_nothing_twice(files, here, tmp_p
     assert "Global, ours" in page
     assert "## Differences" in page
     assert "--data.loading.image_size=32" in here[0]
-    assert {path.name for path in run.glob("*.*")} == {"suite.md", "suite.csv", "suite.png", "table.tex", "page.tex"}
+    assert {path.name for path in run.glob("*.*")} == {
+        "suite.md",
+        "suite.csv",
+        "suite.png",
+        "suite.svg",
+        "table.tex",
+        "page.tex",
+    }
 
     here.clear()
     command.main(["-c", str(files()), "--run", str(run)])

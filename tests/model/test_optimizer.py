@@ -1,9 +1,13 @@
 """Another optimiser and another schedule, by configuration."""
 
+from importlib.metadata import entry_points
+from inspect import signature
+
 import inprocess
 import pytest
 import torch
-from mini import IMAGE, TEXT, config, write_pairs
+import yaml
+from mini import FINDINGS, IMAGE, TEXT, config, write_pairs, write_recipe
 from torch.optim import LBFGS, SGD, AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
@@ -11,6 +15,8 @@ import diptych
 from diptych.errors import ConfigError
 from diptych.model.module import AlignmentModule
 from diptych.model.optim import adamw_and_schedule
+from diptych.tasks.base import TrainedTask
+from diptych.tasks.finetune import FineTune
 from diptych.towers.image import TimmImage
 from diptych.towers.text import ScratchText
 from diptych_heads.global_ import Global
@@ -97,3 +103,38 @@ def test_a_run_trains_by_them_and_its_checkpoint_is_safe_to_load(tmp_path):
     assert groups[0]["lr"] == pytest.approx(0.01 * 0.5 ** kept["global_step"])
     assert not {"optimizer", "schedule"} & set(kept["diptych"]["config"])
     assert diptych.load(run).module.optimizer is None
+
+
+def test_every_trained_task_has_both_and_gives_them_to_its_base():
+    tasks = [point.load() for point in entry_points(group="diptych.tasks")]
+    trained = [task for task in tasks if issubclass(task, TrainedTask)]
+    assert len(trained) == 6
+    for task in trained:
+        assert {"optimizer", "schedule"} <= set(signature(task).parameters), task
+        made = task(TimmImage(**IMAGE), optimizer=sgd, schedule=StepLR)
+        assert (made.optimizer, made.schedule, made.lr, made.weight_decay) == (sgd, StepLR, 0.1, 0.01), task
+
+
+def test_a_task_refuses_a_value_said_twice():
+    with pytest.raises(ConfigError, match=r"lr is 0.2, and the optimizer has lr 0.1; leave lr out here"):
+        FineTune(TimmImage(**IMAGE), lr=0.2, optimizer=sgd)
+
+
+def test_a_task_trains_by_them(tmp_path):
+    table = write_pairs(tmp_path / "data")
+    columns = {"patient": "patient", "split": "split", "labels": FINDINGS}
+    data = {"table": str(table), "columns": columns, "loading": {"image_size": 32, "batch_size": 8, "workers": 0}}
+    options = {"image": {"class_path": "TimmImage", "init_args": IMAGE}}
+    options["optimizer"] = {"class_path": "SGD", "init_args": {"lr": 0.01, "momentum": 0.9}}
+    options["schedule"] = {"class_path": "StepLR", "init_args": {"step_size": 1, "gamma": 0.5}}
+    recipe = write_recipe(tmp_path / "run.yaml", ("FineTune", options), ("tabular", data))
+    run = tmp_path / "run"
+    done = inprocess.diptych("fit", "-c", str(recipe), "--run", str(run), *inprocess.QUIET)
+    assert done.returncode == 0, done.stderr
+    kept = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    groups = kept["optimizer_states"][0]["param_groups"]
+    assert all(group["momentum"] == 0.9 for group in groups)
+    assert groups[0]["lr"] == pytest.approx(0.01 * 0.5 ** kept["global_step"])
+    assert (
+        yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.01
+    )

@@ -135,6 +135,7 @@ def test_markdown_file_is_what_is_printed_and_latex_is_escaped(tmp_path, capsys)
     assert (tmp_path / "t.md").read_text() == text
     tex = (tmp_path / "t.tex").read_text()
     assert r"50 \% \& more\_ & 0.800 (0.700 to 0.900) & 0.810 & undefined \\" in tex
+    assert "AUROC (macro)" in tex
     assert r"test/zero\_shot. rsna/gloria-cls; split ab12. In brackets: 95 \% bootstrap." in tex
     assert tex.count(r"\begin{tabular}{l") == tex.count(r"\end{table}") == 2
     for line in tex.splitlines():
@@ -170,6 +171,10 @@ def test_shares_of_the_labels_are_an_axis(tmp_path, capsys):
     assert len(places[2]) == 0
     assert places[0][:, 0].max() < places[1][:, 0].min()  # higher values are higher up, and the two do not touch
     assert all(np.ptp(place[:, 1]) > 450 for place in places[:2])
+    output(capsys, tmp_path / "ours", "--shares", tmp_path / "s.svg")
+    assert (tmp_path / "s.svg").read_text().count("<circle") == 3
+    with pytest.raises(ConfigError, match=r"--shares '.*s\.jpg' ends in '\.jpg'; end it in one of: png, svg, pdf"):
+        results_table.main([str(tmp_path / "ours"), "--shares", str(tmp_path / "s.jpg")])
     with pytest.raises(ConfigError, match=r"--shares draws metrics over the share of the labels, .*no run has any"):
         results_table.main([str(results(tmp_path / "a")), "--shares", str(tmp_path / "t.png")])
 

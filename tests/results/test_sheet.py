@@ -94,3 +94,19 @@ def test_whole_text_is_kept_where_it_fits():
     text = "There is a small left pleural effusion and a nodule."
     assert " ".join(wrapped(text, 11, 120, most=9)) == text
     assert wrapped(text, 11, 120, most=2)[1].endswith("...")
+
+
+def test_areas_and_discs_are_shapes_in_svg_and_filled_in_png(tmp_path):
+    one = Sheet(60, 40)
+    one.box(10, 10, 30, 20, (250, 0, 0))
+    one.area([(40, 10), (50, 10), (45, 20)], (0, 0, 250))
+    one.disc(20, 30, 4, (0, 250, 0))
+    one.save(tmp_path / "a.svg")
+    shapes = list(ElementTree.parse(tmp_path / "a.svg").getroot())
+    assert [shape.tag.removeprefix(NAME) for shape in shapes] == ["rect", "polygon", "polygon", "circle"]
+    assert shapes[1].get("points") == "10,10 30,10 30,20 10,20"
+    assert (shapes[3].get("cx"), shapes[3].get("r"), shapes[3].get("fill")) == ("20", "4", "#00fa00")
+    pixels = np.asarray(one.image())
+    assert [tuple(pixels[2 * y, 2 * x]) for x, y in ((20, 15), (45, 12), (20, 30))] == [
+        (250, 0, 0), (0, 0, 250), (0, 250, 0)
+    ]  # fmt: skip

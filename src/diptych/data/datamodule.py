@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -299,6 +300,8 @@ class RadiographDataModule(pl.LightningDataModule, ABC):
 
     def _options(self, training: bool) -> dict[str, Any]:
         workers = self.loading.workers
+        if training and workers and self.loading.start_method == "fork" and self.loading.augment is not None:
+            import_module("albumentations")  # here, not in each fork, where W&B's watch over imports fails
         return {
             # Under DDP every process must give the gather one shape.
             "collate_fn": _Collate(self.tokenizer, to_max=training and self._processes()[1] > 1),

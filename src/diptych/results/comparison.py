@@ -206,7 +206,7 @@ class Comparison:
         ]
 
     def write(self, folder: Path) -> None:
-        """Print the tables of means, then write ``compare.md``, ``.csv``, ``.json``, ``.png`` and ``compare-paired.csv``.
+        """Print the tables of means, then write ``compare.md``, ``.csv``, ``.json``, the picture and ``compare-paired.csv``.
 
         Raises:
             DataError: one of them cannot be written.
@@ -233,5 +233,6 @@ class Comparison:
             "missing": self.missing,
         }
         replace_text(folder / "compare.json", json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
-        draw(self.panels(), list(self.of), folder / "compare.png")
-        print(f"written: {folder / 'compare.md'}, with .csv, .json and .png")
+        for kind in ("png", "svg"):
+            draw(self.panels(), list(self.of), folder / f"compare.{kind}")
+        print(f"written: {folder / 'compare.md'}, with .csv, .json, .png and .svg")

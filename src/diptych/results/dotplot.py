@@ -6,18 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
-
-from diptych.files import replace_picture
 from diptych.results.seeds import Summary
+from diptych.results.sheet import Sheet, text_width
 
 __all__ = ["SEEDS", "Panel", "draw", "marks", "span", "ticks"]
 
-_INK, _FAINT, _BAND, _PAPER = (40, 40, 40), (150, 150, 150), (244, 246, 249), (255, 255, 255)
+_INK, _FAINT, _BAND, _GRID = (40, 40, 40), (150, 150, 150), (244, 246, 249), (225, 225, 225)
 _BAR, _MEAN, _DOT, _CHANCE = (166, 196, 228), (23, 78, 140), (226, 120, 30), (190, 30, 45)
-_ROW, _WIDTH, _GAP, _TOP, _BOTTOM = 44, 520, 56, 56, 64
+_ROW, _WIDTH, _GAP, _TOP, _BOTTOM, _KEY = 22.0, 260.0, 28.0, 28.0, 32.0, 30.0
+_TYPE, _TITLE = 11.0, 14.0
 _COLUMNS = 3
 
 
@@ -76,81 +74,82 @@ def span(values: list[float], intervals: list[Summary]) -> tuple[float, float]:
     return low - 0.06 * (high - low or room), high + 0.06 * (high - low or room)
 
 
-def _panel(pen: Any, left: int, top: int, of: Panel, names: Sequence[str], font: Any, bold: Any) -> None:
+def _panel(sheet: Sheet, left: float, top: float, of: Panel, names: Sequence[str]) -> None:
     chance, summaries = of.chance, of.summaries
     dots = {name: of.dots.get(name, ()) for name in names}
     values = [v for row in [*dots.values(), [s.mean for s in summaries.values()]] for v in row if not math.isnan(v)]
     values += [] if chance is None else [chance]
     values += [end for s in summaries.values() for end in (s.low, s.high) if of.whole and not math.isnan(end)]
-    fitting = min(28.0, 28 * (_WIDTH + _GAP - 12) / max(1.0, bold.getlength(of.title)))  # a long title in smaller type
-    pen.text((left, top - 14), of.title, fill=_INK, font=ImageFont.load_default(fitting), anchor="ls")
+    title_size = min(_TITLE, _TITLE * (_WIDTH + _GAP - 6) / max(1.0, text_width(of.title, _TITLE)))
+    sheet.text(left, top - 7, of.title, title_size, _INK)  # a long title in smaller type
     bottom = top + _ROW * len(names)
     for i in range(0, len(names), 2):
-        pen.rectangle((left, top + _ROW * i, left + _WIDTH, top + _ROW * (i + 1)), fill=_BAND)
+        sheet.box(left, top + _ROW * i, left + _WIDTH, top + _ROW * (i + 1), _BAND)
     if not values:
-        pen.text((left + 8, top + 8), "undefined", fill=_INK, font=font)
+        sheet.text(left + 4, top + 14, "undefined", _TYPE, _INK)
         return
     low, high = span(values, list(summaries.values()))
 
     def at(value: float) -> float:
         return left + _WIDTH * min(1.0, max(0.0, (value - low) / (high - low)))
 
-    pen.line((left, bottom, left + _WIDTH, bottom), fill=_INK, width=2)
     for tick, text in marks(low, high):
-        pen.line((at(tick), top, at(tick), bottom), fill=(225, 225, 225), width=1)
-        pen.line((at(tick), bottom, at(tick), bottom + 8), fill=_INK, width=2)
-        pen.text((at(tick), bottom + 12), text, fill=_INK, font=font, anchor="ma")
+        sheet.line([(at(tick), top), (at(tick), bottom)], _GRID, 0.5)
+        sheet.line([(at(tick), bottom), (at(tick), bottom + 4)], _INK)
+        sheet.text(at(tick), bottom + 15, text, _TYPE, _INK, "middle")
+    sheet.line([(left, bottom), (left + _WIDTH, bottom)], _INK)
     for i, name in enumerate(names):
-        y = top + _ROW * i + _ROW / 2
+        y = top + _ROW * (i + 0.5)
         mean = summaries.get(name)
         if mean is None or mean.undefined:
             text = "not given" if mean is None else f"undefined in {mean.undefined} of {mean.n} seeds"
             there = [at(value) for value in dots[name] if not math.isnan(value)]
             right = not there or sum(there) / len(there) < left + _WIDTH / 2  # the side without dots
-            place, anchor = (left + _WIDTH - 8, "rm") if right else (left + 8, "lm")
-            pen.text((place, y), text, fill=_FAINT, font=font, anchor=anchor)
+            sheet.text(left + (_WIDTH - 4 if right else 4), y + 4, text, _TYPE, _FAINT, "end" if right else "start")
         else:
             if not math.isnan(mean.low):
-                pen.rectangle((at(mean.low), y - 11, at(mean.high), y + 11), fill=_BAR)
-                for end, beyond, back in ((at(mean.low), mean.low < low, 10), (at(mean.high), mean.high > high, -10)):
+                sheet.box(at(mean.low), y - 5.5, at(mean.high), y + 5.5, _BAR)
+                for end, beyond, back in ((at(mean.low), mean.low < low, 5), (at(mean.high), mean.high > high, -5)):
                     if beyond:  # an arrow where the interval leaves the panel
-                        pen.polygon([(end, y), (end + back, y - 11), (end + back, y + 11)], fill=_MEAN)
-            pen.rectangle((at(mean.mean) - 2, y - 14, at(mean.mean) + 2, y + 14), fill=_MEAN)
+                        sheet.area([(end, y), (end + back, y - 5.5), (end + back, y + 5.5)], _MEAN)
+            sheet.box(at(mean.mean) - 1, y - 7, at(mean.mean) + 1, y + 7, _MEAN)
         for value in dots[name]:
             if not math.isnan(value):
-                pen.ellipse((at(value) - 5, y - 5, at(value) + 5, y + 5), fill=_DOT, outline=_PAPER)
+                sheet.disc(at(value), y, 2.5, _DOT)
     if chance is not None:
-        for y0 in range(top, bottom, 14):
-            pen.line((at(chance), y0, at(chance), min(y0 + 8, bottom)), fill=_CHANCE, width=3)
+        for k in range(math.ceil((bottom - top) / 7)):
+            sheet.line([(at(chance), top + 7 * k), (at(chance), min(top + 7 * k + 4, bottom))], _CHANCE, 1.5)
 
 
 def draw(panels: Sequence[Panel], names: Sequence[str], path: Path, key: Mapping[str, str] = SEEDS) -> None:
-    """Write the picture as PNG, all or nothing.
+    """Write the picture as PNG, SVG or PDF, all or nothing.
 
     Args:
         panels: one for each metric.
         names: the rows, in order.
-        path: the file.
+        path: the file, whose ending says which kind it is.
         key: what the signs ``dot``, ``mean``, ``bar`` and ``chance`` stand for. The picture's key shows these alone.
+
+    Raises:
+        ConfigError: the ending is another one.
+        DataError: the file cannot be written.
     """
-    font, bold = ImageFont.load_default(22), ImageFont.load_default(28)
-    wide = max((int(font.getlength(name)) for name in names), default=0) + 24
+    wide = max((text_width(name, _TYPE) for name in names), default=0) + 12
     columns = max(1, min(_COLUMNS, len(panels)))
     tall = _TOP + _ROW * len(names) + _BOTTOM
     rows = -(-len(panels) // columns)
-    sheet = Image.new("RGB", (wide + columns * (_WIDTH + _GAP), 60 + rows * tall), _PAPER)
-    pen = ImageDraw.Draw(sheet)
-    x = 16
+    sheet = Sheet(wide + columns * (_WIDTH + _GAP), _KEY + rows * tall)
+    x = 8.0
     for mark, colour in (("dot", _DOT), ("mean", _MEAN), ("bar", _BAR), ("chance", _CHANCE)):
         if mark in key:
-            pen.rectangle((x, 20, x + 22, 42), fill=colour)
-            pen.text((x + 32, 31), key[mark], fill=_INK, font=font, anchor="lm")
-            x += int(font.getlength(key[mark])) + 72
+            sheet.box(x, 10, x + 11, 21, colour)
+            sheet.text(x + 16, 19.5, key[mark], _TYPE, _INK)
+            x += text_width(key[mark], _TYPE) + 36
     for k, panel in enumerate(panels):
         row, column = divmod(k, columns)
-        top = 60 + row * tall + _TOP
+        top = _KEY + row * tall + _TOP
         if column == 0:
             for i, name in enumerate(names):
-                pen.text((wide - 12, top + _ROW * i + _ROW / 2), name, fill=_INK, font=font, anchor="rm")
-        _panel(pen, wide + column * (_WIDTH + _GAP), top, panel, names, font, bold)
-    replace_picture(path, sheet)
+                sheet.text(wide - 6, top + _ROW * (i + 0.5) + 4, name, _TYPE, _INK, "end")
+        _panel(sheet, wide + column * (_WIDTH + _GAP), top, panel, names)
+    sheet.save(path)

@@ -10,10 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from diptych.radiographs.letterbox import scale_to
+from diptych.results.sheet import Sheet, fitted
+
 __all__ = ["draw_boxes", "draw_masks", "draw_similarity"]
 
 _INK, _PAPER = (32, 32, 32), (255, 255, 255)
 _TINTS = ((60, 200, 90), (240, 90, 60))
+_THUMB = 160
+"""Pixels of the longer side of a picture beside the matrix."""
 
 
 def _font(size: int) -> Any:
@@ -80,31 +85,38 @@ def draw_boxes(
     return sheet
 
 
-def draw_similarity(
-    scores: NDArray[np.float32], images: Sequence[NDArray[np.uint8]], texts: Sequence[str]
-) -> Image.Image:
-    """The scores ``[n,n]`` of every picture (a row) with every report (a column).
+def draw_similarity(scores: NDArray[np.float32], images: Sequence[NDArray[np.uint8]], texts: Sequence[str]) -> Sheet:
+    """The scores ``[n,n]`` of every picture (a row) with every report (a column), and the scale of the colours below.
 
     The best of each row is outlined: in white if it is the picture's own report, else in red.
     """
-    cell, label = 40, 640
-    n = len(images)
+    cell, label, type_size = 20.0, 320.0, 8.0
+    n, wide = len(images), max(6, len(images))
     low, high = float(scores.min()), float(scores.max())
     level = np.asarray((scores - low) / max(high - low, 1e-12) * 255, np.uint8)
-    colour = cv2.applyColorMap(level, cv2.COLORMAP_VIRIDIS)[..., ::-1]
-    sheet = Image.new("RGB", (cell * (n + 1) + label, cell * (n + 1)), _PAPER)
-    grid = Image.fromarray(np.ascontiguousarray(colour)).resize((cell * n, cell * n), Image.Resampling.NEAREST)
-    sheet.paste(grid, (cell, cell))
-    pen = ImageDraw.Draw(sheet)
+    bar = np.arange(256, dtype=np.uint8)[None]
+    colours, scale = (cv2.applyColorMap(grey, cv2.COLORMAP_VIRIDIS)[..., ::-1] for grey in (level, bar))
+    sheet = Sheet(cell * (wide + 1) + label, cell * (n + 1) + 34)
     for i in range(n):
-        thumb = Image.fromarray(images[i])
-        thumb.thumbnail((cell - 2, cell - 2))
-        sheet.paste(thumb, (1, cell * (i + 1) + 1))
-        pen.text((cell * (i + 1) + 8, 12), str(i), fill=_INK, font=_font(14))
-        report = f"{i}  {' '.join(texts[i].split())[:84]}"
-        pen.text((cell * (n + 1) + 8, cell * (i + 1) + 11), report, fill=_INK, font=_font(14))
-        best = int(scores[i].argmax())
-        mark = (255, 255, 255) if best == i else (255, 80, 80)
-        corner = (cell * (best + 1) + 2, cell * (i + 1) + 2)
-        pen.rectangle((*corner, corner[0] + cell - 5, corner[1] + cell - 5), outline=mark, width=2)
+        small = scale_to(images[i], _THUMB) if max(images[i].shape) > _THUMB else images[i]
+        height, width = ((cell - 1) * side / max(small.shape) for side in small.shape)
+        sheet.picture(0.5, cell * (i + 1) + 0.5, width, height, np.repeat(small[..., None], 3, axis=2))
+        sheet.text(cell * (i + 1.5), 13, str(i), type_size, _INK, "middle")
+        top = cell * (i + 1)
+        for j in range(n):
+            red, green, blue = colours[i, j].tolist()
+            sheet.box(cell * (j + 1), top, cell * (j + 2), top + cell, (red, green, blue))
+        report = f"{i}  {' '.join(texts[i].split())}"
+        sheet.text(
+            cell * (n + 1) + 4, top + 12, fitted(report, type_size, label + (wide - n) * cell - 8), type_size, _INK
+        )
+        left = cell * (int(scores[i].argmax()) + 1)
+        mark = (255, 255, 255) if int(scores[i].argmax()) == i else (255, 80, 80)
+        a, b, c, d = left + 1.5, top + 1.5, left + cell - 1.5, top + cell - 1.5
+        sheet.line([(a, b), (c, b), (c, d), (a, d), (a, b)], mark)
+    under = cell * (n + 1) + 6
+    sheet.picture(cell, under, 4 * cell, 8, np.ascontiguousarray(scale))
+    sheet.text(cell, under + 18, f"{low:.2f}", type_size, _INK)
+    sheet.text(5 * cell, under + 18, f"{high:.2f}", type_size, _INK, "end")
+    sheet.text(5 * cell + 5, under + 7, "score of a picture (row) with a report (column)", type_size, _INK)
     return sheet

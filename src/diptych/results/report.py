@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -28,26 +27,12 @@ from diptych.results.training_curves import draw_lines, read_scalars
 
 __all__ = ["main", "report"]
 
-_LOWER_IS_BETTER = ("median_rank", "brier", "ece", "entropy")
 _MAPS = 4
 """Pictures of maps of each run."""
 _MOST = 8
 """Pictures of curves of each run."""
 _CURVES = ("train/loss", "train/gradient_norm", "val/")
 """Tags that are drawn begin so."""
-
-
-def _best(table: ResultsTable, view: View) -> list[tuple[int, int]]:
-    """The best figure of each column, by row and column of the cells. None where there is one run, or a tie of all."""
-    rows = list(view.rows(table).values())
-    found = []
-    for j, column in enumerate(view.columns(table), start=1):
-        sign = -1 if any(part in _LOWER_IS_BETTER for part in column.split("/")) else 1
-        summaries = [view.summary(table, runs, column) for runs in rows]
-        values = [-math.inf if one is None or math.isnan(one.mean) else sign * one.mean for one in summaries]
-        if len(values) > 1 and len(set(values)) > 1:
-            found += [(i, j) for i, value in enumerate(values) if value == max(values)]
-    return found
 
 
 def _figures(shown: Sequence[ResultsTable], view: View, against: Against | None) -> str:
@@ -58,7 +43,7 @@ def _figures(shown: Sequence[ResultsTable], view: View, against: Against | None)
         if different:
             text = f"Not to be compared with the first table of {table.name}: {different}."
             parts.append(f'<p class="warn">{escape(text)}</p>')
-        parts.append(table_of(header, rows, _best(table, view)))
+        parts.append(table_of(header, rows, view.best(table)))
         doubts = [f"{run.label}: {run.doubt}." for run in table.runs if run.doubt]
         parts += [f'<p class="warn">{escape(text)}</p>' for text in doubts]
         if against is not None and (cells := against.cells(table, view.columns(table))):

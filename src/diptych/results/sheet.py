@@ -19,7 +19,7 @@ from diptych.errors import ConfigError
 from diptych.escaping import one_line
 from diptych.files import replace_text, replacing
 
-__all__ = ["FORMATS", "Colour", "Sheet", "fitted", "text_width", "wrapped"]
+__all__ = ["FORMATS", "Colour", "Sheet", "fitted", "kind_of", "text_width", "wrapped"]
 
 Colour = tuple[int, int, int]
 Format = Literal["png", "svg", "pdf"]
@@ -113,6 +113,21 @@ class _Line:
     width: float
 
 
+@dataclass(frozen=True)
+class _Area:
+    points: Sequence[tuple[float, float]]
+    colour: Colour
+
+
+@dataclass(frozen=True)
+class _Disc:
+    x: float
+    y: float
+    radius: float
+    colour: Colour
+    edge: Colour
+
+
 class Sheet:
     """A white sheet that pictures, lines and text are put on, in their order. A unit is a point of 1/72 inch.
 
@@ -123,7 +138,7 @@ class Sheet:
 
     def __init__(self, width: float, height: float) -> None:
         self.width, self.height = width, height
-        self._items: list[_Picture | _Text | _Line] = []
+        self._items: list[_Picture | _Text | _Line | _Area | _Disc] = []
 
     def picture(self, x: float, y: float, width: float, height: float, pixels: NDArray[np.uint8]) -> None:
         """Put a picture ``[h,v,3]``, stretched to a rectangle whose upper left corner is given."""
@@ -147,6 +162,18 @@ class Sheet:
         """Put a line through points."""
         self._items.append(_Line(points, colour, width))
 
+    def area(self, points: Sequence[tuple[float, float]], colour: Colour) -> None:
+        """Fill the area within points."""
+        self._items.append(_Area(points, colour))
+
+    def box(self, left: float, top: float, right: float, bottom: float, colour: Colour) -> None:
+        """Fill a rectangle."""
+        self.area([(left, top), (right, top), (right, bottom), (left, bottom)], colour)
+
+    def disc(self, x: float, y: float, radius: float, colour: Colour, edge: Colour = (255, 255, 255)) -> None:
+        """Put a disc with a thin edge around a point."""
+        self._items.append(_Disc(x, y, radius, colour, edge))
+
     def image(self, scale: float = _PNG_SCALE) -> Image.Image:
         """The sheet as pixels, ``scale`` of them a unit."""
         sheet = Image.new("RGB", (round(self.width * scale), round(self.height * scale)), (255, 255, 255))
@@ -159,6 +186,11 @@ class Sheet:
             elif isinstance(item, _Line):
                 points = [(x * scale, y * scale) for x, y in item.points]
                 pen.line(points, fill=item.colour, width=max(1, round(item.width * scale)))
+            elif isinstance(item, _Area):
+                pen.polygon([(x * scale, y * scale) for x, y in item.points], fill=item.colour)
+            elif isinstance(item, _Disc):
+                ends = [(place + side * item.radius) * scale for side in (-1, 1) for place in (item.x, item.y)]
+                pen.ellipse(ends, fill=item.colour, outline=item.edge)
             else:
                 pen.text(
                     (item.x * scale, item.y * scale),
@@ -198,6 +230,13 @@ class Sheet:
                 points = " ".join(f"{x:g},{y:g}" for x, y in item.points)
                 style = {"fill": "none", "stroke": _hex(item.colour), "stroke-width": f"{item.width:g}"}
                 ElementTree.SubElement(root, "polyline", {"points": points} | style)
+            elif isinstance(item, _Area):
+                points = " ".join(f"{x:g},{y:g}" for x, y in item.points)
+                ElementTree.SubElement(root, "polygon", {"points": points, "fill": _hex(item.colour)})
+            elif isinstance(item, _Disc):
+                style = {"fill": _hex(item.colour), "stroke": _hex(item.edge), "stroke-width": "0.5"}
+                place = {"cx": item.x, "cy": item.y, "r": item.radius}
+                ElementTree.SubElement(root, "circle", _numbers(place) | style)
             else:
                 # The width is given, so that a reader's own font changes no layout.
                 place = {
@@ -228,19 +267,35 @@ class Sheet:
             DataError: it cannot be written.
         """
         file = Path(path)
-        kind = file.suffix.lower()
-        if kind == ".svg":
+        kind = kind_of(file)
+        if kind == "svg":
             replace_text(file, self.svg())
-        elif kind == ".pdf":
-            with replacing(file) as out:
-                self.image(_PDF_SCALE).save(
-                    out, format="PDF", resolution=72.0 * _PDF_SCALE, quality=95, subsampling=0, title=file.stem
-                )
-        elif kind == ".png":
-            with replacing(file) as out:
+            return
+        with replacing(file) as out:
+            if kind == "png":
                 self.image().save(out, format="PNG")
-        else:
-            raise ConfigError(f"'{path}' ends in '{file.suffix}'; end it in one of: {', '.join(FORMATS)}")
+            else:
+                resolution = 72.0 * _PDF_SCALE
+                self.image(_PDF_SCALE).save(
+                    out, format="PDF", resolution=resolution, quality=95, subsampling=0, title=file.stem
+                )
+
+
+def kind_of(path: Path, option: str = "") -> Format:
+    """The kind of file that a name's ending says.
+
+    Args:
+        path: the name.
+        option: what asks for it, for the message.
+
+    Raises:
+        ConfigError: the ending is none of :data:`FORMATS`.
+    """
+    for kind in FORMATS:
+        if path.suffix.lower() == f".{kind}":
+            return kind
+    before = f"{option} " if option else ""
+    raise ConfigError(f"{before}'{path}' ends in '{path.suffix}'; end it in one of: {', '.join(FORMATS)}")
 
 
 def _numbers(values: dict[str, float]) -> dict[str, str]:

@@ -18,15 +18,17 @@ from functools import cache
 from pathlib import Path
 
 from diptych.errors import ConfigError, DataError
-from diptych.escaping import csv_rows, for_latex, for_markdown
+from diptych.escaping import csv_rows, for_markdown
 from diptych.files import replace_text
 from diptych.metrics.bootstrap import Metric, as_metrics
 from diptych.metrics.few import explained
 from diptych.predictions.kinds import RESAMPLES
 from diptych.results.against import Against
+from diptych.results.latex import readable, tabular
 from diptych.results.paired import mean_draws
 from diptych.results.runs import ResultsTable, RunResults, differences, read_run, tables, without_seed
 from diptych.results.seeds import Summary, cell, markdown, show, summarise
+from diptych.results.sheet import kind_of
 from diptych.results.tested import read_tested
 
 __all__ = ["View", "basis", "draw_shares", "latex", "main", "page", "read_run", "tables", "titles"]
@@ -36,6 +38,7 @@ FURTHER = (
     "sensitivity*", "specificity*", "balanced_accuracy", "mcc", "brier", "ece", "precision_*", "recall_*",
 )  # fmt: skip
 """Measures that a table shows only if asked. It would be too wide."""
+_LOWER_IS_BETTER = ("median_rank", "brier", "ece", "entropy")
 
 
 def _is_further(name: str) -> bool:
@@ -114,6 +117,17 @@ class View:
         if math.isnan(summary.low):
             return f"{cell(summary)} ({name})" if name else cell(summary)
         return f"{show(summary.mean)} ({show(summary.low)} to {show(summary.high)}{', ' if name else ''}{name})"
+
+    def best(self, table: ResultsTable) -> list[tuple[int, int]]:
+        """Row and column of the cells with a column's best figure. None where there is one row, or all are alike."""
+        found = []
+        for j, column in enumerate(self.columns(table), start=1):
+            sign = -1 if any(part in _LOWER_IS_BETTER for part in column.split("/")) else 1
+            summaries = [self.summary(table, runs, column) for runs in self.rows(table).values()]
+            values = [-math.inf if one is None or math.isnan(one.mean) else sign * one.mean for one in summaries]
+            if len(set(values)) > 1:
+                found += [(i, j) for i, value in enumerate(values) if value == max(values)]
+        return found
 
     def cells(self, table: ResultsTable) -> Iterator[list[str]]:
         """The header, then the rows, as text."""
@@ -198,27 +212,17 @@ def page(shown: Sequence[ResultsTable], view: View, against: Against | None = No
     return "\n\n".join(parts) + "\n"
 
 
-def _tabular(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A table as LaTeX. The first ``left`` columns are on the left, the others on the right."""
-    header, *rows = ([for_latex(cell) for cell in row] for row in (header, *rows))
-    body = "\n".join(" & ".join(row) + r" \\" for row in rows)
-    return (
-        f"\\begin{{table}}\n\\caption{{{for_latex(caption)}}}\n"
-        f"\\begin{{tabular}}{{{'l' * left}{'r' * (len(header) - left)}}}\n\\toprule\n"
-        f"{' & '.join(header)} \\\\\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
-    )
-
-
 def latex(shown: Sequence[ResultsTable], view: View, against: Against | None = None) -> str:
     """All tables as LaTeX, which needs the package booktabs, each with the differences from one run if asked."""
     parts = []
     for table, title, different in titles(shown):
         header, *rows = view.cells(table)
-        caption = f"{title}. {basis(table, view)}"
+        best = view.best(table)
+        caption = f"{title}. {basis(table, view)}{' Bold: the best figure of a column.' if best else ''}"
         caption += f" Not to be compared with the first table: {different}." if different else ""
-        parts.append(_tabular(caption, header, rows))
+        parts.append(tabular(caption, [header[0], *map(readable, header[1:])], rows, bold=best))
         if against is not None and (different_rows := against.cells(table, view.columns(table))):
-            parts.append(_tabular(f"{title}. {against.note()}", different_rows[0], different_rows[1:], left=2))
+            parts.append(tabular(f"{title}. {against.note()}", different_rows[0], different_rows[1:], left=2))
     return "\n".join(parts)
 
 
@@ -332,11 +336,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="add each run's difference from this one, paired by image, with p-values",
     )
     parser.add_argument("--over-seeds", action="store_true", help="mean and Student interval over the seeds of a model")
-    for form, about in (("markdown", "the printed page"), ("latex", "the same as LaTeX"), ("plot", "the same as PNG")):
+    for form, about in (
+        ("markdown", "the printed page"),
+        ("latex", "the same as LaTeX"),
+        ("plot", "the same as PNG, SVG, PDF"),
+    ):
         parser.add_argument(f"--{form}", type=Path, metavar="FILE", help=f"write {about}")
-    parser.add_argument("--shares", type=Path, metavar="FILE", help="draw metrics over the share of the labels, as PNG")
+    parser.add_argument(
+        "--shares", type=Path, metavar="FILE", help="draw metrics over the share of the labels, likewise"
+    )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write every figure of every run")
     args = parser.parse_args(list(sys.argv[2:] if argv is None else argv))
+    for option, path in (("--plot", args.plot), ("--shares", args.shares)):
+        if path is not None:
+            kind_of(path, option)
     runs = [read_run(argument) for argument in args.runs]
     files = [run.file.resolve() for run in runs]
     if twice := [run.file for run in runs if files.count(run.file.resolve()) > 1]:

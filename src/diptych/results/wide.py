@@ -282,7 +282,7 @@ class WideTable:
         return csv_rows(rows)
 
     def write(self, folder: Path, title: str) -> str:
-        """Write ``suite.md``, ``suite.csv``, ``table.tex``, ``page.tex`` and ``suite.png``.
+        """Write ``suite.md``, ``suite.csv``, ``table.tex``, ``page.tex``, ``suite.png`` and ``suite.svg``.
 
         Returns:
             The page of Markdown.
@@ -304,12 +304,9 @@ class WideTable:
             }
             means = {name: Summary(m.value, m.low, m.high, 1, int(math.isnan(m.value))) for name, m in cells.items()}
             panels.append(Panel(column.name, means, {}, whole=True))
-        draw(
-            panels,
-            list(self.models.values()),
-            folder / "suite.png",
-            {"mean": "value", "bar": "95 % interval over patients"},
-        )
+        key = {"mean": "value", "bar": "95 % interval over patients"}
+        for kind in ("png", "svg"):
+            draw(panels, list(self.models.values()), folder / f"suite.{kind}", key)
         return text
 
 

@@ -12,6 +12,7 @@ from diptych.data.dataset import Sample
 from diptych.errors import ConfigError
 from diptych.metrics.classification import ScoreThreshold
 from diptych.metrics.regions import at_pixels
+from diptych.model.optim import OptimizerFactory, ScheduleFactory
 from diptych.results.attention import Panel, draw_maps
 from diptych.tasks.mapped import MappedTask
 from diptych.towers.image import ImageTower
@@ -103,6 +104,9 @@ class AttentiveProbe(MappedTask):
             the best on the evaluated split itself, which is optimistic. ``val_f1``, ``val_youden`` and ``val_mcc`` are the
             best on ``val``, which a test reads first.
         resamples: number of bootstrap resamples of the test. 0 gives no intervals.
+        optimizer: another optimiser than AdamW, as :class:`~diptych.model.module.AlignmentModule` has it. ``lr`` and
+            ``weight_decay`` are then its own.
+        schedule: another schedule than warm-up and cosine.
 
     Raises:
         ConfigError: an argument is out of its range.
@@ -127,6 +131,8 @@ class AttentiveProbe(MappedTask):
         lr_floor: float = 0.01,
         threshold: ScoreThreshold = "zero",
         resamples: int = 1000,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
     ) -> None:
         super().__init__(
             image,
@@ -136,6 +142,8 @@ class AttentiveProbe(MappedTask):
             warmup=warmup,
             lr_floor=lr_floor,
             resamples=resamples,
+            optimizer=optimizer,
+            schedule=schedule,
         )
         for option, value in (("width", width), ("attention_heads", attention_heads), ("hidden", hidden)):
             check_number(f"AttentiveProbe: {option}", value, least=1, whole=True)

@@ -20,7 +20,7 @@ from diptych.errors import ConfigError
 from diptych.evaluation.rows import Rows
 from diptych.metrics.bootstrap import Draws, Metric
 from diptych.model.checkpoint import check_fit
-from diptych.model.optim import adamw_and_schedule, total_steps
+from diptych.model.optim import OptimizerFactory, ScheduleFactory, adamw_and_schedule, rates_of, total_steps
 from diptych.predictions.base import Predictions
 from diptych.predictions.kinds import with_draws
 from diptych.towers.image import ImageTower
@@ -168,13 +168,28 @@ class TrainedTask(Task):
         warmup: number of steps of linear warm-up. Below 1, their share of all steps.
         lr_floor: learning rate at the end of the cosine, as a share of ``lr``.
         resamples: number of bootstrap resamples of the test. 0 gives no intervals.
+        optimizer: another optimiser than AdamW, as :class:`~diptych.model.module.AlignmentModule` has it. ``lr`` and
+            ``weight_decay`` are then its own.
+        schedule: another schedule than warm-up and cosine.
     """
 
     def __init__(
-        self, image: ImageTower, *, lr: float, weight_decay: float, warmup: float, lr_floor: float, resamples: int
+        self,
+        image: ImageTower,
+        *,
+        lr: float,
+        weight_decay: float,
+        warmup: float,
+        lr_floor: float,
+        resamples: int,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
     ) -> None:
         super().__init__(image)
         check_number(f"{type(self).__name__}: resamples", resamples, least=0, remedy="0 (no intervals) or more")
+        if optimizer is not None:
+            lr, weight_decay = rates_of(optimizer, {"lr": lr, "weight_decay": weight_decay}, type(self))
+        self.optimizer, self.schedule = optimizer, schedule
         self.lr, self.weight_decay, self.warmup, self.lr_floor = lr, weight_decay, warmup, lr_floor
         self.resamples = resamples
 
@@ -228,7 +243,7 @@ class TrainedTask(Task):
         torch.manual_seed(mix(self.data.loading.seed, self.current_epoch, batch_idx, self.global_rank))
 
     def configure_optimizers(self) -> Any:
-        """AdamW and warm-up with cosine, by optimiser steps."""
+        """The optimiser, and the schedule by optimiser steps."""
         return adamw_and_schedule(
             self,
             lr=self.lr,
@@ -236,6 +251,8 @@ class TrainedTask(Task):
             warmup=self.warmup,
             lr_floor=self.lr_floor,
             steps=total_steps(self.trainer, self.data.steps_per_epoch()),
+            optimizer=self.optimizer,
+            schedule=self.schedule,
         )
 
     def on_validation_epoch_start(self) -> None:
@@ -276,6 +293,9 @@ class PyramidTask(TrainedTask):
         warmup: number of steps of linear warm-up. Below 1, their share of all steps.
         lr_floor: learning rate at the end of the cosine, as a share of ``lr``.
         resamples: number of bootstrap resamples of the test. 0 gives no intervals.
+        optimizer: another optimiser than AdamW, as :class:`~diptych.model.module.AlignmentModule` has it. ``lr`` and
+            ``weight_decay`` are then its own.
+        schedule: another schedule than warm-up and cosine.
 
     Raises:
         ConfigError: the tower has no feature pyramid, or ``pictures`` is below 0.
@@ -291,8 +311,19 @@ class PyramidTask(TrainedTask):
         warmup: float,
         lr_floor: float,
         resamples: int,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
     ) -> None:
-        super().__init__(image, lr=lr, weight_decay=weight_decay, warmup=warmup, lr_floor=lr_floor, resamples=resamples)
+        super().__init__(
+            image,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup=warmup,
+            lr_floor=lr_floor,
+            resamples=resamples,
+            optimizer=optimizer,
+            schedule=schedule,
+        )
         name = type(self).__name__
         if not image.pyramid_widths:
             raise ConfigError(f"{name}: {type(image).__name__} has no feature pyramid; choose another image tower")

@@ -13,6 +13,7 @@ from diptych.errors import ConfigError
 from diptych.evaluation.rows import Rows
 from diptych.metrics.bootstrap import Draws
 from diptych.metrics.classification import VAL, ScoreThreshold
+from diptych.model.optim import OptimizerFactory, ScheduleFactory
 from diptych.predictions.base import Predictions, named
 from diptych.predictions.kinds import val_thresholds
 from diptych.tasks.base import Task, TrainedTask
@@ -67,6 +68,9 @@ class ClassifyingTask(TrainedTask):
         warmup: number of steps of linear warm-up. Below 1, their share of all steps.
         lr_floor: learning rate at the end of the cosine, as a share of ``lr``.
         resamples: number of bootstrap resamples of the test. 0 gives no intervals.
+        optimizer: another optimiser than AdamW, as :class:`~diptych.model.module.AlignmentModule` has it. ``lr`` and
+            ``weight_decay`` are then its own.
+        schedule: another schedule than warm-up and cosine.
 
     Raises:
         ConfigError: an argument is out of its range.
@@ -83,8 +87,19 @@ class ClassifyingTask(TrainedTask):
         warmup: float,
         lr_floor: float,
         resamples: int,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
     ) -> None:
-        super().__init__(image, lr=lr, weight_decay=weight_decay, warmup=warmup, lr_floor=lr_floor, resamples=resamples)
+        super().__init__(
+            image,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup=warmup,
+            lr_floor=lr_floor,
+            resamples=resamples,
+            optimizer=optimizer,
+            schedule=schedule,
+        )
         check_threshold(type(self).__name__, threshold, classes)
         self.threshold, self.classes = threshold, classes
         self._thresholds: dict[str, Any] = {}

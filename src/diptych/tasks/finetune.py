@@ -11,6 +11,7 @@ from diptych.checks import check_number
 from diptych.evaluation.rows import Rows
 from diptych.metrics import bootstrap
 from diptych.metrics.classification import ScoreThreshold
+from diptych.model.optim import OptimizerFactory, ScheduleFactory
 from diptych.tasks.classifying import ClassifyingTask, threshold_facts
 from diptych.tasks.losses import Classes, ClassWeights, LabelLoss, check_classes, check_exclusive
 from diptych.towers.image import ImageTower
@@ -42,6 +43,9 @@ class FineTune(ClassifyingTask):
             the best on the evaluated split itself, which is optimistic. ``val_f1``, ``val_youden`` and ``val_mcc`` are the
             best on ``val``, which a test reads first.
         resamples: number of bootstrap resamples of the test. 0 gives no intervals.
+        optimizer: another optimiser than AdamW, as :class:`~diptych.model.module.AlignmentModule` has it. ``lr`` and
+            ``weight_decay`` are then its own.
+        schedule: another schedule than warm-up and cosine.
 
     Raises:
         ConfigError: an argument is out of its range, or the classes are exclusive and the data have one.
@@ -62,6 +66,8 @@ class FineTune(ClassifyingTask):
         class_weights: ClassWeights = "none",
         threshold: ScoreThreshold = "zero",
         resamples: int = 1000,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
     ) -> None:
         check_classes("FineTune", classes, class_weights)
         super().__init__(
@@ -73,6 +79,8 @@ class FineTune(ClassifyingTask):
             warmup=warmup,
             lr_floor=lr_floor,
             resamples=resamples,
+            optimizer=optimizer,
+            schedule=schedule,
         )
         check_number("FineTune: dropout", dropout, least=0, below=1)
         self.class_weights = class_weights

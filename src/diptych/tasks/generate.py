@@ -22,6 +22,7 @@ from diptych.metrics import generated_text as nlg
 from diptych.metrics import measures as metrics
 from diptych.metrics.bootstrap import Metric
 from diptych.metrics.radeval import USUAL, check_names
+from diptych.model.optim import OptimizerFactory, ScheduleFactory
 from diptych.nn.functional import sine_code
 from diptych.predictions.reports import compared
 from diptych.reports.labeller import Labeller, Rules
@@ -167,6 +168,9 @@ class Generate(TrainedTask):
         warmup: number of steps of linear warm-up. Below 1, their share of all steps.
         lr_floor: learning rate at the end of the cosine, as a share of ``lr``.
         resamples: number of bootstrap resamples of the test. 0 gives no intervals.
+        optimizer: another optimiser than AdamW, as :class:`~diptych.model.module.AlignmentModule` has it. ``lr`` and
+            ``weight_decay`` are then its own.
+        schedule: another schedule than warm-up and cosine.
 
     Raises:
         ConfigError: an argument is out of its range, the tower lacks the queries to attend to, or nltk is not installed.
@@ -198,8 +202,19 @@ class Generate(TrainedTask):
         warmup: float = 0.05,
         lr_floor: float = 0.01,
         resamples: int = 1000,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
     ) -> None:
-        super().__init__(image, lr=lr, weight_decay=weight_decay, warmup=warmup, lr_floor=lr_floor, resamples=resamples)
+        super().__init__(
+            image,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup=warmup,
+            lr_floor=lr_floor,
+            resamples=resamples,
+            optimizer=optimizer,
+            schedule=schedule,
+        )
         nlg.need_nltk()
         for name, value, least in (
             ("heads", heads, 1),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from diptych.checks import check_number
 from diptych.metrics.classification import ScoreThreshold
+from diptych.model.optim import OptimizerFactory, ScheduleFactory
 from diptych.tasks.mapped import MappedTask
 from diptych.towers.image import ImageTower
 
@@ -46,6 +47,9 @@ class MultipleInstance(MappedTask):
             the best on the evaluated split itself, which is optimistic. ``val_f1``, ``val_youden`` and ``val_mcc`` are the
             best on ``val``, which a test reads first.
         resamples: number of bootstrap resamples of the test. 0 gives no intervals.
+        optimizer: another optimiser than AdamW, as :class:`~diptych.model.module.AlignmentModule` has it. ``lr`` and
+            ``weight_decay`` are then its own.
+        schedule: another schedule than warm-up and cosine.
 
     Raises:
         ConfigError: an argument is out of its range.
@@ -65,6 +69,8 @@ class MultipleInstance(MappedTask):
         lr_floor: float = 0.01,
         threshold: ScoreThreshold = "zero",
         resamples: int = 1000,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
     ) -> None:
         super().__init__(
             image,
@@ -74,6 +80,8 @@ class MultipleInstance(MappedTask):
             warmup=warmup,
             lr_floor=lr_floor,
             resamples=resamples,
+            optimizer=optimizer,
+            schedule=schedule,
         )
         check_number("MultipleInstance: share", share, above=0, most=1)
         self.image.freeze()

@@ -16,6 +16,7 @@ from diptych.errors import ConfigError, DataError
 from diptych.evaluation.rows import Rows
 from diptych.files import replace_picture
 from diptych.metrics import bootstrap
+from diptych.model.optim import OptimizerFactory, ScheduleFactory
 from diptych.predictions.base import Predictions
 from diptych.results.drawing import draw_masks
 from diptych.tasks.base import PyramidTask
@@ -135,6 +136,9 @@ class Segment(PyramidTask):
         warmup: number of steps of linear warm-up. Below 1, their share of all steps.
         lr_floor: learning rate at the end of the cosine, as a share of ``lr``.
         resamples: number of bootstrap resamples of the test. 0 gives no intervals.
+        optimizer: another optimiser than AdamW, as :class:`~diptych.model.module.AlignmentModule` has it. ``lr`` and
+            ``weight_decay`` are then its own.
+        schedule: another schedule than warm-up and cosine.
 
     Raises:
         ConfigError: an argument is out of its range, or the tower has no feature pyramid.
@@ -155,6 +159,8 @@ class Segment(PyramidTask):
         warmup: float = 0.05,
         lr_floor: float = 0.01,
         resamples: int = 1000,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
     ) -> None:
         super().__init__(
             image,
@@ -164,6 +170,8 @@ class Segment(PyramidTask):
             warmup=warmup,
             lr_floor=lr_floor,
             resamples=resamples,
+            optimizer=optimizer,
+            schedule=schedule,
         )
         if len(widths) != len(image.pyramid_widths) or min(widths) < 1:
             raise ConfigError(f"Segment: widths is {list(widths)}; give {len(image.pyramid_widths)} positive numbers")

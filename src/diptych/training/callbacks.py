@@ -23,6 +23,7 @@ from diptych.radiographs.intensity import Intensity
 from diptych.results.class_curves import write_curves
 from diptych.results.record import print_table, write_results
 from diptych.tasks.base import Task
+from diptych.training.loggers import log_figures
 
 __all__ = ["Bar", "Results", "Summary", "Throughput"]
 
@@ -202,6 +203,7 @@ class Results(pl.Callback):
                 self._print(pl_module)
             finally:  # if printing fails, as into a closed pipe, the figures are still written
                 self._write_results(trainer, pl_module, name)
+            log_figures(trainer, pl_module.results, name.removesuffix(".json"))
         self._write_dropped(trainer)
 
     def _print(self, pl_module: AlignmentModule | Task) -> None:

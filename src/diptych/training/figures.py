@@ -9,12 +9,10 @@ from typing import Literal
 
 import lightning.pytorch as pl
 import numpy as np
-from PIL import Image
 
 from diptych.checks import check_choice, check_number
 from diptych.data.datamodule import RadiographDataModule, Sample, Split
 from diptych.evaluation.grounding import Grounding
-from diptych.files import replace_picture
 from diptych.head import Grounds, Observes
 from diptych.model.inference import TrainedModel
 from diptych.model.module import AlignmentModule
@@ -45,7 +43,7 @@ class Figures(pl.Callback):
         words_per_pair: the most words of a pair. Twice as many queries are drawn.
         matrix: how many pairs the similarity matrix has.
         every_n_epochs: epochs between two drawings.
-        formats: kinds of file of the maps, among png, svg and pdf. The matrix is PNG.
+        formats: kinds of file, among png, svg and pdf.
         full_colour: the attention that has the strongest colour, in multiples of the mean region, above 1. With it all
             pictures have one scale. If not given, it follows from the highest peak of a picture.
         sides: mark the patient's right (R) on the left, and the left (L) on the right, as radiographs are hung. That is wrong
@@ -140,8 +138,8 @@ class Figures(pl.Callback):
             if len(texts) == len(samples):
                 images = [sample.image for sample in samples]
                 scores = model.similarity(images, texts).float().cpu().numpy()
-                picture = draw_similarity(scores, images, [""] * len(texts) if private else texts)
-                self._save(trainer, picture, f"{stem}-similarity", f"{split}/similarity")
+                sheet = draw_similarity(scores, images, [""] * len(texts) if private else texts)
+                self._save(trainer, sheet, f"{stem}-similarity", f"{split}/similarity")
         finally:
             module.train(training)
 
@@ -160,12 +158,7 @@ class Figures(pl.Callback):
         text = sample.text or ""
         return draw_maps(sample, panels, text=text, full=self.full_colour, sides=self.sides, findings=findings)
 
-    def _save(self, trainer: pl.Trainer, picture: Image.Image | Sheet, name: str, tag: str) -> None:
-        file = Path(trainer.default_root_dir) / "figures" / f"{name}.png"
-        if isinstance(picture, Sheet):
-            for kind in self.formats:
-                picture.save(file.with_name(f"{name}.{kind}"))
-            picture = picture.image()
-        else:
-            replace_picture(file, picture)
-        log_picture(trainer, picture, tag)
+    def _save(self, trainer: pl.Trainer, sheet: Sheet, name: str, tag: str) -> None:
+        for kind in self.formats:
+            sheet.save(Path(trainer.default_root_dir) / "figures" / f"{name}.{kind}")
+        log_picture(trainer, sheet.image(), tag)

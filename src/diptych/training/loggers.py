@@ -1,4 +1,4 @@
-"""Loggers of a run: TensorBoard unless another is named, pictures to each that takes them, and ``config.yaml``.
+"""Loggers of a run: TensorBoard unless another is named, pictures and tables to each that takes them, and ``config.yaml``.
 
 ``trainer.logger`` names other loggers of Lightning, one or a list, or ``false`` for none. Configuration, checkpoints, pictures
 and results lie in the run's folder, whatever the logger.
@@ -6,6 +6,8 @@ and results lie in the run's folder, whatever the logger.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -13,13 +15,15 @@ import numpy as np
 import yaml
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger as FabricTensorBoardLogger
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from diptych.files import replace_text
+from diptych.metrics.bootstrap import Metric
+from diptych.results.seeds import markdown, show
 
-__all__ = ["ConfigWriter", "Events", "log_picture"]
+__all__ = ["ConfigWriter", "Events", "log_figures", "log_picture"]
 
 
 class Events(TensorBoardLogger):
@@ -59,3 +63,23 @@ def log_picture(trainer: pl.Trainer, picture: Image.Image, tag: str) -> None:
             logger.experiment.add_image(tag, np.asarray(small), trainer.global_step, dataformats="HWC")
         elif isinstance(logger, WandbLogger):
             logger.log_image(tag, [small], trainer.global_step)
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_image(logger.run_id, small, f"{tag}-{trainer.global_step:06d}.png")
+
+
+def log_figures(trainer: pl.Trainer, figures: Mapping[str, Metric], tag: str) -> None:
+    """Give a table of figures with their intervals to each logger that takes tables or texts. CSV has the values alone."""
+    header = ["figure", "value", "low", "high", "n"]
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            rows = [[name, one.value, one.low, one.high, one.n] for name, one in figures.items()]
+            logger.log_table(tag, header, rows, step=trainer.global_step)
+        elif isinstance(logger, TensorBoardLogger | MLFlowLogger):
+            ends = {
+                name: ["-", "-"] if math.isnan(m.low) else [show(m.low), show(m.high)] for name, m in figures.items()
+            }
+            text = markdown(header, [[name, show(m.value), *ends[name], str(m.n)] for name, m in figures.items()])
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text(tag, text, trainer.global_step)
+            else:
+                logger.experiment.log_text(logger.run_id, f"{text}\n", f"{tag}.md")
