@@ -50,7 +50,7 @@ format: install
 	$(BIN)/ruff format .
 
 docs: install  ## build the site of the documentation: build/docs/index.html; a warning is an error
-	rm -rf build/docs
+	rm -rf build/docs build/doctrees
 	$(BIN)/python -m sphinx -W --keep-going -q -j $(WORKERS) -d build/doctrees docs build/docs
 
 types: install
