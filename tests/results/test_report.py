@@ -149,6 +149,11 @@ def test_curves_leave_out_what_is_not_finite_and_are_thinned():
     assert len(points.split()) == 400
     assert "nan" not in drawing
     assert draw_lines("loss", {"a": [(0, float("inf"))]}) == ""
+    colour = re.compile(r'stroke="(#\w+)"')
+    both = colour.findall(draw_lines("loss", {"a": [(0, 1.0), (1, 2.0)], "b": [(0, 1.0), (1, 3.0)]}))
+    alone = draw_lines("loss", {"a": [], "b": [(0, 1.0), (1, 3.0)]})
+    assert colour.findall(alone) == both[1:], "a run has one colour on a page, whichever others have the curve"
+    assert "b &nbsp;" in alone
     assert "<b>" not in draw_lines("<b>", {"<i>": [(0, 1.0), (1, 1.0)]})
 
 

@@ -20,6 +20,8 @@ __all__ = ["STYLE", "Pictures", "details", "document", "table_of"]
 _WIDEST = 1400
 """Pixels. A wider picture is made smaller, where it would not fit otherwise."""
 _QUALITY = 80
+_SHORT = 60
+"""Letters of a cell that is not broken into lines."""
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2024; --paper: #ffffff; --line: #d5d9de; --soft: #f3f5f7; --mark: #0b57d0; }
@@ -29,16 +31,18 @@ STYLE = """
 body { margin: 0 auto; max-width: 72rem; padding: 1.5rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); } h3 { margin-top: 1.5rem; }
-nav a, a { color: var(--mark); } nav a { margin-right: 1rem; }
+nav a, a { color: var(--mark); } nav { display: flex; flex-wrap: wrap; gap: 0.3rem 1rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
 th:first-child, td:first-child { text-align: left; }
-td.best { font-weight: 700; }
+td.best { font-weight: 700; } table.short { white-space: nowrap; }
+.many { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 0 1.5rem; }
+summary { margin: 0.5rem 0; cursor: pointer; }
 figure { margin: 1rem 0; } figcaption, .note { font-size: 0.85rem; opacity: 0.8; }
 figure img { max-width: 100%; background: #ffffff; border-radius: 4px; }
 pre { background: var(--soft); padding: 1rem; overflow-x: auto; font-size: 0.8rem; }
-svg text { fill: var(--ink); }
+svg { max-width: 100%; height: auto; } svg text { fill: var(--ink); }
 .warn { border-left: 4px solid #d93025; padding-left: 0.8rem; }
 """
 
@@ -63,7 +67,7 @@ def document(title: str, sections: Sequence[tuple[str, str]]) -> str:
 
 
 def table_of(header: Sequence[str], rows: Sequence[Sequence[str]], best: Sequence[tuple[int, int]] = ()) -> str:
-    """A table. ``best`` names the cells in bold by row and column.
+    """A table. ``best`` names the cells in bold by row and column. Cells are lines, unless some are long texts.
 
     >>> table_of(["run", "AUROC"], [["a", "0.9"]], best=[(0, 1)]).count("best")
     1
@@ -75,7 +79,9 @@ def table_of(header: Sequence[str], rows: Sequence[Sequence[str]], best: Sequenc
             f"<td{' class=best' if (i, j) in bold else ''}>{escape(cell)}</td>" for j, cell in enumerate(row)
         )
         lines.append(f"<tr>{cells}</tr>")
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    short = max((len(cell) for row in [header, *rows] for cell in row), default=0) <= _SHORT
+    start = "<table class=short>" if short else "<table>"
+    return f'<div class="wide">{start}<thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
 def details(title: str, text: str) -> str:

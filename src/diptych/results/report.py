@@ -54,8 +54,18 @@ def _figures(shown: Sequence[ResultsTable], view: View, against: Against | None)
 def _training(runs: Sequence[RunResults]) -> str:
     scalars = {run.label: read_scalars(run.file.parent) for run in runs}
     tags = sorted({tag for of in scalars.values() for tag in of if tag.startswith(_CURVES)})
-    drawings = [draw_lines(tag, {name: of[tag] for name, of in scalars.items() if tag in of}) for tag in tags]
-    return "".join(drawings) or "<p>No event files of TensorBoard lie beside these results.</p>"
+    drawings = {tag: draw_lines(tag, {name: of.get(tag, []) for name, of in scalars.items()}) for tag in tags}
+    first = "".join(drawing for tag, drawing in drawings.items() if not _is_detail(tag))
+    rest = "".join(drawing for tag, drawing in drawings.items() if _is_detail(tag))
+    if not first + rest:
+        return "<p>No event files of TensorBoard lie beside these results.</p>"
+    more = f'<details><summary>single findings and directions</summary><div class="many">{rest}</div></details>'
+    return f'<div class="many">{first}</div>{more if rest else ""}'
+
+
+def _is_detail(tag: str) -> bool:
+    """Whether a curve is of one finding, or of one direction of retrieval: ``val/zero_shot/auroc/Edema``."""
+    return tag.startswith("val/") and tag.count("/") > 2 and not tag.endswith("/macro")
 
 
 def _shares(shown: Sequence[ResultsTable], view: View, pictures: Pictures) -> str:

@@ -43,7 +43,8 @@ def draw_lines(title: str, lines: Mapping[str, Points]) -> str:
 
     Args:
         title: what is drawn.
-        lines: points by the name of the run.
+        lines: points by the name of the run. Each run has the colour of its place here. One without points has no line, but
+            keeps its place, so that it has one colour in all drawings of a page.
     """
     known = {name: [(s, v) for s, v in points if math.isfinite(v)] for name, points in lines.items()}
     finite = {name: _thinned(points) for name, points in known.items() if points}
@@ -75,19 +76,17 @@ def draw_lines(title: str, lines: Mapping[str, Points]) -> str:
     for step, anchor in ((first, "start"), (last, "end")):
         x = place(step, low)[0]
         parts.append(f'<text x="{x:.1f}" y="{_HEIGHT - 8}" font-size="11" text-anchor="{anchor}">{step}</text>')
-    for number, points in enumerate(finite.values()):
+    colours = {name: _COLOURS[number % len(_COLOURS)] for number, name in enumerate(lines)}
+    for name, points in finite.items():
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(s, v) for s, v in points))
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = colours[name]
         if len(points) == 1:
             x, y = place(*points[0])
             parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>')
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-    legend = "".join(
-        f'<span style="color:{_COLOURS[i % len(_COLOURS)]}">&#9632;</span> {escape(name)} &nbsp; '
-        for i, name in enumerate(finite)
-    )
+    legend = "".join(f'<span style="color:{colours[name]}">&#9632;</span> {escape(name)} &nbsp; ' for name in finite)
     drawing = f'<svg viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" width="{_WIDTH:g}" role="img">{"".join(parts)}</svg>'
-    return f"<figure>{drawing}<figcaption>{legend if len(finite) > 1 else ''}over optimiser steps</figcaption></figure>"
+    return f"<figure>{drawing}<figcaption>{legend if len(lines) > 1 else ''}over optimiser steps</figcaption></figure>"
 
 
 def _thinned(points: Points) -> Points:

@@ -98,7 +98,7 @@ function picture(model, bar) {
   if (model.map) {
     frame.append(make("img", "", { src: model.map, className: "drawn", alt: `where ${model.name} sees “${model.seen.word}”` }));
     whole.append(scale(bar));
-  }
+  } else whole.append(make("div", "", { className: "bar" })); // pictures of two models have one size
   if (at("sides").checked) frame.append(make("b", "R", { className: "right" }), make("b", "L", { className: "left" }));
   return whole;
 }
