@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 
 import cv2
+import hostile
 import numpy as np
 import pytest
 
 import diptych
 from diptych.app.answers import Warm, answer
 from diptych.errors import ConfigError, DataError
-from diptych.radiographs.read import read_radiograph
+from diptych.radiographs.intensity import Intensity
+from diptych.radiographs.read import radiograph_of_bytes, read_radiograph
 from diptych.results.attention import draw_seen, full_colour_of, overlay, panel_of
 
 PHRASE = "There is an effusion."
@@ -68,6 +70,22 @@ def test_the_map_is_that_of_the_word_and_of_the_scale(world, models):
         assert other["without"].startswith("The head Global has no maps.")
     assert [word for _, word in one["words"]] == ["effusion"]
     assert draw_seen(seen, most=1).width > 0  # the same pieces that `model.show` draws
+
+
+def test_a_file_is_read_once_as_in_training_and_its_notes_are_told(models):
+    raw = hostile.dicom("ExplicitVRLittleEndian", PatientOrientation=["R", "F"])
+    model, before = models[0].model, models[0].model.intensity
+    try:
+        model.intensity = Intensity((5, 60))  # a picture that has been read must not be stretched again
+        (one,) = answer(models[:1], raw, PHRASE)["models"]
+        grey = radiograph_of_bytes(raw, source="picture", intensity=model.intensity)
+        seen = model.look(raw, PHRASE)
+    finally:
+        model.intensity = before
+    assert np.abs(decoded(one["picture"]).astype(int) - grey[..., None]).mean() < 4
+    assert one["seen"]["peak"] == pytest.approx(float(seen.peaks[seen.words.index("effusion")]))
+    assert len(one["notes"]) == 1
+    assert "orientation" in one["notes"][0].lower()
 
 
 def test_another_phrase_asks_the_reports_once(world, models, monkeypatch):

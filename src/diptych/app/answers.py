@@ -17,7 +17,7 @@ from diptych.head import Grounds
 from diptych.model.inference import TrainedModel
 from diptych.predict.values import Values, What
 from diptych.radiographs.letterbox import letterbox
-from diptych.radiographs.read import radiograph_of_bytes
+from diptych.radiographs.read import Radiograph, open_bytes
 from diptych.reports.text import names_nothing
 from diptych.results.attention import colour_bar, full_colour_of, overlay, panel_of, reduced, scale_marks
 from diptych.results.seen import Seen, choose_words
@@ -68,23 +68,23 @@ class Warm:
             "reports": self._values.about.get("reports") if self._values else None,
         }
 
-    def look(self, raw: bytes, phrase: str) -> tuple[NDArray[np.uint8], Seen | None]:
-        """The picture of a file ``[h,v]``, and what the head sees of a phrase in it, if it has maps.
+    def look(self, raw: bytes, phrase: str) -> tuple[Radiograph, Seen | None]:
+        """The picture of a file, and what the head sees of a phrase in it, if it has maps.
 
         Raises:
             ConfigError: the image tower has no regions.
             ImageError: the file is no radiograph that can be read.
         """
-        if phrase and isinstance(self.model.module.head, Grounds):
-            seen = self.model.look(raw, phrase)
-            return seen.image, seen
-        return radiograph_of_bytes(raw, source="picture", intensity=self.model.intensity), None
+        picture = open_bytes(raw, source="picture", intensity=self.model.intensity)
+        grounds = phrase and isinstance(self.model.module.head, Grounds)
+        return picture, self.model.look(picture, phrase) if grounds else None
 
-    def say(self, grey: NDArray[np.uint8], phrase: str, seen: Seen | None) -> dict[str, Any]:
+    def say(self, picture: Radiograph, phrase: str, seen: Seen | None) -> dict[str, Any]:
         """The score of the phrase, probabilities of findings and nearest reports, without the map."""
-        square = torch.from_numpy(letterbox(grey, self.model.image_size)[0])[None, None]
+        square = torch.from_numpy(letterbox(picture.pixels, self.model.image_size)[0])[None, None]
         score = seen.score if seen else float(self.model.similarity(square, phrase)) if phrase else None
         said: dict[str, Any] = {"name": self.name, "score": score, "local": seen and seen.local, "map": None}
+        said["notes"] = picture.notes
         if not self.about["maps"]:
             said["without"] = (
                 f"The head {type(self.model.module.head).__name__} has no maps. It scores the whole picture."
@@ -126,11 +126,11 @@ def answer(models: Sequence[Warm], raw: bytes, phrase: str, start: int | None = 
     if len(phrase) > _LONGEST:
         raise ConfigError(f"the phrase has {len(phrase):,} letters; shorten it to {_LONGEST:,}")
     looks = [model.look(raw, phrase) for model in models]
-    said = [model.say(grey, phrase, seen) for model, (grey, seen) in zip(models, looks, strict=True)]
+    said = [model.say(picture, phrase, seen) for model, (picture, seen) in zip(models, looks, strict=True)]
     drawn = [(one, seen, _word(seen, start)) for one, (_, seen) in zip(said, looks, strict=True) if seen is not None]
     full = full_colour_of(max((float(seen.peaks[i]) for _, seen, i in drawn if i is not None), default=1.0))
-    for one, (grey, _) in zip(said, looks, strict=True):
-        one["picture"], one["shape"] = _jpeg(reduced(grey)), grey.shape
+    for one, (picture, _) in zip(said, looks, strict=True):
+        one["picture"], one["shape"] = _jpeg(reduced(picture.pixels)), picture.pixels.shape
     for one, seen, i in drawn:
         one["words"] = _words(seen)
         if i is None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diptych.errors import ConfigError
 from diptych.radiographs.intensity import Intensity
-from diptych.radiographs.read import grey_of, radiograph_of_bytes, read_radiograph, to_grey
+from diptych.radiographs.read import Radiograph, grey_of, radiograph_of_bytes, read_radiograph, to_grey
 
 __all__ = ["each_picture", "each_text", "grey_picture", "in_range", "is_many"]
 
@@ -27,8 +27,8 @@ def each_picture(pictures: Any) -> list[Any]:
 
     Args:
         pictures: a path, the bytes of a file, an open file, a pydicom data set, a PIL image, an array or a tensor; or a list
-            of them. An array is ``[h,v]`` or ``[h,v,3]``. A batch is ``[B,h,v]``, ``[B,1,h,v]``, ``[B,3,h,v]`` or
-            ``[B,h,v,3]``.
+            of them. What :func:`~diptych.radiographs.read.open_radiograph` gave is taken as it is. An array is ``[h,v]`` or
+            ``[h,v,3]``. A batch is ``[B,h,v]``, ``[B,1,h,v]``, ``[B,3,h,v]`` or ``[B,h,v,3]``.
 
     Raises:
         ConfigError: it is none of these.
@@ -82,7 +82,7 @@ def _parts(value: Any, where: str) -> list[Any] | None:
     from PIL import Image
     from pydicom import Dataset
 
-    if isinstance(value, str | os.PathLike | Image.Image | bytes | bytearray | memoryview | Dataset):
+    if isinstance(value, str | os.PathLike | Radiograph | Image.Image | bytes | bytearray | memoryview | Dataset):
         return [value]
     if isinstance(value, io.IOBase):
         return [value.read()]
@@ -133,6 +133,8 @@ def grey_picture(
     from PIL import Image
     from pydicom import Dataset
 
+    if isinstance(picture, Radiograph):
+        return picture.pixels
     if isinstance(picture, str | os.PathLike):
         return read_radiograph(os.fspath(picture), intensity)
     if isinstance(picture, Image.Image):

@@ -28,6 +28,7 @@ __all__ = [
     "Radiograph",
     "grey_of",
     "look_up",
+    "open_bytes",
     "open_radiograph",
     "radiograph_of_bytes",
     "read_mask",
@@ -236,9 +237,28 @@ def radiograph_of_bytes(raw: bytes, *, source: str, intensity: Intensity = _AS_S
     Raises:
         ImageError: as :func:`open_radiograph`.
     """
+    return open_bytes(raw, source=source, intensity=intensity).pixels
+
+
+def open_bytes(raw: bytes, *, source: str, intensity: Intensity = _AS_STORED) -> Radiograph:
+    """Read a whole file that is at hand as bytes, as :func:`open_radiograph` reads one from the disk.
+
+    Args:
+        raw: the file's content.
+        source: what it is, for messages.
+        intensity: how stored values become grey.
+
+    Raises:
+        ImageError: as :func:`open_radiograph`.
+    """
     if len(raw) > MAX_BYTES:
         raise refuse("oversized image", f"{source}: {len(raw)} bytes is over the limit of {MAX_BYTES}; leave it out")
-    return _name_errors(Path(source), lambda: _render(_decode(raw, Path(source), intensity.window), intensity, source))
+
+    def read() -> Radiograph:
+        decoded = _decode(raw, Path(source), intensity.window)
+        return Radiograph(_render(decoded, intensity, source), decoded.notes, decoded.aspect)
+
+    return _name_errors(Path(source), read)
 
 
 def read_radiograph_float(path: Path | str, intensity: Intensity = _AS_STORED) -> NDArray[np.float32]:

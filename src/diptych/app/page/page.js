@@ -76,6 +76,7 @@ function section(model, bar) {
   }
   else if (!model.without) parts.push(make("p", "Write a phrase, and its words have maps.", { className: "note" }));
   if (model.without) parts.push(make("p", model.without, { className: "note" }));
+  for (const note of model.notes) parts.push(make("p", `The file: ${note}.`, { className: "note" }));
   if (model.score !== null) {
     const local = model.local === null ? "" : `, its local part ${model.local.toFixed(3)}`;
     parts.push(make("p", `Score of the phrase ${model.score.toFixed(3)}${local}`));
