@@ -172,8 +172,9 @@ def test_a_block_of_yaml_is_a_recipe_or_a_part_of_one(snippet, place, monkeypatc
     part = tmp_path / "part.yaml"
     part.write_text(yaml.safe_dump(described))
     base = place / "my.yaml"
-    if "class_path" in described["model"]:  # a task, which has no towers of the base
+    task = "class_path" in described.get("model", {})
+    if task:  # which has no towers of the base
         base = tmp_path / "data.yaml"
         base.write_text(yaml.safe_dump({"data": yaml.safe_load((place / "my.yaml").read_text())["data"]}))
-    base = [] if "class_path" in described.get("data", {}) and "class_path" in described["model"] else ["-c", str(base)]
+    base = [] if task and "class_path" in described.get("data", {}) else ["-c", str(base)]
     parsed(monkeypatch, place, "fit", *base, "-c", str(part))
