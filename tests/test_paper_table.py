@@ -10,14 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(3600),
-    # The tests passed on a folder that was made with an interruption. As one run they have not been seen to end yet.
-    pytest.mark.skipif(
-        "DIPTYCH_PAPER_TABLE" not in os.environ, reason="half an hour of one core: DIPTYCH_PAPER_TABLE=1"
-    ),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 SCRIPT = Path(__file__).with_name("paper_table.py")
 WHOLE = ["local_pooling", "pcma", "gloria", "mgca", "chexzero"]
 TAKERS = {

@@ -342,6 +342,7 @@ def test_runs_in_processes_of_their_own_tell_what_went_wrong(fails, files, monke
     if fails:
         script = "echo diptych: error: plain seed 0: diptych fit failed: no more memory; exit 2"
     monkeypatch.setattr(sys, "executable", stand_in(files / "python", script))
+    monkeypatch.setattr(children, "FORKS", False)
     monkeypatch.setattr(compare, "cores", lambda: 7)
     message = "diptych fit failed: no more memory" if fails else "the recipe or the variants have changed since"
     with pytest.raises(ConfigError, match=f"^plain seed 0: {message}"):

@@ -7,18 +7,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
+from diptych.cli.warm import FORKS, PATIENCE, Forked, Warm
 from diptych.errors import ConfigError
 
-__all__ = ["Child", "call", "cores", "run_all"]
+__all__ = ["Child", "call", "cores", "run_all", "warm"]
 
 _PAUSE = 0.1
 """Seconds between two looks at the processes."""
-_PATIENCE = 60.0
-"""Seconds that processes have to end, if this command fails itself."""
+_Process: TypeAlias = "subprocess.Popen[bytes] | Forked"
+_warm: Warm | None = None
+"""What commands are forked from. Without it, each is started anew."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,24 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@contextmanager
+def warm() -> Iterator[None]:
+    """Within it, all commands are forked from one process that has imported everything, where the platform forks well.
+
+    A context within another one uses the same process.
+    """
+    global _warm
+    if not FORKS or _warm is not None:
+        yield
+        return
+    _warm = Warm()
+    try:
+        yield
+    finally:
+        _warm.close()
+        _warm = None
+
+
 def run_all(
     children: Sequence[Child],
     jobs: int,
@@ -71,7 +93,7 @@ def run_all(
     from diptych.training.interruption import ENDING
 
     received: list[int] = []
-    waiting, running = list(children), list[tuple[Child, "subprocess.Popen[bytes]"]]()
+    waiting, running = list(children), list[tuple[Child, _Process]]()
 
     def pass_on(number: int, frame: object) -> None:
         received.append(number)
@@ -82,6 +104,8 @@ def run_all(
     try:
         while running or (waiting and not received):
             while waiting and len(running) < jobs and not received:
+                if _warm is not None and not _warm.ready(lambda: received):
+                    break
                 child = waiting.pop(0)
                 running.append((child, _start(child, environment or {})))
                 if received:  # it may have come before the process was known
@@ -92,7 +116,7 @@ def run_all(
             running = [pair for pair in running if pair not in done]
             for child, process in done:
                 if not received:
-                    ended(child, child.error(process.returncode))
+                    ended(child, child.error(process.returncode or 0))
     finally:
         _end([process for _, process in running])  # an error here must leave no process behind
         for number, handler in before.items():
@@ -101,16 +125,19 @@ def run_all(
         sys.exit(128 + received[0])
 
 
-def _start(child: Child, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "diptych", *child.command]
+def _start(child: Child, environment: Mapping[str, str]) -> _Process:
+    whole = {**os.environ, **environment}
     with child.log.open("wb") as file:
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environment})
+        if _warm is not None:
+            return _warm.start(child.command, child.log, whole)
+        command = [sys.executable, "-m", "diptych", *child.command]
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=whole)
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def _end(processes: Sequence[_Process]) -> None:
     for process in processes:
         process.terminate()
-    end = time.monotonic() + _PATIENCE
+    end = time.monotonic() + PATIENCE
     for process in processes:
         try:
             process.wait(max(0.0, end - time.monotonic()))

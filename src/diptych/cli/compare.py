@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from diptych.checks import check_number
-from diptych.cli.children import Child, call, cores, run_all
+from diptych.cli.children import Child, call, cores, run_all, warm
 from diptych.cli.made_with import changed_parts
 from diptych.cli.variants import Variant, read_mapping, read_variants
 from diptych.errors import ConfigError
@@ -334,12 +334,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     for run in todo:
         run.changed()  # a folder that something else has made is found now, not after hours
     progress = _Progress(todo)
-    if args.jobs == 1:
-        _one_by_one(todo, args.config, extra, progress)
-    else:
-        command = ["compare", "-c", str(args.config), "--variants", str(source), "--run", str(args.run)]
-        command += [] if args.probe_pairs is None else ["--probe-pairs", str(args.probe_pairs)]
-        _several(todo, args.jobs, command, extra, progress)
+    with warm():
+        if args.jobs == 1:
+            _one_by_one(todo, args.config, extra, progress)
+        else:
+            command = ["compare", "-c", str(args.config), "--variants", str(source), "--run", str(args.run)]
+            command += [] if args.probe_pairs is None else ["--probe-pairs", str(args.probe_pairs)]
+            _several(todo, args.jobs, command, extra, progress)
     if not args.runs_only:
         complete = [run for run in runs if not run.todo()]
         title = f"{args.config.name}, {source.name}, diptych {__version__}"

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from diptych.checks import check_number
-from diptych.cli.children import Child, cores, run_all
+from diptych.cli.children import Child, cores, run_all, warm
 from diptych.cli.made_with import changed_parts
 from diptych.cli.rows import Model, Suite, Test, read_suite
 from diptych.errors import ConfigError
@@ -238,9 +238,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(list(sys.argv[2:] if argv is None else argv))
     check_number("--jobs", args.jobs, least=1, whole=True)
-    suite, checkpoints = _checkpoints(read_suite(args.config, _words(args.set), args.models), args.run, args.jobs)
-    cells = [Cell(model, test, args.run / model.name / test.name) for model, test in suite.pairs()]
-    failed = _test(cells, checkpoints, args.jobs)
+    suite = read_suite(args.config, _words(args.set), args.models)
+    with warm():
+        suite, checkpoints = _checkpoints(suite, args.run, args.jobs)
+        cells = [Cell(model, test, args.run / model.name / test.name) for model, test in suite.pairs()]
+        failed = _test(cells, checkpoints, args.jobs)
     if failed:
         others = f"{len(failed)} tests failed, the first: " if failed[1:] else ""
         raise ConfigError(f"{others}{failed[0]}")
