@@ -72,6 +72,20 @@ def check_catalogue(wheel: Path, folder: Path) -> None:
     print(f"diptych {version}")
 
 
+def tracked() -> set[str]:
+    """The files of git."""
+    return set(run("git", "-C", str(ROOT), "ls-files").split("\n")) - {""}
+
+
+def check_packages(wheel: Path) -> None:
+    """The wheel holds every file of the packages, those without code too."""
+    folders = ("src/", "heads/", "datamodules/")
+    own = {name.partition("/")[2] for name in tracked() if name.startswith(folders)}
+    if missing := sorted(own - set(contents(wheel))):
+        sys.exit(f"the wheel lacks {', '.join(missing)}; name their kind in pyproject.toml under package-data")
+    print(f"wheel: {len(own)} files of the packages")
+
+
 def check_files(sdist: Path) -> None:
     """The sdist holds the files of git, those for git itself left out, and no large one."""
     with tarfile.open(sdist) as archive:
@@ -79,10 +93,10 @@ def check_files(sdist: Path) -> None:
     sizes = {name: size for name, size in sizes.items() if name != "PKG-INFO" and ".egg-info/" not in name}
     if large := {name: size for name, size in sizes.items() if size > LARGEST}:
         sys.exit(f"the sdist has files above {LARGEST:,} bytes: {large}")
-    tracked = set(run("git", "-C", str(ROOT), "ls-files").split("\n")) - {""} - FOR_GIT
-    if missing := sorted(tracked - set(sizes)):
+    expected = tracked() - FOR_GIT
+    if missing := sorted(expected - set(sizes)):
         sys.exit(f"the sdist lacks {', '.join(missing)}; name their kind in MANIFEST.in")
-    if others := sorted(set(sizes) - tracked):
+    if others := sorted(set(sizes) - expected):
         sys.exit(f"the sdist holds files that are not in git: {', '.join(others)}; add them, or remove them")
     print(f"sdist: {len(sizes)} files, those of git, {sdist.stat().st_size / 1e6:.1f} MB")
 
@@ -98,6 +112,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         wheel = build(ROOT, folder / "tree", "wheel")
+        check_packages(wheel)
         check_catalogue(wheel, folder / "environment")
         sdist = build(ROOT, folder / "sdist", "sdist")
         check_files(sdist)
