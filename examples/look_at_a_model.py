@@ -20,7 +20,7 @@ arguments = parser.parse_args()
 model = diptych.load(arguments.run)
 pictures, reports = arguments.pictures, [arguments.text, "No pleural effusion.", "The heart is enlarged."]
 if not pictures:
-    data = Phantom(train=1, val=1, test=6, size=128)
+    data = Phantom(train=1, val=1, test=6, size=128, seed=1, section="impression")
     data.setup("test")
     samples = [data.native("test", index) for index in range(6)]
     pictures, reports = [sample.image for sample in samples], reports + [sample.text for sample in samples]

@@ -6,6 +6,7 @@ the one of the tree. Run by ``make wheel``.
 """
 
 import configparser
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -107,14 +108,27 @@ def contents(wheel: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
+def copied(folder: Path) -> Path:
+    """The files of git in a folder of their own.
+
+    A build in the tree leaves an ``egg-info`` there. Python run from the tree then reads the catalogue in it, even an old one.
+    """
+    for name in tracked():
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, place)
+    return folder
+
+
 def main() -> None:
     """Build both, and check them."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        wheel = build(ROOT, folder / "tree", "wheel")
+        tree = copied(folder / "source")
+        wheel = build(tree, folder / "tree", "wheel")
         check_packages(wheel)
         check_catalogue(wheel, folder / "environment")
-        sdist = build(ROOT, folder / "sdist", "sdist")
+        sdist = build(tree, folder / "sdist", "sdist")
         check_files(sdist)
         with tarfile.open(sdist) as archive:
             archive.extractall(folder / "unpacked", filter="data")

@@ -200,8 +200,15 @@ class Phantom(RadiographDataModule):
     @property
     def protocol(self) -> str:
         """The collection and the text."""
+        seed, mix, normal, most, filler = (
+            self.options[name] for name in ("seed", "mix", "normal", "max_findings", "filler")
+        )
+        mixed = "standard" if mix is None else " ".join(f"{name} {float(mix[name]):g}" for name in sorted(mix))
         shown = f", masks of {self.masks}" if self.masks else ""
-        return f"phantom seed {self.options['seed']}, {self.size} px, section {self.section}{shown}"
+        return (
+            f"phantom seed {seed}, {self.size} px, section {self.section}, mix {mixed}, normal {normal:g}, "
+            f"at most {most} findings, filler {filler:g}{shown}"
+        )
 
     def _indices(self, split: Split) -> range:
         splits = list(self.sizes)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from diptych.errors import ConfigError
+from diptych_datamodules.phantom import Phantom
 from diptych_datamodules.phantoms import (
     DEVICES,
     FINDINGS,
@@ -324,3 +325,14 @@ def test_impossible_findings_are_refused(fields, message):
 def test_impossible_sizes_are_refused(size):
     with pytest.raises(ConfigError, match=f"size is {size}; give a whole number from 16 to 4096"):
         render(PLANS[0], size)
+
+
+def test_the_protocol_tells_apart_all_that_makes_another_collection():
+    others = [{"seed": 1}, {"size": 32}, {"mix": {"Nodule": 1}}, {"normal": 0.9}, {"max_findings": 1}, {"filler": 0.8}]
+    others += [{"section": "impression"}, {"masks": "lungs"}, {}]
+    protocols = [Phantom(train=4, val=4, test=6, **options).protocol for options in others]
+    assert len(set(protocols)) == len(others)
+    assert (
+        Phantom(mix={"Nodule": 1, "Consolidation": 2}).protocol
+        == Phantom(mix={"Consolidation": 2.0, "Nodule": 1}).protocol
+    )

@@ -72,7 +72,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ):
             done = inprocess.diptych(*arguments)
             assert done.returncode == 0, done.stderr
-    for name in ("demo-local_pooling", "a", "b", "c"):
+    for name in ("demo-local_pooling", "first", "a", "b", "c"):
         shutil.copytree(folder / "runs/mine", folder / "runs" / name)
     Image.open(next((folder / "my/pictures").rglob("*.png"))).save(folder / "a.png")
     (folder / "b.dcm").write_bytes(hostile.dicom("ExplicitVRLittleEndian"))
