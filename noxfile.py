@@ -8,6 +8,8 @@ nox.options.default_venv_backend = "venv"
 nox.options.sessions = ["tests"]
 _ENV = {"HF_HUB_OFFLINE": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
 _TOOLS = ("pytest>=8", "pytest-xdist>=3.6", "pytest-timeout>=2.3")
+_REFERENCES = ("scikit-learn", "pycocotools>=2.0.8", "nltk", "rouge-score", "sacrebleu")
+"""What tests of metrics compare with."""
 _QUICK = (
     "tests/nn",
     "tests/metrics",
@@ -34,7 +36,7 @@ def tests(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def oldest(session: nox.Session) -> None:
     """The oldest dependencies that pyproject.toml allows (tests/support/floors.py)."""
-    session.install("-e", ".[dicom,onnx,openclip,parquet,peft,seg]", *_TOOLS, "-c", "tests/oldest.txt")
+    session.install("-e", ".[dicom,onnx,openclip,parquet,peft,seg]", *_TOOLS, *_REFERENCES, "-c", "tests/oldest.txt")
     _test(session, *_QUICK)
 
 

@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -54,6 +56,8 @@ def replying(raw, phrase, word):
         raise DataError("picture: it is\nbad; leave it out")
     if raw == b"broken":
         raise ZeroDivisionError("deep inside")
+    if raw == b"nan":
+        return {"score": float("nan")}
     return {"bytes": len(raw), "phrase": phrase, "word": word}
 
 
@@ -171,6 +175,23 @@ def test_errors_are_told_and_stop_nothing(client, capfd):
     assert client.ask(raw=b"good")[0] == 200
 
 
+@pytest.mark.parametrize("request_line", ["GET http://[ HTTP/1.0", "GET //[/ HTTP/1.0"])
+def test_an_address_that_is_none_is_refused(client, capfd, request_line):
+    with socket.create_connection(("127.0.0.1", client.port)) as sender:
+        sender.sendall(f"{request_line}\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        assert b" 404 " in sender.recv(64)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_length_of_any_digits_is_refused(client):
+    assert client.post(b"x", **{"Content-Length": "9" * 5000})[0] == 413
+
+
+def test_what_is_no_number_is_null(client):
+    status, _, content = client.ask(raw=b"nan")
+    assert (status, json.loads(content)["score"]) == (200, None)
+
+
 def test_a_sender_that_goes_is_no_error(client, capfd):
     with socket.create_connection(("127.0.0.1", client.port)) as sender:
         head = f"POST {client.path}ask HTTP/1.0\r\nHost: 127.0.0.1\r\nOrigin: http://127.0.0.1\r\nContent-Length: 99\r\n\r\n"
@@ -270,3 +291,37 @@ def test_uploads_leave_nothing_whatever_ends_the_command(world, tmp_path, number
         assert "Traceback" not in done.stderr
     with pytest.raises(OSError, match="refused"):
         client.get()
+
+
+SLOW = """
+import types
+import torch
+import diptych.app.answers as answers
+import diptych.model.inference as inference
+from diptych.cli.app import main
+
+def answer(models, raw, phrase, word):
+    print("begun", flush=True)
+    ones = torch.ones(500, 500)
+    for _ in range(300):
+        ones = (ones @ ones).clamp(max=1)
+    return {}
+
+answers.answer = answer
+answers.Warm = lambda *of, **options: types.SimpleNamespace(about={})
+inference.load = lambda *of, **options: None
+main(["a run"])
+"""
+
+
+@pytest.mark.slow
+def test_an_answer_that_is_being_made_is_waited_for(tmp_path):
+    """If Python ended under a thread within torch, the process would abort, and its core would hold the picture."""
+    command = subprocess.Popen([sys.executable, "-c", SLOW], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    address = command.stdout.readline().strip()
+    threading.Thread(target=lambda: Client(address).ask(raw=b"good"), daemon=True).start()
+    while command.stdout.readline() != "begun\n":
+        assert command.poll() is None
+    command.send_signal(signal.SIGINT)
+    out, err = command.communicate(timeout=100)
+    assert (command.returncode, out, err) == (0, "closed\n", "")

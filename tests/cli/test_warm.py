@@ -83,6 +83,13 @@ def run(folder, *commands, jobs=1, **environment):
     return [errors[child.log.stem] for child in family], [child.log.read_text() for child in family]
 
 
+def anew(**variables):
+    """Torch's threads in a process of its own with these variables."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    command = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
+    return int(subprocess.run(command, env={**kept, **variables}, check=True, capture_output=True, text=True).stdout)
+
+
 def test_nothing_is_shared_between_commands(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     errors, logs = run(tmp_path, ["tell", "a b", "ü"], ["tell"], OMP_NUM_THREADS="3", MARK="x")
@@ -90,7 +97,7 @@ def test_nothing_is_shared_between_commands(server, tmp_path, monkeypatch):
     first, second = (json.loads(log.splitlines()[0]) for log in logs)
     assert [log.splitlines()[1:] for log in logs] == [["an error too"]] * 2
     assert first["touched"] is second["touched"] is False
-    assert first["threads"] == second["threads"] == 3
+    assert first["threads"] == second["threads"] == anew(OMP_NUM_THREADS="3")
     assert first["MARK"] == second["MARK"] == "x"
     assert first["folder"] == str(tmp_path)
     assert first["words"] == ["probe", "tell", "a b", "ü"]
@@ -117,7 +124,9 @@ def test_variables_of_this_process_are_those_of_now(server, tmp_path, monkeypatc
     _, logs = run(tmp_path, ["tell"])
     told = json.loads(logs[0].splitlines()[0])
     assert told["MARK"] == "later"
-    assert told["threads"] == children.cores()
+    assert told["threads"] == anew()
+    _, logs = run(tmp_path, ["tell"], OMP_NUM_THREADS="2", MKL_NUM_THREADS="1")
+    assert json.loads(logs[0].splitlines()[0])["threads"] == anew(OMP_NUM_THREADS="2", MKL_NUM_THREADS="1") == 1
 
 
 def test_how_commands_end_is_told_and_none_is_left(server, tmp_path):
@@ -216,7 +225,7 @@ def until(condition, seconds=200):
 
 
 def gone(pid, seconds=20):
-    """Whether a process ends, and nobody's zombie is left."""
+    """Whether a process ends. An orphan may wait as a zombie for the first process of the system."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if not warm._alive(pid):

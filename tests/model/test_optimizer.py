@@ -120,6 +120,23 @@ def test_a_task_refuses_a_value_said_twice():
         FineTune(TimmImage(**IMAGE), lr=0.2, optimizer=sgd)
 
 
+class Fewer(FineTune):
+    """A user's task that has no rate and no decay of its own."""
+
+    def __init__(self, image, *, optimizer=None):
+        super().__init__(image, lr=1e-3, weight_decay=0.0, optimizer=optimizer)
+
+
+def test_a_task_without_arguments_of_its_own_takes_the_optimizers():
+    task = Fewer(TimmImage(**IMAGE), optimizer=sgd)
+    assert (task.lr, task.weight_decay) == (0.1, 0.01)
+
+
+def test_an_optimizer_that_cannot_be_made_is_refused():
+    with pytest.raises(ConfigError, match=r"optimizer: it cannot be made \(Invalid learning rate: -1"):
+        module(optimizer=lambda groups: SGD(groups, lr=-1.0))
+
+
 def test_a_task_trains_by_them(tmp_path):
     table = write_pairs(tmp_path / "data")
     columns = {"patient": "patient", "split": "split", "labels": FINDINGS}

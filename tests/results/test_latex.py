@@ -42,3 +42,5 @@ def test_the_best_of_the_chosen_columns_is_bold(tmp_path):
     assert r"b & 0.800 & \textbf{0.100} \\" in tex  # less is better
     assert "Bold: the best figure of a column." in tex
     assert "Bold" not in latex(tables(runs), View(["accuracy"]))  # a tie of all
+    runs = [run(tmp_path / "c", **{"radeval/radcliq_v1": 0.5}), run(tmp_path / "d", **{"radeval/radcliq_v1": 2.5})]
+    assert r"c & \textbf{0.500} \\" in latex(tables(runs), View([]))

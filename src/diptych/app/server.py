@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from diptych.errors import ConfigError, DiptychError
 from diptych.escaping import one_line
 from diptych.results.html import STYLE
+from diptych.results.record import plain
 
 __all__ = ["MOST_BYTES", "Page", "Question", "Server"]
 
@@ -66,6 +67,10 @@ class Page:
             start = time.perf_counter()
             return {**self._answer(*question), "seconds": time.perf_counter() - start}
 
+    def close(self) -> None:
+        """Wait for the answer that is being made. No other begins."""
+        self._turn.acquire()
+
 
 class Server(ThreadingHTTPServer):
     """The server of a page, at :attr:`address`.
@@ -79,6 +84,7 @@ class Server(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    allow_reuse_port = False  # newer Pythons set it, and a second server would then take the same port
 
     def __init__(self, page: Page, port: int = 0) -> None:
         self.page, self.secret = page, secrets.token_urlsafe(24)
@@ -150,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
         origin = self.headers.get("Origin")
         if (origin is not None or self.command == "POST") and origin != f"http://{host}":
             raise _Refused(HTTPStatus.FORBIDDEN, "only the page itself may ask; a request needs its Origin")
-        _, secret, place = [*urlsplit(self.path).path.split("/", 2), "", ""][:3]
+        _, secret, place = [*self.path.partition("?")[0].split("/", 2), "", ""][:3]
         if not hmac.compare_digest(secret.encode(), self.server.secret.encode()):
             raise _Refused(HTTPStatus.NOT_FOUND, "open the address that the program has printed, with all its letters")
         return place
@@ -175,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
         stated = self.headers.get("Content-Length", "")
         if not (stated.isascii() and stated.isdigit()):
             raise _Refused(HTTPStatus.LENGTH_REQUIRED, "a question states its length (Content-Length)")
-        if int(stated) > MOST_BYTES:
+        if len(stated) > 12 or int(stated) > MOST_BYTES:
             text = f"the file is over the limit of {MOST_BYTES >> 20} MiB; give a smaller one"
             raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
         body = self.rfile.read(int(stated))
@@ -194,7 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
         return raw, phrase, word
 
     def _send_plain(self, status: HTTPStatus, values: dict[str, Any]) -> None:
-        self._send(status, "application/json", json.dumps(values).encode())
+        self._send(status, "application/json", json.dumps(plain(values), allow_nan=False).encode())
 
     def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
         self.send_response(status)

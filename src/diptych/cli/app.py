@@ -77,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         try:
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
+            server.page.close()  # a thread within torch aborts the process, if Python ends under it
             print("closed", flush=True)
 
 

@@ -39,8 +39,10 @@ _MODULES = (
     "torch.utils.tensorboard",
     "transformers.models.bert.modeling_bert",
 )
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""Without these, numpy starts threads when it is imported. NumPy keeps to one thread in all commands, torch does not."""
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
+"""Without it, numpy starts threads when it is imported. NumPy keeps to one thread in all commands, torch does not."""
+_OF_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+"""The process of all commands has none of these, so that torch knows the number it takes by itself."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ class Warm:
         if self._process is None:
             self._connection, theirs = Pipe()
             command = [sys.executable, "-m", __name__, str(theirs.fileno())]
-            environment = {**os.environ, **_ONE_THREAD}
+            kept = {name: value for name, value in os.environ.items() if name not in _OF_THREADS}
+            environment = {**kept, **_ONE_THREAD}
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
             theirs.close()
             while not self._connection.poll(_PAUSE):
@@ -230,8 +233,8 @@ def _end(running: list[int]) -> None:
         number = signal.SIGKILL
 
 
-def _run(order: _Order, mask: set[int | signal.Signals]) -> None:
-    """Run a command in this process, as ``python -m diptych`` does."""
+def _run(order: _Order, mask: set[int | signal.Signals], most: int) -> None:
+    """Run a command in this process, as ``python -m diptych`` does. Torch takes ``most`` threads, if no variable says less."""
     log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -240,19 +243,19 @@ def _run(order: _Order, mask: set[int | signal.Signals]) -> None:
     os.environ.update(order.environment)
     os.chdir(order.folder)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # a signal that came since the fork is heeded now
-    _threads()
+    _threads(most)
     sys.argv = ["diptych", *order.words]
     runpy.run_module("diptych", run_name="__main__", alter_sys=True)
 
 
-def _threads() -> None:
+def _threads(most: int) -> None:
     """Give torch as many threads as it takes by itself, had it been imported with these variables."""
     import numpy as np
     import torch
 
-    given = os.environ.get("OMP_NUM_THREADS") or os.environ.get("MKL_NUM_THREADS") or ""
+    given = os.environ.get("MKL_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or ""
     number = given.partition(",")[0]
-    torch.set_num_threads(int(number) if number.isdigit() and int(number) else len(os.sched_getaffinity(0)))
+    torch.set_num_threads(min(int(number), most) if number.isdigit() and int(number) else most)
     np.random.seed()  # noqa: NPY002  # libraries draw from it, and unseeded commands would all draw the same
 
 
@@ -264,10 +267,13 @@ def main() -> None:
     os.set_inheritable(connection.fileno(), False)
     for module in _MODULES:
         importlib.import_module(module)
+    import torch
+
+    most = torch.get_num_threads()
     gc.freeze()  # no collection writes to what the forked processes share
     order = _serve(connection)
     if order is not None:
-        _run(order, mask)
+        _run(order, mask, most)
 
 
 if __name__ == "__main__":

@@ -159,12 +159,15 @@ def rates_of(optimizer: OptimizerFactory, given: dict[str, Any], of: Callable[..
         of: whose arguments they are. One that has its default there was not set.
 
     Raises:
-        ConfigError: an argument was set to another value than the optimiser has.
+        ConfigError: an argument was set to another value than the optimiser has, or that cannot be made.
     """
-    defaults = {name: signature(of).parameters[name].default for name in given}
-    own = optimizer([nn.Parameter(torch.zeros(1))]).defaults
+    known = signature(of).parameters
+    try:
+        own = optimizer([nn.Parameter(torch.zeros(1, 1))]).defaults
+    except ValueError as error:
+        raise ConfigError(f"optimizer: it cannot be made ({error}); give another, as AdamW") from error
     for name, value in given.items():
-        if value != defaults[name] and value != own.get(name):
+        if name in known and value != known[name].default and value != own.get(name):
             has = f"has {name} {own[name]}" if name in own else f"takes no {name}"
             raise ConfigError(
                 f"{name} is {value}, and the optimizer {has}; leave {name} out here, and set the optimizer's"

@@ -38,7 +38,8 @@ FURTHER = (
     "sensitivity*", "specificity*", "balanced_accuracy", "mcc", "brier", "ece", "precision_*", "recall_*",
 )  # fmt: skip
 """Measures that a table shows only if asked. It would be too wide."""
-_LOWER_IS_BETTER = ("median_rank", "brier", "ece", "entropy")
+_LOWER_IS_BETTER = ("*_rank", "brier", "ece", "entropy", "radcliq*", "*error*", "*loss*", "*distance*")
+"""Patterns of parts of names."""
 
 
 def _is_further(name: str) -> bool:
@@ -122,7 +123,7 @@ class View:
         """Row and column of the cells with a column's best figure. None where there is one row, or all are alike."""
         found = []
         for j, column in enumerate(self.columns(table), start=1):
-            sign = -1 if any(part in _LOWER_IS_BETTER for part in column.split("/")) else 1
+            sign = -1 if any(fnmatchcase(part, one) for part in column.split("/") for one in _LOWER_IS_BETTER) else 1
             summaries = [self.summary(table, runs, column) for runs in self.rows(table).values()]
             values = [-math.inf if one is None or math.isnan(one.mean) else sign * one.mean for one in summaries]
             if len(set(values)) > 1:

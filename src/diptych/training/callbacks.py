@@ -203,8 +203,9 @@ class Results(pl.Callback):
                 self._print(pl_module)
             finally:  # if printing fails, as into a closed pipe, the figures are still written
                 self._write_results(trainer, pl_module, name)
-            log_figures(trainer, pl_module.results, name.removesuffix(".json"))
         self._write_dropped(trainer)
+        if isinstance(pl_module, AlignmentModule | Task):
+            log_figures(trainer, pl_module.results, name.removesuffix(".json"))
 
     def _print(self, pl_module: AlignmentModule | Task) -> None:
         if pl_module.results and not self._printed:

@@ -87,7 +87,7 @@ function section(model, bar) {
   else parts.push(make("p", "The run names no prompt set. Start the program with --prompts SET.", { className: "note" }));
   if (model.nearest) {
     parts.push(make("h3", `Nearest of ${known.reports} reports`));
-    parts.push(make("ol", model.nearest.map(([text, score]) => make("li", [text, " ", make("span", score.toFixed(3))]))));
+    parts.push(make("ol", model.nearest.map(([text, score]) => make("li", [text, " ", make("span", digits(score))]))));
   }
   return make("section", parts);
 }
@@ -114,11 +114,16 @@ function scale(bar) {
   return make("div", [make("p", "attention, times the mean region"), strip], { className: "bar" });
 }
 
+// What is no number comes as null.
+function digits(value) {
+  return value === null ? "not a number" : value.toFixed(3);
+}
+
 function shares(rows) {
   const lines = rows.map(([name, value]) => {
     const length = make("i");
     length.style.width = `${100 * value}%`;
-    return make("tr", [make("td", name), make("td", value.toFixed(3)), make("td", length)]);
+    return make("tr", [make("td", name), make("td", digits(value)), make("td", length)]);
   });
   return make("table", make("tbody", lines), { className: "shares" });
 }
