@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from inspect import signature
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -199,16 +200,15 @@ class Phantom(RadiographDataModule):
 
     @property
     def protocol(self) -> str:
-        """The collection and the text."""
-        seed, mix, normal, most, filler = (
-            self.options[name] for name in ("seed", "mix", "normal", "max_findings", "filler")
-        )
-        mixed = "standard" if mix is None else " ".join(f"{name} {float(mix[name]):g}" for name in sorted(mix))
-        shown = f", masks of {self.masks}" if self.masks else ""
-        return (
-            f"phantom seed {seed}, {self.size} px, section {self.section}, mix {mixed}, normal {normal:g}, "
-            f"at most {most} findings, filler {filler:g}{shown}"
-        )
+        """The collection and the text. Of what phantoms are drawn by, it says all that is not standard."""
+        standard = signature(Phantom).parameters
+        parts = [f"phantom seed {self.options['seed']}", f"{self.size} px", f"section {self.section}"]
+        for name in ("mix", "normal", "max_findings", "filler"):
+            value = self.options[name]
+            if value != standard[name].default:
+                said = ", ".join(f"{key} {value[key]:g}" for key in sorted(value)) if name == "mix" else f"{value:g}"
+                parts.append(f"{name} ({said})" if name == "mix" else f"{name} {said}")
+        return ", ".join([*parts, f"masks of {self.masks}"] if self.masks else parts)
 
     def _indices(self, split: Split) -> range:
         splits = list(self.sizes)

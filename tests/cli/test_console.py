@@ -184,7 +184,7 @@ def test_the_configuration_is_written_before_training(recipe, tmp_path):
 def test_help_shows_our_own_options_first_and_is_short():
     done = inprocess.diptych("fit", "--help")
     assert done.returncode == 0
-    options = ["--run ", "--ckpt_path ", "--model.head ", "--data ", "--figures.pairs ", "--checkpoint.monitor "]
+    options = ["--run", "--ckpt_path", "--model.head ", "--data ", "--figures.pairs ", "--checkpoint.monitor "]
     options += ["--early_stopping.patience ", "--recovery.every_n_train_steps ", "--trainer.max_epochs "]
     places = [done.stdout.index(option) for option in options]
     assert places == sorted(places)
