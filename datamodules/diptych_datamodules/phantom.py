@@ -206,8 +206,11 @@ class Phantom(RadiographDataModule):
         for name in ("mix", "normal", "max_findings", "filler"):
             value = self.options[name]
             if value != standard[name].default:
-                said = ", ".join(f"{key} {value[key]:g}" for key in sorted(value)) if name == "mix" else f"{value:g}"
-                parts.append(f"{name} ({said})" if name == "mix" else f"{name} {said}")
+                if isinstance(value, dict):
+                    said = "(" + ", ".join(f"{key} {value[key]:g}" for key in sorted(value)) + ")"
+                else:
+                    said = f"{value:g}"
+                parts.append(f"{name} {said}")
         return ", ".join([*parts, f"masks of {self.masks}"] if self.masks else parts)
 
     def _indices(self, split: Split) -> range:
