@@ -102,6 +102,7 @@ def test_from_models_and_tests_to_one_table_and_nothing_twice(files, here, tmp_p
         "suite.csv",
         "suite.png",
         "suite.svg",
+        "suite.pdf",
         "table.tex",
         "page.tex",
     }

@@ -125,7 +125,9 @@ def test_the_command_takes_thresholds_from_predictions_of_val_and_draws_curves(f
     best = max(scores, key=lambda t: (scores[labels == 1] >= t).mean() - (scores[labels == 0] >= t).mean())
     assert results["protocol"]["peer"]["thresholds"]["Edema"] == best
     assert results["protocol"]["peer"]["threshold"] == "best Youden index on val"
-    assert {path.name for path in tmp_path.glob("curves-*")} == {"curves-peer.png", "curves-peer.svg"}
+    assert {path.name for path in tmp_path.glob("curves-*")} == {
+        f"curves-peer.{kind}" for kind in ("png", "svg", "pdf")
+    }
     with pytest.raises(ConfigError, match="give the model's predictions on val, as --val FILE"):
         score([str(file), "--threshold", "val_f1"])
     with pytest.raises(ConfigError, match="--val is for --threshold val_f1"):

@@ -53,7 +53,7 @@ def test_files_are_written_for_what_has_scores_of_findings(tmp_path):
         tmp_path, {"zero_shot": kept(probabilities=False), "a/b": kept(), "probe": probe, "segment": other}
     )
     stems = ["curves-zero_shot", "curves-a-b", "curves-probe-10"]
-    assert [path.name for path in paths] == [f"{stem}.{ending}" for stem in stems for ending in ("png", "svg")]
+    assert [path.name for path in paths] == [f"{stem}.{ending}" for stem in stems for ending in ("png", "svg", "pdf")]
     assert scored(other) == {}
     text = (tmp_path / "curves-a-b.svg").read_text()
     assert "14 of 15 findings, those with most positives" in text

@@ -12,7 +12,7 @@ from diptych.metrics.curves import calibration_error, curve_figures, pr_points, 
 from diptych.predictions.base import Array, Columns, Predictions
 from diptych.predictions.kinds import SHARES, logistic, names_of
 from diptych.results.seeds import show
-from diptych.results.sheet import Colour, Sheet, fitted
+from diptych.results.sheet import FORMATS, Colour, Sheet, fitted
 
 __all__ = ["Scored", "draw_classification", "scored", "write_curves"]
 
@@ -151,7 +151,7 @@ def _curve(sheet: Sheet, left: float, points: Array, colour: Colour, marks: bool
 
 
 def write_curves(folder: Path, kept: Mapping[str, Predictions]) -> list[Path]:
-    """Write ``curves-NAME.png`` and ``.svg`` for all predictions that have scores of findings, and return their paths.
+    """Write ``curves-NAME.png``, ``.svg`` and ``.pdf`` for predictions that have scores of findings, and return their paths.
 
     Args:
         folder: where the files go.
@@ -168,7 +168,7 @@ def write_curves(folder: Path, kept: Mapping[str, Predictions]) -> list[Path]:
             title = f"{name}, {part} of the labels, seed 0" if part else name
             sheet = draw_classification(findings, title)
             stem = "-".join(["curves", *name.split("/"), *([part.removesuffix("%")] if part else [])])
-            for ending in ("png", "svg"):
+            for ending in FORMATS:
                 written.append(folder / f"{stem}.{ending}")
                 sheet.save(written[-1])
     return written

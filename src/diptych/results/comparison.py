@@ -17,6 +17,7 @@ from diptych.results.dotplot import Panel, draw
 from diptych.results.paired import RESAMPLES, Paired, holm, over_seeds, over_studies, signed_interval
 from diptych.results.record import plain
 from diptych.results.seeds import Summary, cell, markdown, show, summarise
+from diptych.results.sheet import FORMATS
 
 __all__ = ["LABELS", "Comparison", "Outcome", "Summary", "plain", "show", "summarise"]
 
@@ -233,6 +234,6 @@ class Comparison:
             "missing": self.missing,
         }
         replace_text(folder / "compare.json", json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
-        for kind in ("png", "svg"):
+        for kind in FORMATS:
             draw(self.panels(), list(self.of), folder / f"compare.{kind}")
-        print(f"written: {folder / 'compare.md'}, with .csv, .json, .png and .svg")
+        print(f"written: {folder / 'compare.md'}, with .csv, .json, .png, .svg and .pdf")

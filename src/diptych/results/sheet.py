@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from diptych.errors import ConfigError
 from diptych.escaping import one_line
 from diptych.files import replace_text, replacing
+from diptych.results.pdf import Page
 
 __all__ = ["FORMATS", "Colour", "Sheet", "fitted", "kind_of", "text_width", "wrapped"]
 
@@ -26,10 +27,13 @@ Format = Literal["png", "svg", "pdf"]
 FORMATS: tuple[Format, ...] = ("png", "svg", "pdf")
 """The kinds of file that a sheet is written as. The ending of the name tells which."""
 
-_PNG_SCALE, _PDF_SCALE = 2, 4
+_PNG_SCALE = 2
 """Pixels a unit."""
+_EM = 1000
+"""The size of letters at which a PDF's font is measured."""
 _HALO: Colour = (20, 20, 20)
 _ANCHORS = {"start": "ls", "middle": "ms", "end": "rs"}
+_SHARES = {"start": 0.0, "middle": 0.5, "end": 1.0}
 
 
 def _font(size: float) -> Any:
@@ -251,6 +255,24 @@ class Sheet:
                 ElementTree.SubElement(root, "text", _numbers(place) | style).text = item.text
         return ElementTree.tostring(root, encoding="unicode")
 
+    def pdf(self, title: str) -> bytes:
+        """The sheet as PDF. Text is text in a font that the file holds, and each picture keeps its own pixels."""
+        page = Page(self.width, self.height, title, _font(_EM))
+        for item in self._items:
+            if isinstance(item, _Picture):
+                page.picture(item.x, item.y, item.width, item.height, item.pixels)
+            elif isinstance(item, _Line):
+                page.line(item.points, item.colour, item.width)
+            elif isinstance(item, _Area):
+                page.area(item.points, item.colour)
+            elif isinstance(item, _Disc):
+                page.disc(item.x, item.y, item.radius, item.colour, item.edge)
+            else:
+                width = text_width(item.text, item.size)
+                left = item.x - width * _SHARES[item.anchor]
+                page.text(left, item.y, item.text, item.size, item.colour, width, _HALO if item.halo else None)
+        return page.document()
+
     def _repr_png_(self) -> bytes:
         """The picture as PNG, by which a notebook shows it."""
         out = io.BytesIO()
@@ -259,8 +281,6 @@ class Sheet:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a whole file or none: PNG, SVG or PDF, by its ending.
-
-        A PDF holds one picture of 288 dots an inch. Its text is not text. Turn the SVG into a PDF where that matters.
 
         Raises:
             ConfigError: the ending is another one.
@@ -275,10 +295,7 @@ class Sheet:
             if kind == "png":
                 self.image().save(out, format="PNG")
             else:
-                resolution = 72.0 * _PDF_SCALE
-                self.image(_PDF_SCALE).save(
-                    out, format="PDF", resolution=resolution, quality=95, subsampling=0, title=file.stem
-                )
+                out.write(self.pdf(file.stem))
 
 
 def kind_of(path: Path, option: str = "") -> Format:

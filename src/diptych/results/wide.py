@@ -282,7 +282,7 @@ class WideTable:
         return csv_rows(rows)
 
     def write(self, folder: Path, title: str) -> str:
-        """Write ``suite.md``, ``suite.csv``, ``table.tex``, ``page.tex``, ``suite.png`` and ``suite.svg``.
+        """Write ``suite.md``, ``suite.csv``, ``table.tex``, ``page.tex``, and ``suite.png``, ``.svg`` and ``.pdf``.
 
         Returns:
             The page of Markdown.
@@ -291,6 +291,7 @@ class WideTable:
             DataError: a file cannot be written.
         """
         from diptych.results.dotplot import Panel, draw
+        from diptych.results.sheet import FORMATS
 
         text = self.markdown(title)
         replace_text(folder / "suite.md", text)
@@ -305,7 +306,7 @@ class WideTable:
             means = {name: Summary(m.value, m.low, m.high, 1, int(math.isnan(m.value))) for name, m in cells.items()}
             panels.append(Panel(column.name, means, {}, whole=True))
         key = {"mean": "value", "bar": "95 % interval over patients"}
-        for kind in ("png", "svg"):
+        for kind in FORMATS:
             draw(panels, list(self.models.values()), folder / f"suite.{kind}", key)
         return text
 

@@ -27,7 +27,8 @@ _SLURM = "hpc_ckpt_*.ckpt"
 """Checkpoints that Lightning itself saved when SLURM's signal came."""
 _RESULTS = ("results*.json", "predictions.csv", "predictions.parquet")
 _REST = (
-    "config-*.yaml", "dropped.csv", "hparams.yaml", "diverged.json", "events.out.tfevents.*", "curves-*.png", "curves-*.svg",
+    "config-*.yaml", "dropped.csv", "hparams.yaml", "diverged.json", "events.out.tfevents.*",
+    "curves-*.png", "curves-*.svg", "curves-*.pdf",
 )  # fmt: skip
 _FIGURE = re.compile(r"((epoch\d+|test)-.+|(few_shot|detection|segmentation)\d+)\.(png|svg|pdf)")
 
