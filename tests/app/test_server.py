@@ -197,6 +197,9 @@ def test_a_sender_that_goes_is_no_error(client, capfd):
         head = f"POST {client.path}ask HTTP/1.0\r\nHost: 127.0.0.1\r\nOrigin: http://127.0.0.1\r\nContent-Length: 99\r\n\r\n"
         sender.sendall(head.encode() + b"part")
     assert client.ask(raw=b"good")[0] == 200
+    for thread in [thread for thread in threading.enumerate() if "process_request_thread" in thread.name]:
+        thread.join(60)
+        assert not thread.is_alive()
     assert capfd.readouterr() == ("", "")
 
 
