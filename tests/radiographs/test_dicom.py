@@ -11,6 +11,7 @@ from hostile import DEEP, GREY, dicom
 from PIL import Image
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
+from pydicom.pixels.decoders import JPEGLSLosslessDecoder
 from pydicom.sequence import Sequence
 
 from diptych.radiographs import presentation
@@ -280,7 +281,14 @@ def test_lossless_jpeg_of_every_predictor_and_depth(predictor, bits, write, monk
 
 
 def test_a_missing_decoder_is_named_with_its_remedy(write, monkeypatch):
-    path = write(dicom("JPEGLosslessSV1"))
+    lossless, ls = (write(dicom(name, DEEP), name) for name in ("JPEGLosslessSV1", "JPEGLSLossless"))
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
-    with pytest.raises(ImageError, match=r"JPEG Lossless.*pip install diptych\[dicom\]"):
-        read_radiograph(path)
+    with pytest.raises(
+        ImageError, match=r"needs the package imagecodecs; run `pip install diptych\[dicom\]`$"
+    ) as caught:
+        read_radiograph(lossless)
+    assert caught.value.rule == "unsupported image"
+    monkeypatch.setattr(JPEGLSLosslessDecoder, "_available", {})
+    monkeypatch.setattr(JPEGLSLosslessDecoder, "_unavailable", {"pyjpegls": ("numpy", "pyjpegls>=1.2")})
+    with pytest.raises(ImageError, match=r"needs the package pyjpegls; .*on Python 3.14 `pip install pyjpegls`"):
+        read_radiograph(ls)

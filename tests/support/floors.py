@@ -12,7 +12,7 @@ FILE = ROOT / "tests" / "oldest.txt"
 _HEAD = "# The oldest dependencies of pyproject.toml, written by `python tests/support/floors.py`.\n"
 _TOOLS = {"dev", "docs"}
 """Extras that no user of the package needs."""
-_NEED = re.compile(r"(?P<name>[\w.-]+)(?:\[[\w,]+\])?[>=]=(?P<floor>[\w.]+)(?:,.*)?")
+_NEED = re.compile(r"(?P<name>[\w.-]+)(?:\[[\w,]+\])?[>=]=(?P<floor>[\w.]+)(?:[,;].*)?")
 
 
 def floors(project: dict[str, object]) -> str:

@@ -102,7 +102,11 @@ def _pixels(dataset: pydicom.FileDataset, source: str) -> NDArray[Any]:
 
 
 def _needs(syntax: uid.UID, source: str) -> ImageError:
-    message = f"{source}: {syntax.name} needs another decoder; run `pip install diptych[dicom]`"
+    package = _DECODER[syntax]
+    remedy = "run `pip install diptych[dicom]`"
+    if package == "pyjpegls":
+        remedy += ", or on Python 3.14 `pip install pyjpegls`, which compiles it"
+    message = f"{source}: {syntax.name} needs the package {package}; {remedy}"
     return refuse("unsupported image", message)
 
 
