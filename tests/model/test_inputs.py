@@ -104,6 +104,18 @@ def test_lists_go_through_the_tower_in_batches(model, monkeypatch):
             call(many, batch_size=0)
 
 
+def test_a_probe_can_be_trained_on_what_it_gives(model):
+    for vectors in (
+        model.encode_image(GREY).pooled,
+        model.encode_text(["a", "b"]).pooled,
+        model.similarity(GREY, ["a"]),
+    ):
+        assert not vectors.requires_grad
+        probe = torch.nn.Linear(vectors.shape[1], 1)
+        probe(vectors).sum().backward()
+        assert probe.weight.grad.abs().sum() > 0
+
+
 def test_nothing_gives_nothing(model):
     for none in ([], (), GREY[:0], torch.zeros(0, 1, 24, 30)):
         assert model.encode_image(none).pooled.shape == (0, model.encode_image(GREY[0]).pooled.shape[1])

@@ -101,7 +101,7 @@ class Embeds:
             squares = np.stack([self._square(picture, f"pictures[{i}]") for i, picture in part])
             yield torch.from_numpy(squares)[:, None].to(self.device)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed_image(self, pictures: Any, *, batch_size: int = 32) -> Embedding:
         """The embedding of ``I`` pictures. Its ``pooled`` is ``[I,E]``, L2-normalised.
 
@@ -115,7 +115,7 @@ class Embeds:
             return self.module.embed_image(black).select(torch.arange(0, device=self.device))
         return stack(parts)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed_text(self, texts: str | Sequence[str] | TextBatch, *, batch_size: int = 64) -> Embedding:
         """The embedding of ``T`` texts. Its ``pooled`` is ``[T,E]``, L2-normalised.
 
@@ -134,7 +134,7 @@ class Embeds:
     encode_image, encode_text = embed_image, embed_text
     """The names that the README uses."""
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def similarity(self, pictures: Any, texts: str | Sequence[str] | TextBatch, *, batch_size: int = 32) -> Tensor:
         """The head's score ``[I,T]`` of every picture with every text. Training optimised it, and testing ranks by it.
 

@@ -166,7 +166,7 @@ class TrainedModel(Looks, Shareable):
             calibration is not None,
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _entry_scores(
         self,
         images: Any,
@@ -236,7 +236,7 @@ class TrainedModel(Looks, Shareable):
             replace_text(Path(run) / _CALIBRATION, json.dumps(kept, indent=1) + "\n")
         return calibration
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def retrieve(self, image: Any, reports: str | Sequence[str], k: int = 5) -> list[Retrieved]:
         """The ``k`` reports that the head scores highest with a picture, the best first.
 

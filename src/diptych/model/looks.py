@@ -32,7 +32,7 @@ T = TypeVar("T")
 class Looks(Embeds):
     """A model that shows where its head sees words, and where its queries look."""
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def look(self, picture: Any, text: str) -> Seen:
         """All that the head sees of a text in a picture: maps of the words with their figures, and the pair's score.
 
@@ -58,7 +58,7 @@ class Looks(Embeds):
             weights=weights,
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def heatmap(self, picture: Any, text: str) -> tuple[list[str], NDArray[np.float32]]:
         """The words of a text, and where in the picture the head sees each: ``[words,h,v]`` at the picture's own size.
 
@@ -113,7 +113,7 @@ class Looks(Embeds):
             sheet.save(path)
         return sheet
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def importance(self, picture: Any, text: str) -> NDArray[np.float32]:
         """How much each word of a text counts in its score with the picture: ``[words]``, in the order of :meth:`heatmap`.
 
@@ -128,7 +128,7 @@ class Looks(Embeds):
         weights = head.importance(self.embed_image(picture), self.embed_text(text))[0]
         return np.asarray(weights[: len(self.module.tokenizer.words(text))].float().cpu())
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def observe(self, picture: Any) -> Maps:
         """Where in the picture each of the head's queries looks, in multiples of the mean region.
 
