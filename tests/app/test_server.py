@@ -297,6 +297,7 @@ def test_uploads_leave_nothing_whatever_ends_the_command(world, tmp_path, number
 
 
 SLOW = """
+import signal
 import types
 import torch
 import diptych.app.answers as answers
@@ -310,6 +311,7 @@ def answer(models, raw, phrase, word):
         ones = (ones @ ones).clamp(max=1)
     return {}
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 answers.answer = answer
 answers.Warm = lambda *of, **options: types.SimpleNamespace(about={})
 inference.load = lambda *of, **options: None

@@ -180,9 +180,10 @@ def test_equals_a_plain_loop_with_boxes(phrases):
         means = []
         for name, images in each.items():
             means.append(np.mean([values[m] for values in images.values()]))
-            assert metrics[f"{measure}/{name}"].value == pytest.approx(means[-1], abs=1e-6), measure
+            near = 1e-4 if measure == "auroc" else 1e-6  # rounding decides which of two like pixels comes first
+            assert metrics[f"{measure}/{name}"].value == pytest.approx(means[-1], abs=near), measure
             assert metrics[f"{measure}/{name}"].n == len(images)
-        assert metrics[f"{measure}/macro"].value == pytest.approx(np.mean(means), abs=1e-6)
+        assert metrics[f"{measure}/macro"].value == pytest.approx(np.mean(means), abs=near)
     assert set(metrics) == {f"{measure}/{name}" for measure in MEASURES for name in ("Mass", "Nodule", "macro")}
     assert 0 < metrics["pointing/macro"].value < 0.9
     protocol = json.loads(json.dumps(evaluator.protocol))

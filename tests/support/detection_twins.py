@@ -41,7 +41,9 @@ def by_pycocotools(predicted, truth, findings, ious):
 
 def by_mgca(predicted, truth):
     """The mAP of MGCA's detector, image by image as its test step does, by torchmetrics as it does."""
-    metric = MeanAveragePrecision(iou_thresholds=[0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75])
+    # torchmetrics' own recalls are float32, where 0.6 is above the recall of 3 boxes in 5.
+    recalls = np.linspace(0, 1, 101).tolist()
+    metric = MeanAveragePrecision(iou_thresholds=[0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75], rec_thresholds=recalls)
     for shown, real in zip(predicted, truth, strict=True):
         out = [box for box in shown.tolist() if box[5] >= 0.5]  # its conf_thres
         if not out:
