@@ -19,7 +19,7 @@ demo: install  ## train and test a small dual encoder on phantoms: table, pictur
 	@echo "pictures: $(RUN)/figures   results: $(RUN)/results.json   logs: $(BIN)/tensorboard --logdir $(RUN)"
 
 compare: install  ## train, test and probe every head alike over three seeds: runs/compare/compare.md and .png
-	$(BIN)/diptych compare -c $(COMPARE) --run runs/compare
+	$(BIN)/diptych compare -c $(COMPARE) --run runs/compare --jobs $(WORKERS)
 
 paper-table: install  ## a whole paper's table on made-up data: PAPER/table/suite.md, table.tex, suite.png
 	$(BIN)/python tests/paper_table.py $(PAPER) --jobs $(WORKERS)

@@ -36,8 +36,9 @@ class LocalPooling(TokenHead):
     ``logsumexp`` favours long reports: ``N`` words add ``1/5 log N``, in the loss and in evaluation. That is the same for
     every image, so a ranking of images for one text is not affected. ``logmeanexp`` has no such term.
 
-    The attention of ``unit`` is nearly flat: the soft-max over ``N`` words of cosines is nearly even. ``raw`` and ``softmax``
-    can be sharp. ``train/loss/attention_entropy`` tells: 1 is flat, 0 is a single region.
+    The attention of ``unit``, as published, is nearly flat: the soft-max over ``N`` words of cosines is nearly even. So the
+    default is ``softmax``, which can be sharp, as ``raw`` can.
+    ``train/loss/attention_entropy`` tells: 1 is flat, 0 is a single region.
 
     Args:
         dims: widths of the towers.
@@ -45,9 +46,10 @@ class LocalPooling(TokenHead):
         pooling: how the matchings of a pair become its local score: ``logsumexp`` (GLoRIA), ``logmeanexp``, ``mean``,
             ``best_word``, or ``max`` (FILIP, arXiv 2111.07783, which uses no attention).
         score_pooling: the same for evaluation. Left out, it is ``pooling``. ``best_word`` is GLoRIA's zero-shot score.
-        attention: form of the attention of words over regions. ``unit``: GLoRIA's two soft-maxes, of unit vectors. ``raw``:
-            the same of vectors as they are projected, with a learned temperature (GLoRIA's released configuration).
-            ``softmax``: of cosines over a learned temperature. ``scan``: cosines normalised over the words (SCAN).
+        attention: form of the attention of words over regions. ``softmax``: of cosines over a learned temperature (MGCA).
+            ``unit``: GLoRIA's two soft-maxes, of unit vectors; the default of older releases. ``raw``: the same of vectors
+            as they are projected, with a learned temperature (GLoRIA's released configuration). ``scan``: cosines
+            normalised over the words (SCAN).
         region_places: whether a region's vector knows its place in the image: a learned projection of a sine code of row and
             column is added to it. GLoRIA has none. Without it, only what the tower's padding leaks tells left from right.
         joining: how the cosine and the local score become one, as in :class:`diptych_heads.joining.Join`. ``sum`` is
@@ -78,7 +80,7 @@ class LocalPooling(TokenHead):
         width: int = 512,
         pooling: equations.Pooling = "logsumexp",
         score_pooling: equations.Pooling | None = None,
-        attention: Attention = "unit",
+        attention: Attention = "softmax",
         region_places: bool = False,
         joining: Joining = "sum",
         scale: float = 10.0,
@@ -98,8 +100,12 @@ class LocalPooling(TokenHead):
             raise ConfigError(
                 f"head local_pooling: score_pooling is {score_pooling} and pooling {pooling}; max goes with max alone"
             )
-        if pooling == "max" and attention != "unit":
-            raise ConfigError(f"head local_pooling: attention is {attention}, but pooling max has none; leave it out")
+        if pooling == "max":
+            if attention not in {"softmax", "unit"}:  # the defaults of this and of older releases
+                raise ConfigError(
+                    f"head local_pooling: attention is {attention}, but pooling max has none; leave it out"
+                )
+            attention = "unit"
         scaled = F.LogitScale(1 / scale, learn=learn_scale)
         super().__init__(
             dims,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -75,8 +76,8 @@ class Pcma(ScaledHead[Observations]):
         text_queries: inferred. With 0 each sentence is an observation: the mean of its words, through two layers. Otherwise
             this many queries extract a report's observations from its words, without regard to sentences.
         least_words: inferred. Sentences of fewer words are dropped.
-        sentence_weights: inferred. ``even``: all sentences of a report count alike. ``learned``: as much as two layers say that
-            read the sentence's vector, from 0 to 1, and no image. At the start all count alike.
+        sentence_weights: inferred. ``learned``: a sentence counts as much as two layers say that read its vector, from 0 to 1,
+            and no image. At the start all count alike. ``even``: all count alike; the default of older releases.
         matching: inferred. ``soft``, ``hungarian``, ``sinkhorn`` or ``max``, as in ``match_weights``. ``hungarian`` solves
             each pair on the CPU. It is for small batches.
         softness: inferred. Temperature of ``soft``, above 0.
@@ -121,7 +122,7 @@ class Pcma(ScaledHead[Observations]):
         heads: int = 4,
         text_queries: int = 0,
         least_words: int = 3,
-        sentence_weights: Literal["even", "learned"] = "even",
+        sentence_weights: Literal["even", "learned"] = "learned",
         matching: MatchingKind = "soft",
         softness: float = 0.1,
         epsilon: float = 0.05,
@@ -188,6 +189,11 @@ class Pcma(ScaledHead[Observations]):
         if cce:
             self.cce = Cce(dims, weight=cce, source=cce_source, target=cce_target, layers=cce_layers, warmup=cce_warmup)
             self.weights |= self.cce.weights
+
+    @classmethod
+    def former_arguments(cls, weights: Collection[str]) -> dict[str, Any]:
+        """``sentence_weights: even``, the default before ``learned``, where no weight is of the layers that weigh."""
+        return {} if any(".sentence_gate." in name for name in weights) else {"sentence_weights": "even"}
 
     def start_step(self, epoch: int, step: int, total_steps: int) -> None:
         """Copy the weights of ``cce``, which rise at the start."""

@@ -56,10 +56,10 @@ class Reclf(TokenHead):
         global_node: inferred. Whether the pooled vectors are compared as a vector too: ``q_0 = unit(P_0 (vg - tg)^2)``. Then
             ``w_0 . q_0`` is added to the cosine. It counts to the global score alone. In SGRAF the node joins the graph, and
             a score that reads it is mostly that of the pooled vectors.
-        attention: inferred. Form of the attention of words over regions. ``unit``: GLoRIA's two soft-maxes, of unit vectors.
-            ``raw``: the same of vectors as they are projected, with a learned temperature. ``softmax``: of cosines over a
-            learned temperature. ``scan``: cosines normalised over the words, as in SGRAF. ``gloria`` is an older name of
-            ``unit``. As in :class:`diptych_heads.local_pooling.LocalPooling`, ``unit`` is nearly flat.
+        attention: inferred. Form of the attention of words over regions. ``softmax``: of cosines over a learned temperature.
+            ``unit``: GLoRIA's two soft-maxes, of unit vectors, which are nearly flat; the default of older releases.
+            ``gloria`` is an older name of it. ``raw``: the same of vectors as they are projected, with a learned
+            temperature. ``scan``: cosines normalised over the words, as in SGRAF.
         region_scale: factor on the logits of that attention, in (0, 20]. Left out, it is 4 as in GLoRIA, and 9 for ``scan``.
             ``softmax`` has none.
         attention_temperature: start of the learned temperature of the attention, 0.01 or more. Left out, it is 0.1 for
@@ -109,7 +109,7 @@ class Reclf(TokenHead):
         matching: Comparison = "sqdiff",
         matching_width: int = 256,
         global_node: bool = False,
-        attention: Literal[Attention, "gloria"] = "unit",
+        attention: Literal[Attention, "gloria"] = "softmax",
         region_places: bool = False,
         joining: Joining = "sum",
         region_scale: float | None = None,

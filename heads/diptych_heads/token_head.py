@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +65,8 @@ class TokenHead(ScaledHead[TokenEmbedding]):
             region_scale = SHARPNESS[attention]
         elif attention == "softmax":
             raise ConfigError(
-                f"head {name}: region_scale is {region_scale}, which attention softmax has not; set attention_temperature"
+                f"head {name}: region_scale is {region_scale}, which attention softmax has not; set "
+                "attention_temperature, or attention: unit (the default of older releases)"
             )
         check_number(f"head {name}: region_scale", region_scale, above=0, most=20)
         temperature = TEMPERATURES.get(attention) if attention_temperature is None else attention_temperature
@@ -107,6 +110,11 @@ class TokenHead(ScaledHead[TokenEmbedding]):
         if self.attention_scale is None:
             return text
         return replace(text, tokens=self.attention_scale() * text.tokens)
+
+    @classmethod
+    def former_arguments(cls, weights: Collection[str]) -> dict[str, Any]:
+        """``attention: unit``, the default before ``softmax``, where no weight is a temperature of the attention."""
+        return {} if any(name.endswith("attention_scale.log_scale") for name in weights) else {"attention": "unit"}
 
     @abstractmethod
     def local_scores(self, image: TokenEmbedding, text: TokenEmbedding) -> Tensor:

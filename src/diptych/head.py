@@ -8,7 +8,7 @@ ranks by this score (:meth:`AlignmentHead.similarity`). Training minimises losse
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -66,6 +66,15 @@ class AlignmentHead(nn.Module, ABC, Generic[E]):
 
     weights: dict[str, float]
     """The weight of each loss term. ``losses`` returns the terms without weights. A term of weight 0 is only logged."""
+
+    @classmethod
+    def former_arguments(cls, weights: Collection[str]) -> dict[str, Any]:
+        """What arguments meant in older checkpoints that do not name them. So a default may change, and old runs stay.
+
+        Args:
+            weights: the names of all weights of the checkpoint's head.
+        """
+        return {}
 
     @abstractmethod
     def embed_image(self, image: Features) -> E:

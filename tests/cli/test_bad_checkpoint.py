@@ -25,13 +25,13 @@ def test_a_checkpoint_of_another_head(trained):
             command, "-c", str(trained / "global.yaml"), "--run", str(trained / "x"), "--ckpt_path", other
         )
         holds(
-            message(done), "does not fit", "LocalPooling", "unexpected: 4 (head.", "configuration it was trained with"
+            message(done), "does not fit", "LocalPooling", "unexpected: 5 (head.", "configuration it was trained with"
         )
     back = str(trained / "global" / "checkpoints" / "best.ckpt")
     done = inprocess.diptych(
         "test", "-c", str(trained / "local_pooling.yaml"), "--run", str(trained / "x"), "--ckpt_path", back
     )
-    holds(message(done), "diptych_heads.global_.Global", "missing: 4 (head.")
+    holds(message(done), "diptych_heads.global_.Global", "missing: 5 (head.")
 
 
 def test_a_checkpoint_of_another_width(trained):

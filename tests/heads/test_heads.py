@@ -103,7 +103,7 @@ def test_global_weighs_directions_and_sigmoid_has_a_bias():
     [
         ("global", {"temperature": 0.0}, "temperature is 0.0"),
         ("global", {"image_weight": 1.5}, "image_weight is 1.5"),
-        ("local_pooling", {"region_scale": 50.0}, "region_scale is 50.0.*up to 20"),
+        ("local_pooling", {"attention": "unit", "region_scale": 50.0}, "region_scale is 50.0.*up to 20"),
         ("local_pooling", {"scale": 0.0}, "scale is 0.0"),
         ("local_pooling", {"byte_budget": -1}, "byte_budget is -1"),
     ],

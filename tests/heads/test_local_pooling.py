@@ -295,7 +295,7 @@ def test_logmeanexp_does_not_count_words():
 @every_form
 def test_the_head_trains_and_ranks_by_the_published_scores(options):
     form = options.get("attention", "unit")
-    step, raw = twins.Step("local_pooling", options | SCALES[form]).double(), twins.raw_batch()
+    step, raw = twins.Step("local_pooling", {"attention": form} | options | SCALES[form]).double(), twins.raw_batch()
     image, text = step.embed(raw)
     assert (text.tokens[raw.mask].norm(dim=-1) - 1).abs().max() < 1e-6 or form == "raw"
     words = text.tokens * {"raw": 1.0, "softmax": 20.0}.get(form, 1.0)
@@ -309,12 +309,16 @@ def test_the_head_trains_and_ranks_by_the_published_scores(options):
 
 def test_evaluation_may_pool_otherwise():
     raw = twins.raw_batch()
-    step = twins.Step("local_pooling", {"score_pooling": "best_word"}).double()
+    step = twins.Step("local_pooling", {"attention": "unit", "score_pooling": "best_word"}).double()
     image, text = step.embed(raw)
     best = equations.local_scores(image.tokens, text.tokens, text.mask, pooling="best_word")
     close(step.head.local_scores(image, text), best)
     close(step.head.similarity(image, text), image.pooled @ text.pooled.T + best)
-    close(losses(step, raw)["local"], losses(twins.Step("local_pooling", {}).double(), raw)["local"], 1e-12)
+    close(
+        losses(step, raw)["local"],
+        losses(twins.Step("local_pooling", {"attention": "unit"}).double(), raw)["local"],
+        1e-12,
+    )
 
 
 @pytest.mark.parametrize("form", ["unit", "raw", "softmax", "scan"])
@@ -343,7 +347,8 @@ def test_the_temperature_of_the_attention_learns(form, start):
     ("options", "message"),
     [
         ({"attention": "softmax", "region_scale": 4.0}, "attention softmax has not; set attention_temperature"),
-        ({"attention_temperature": 0.1}, "attention unit has not"),
+        ({"attention": "unit", "attention_temperature": 0.1}, "attention unit has not"),
+        ({"region_scale": 4.0}, "set attention_temperature, or attention: unit .the default of older releases."),
         ({"attention": "softmax", "attention_temperature": 0.0}, "attention_temperature is 0.0; give a number of 0.01"),
         ({"pooling": "max", "attention": "raw"}, "attention is raw, but pooling max has none"),
         ({"score_pooling": "max"}, "score_pooling is max and pooling logsumexp"),
@@ -352,3 +357,8 @@ def test_the_temperature_of_the_attention_learns(form, start):
 def test_arguments_that_contradict_each_other_are_named(options, message):
     with pytest.raises(ConfigError, match=f"head local_pooling: .*{message}"):
         twins.HEADS["local_pooling"](twins.DIMS, **options)
+
+
+def test_attention_can_be_sharp_unless_it_is_asked_to_be_flat():
+    assert twins.HEADS["local_pooling"](twins.DIMS).attention == "softmax"
+    assert twins.HEADS["local_pooling"](twins.DIMS, pooling="max").attention_scale is None  # max has no attention

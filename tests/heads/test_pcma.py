@@ -38,7 +38,7 @@ VARIANTS = [
     {"matching": "sinkhorn", "local_score": True},
     {"matching": "max", "local_score": True, "mask_sentences": False},
     {"text_queries": 4, "local_score": True},
-    {"sentence_weights": "learned"},
+    {"sentence_weights": "even"},
     {"sentence_weights": "learned", "text_queries": 4, "mask_sentences": True},
     {"cce": 0.0},
     {"cce_source": "ema", "cce_layers": 2},
@@ -164,7 +164,8 @@ def test_order_and_batches_change_no_similarity(options):
 
 def test_evaluation_ranks_by_the_cosine_or_by_its_sum_with_the_matchings():
     raw = raw_batch()
-    plain, both = Step({"local_score": False}).double(), Step({}).double()
+    even = {"sentence_weights": "even"}
+    plain, both = (Step(even | {"local_score": local}).double() for local in (False, True))
     image, text = plain.embed(raw)
     cosine = image.pooled @ text.pooled.T
     close(plain.head.similarity(image, text), cosine)
@@ -291,7 +292,7 @@ def test_sentences_count_alike_at_the_start_and_weigh_their_words():
             words = [n for own, n in real if own == slot]
             close(weights[b, words], (text.weights[b, slot] / total / len(words)).expand(len(words)), 1e-9)
     assert step.head.weighs_words
-    even = Step({}).double()
+    even = Step({"sentence_weights": "even"}).double()
     assert not even.head.weighs_words
     with pytest.raises(ConfigError, match="sentence_weights is even"):
         even.head.importance(*even.embed(raw))

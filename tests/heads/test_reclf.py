@@ -74,7 +74,8 @@ def test_mode_none_is_the_mean_of_the_matchings():
     image, text = model.embed(raw)
     head, (v, t) = model.head, (image.tokens[1], text.tokens[2][text.mask[2]])
     local = head.local_matching.weight, head.local_matching.bias
-    plain = sum(compare(x, w, *local, "sqdiff") for x, w in zip(contexts(v, t), t, strict=True))
+    seen = contexts(v, t, "softmax", head.attention_scale())
+    plain = sum(compare(x, w, *local, "sqdiff") for x, w in zip(seen, t, strict=True))
     close(head.local_scores(image, text)[1, 2], torch.dot(head.score.weight[0], unit(plain / len(t))))
 
 
@@ -191,7 +192,8 @@ def test_importance_is_the_weight_that_a_word_has_in_the_score(mode):
     assert torch.all(weights[raw.mask] > 0)
     p, v, t = dict(model.head.named_parameters()), image.tokens[2], text.tokens[2][raw.mask[2]]
     local = p["local_matching.weight"], p["local_matching.bias"]
-    nodes = [compare(x, w, *local, "sqdiff") for x, w in zip(contexts(v, t), t, strict=True)]
+    seen = contexts(v, t, "softmax", model.head.attention_scale())
+    nodes = [compare(x, w, *local, "sqdiff") for x, w in zip(seen, t, strict=True)]
     for index in range(3) if mode == "cascade" else ():
         nodes = reason(nodes, p, f"semantic.{index}", None)
     gate = (p[f"importance_gate.{name}"] for name in ("gate.weight", "gain", "shift"))
@@ -209,7 +211,7 @@ def test_a_mode_without_importance_says_so(mode):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"region_scale": 50.0}, "region_scale is 50.0.*up to 20"),
+        ({"attention": "unit", "region_scale": 50.0}, "region_scale is 50.0.*up to 20"),
         ({"temperature": 0.0}, "temperature is 0.0"),
         ({"steps": 0}, "steps is 0; give 1 or more, or mode irm or none"),
         ({"cosine_scale": -1.0}, "cosine_scale is -1.0"),

@@ -15,8 +15,10 @@ import pytest
 import torch
 
 import diptych
+from diptych.cli.former import with_former_arguments
 from diptych.model.arguments import known_class
 from diptych.model.checkpoint import read_checkpoint
+from diptych.model.stored import build_stored, load_weights
 from diptych.names import PUBLIC
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -107,8 +109,10 @@ def test_an_old_run_is_tested_with_the_figures_of_then_and_listed(run):
             names = facts.keys() - {"duplicates"}
             now, facts = {name: now[name] for name in names}, {name: facts[name] for name in names}
         assert now == facts, part
-    same = [after["metrics"][name]["value"] == pytest.approx(one["value"]) for name, one in before["metrics"].items()]
-    assert sum(same) > 0.8 * len(same)  # on another processor, rounding may move a rank
+    # Scores of some images are alike to 1e-8. On another processor rounding orders them otherwise, and AUROC changes.
+    then = {name: one["value"] for name, one in before["metrics"].items() if "/auroc/" not in name}
+    assert {name: after["metrics"][name]["value"] for name in then} == pytest.approx(then)
+    assert len(then) > 20
     assert paths_in((run / "config-test.yaml").read_text()) == {
         *("diptych.TimmImage", "diptych.ScratchText", "diptych.Retrieval", "diptych.ZeroShot")
     }
@@ -138,3 +142,57 @@ def test_an_old_task_of_an_old_checkpoint_is_tested(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert inprocess.results_of(recipe.parent)["metrics"].keys() <= inprocess.results_of(tmp_path)["metrics"].keys()
     assert paths_in((tmp_path / "config-test.yaml").read_text()) == {"diptych.Probe", "diptych.TrainedImage"}
+
+
+def test_a_checkpoint_from_before_attention_had_a_name_keeps_the_attention_of_then():
+    stored = read_checkpoint(RUN / "checkpoints" / "best.ckpt")
+    assert "attention" not in stored["diptych"]["config"]["head"]["init_args"]
+    assert diptych.load(RUN).module.head.attention == "unit"
+
+
+@pytest.mark.parametrize(
+    ("kind", "argument", "value"),
+    [
+        ("LocalPooling", "attention", "unit"),
+        ("LocalPooling", "attention", "softmax"),
+        ("Reclf", "attention", "unit"),
+        ("Reclf", "attention", "softmax"),
+        ("Pcma", "sentence_weights", "even"),
+        ("Pcma", "sentence_weights", "learned"),
+    ],
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_a_checkpoint_leaves_out_is_told_by_its_weights(kind, argument, value, inside):
+    def config(**named):
+        head = {"class_path": kind, "init_args": {"width": 8, **named}}
+        return then | {"head": {"class_path": "Composite", "init_args": {"heads": [head]}} if inside else head}
+
+    checkpoint = read_checkpoint(RUN / "checkpoints" / "best.ckpt")
+    then = checkpoint["diptych"]["config"] | {"evaluators": []}
+    made = build_stored(config(**{argument: value}), checkpoint["state_dict"], "made")
+    again = build_stored(config(), made.state_dict(), "again")
+    assert again.state_dict().keys() == made.state_dict().keys()
+    assert any("attention_scale" in name or "sentence_gate" in name for name in made.state_dict()) == (
+        value in {"softmax", "learned"}
+    )
+    load_weights(again, made.state_dict(), "again")
+
+
+def test_only_in_a_file_that_a_run_wrote_what_is_left_out_is_older_than_its_name(tmp_path):
+    text = (RUN / "config.yaml").read_text()
+    for name, content, added in (
+        ("run.yaml", text, ["--model.head.init_args.attention", "unit"]),
+        ("own.yaml", text.partition("\n")[2], []),
+        ("none.yaml", "model: [", []),
+    ):
+        file = tmp_path / name
+        file.write_text(content)
+        assert with_former_arguments(["fit", "-c", str(file), "--run", "a"]) == [
+            "fit",
+            "-c",
+            str(file),
+            *added,
+            "--run",
+            "a",
+        ]
+        assert with_former_arguments(["fit", f"--config={file}"]) == ["fit", f"--config={file}", *added]

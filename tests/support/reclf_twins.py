@@ -18,7 +18,7 @@ VARIANTS = [
     {"mode": "none", "attention": "scan", "global_node": False},
     {"mode": "srm", "steps": 1, "residual": False, "region_places": True},
     {"residual": False, "steps": 1, "global_node": True, "cosine_scale": 0.0, "byte_budget": 0},
-    {"mode": "irm", "attention": "softmax"},
+    {"mode": "irm", "attention": "unit"},
     {"mode": "srm", "attention": "raw", "steps": 1},
     {"attention": "softmax", "word_relations": True, "steps": 2, "global_node": True, "readout_norm": False},
     {"mode": "srm", "word_identity": True, "attention": "raw", "steps": 1},
@@ -44,7 +44,7 @@ def unit(x):
     return x / x.norm()
 
 
-def contexts(regions, words, attention="unit", scale=1.0):
+def contexts(regions, words, attention, scale=1.0):
     """What each word attends to, of length 1. ``scale`` is 1 over the temperature of the attention."""
     seen = twins.attend(scale * words @ regions.T, attention, SHARPNESS[attention]) @ regions
     return [unit(x) for x in seen]
@@ -91,7 +91,7 @@ def twin_score(p, options, v, t, sentences):
     mode, matching = options.get("mode", "cascade"), options.get("matching", "sqdiff")
     local = p["local_matching.weight"], p["local_matching.bias"]
     scale = p["attention_scale.log_scale"].exp() if "attention_scale.log_scale" in p else 1.0
-    seen = contexts(v, t, options.get("attention", "unit"), scale)
+    seen = contexts(v, t, options.get("attention", "softmax"), scale)
     t = torch.stack([unit(word) for word in t])
     identity = p.get("word_identity.weight")
     nodes = [compare(x, word, *local, matching, identity) for x, word in zip(seen, t, strict=True)]

@@ -21,6 +21,7 @@ from lightning.pytorch.plugins.layer_sync import LayerSync
 from lightning.pytorch.utilities import rank_zero_warn
 
 from diptych import distributed
+from diptych.cli.former import with_former_arguments
 from diptych.cli.help import class_help
 from diptych.cli.messages import Parser, is_restoring, lightning_message, own_message, tidy_console, trainer_message
 from diptych.data.datamodule import RadiographDataModule
@@ -274,7 +275,7 @@ class DiptychCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Read the command line."""
-        self.config = parser.parse_args(class_help(sys.argv[1:]))
+        self.config = parser.parse_args(class_help(with_former_arguments(sys.argv[1:])))
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing. Lightning would read hyper-parameters from the checkpoint. Here they are in the recipe alone."""

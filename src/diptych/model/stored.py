@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from diptych.errors import ConfigError, DiptychError, shown
+from diptych.head import AlignmentHead
 from diptych.model.arguments import build, known_class, read_arguments, read_value
 from diptych.model.budget import Budget, check_weights
 from diptych.plain import check_plain
@@ -69,6 +70,8 @@ def build_stored(config: object, state: dict[str, Any], path: str, trust: Collec
         config = copy.deepcopy(config)
         for name, base in _towers().items():
             config[name] = _rebuilt(config.get(name), base, f"model.{name}", f"encoder.{name}", state, trust)
+        names = {name for name in state if name.startswith("head.")}
+        config["head"] = _completed(config.get("head"), names, trust)
         evaluators = config.get("evaluators")
         read_value(list[Evaluator] | None, evaluators, "model.evaluators", trust)  # looked up, but not built
         config["evaluators"] = []
@@ -100,6 +103,25 @@ def _rebuilt(
         if inside and arguments.get(name) is not None:  # as LoraImage holds another
             arguments[name] = _rebuilt(arguments[name], base, f"{where}.{name}", f"{prefix}.{name}", state, trust)
     return {**description, "init_args": arguments}
+
+
+def _completed(description: object, weights: Collection[str], trust: Collection[str]) -> object:
+    """The description of a head, and of heads inside it, with arguments that an older release did not store.
+
+    What describes no head stays as it is. It is read, and perhaps refused, later.
+    """
+    named = {"class_path": description} if isinstance(description, str) else description
+    if not isinstance(named, dict) or not isinstance(named.get("init_args") or {}, dict):
+        return description
+    try:
+        kind: Any = known_class(named.get("class_path"), AlignmentHead, "model.head.class_path", trust)
+    except ConfigError:
+        return description
+    arguments = {**kind.former_arguments(weights), **(named.get("init_args") or {})}
+    for name, value in arguments.items():
+        if isinstance(value, list):
+            arguments[name] = [_completed(item, weights, trust) if isinstance(item, dict) else item for item in value]
+    return {**named, "init_args": arguments}
 
 
 def _towers() -> dict[str, type]:
