@@ -5,6 +5,7 @@ that are gone, as ``diptych.image.TimmImage``.
 """
 
 import inspect
+import json
 import re
 import shutil
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ from pathlib import Path
 import inprocess
 import pytest
 import torch
+import yaml
 
 import diptych
 from diptych.cli.former import with_former_arguments
@@ -180,19 +182,27 @@ def test_what_a_checkpoint_leaves_out_is_told_by_its_weights(kind, argument, val
 
 def test_only_in_a_file_that_a_run_wrote_what_is_left_out_is_older_than_its_name(tmp_path):
     text = (RUN / "config.yaml").read_text()
+    config = yaml.safe_load(text)
+    head = config["model"]["head"]
+    older = {**head, "init_args": {"attention": "unit", **head["init_args"]}}
+    config["model"]["head"] = {"class_path": "composite", "init_args": {"heads": [head], "shares": None}}
+    named = text.replace("      region_scale:", "      attention: raw\n      region_scale:")
+    assert named != text
     for name, content, added in (
-        ("run.yaml", text, ["--model.head.init_args.attention", "unit"]),
-        ("own.yaml", text.partition("\n")[2], []),
-        ("none.yaml", "model: [", []),
+        ("run.yaml", text, older),
+        ("inside.yaml", text.partition("\n")[0] + "\n" + yaml.safe_dump(config), {"heads": [older], "shares": None}),
+        ("named.yaml", named, None),
+        ("own.yaml", text.partition("\n")[2], None),
+        ("none.yaml", "model: [", None),
     ):
         file = tmp_path / name
         file.write_text(content)
-        assert with_former_arguments(["fit", "-c", str(file), "--run", "a"]) == [
-            "fit",
-            "-c",
-            str(file),
-            *added,
-            "--run",
-            "a",
-        ]
-        assert with_former_arguments(["fit", f"--config={file}"]) == ["fit", f"--config={file}", *added]
+        for words in (["fit", "-c", str(file)], ["fit", f"--config={file}"]):
+            *after, run, value = with_former_arguments([*words, "--run", "a"])[len(words) :]
+            assert [run, value] == ["--run", "a"]
+            if added is None:
+                assert after == []
+            else:
+                option, whole = after
+                assert option == "--model.head"
+                assert json.loads(whole) in (added, {"class_path": "composite", "init_args": added})

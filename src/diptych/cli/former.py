@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -9,9 +10,7 @@ from typing import Any
 
 import yaml
 
-from diptych.errors import ConfigError
-from diptych.head import AlignmentHead
-from diptych.model.arguments import known_class
+from diptych.model.stored import completed_head
 
 __all__ = ["with_former_arguments"]
 
@@ -20,7 +19,7 @@ _WRITTEN = "# lightning.pytorch=="
 
 
 def with_former_arguments(arguments: Sequence[str]) -> list[str]:
-    """The words of a command line. After a run's ``config.yaml`` stand the arguments of its head that are younger than it."""
+    """The words of a command line. After a run's ``config.yaml`` stands its head, with what it lacks."""
     words: list[str] = []
     for word, after in pairwise(["", *arguments]):
         option, equals, value = after.partition("=")
@@ -36,10 +35,8 @@ def _former(file: str) -> list[str]:
     try:
         text = Path(file).read_text(encoding="utf-8")
         content: Any = yaml.safe_load(text) if text.startswith(_WRITTEN) else None
-        head: Any = content["model"]["head"]
-        given = head["init_args"]
-        kind: Any = known_class(head["class_path"], AlignmentHead, "model.head.class_path")
-    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, ConfigError):
+        head = content["model"]["head"]
+    except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError):
         return []  # no run wrote it, or the parser has a better message
-    former = {name: value for name, value in kind.former_arguments(()).items() if name not in given}
-    return [word for name, value in former.items() for word in (f"--model.head.init_args.{name}", str(value))]
+    whole = completed_head(head)
+    return [] if whole == head else ["--model.head", json.dumps(whole)]

@@ -25,7 +25,7 @@ from diptych.plain import check_plain
 if TYPE_CHECKING:
     from diptych.model.module import AlignmentModule
 
-__all__ = ["build_module", "build_stored", "load_weights", "weights_hash", "within_checkpoint"]
+__all__ = ["build_module", "build_stored", "completed_head", "load_weights", "weights_hash", "within_checkpoint"]
 
 
 def build_module(config: dict[str, Any], trust: Collection[str] = (), budget: Budget | None = None) -> AlignmentModule:
@@ -71,7 +71,7 @@ def build_stored(config: object, state: dict[str, Any], path: str, trust: Collec
         for name, base in _towers().items():
             config[name] = _rebuilt(config.get(name), base, f"model.{name}", f"encoder.{name}", state, trust)
         names = {name for name in state if name.startswith("head.")}
-        config["head"] = _completed(config.get("head"), names, trust)
+        config["head"] = completed_head(config.get("head"), names, trust)
         evaluators = config.get("evaluators")
         read_value(list[Evaluator] | None, evaluators, "model.evaluators", trust)  # looked up, but not built
         config["evaluators"] = []
@@ -105,10 +105,15 @@ def _rebuilt(
     return {**description, "init_args": arguments}
 
 
-def _completed(description: object, weights: Collection[str], trust: Collection[str]) -> object:
+def completed_head(description: object, weights: Collection[str] = (), trust: Collection[str] = ()) -> object:
     """The description of a head, and of heads inside it, with arguments that an older release did not store.
 
     What describes no head stays as it is. It is read, and perhaps refused, later.
+
+    Args:
+        description: a class with arguments.
+        weights: the names of the weights of the checkpoint's head. None, where only the description is known.
+        trust: as for :func:`build_module`.
     """
     named = {"class_path": description} if isinstance(description, str) else description
     if not isinstance(named, dict) or not isinstance(named.get("init_args") or {}, dict):
@@ -120,7 +125,9 @@ def _completed(description: object, weights: Collection[str], trust: Collection[
     arguments = {**kind.former_arguments(weights), **(named.get("init_args") or {})}
     for name, value in arguments.items():
         if isinstance(value, list):
-            arguments[name] = [_completed(item, weights, trust) if isinstance(item, dict) else item for item in value]
+            arguments[name] = [
+                completed_head(item, weights, trust) if isinstance(item, dict) else item for item in value
+            ]
     return {**named, "init_args": arguments}
 
 
