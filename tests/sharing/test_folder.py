@@ -208,7 +208,7 @@ def test_without_a_network_the_remedy_is_named():
         with pytest.raises(ConfigError, match=r"could not be fetched.*HF_HUB_OFFLINE=1 forbids the network: unset it"):
             action()
     with pytest.raises(ConfigError, match="no existing folder and no name of a repository"):
-        diptych.from_pretrained("../../etc")
+        diptych.from_pretrained("../../no-such-folder")
     with pytest.raises(ConfigError, match="the revision is no name"):
         diptych.from_pretrained("jane/chest@../x")
     with pytest.raises(ConfigError, match="no such checkpoint file"):  # a mistyped path asks no network
